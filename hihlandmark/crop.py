@@ -1,0 +1,75 @@
+"""Where a crop lies in an image: squares around faces, and the way there and back.
+
+The one owner of coordinates. Positions are in pixels with the centre of the top-left pixel at
+(0, 0), in images and in crops alike. A `CropSquare` is (cx, cy, side, angle): centre and side in
+image pixels, angle in radians by which the crop's x axis is turned clockwise on the screen.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating]
+
+
+def crop_matrix(square: FloatArray, size: int) -> FloatArray:
+    """Similarity from image to crop pixels.
+
+    ``square``: (..., 4) as (cx, cy, side, angle); ``size``: side of the crop in pixels. Returns
+    (..., 2, 3) float64 matrices, to be applied with `transform_points`.
+    """
+    cx, cy, side, angle = np.moveaxis(np.asarray(square, np.float64), -1, 0)
+    cos, sin = np.cos(angle) * size / side, np.sin(angle) * size / side
+    middle = (size - 1) / 2
+    rows = [
+        [cos, sin, middle - cos * cx - sin * cy],
+        [-sin, cos, middle + sin * cx - cos * cy],
+    ]
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+
+
+def invert(matrix: FloatArray) -> FloatArray:
+    """The inverse of affine matrices (..., 2, 3)."""
+    linear = np.linalg.inv(matrix[..., :2])
+    return np.concatenate([linear, -linear @ matrix[..., 2:]], axis=-1)
+
+
+def transform_points(matrix: FloatArray, points: FloatArray) -> FloatArray:
+    """Points (..., P, 2) mapped by affine matrices (..., 2, 3)."""
+    return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
+
+
+def cut_crop(image: NDArray[np.uint8], square: FloatArray, size: int) -> NDArray[np.uint8]:
+    """The crop (size, size, 3) of a square of an image (H, W, 3); black outside of the image.
+
+    A face much larger than the crop is first shrunk by area averaging, so that nothing aliases.
+    """
+    matrix = crop_matrix(square, size)
+    scale = size / float(square[2])
+    if scale < 0.5:
+        image, matrix = _shrink_around(image, matrix, size, int(1 / scale))
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+
+
+def _shrink_around(
+    image: NDArray[np.uint8], matrix: FloatArray, size: int, factor: int
+) -> tuple[NDArray[np.uint8], FloatArray]:
+    """The part of the image that the crop shows, shrunk by a whole factor, and the matrix from it."""
+    edge = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], np.float64)
+    corners = transform_points(invert(matrix), edge)
+    height, width = image.shape[:2]
+    left, top = np.clip(np.floor(corners.min(axis=0)) - factor, 0, (width - 1, height - 1)).astype(int)
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)) + factor, (left + 1, top + 1), (width, height)).astype(int)
+    part = image[top:bottom, left:right]
+    # Whole blocks only, so that the factor is exact; the last rows are repeated to fill a block.
+    pad_y, pad_x = -part.shape[0] % factor, -part.shape[1] % factor
+    part = cv2.copyMakeBorder(part, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE)
+    small = cv2.resize(
+        part, (part.shape[1] // factor, part.shape[0] // factor), interpolation=cv2.INTER_AREA
+    )
+    # small -> image: x = factor (x' + 0.5) - 0.5 + left
+    offset = (factor - 1) / 2
+    to_image = np.array([[factor, 0, left + offset], [0, factor, top + offset], [0, 0, 1.0]])
+    return small, matrix @ to_image
