@@ -1,0 +1,52 @@
+"""Sub-pixel face landmarks with Heatmap-in-Heatmap networks.
+
+>>> from hihlandmark import Detector
+>>> faces = Detector().predict("photo.jpg")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hihlandmark.errors import ConfigurationError, HihlandmarkError, ImageError, WeightsError
+
+if TYPE_CHECKING:
+    from hihlandmark.detector import Detector
+    from hihlandmark.draw import draw_faces
+    from hihlandmark.face import Face
+    from hihlandmark.image import load_image
+    from hihlandmark.layouts import Layout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "Detector",
+    "Face",
+    "HihlandmarkError",
+    "ImageError",
+    "Layout",
+    "WeightsError",
+    "draw_faces",
+    "load_image",
+]
+
+_HOMES = {
+    "Detector": "hihlandmark.detector",
+    "Face": "hihlandmark.face",
+    "Layout": "hihlandmark.layouts",
+    "draw_faces": "hihlandmark.draw",
+    "load_image": "hihlandmark.image",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: torch takes seconds to load, help needs none."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hihlandmark' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

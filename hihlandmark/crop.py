@@ -7,6 +7,8 @@ image pixels, angle in radians by which the crop's x axis is turned clockwise on
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,32 @@ def transform_points(matrix: FloatArray, points: FloatArray) -> FloatArray:
     return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
 
 
+@dataclass(frozen=True)
+class BoxMap:
+    """From the boxes of one detector to the canonical crop square, as fitted once on data.
+
+    ``shift``: from the box's centre to the square's, in longer sides of the box; ``scale``: the
+    square's side in longer sides of the box.
+    """
+
+    shift: tuple[float, float]
+    scale: float
+
+    def squares(self, boxes: FloatArray) -> FloatArray:
+        """Boxes (F, 4) xyxy -> upright crop squares (F, 4)."""
+        boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+        low, high = boxes[:, :2], boxes[:, 2:]
+        longer = (high - low).max(axis=1, keepdims=True)
+        centre = (low + high) / 2 + np.array(self.shift) * longer
+        upright = np.zeros_like(longer)
+        return np.concatenate([centre, longer * self.scale, upright], axis=1)
+
+
+def tight_boxes(points: FloatArray) -> FloatArray:
+    """The boxes (..., 4) xyxy that just hold points (..., P, 2): boxes of kind "landmarks"."""
+    return np.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1)
+
+
 def cut_crop(image: NDArray[np.uint8], square: FloatArray, size: int) -> NDArray[np.uint8]:
     """The crop (size, size, 3) of a square of an image (H, W, 3); black outside of the image.
 
@@ -56,12 +84,16 @@ def cut_crop(image: NDArray[np.uint8], square: FloatArray, size: int) -> NDArray
 def _shrink_around(
     image: NDArray[np.uint8], matrix: FloatArray, size: int, factor: int
 ) -> tuple[NDArray[np.uint8], FloatArray]:
-    """The part of the image that the crop shows, shrunk by a whole factor, and the matrix from it."""
+    """The part of the image that the crop shows, shrunk by a factor, and the matrix from it."""
     edge = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], np.float64)
     corners = transform_points(invert(matrix), edge)
     height, width = image.shape[:2]
-    left, top = np.clip(np.floor(corners.min(axis=0)) - factor, 0, (width - 1, height - 1)).astype(int)
-    right, bottom = np.clip(np.ceil(corners.max(axis=0)) + factor, (left + 1, top + 1), (width, height)).astype(int)
+    left, top = np.clip(np.floor(corners.min(axis=0)) - factor, 0, (width - 1, height - 1)).astype(
+        int
+    )
+    right, bottom = np.clip(
+        np.ceil(corners.max(axis=0)) + factor, (left + 1, top + 1), (width, height)
+    ).astype(int)
     part = image[top:bottom, left:right]
     # Whole blocks only, so that the factor is exact; the last rows are repeated to fill a block.
     pad_y, pad_x = -part.shape[0] % factor, -part.shape[1] % factor

@@ -1,4 +1,4 @@
-"""The errors that this package raises. Each message says what is wrong, with what, and what to do."""
+"""The errors that this package raises. Each says what is wrong, with what, and what to do."""
 
 
 class HihlandmarkError(Exception):

@@ -22,18 +22,22 @@ class ConvBlock(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """Residual bottleneck 1x1, 3x3, 1x1 (He et al., arXiv 1512.03385), half as wide inside."""
+    """Residual bottleneck 1x1, 3x3, 1x1 (He et al., arXiv 1512.03385), half as wide inside.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    With ``idle_skip``, a block as wide at its input as at its output holds a projection that the
+    forward never uses: see `HIHConfiguration`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, idle_skip: bool = False) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             ConvBlock(inputs, outputs // 2),
             ConvBlock(outputs // 2, outputs // 2, kernel=3),
             ConvBlock(outputs // 2, outputs, relu=False),
         )
-        self.skip = (
-            nn.Identity() if inputs == outputs else ConvBlock(inputs, outputs, relu=False)
-        )
+        self.skip = nn.Identity() if inputs == outputs else ConvBlock(inputs, outputs, relu=False)
+        if idle_skip and inputs == outputs:
+            self.idle_skip = ConvBlock(inputs, outputs, relu=False)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,15 +65,17 @@ class DownBlock(nn.Module):
 class Hourglass(nn.Module):
     """One hourglass (Newell et al., arXiv 1603.06937): ``depth`` halvings with skip branches."""
 
-    def __init__(self, depth: int, features: int) -> None:
+    def __init__(self, depth: int, features: int, idle_skips: bool = False) -> None:
         super().__init__()
-        self.upper = Bottleneck(features, features)
+        self.upper = Bottleneck(features, features, idle_skips)
         self.pool = nn.MaxPool2d(2)
-        self.down = Bottleneck(features, features)
+        self.down = Bottleneck(features, features, idle_skips)
         self.inner: nn.Module = (
-            Hourglass(depth - 1, features) if depth > 1 else Bottleneck(features, features)
+            Hourglass(depth - 1, features, idle_skips)
+            if depth > 1
+            else Bottleneck(features, features, idle_skips)
         )
-        self.up = Bottleneck(features, features)
+        self.up = Bottleneck(features, features, idle_skips)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` -> same shape; H and W are multiples of ``2**depth``."""

@@ -1,1 +1,118 @@
 """The table of models: name -> architecture and configuration. Adding a model is adding a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, fields
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.models.hih import HIH, HIHConfiguration
+
+Row = TypeVar("Row")
+
+LAYOUT_POINTS: Mapping[str, int] = MappingProxyType({"WFLW98": 98, "W300_68": 68, "COFW29": 29})
+"""The layouts that a model can be built for, and their numbers of points."""
+
+
+class Architecture(NamedTuple):
+    """A network and the dataclass that configures it."""
+
+    configuration: type[Any]
+    network: Callable[[Any], nn.Module]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that can be asked for by name: what `build_model` takes."""
+
+    architecture: str
+    configuration: Mapping[str, object]
+
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {"hih": Architecture(HIHConfiguration, HIH)}
+)
+
+MODELS: Mapping[str, ModelEntry] = MappingProxyType(
+    {
+        # The network of the paper (Lan et al., arXiv 2104.03100, section 4.2), as released.
+        "hih": ModelEntry(
+            "hih",
+            {
+                "stacks": 4,
+                "features": 256,
+                "depth": 4,
+                "decimal_features": 384,
+                "input_size": 256,
+                "layouts": {"WFLW98": 98},
+                "auxiliary_layouts": {},
+                "decimal_bins": 8,
+                "idle_skips": True,
+            },
+        ),
+        # One trunk for all layouts, small enough to be packaged.
+        "hih-small": ModelEntry(
+            "hih",
+            {
+                "stacks": 1,
+                "features": 128,
+                "depth": 4,
+                "decimal_features": 128,
+                "input_size": 256,
+                "layouts": dict(LAYOUT_POINTS),
+                "auxiliary_layouts": {},
+                "decimal_bins": 8,
+                "idle_skips": False,
+            },
+        ),
+    }
+)
+
+
+def configuration_of(model: str, layouts: Iterable[str] | None = None) -> dict[str, Any]:
+    """The configuration of a model of `MODELS`: a new dict that JSON can hold.
+
+    ``layouts`` names the layouts to predict, in the order of the channels; None keeps the model's
+    own. Raises `ConfigurationError` for an unknown model or layout.
+    """
+    configuration = dict(deepcopy(_row(MODELS, model, "model").configuration))
+    if layouts is not None:
+        configuration["layouts"] = {name: _row(LAYOUT_POINTS, name, "layout") for name in layouts}
+    return configuration
+
+
+def build_model(architecture: str, configuration: Mapping[str, object]) -> nn.Module:
+    """A network of `ARCHITECTURES` with random weights, in training mode, on the default device.
+
+    Raises `ConfigurationError` for an unknown architecture, for missing or unknown fields of its
+    configuration, and for values that no network can have.
+    """
+    known = _row(ARCHITECTURES, architecture, "architecture")
+    names = {field.name for field in fields(known.configuration)}
+    required = {
+        field.name
+        for field in fields(known.configuration)
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    problems = {
+        "missing": sorted(required - configuration.keys()),
+        "unknown": sorted(configuration.keys() - names),
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{kind}: {', '.join(n)}" for kind, n in problems.items() if n)
+        raise ConfigurationError(
+            f"the configuration does not fit architecture {architecture!r} ({listed}); "
+            f"its fields are {', '.join(sorted(names))}"
+        )
+    return known.network(known.configuration(**configuration))
+
+
+def _row(table: Mapping[str, Row], name: str, what: str) -> Row:
+    if name not in table:
+        raise ConfigurationError(f"unknown {what} {name!r}; there are {', '.join(table)}")
+    return table[name]

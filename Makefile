@@ -1,0 +1,40 @@
+# Everything starts from Python 3.10 or newer and make; the virtual environment is made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-all lint wheel clean
+
+help:
+	@echo "make demo      run on a real photo, write the picture and the JSON"
+	@echo "make test      the fast tests"
+	@echo "make test-all  the slow tests, too"
+	@echo "make lint      ruff and mypy"
+	@echo "make wheel     build the wheel and try it in an empty environment"
+	@echo "make clean     remove what make made"
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test,train]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/hihlandmark demo --out demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not wheel"
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m pytest -m wheel
+
+clean:
+	rm -rf $(VENV) build dist demo

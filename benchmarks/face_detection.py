@@ -1,0 +1,171 @@
+"""Time and recall of MTCNN against the size at which a photo is searched: a table, and JSON.
+
+    python benchmarks/face_detection.py --data DIR --json OUT
+
+DIR holds ``scenes/annotations.jsonl`` (``image``, and ``box`` tight around the landmarks of the one
+annotated face) and ``scenes/images``; photos without an annotation are searched, too.
+
+- "annotated": the part of the annotated faces that are found: the centre of a detected box lies in
+  the landmarks' box and the two overlap by IoU >= 0.3 (MTCNN's box also holds the forehead, so that
+  a perfect one does not reach 1).
+- "crowds": on the photos without annotation, the part of the faces found at the first setting (the
+  fullest) that are found again with IoU >= 0.5; and the same of those with a longer side of 40
+  pixels or more.
+- "time": median over the photos of a photo's time as a ratio to the first setting. It is the CPU
+  time of one thread, which other load on the machine hardly changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from hihlandmark import load_image
+from hihlandmark.face_detection import MTCNNFaceDetector
+
+LARGE_FACE = 40
+
+
+class Setting(NamedTuple):
+    """How a photo is searched; see `MTCNNFaceDetector`."""
+
+    detection_size: int
+    min_face: int
+
+
+SETTINGS = (
+    Setting(1280, 20),
+    Setting(1280, 40),
+    Setting(1024, 20),
+    Setting(800, 20),
+    Setting(800, 40),
+    Setting(640, 20),
+    Setting(480, 20),
+)
+
+
+class Search(NamedTuple):
+    """What one setting found in one photo, boxes (F, 4), and the CPU time that it took."""
+
+    boxes: NDArray[np.float32]
+    seconds: float
+
+
+def pairwise_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Intersection over union of boxes (A, 4) and (B, 4) xyxy -> (A, B)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = (high - low).clip(min=0).prod(axis=-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    return shared / (areas[0][:, None] + areas[1][None] - shared)
+
+
+def found_again(reference: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which of the reference boxes (F, 4) a box overlaps by IoU >= 0.5: (F,)."""
+    return (pairwise_iou(reference, boxes) >= 0.5).any(axis=1)
+
+
+def annotated_face_found(face: NDArray[np.floating], boxes: NDArray[np.floating]) -> bool:
+    """Whether one of (F, 4) boxes has its centre in the landmarks' box (4,) and IoU >= 0.3."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres >= face[:2]) & (centres <= face[2:])).all(axis=1)
+    return bool((inside & (pairwise_iou(face[None], boxes)[0] >= 0.3)).any())
+
+
+def search(scenes: Path) -> dict[str, list[Search]]:
+    """Photo (its path in the folder) -> one `Search` for each of `SETTINGS`."""
+    detectors = [MTCNNFaceDetector("cpu", **setting._asdict()) for setting in SETTINGS]
+    results = {}
+    for path in sorted((scenes / "images").iterdir()):
+        photo = load_image(path)
+        searches = []
+        for detector in detectors:
+            start = time.process_time()
+            boxes = detector.detect([photo])[0].boxes
+            searches.append(Search(boxes, time.process_time() - start))
+        results[path.relative_to(scenes).as_posix()] = searches
+    return results
+
+
+def evaluate(
+    searches: dict[str, list[Search]], annotated: dict[str, NDArray[np.floating]]
+) -> list[dict[str, Any]]:
+    """One row of results for each of `SETTINGS`; ``annotated``: photo -> landmarks' box (4,)."""
+    crowds = [of_photo for name, of_photo in searches.items() if name not in annotated]
+    reference = np.concatenate([of_photo[0].boxes for of_photo in crowds])
+    large = (reference[:, 2:] - reference[:, :2]).max(axis=1) >= LARGE_FACE
+    seconds = np.array([[s.seconds for s in of_photo] for of_photo in searches.values()])
+    rows = []
+    for i, setting in enumerate(SETTINGS):
+        again = np.concatenate([found_again(s[0].boxes, s[i].boxes) for s in crowds])
+        hits = [
+            annotated_face_found(box, searches[name][i].boxes) for name, box in annotated.items()
+        ]
+        row = {
+            "milliseconds": np.median(seconds[:, i]) * 1000,
+            "time_ratio": np.median(seconds[:, i] / seconds[:, 0]),
+            "recall_annotated": np.mean(hits),
+            "recall_crowds": again.mean(),
+            "recall_crowds_large": again[large].mean(),
+            "boxes_a_photo": np.mean([len(s[i].boxes) for s in searches.values()]),
+        }
+        rows.append(setting._asdict() | {name: float(value) for name, value in row.items()})
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The rows as a table on the terminal."""
+    table = Table(title="MTCNN: size searched, time, recall")
+    for heading in (
+        "detection_size",
+        "min_face",
+        "time, ratio",
+        "ms",
+        "annotated",
+        "crowds",
+        f"crowds >= {LARGE_FACE} px",
+        "boxes a photo",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["detection_size"]),
+            str(row["min_face"]),
+            f"{row['time_ratio']:.2f}",
+            f"{row['milliseconds']:.0f}",
+            f"{row['recall_annotated']:.1%}",
+            f"{row['recall_crowds']:.1%}",
+            f"{row['recall_crowds_large']:.1%}",
+            f"{row['boxes_a_photo']:.1f}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds scenes/")
+    parser.add_argument("--json", type=Path, required=True, help="file for the results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    scenes = arguments.data / "scenes"
+    with (scenes / "annotations.jsonl").open(encoding="utf-8") as lines:
+        annotated = {a["image"]: np.array(a["box"]) for a in map(json.loads, lines)}
+    rows = evaluate(search(scenes), annotated)
+    arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""`Detector`: the way of an image through every step of the package, from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hihlandmark.calibration import Calibration
+from hihlandmark.crop import (
+    BoxMap,
+    crop_matrix,
+    cut_crop,
+    invert,
+    tight_boxes,
+    transform_points,
+)
+from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.face import Face
+from hihlandmark.face_detection import Detections, FaceDetector, given_boxes, make_face_detector
+from hihlandmark.heatmap import Decoder, decode, to_distributions
+from hihlandmark.image import ImageInput, load_image
+from hihlandmark.layouts import Layout, get_layout
+from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
+from hihlandmark.weights import load_model
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+class CropLandmarks(NamedTuple):
+    """What the network says of N crops, before calibration.
+
+    ``points`` (N, P, 2) and ``covariance`` (N, P, 2, 2) in crop pixels; ``mass`` (N, P) in 0..1,
+    the share of the integer heatmap around its peak.
+    """
+
+    points: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    mass: NDArray[np.float64]
+
+
+@dataclass
+class _ImageJob:
+    """An image on its way: freed as soon as its last face is done."""
+
+    image: NDArray[np.uint8] | None
+    faces: list[Face | None] = field(default_factory=list)
+    error: ImageError | None = None
+
+    @property
+    def done(self) -> bool:
+        return all(face is not None for face in self.faces)
+
+
+@dataclass
+class _FaceJob:
+    """One face on its way: the square to crop next and how many crops are still to come."""
+
+    owner: _ImageJob
+    index: int
+    square: NDArray[np.float64]
+    box: NDArray[np.float32]
+    box_score: float
+    crops_left: int
+
+
+class Detector:
+    """Finds the landmarks of every face in images.
+
+    Args:
+        layout: 98 (WFLW), 68 (300-W) or 29 (COFW) points; a name or a `Layout` will do.
+        model: a name of the registry; its packaged weights are taken unless ``weights`` is given.
+        weights: a path, a packaged name, or a Hugging Face Hub repository id ("owner/name", or
+            "owner/name@revision").
+        revision: branch, tag or commit on the Hub.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`. "auto" logs its choice.
+        face_detector: "mtcnn", or an object that follows `face_detection.FaceDetector`.
+        min_face: side in pixels of the smallest face to look for; None keeps the detector's own.
+        min_box_score: faces that the face detector is less sure of (0..1) are left out.
+        detection_size: longest side in pixels at which faces are looked for; None: the detector's.
+        refine: how often the crop is cut anew around the points found; 0 takes the box as it is.
+        batch_size: crops run through the network at once.
+        decoder: "expectation" or "argmax"; None takes what the model card says.
+
+    Raises:
+        ConfigurationError: an argument makes no sense or the device is not there.
+        WeightsError: the weights are missing, corrupt or of another architecture.
+    """
+
+    def __init__(
+        self,
+        layout: int | str | Layout = 98,
+        model: str = "hih-small",
+        *,
+        weights: str | Path | None = None,
+        revision: str | None = None,
+        device: str | torch.device = "auto",
+        face_detector: str | FaceDetector = "mtcnn",
+        min_face: int | None = None,
+        min_box_score: float | None = None,
+        detection_size: int | None = None,
+        refine: int = 1,
+        batch_size: int = 32,
+        decoder: Decoder | None = None,
+    ) -> None:
+        if refine < 0 or batch_size < 1:
+            raise ConfigurationError(
+                f"refine must be 0 or more and batch_size 1 or more, not {refine} and {batch_size}"
+            )
+        self.layout = get_layout(layout)
+        self.device = resolve_device(device)
+        network, self.card = load_model(weights, model=model, revision=revision)
+        if self.layout.name not in self.card.configuration["layouts"]:
+            raise ConfigurationError(
+                f"{self.card.name} has no head for {self.layout.name}, only for "
+                f"{', '.join(self.card.configuration['layouts'])}: choose one of these layouts"
+            )
+        self.runtime = TorchRuntime(
+            network, self.layout.name, **self.card.normalisation, device=self.device
+        )
+        self.face_detector = make_face_detector(
+            face_detector,
+            device=self.device,
+            detection_size=detection_size,
+            min_face=min_face,
+            min_score=min_box_score,
+        )
+        self.refine, self.batch_size = refine, batch_size
+        self.decoder: Decoder = decoder or self.card.decoding["decoder"]
+        self.crop_size: int = self.card.configuration["input_size"]
+        self.calibration = Calibration.from_dict(self.card.calibration.get(self.layout.name, {}))
+
+    def predict(
+        self,
+        image: ImageInput,
+        *,
+        boxes: Any = None,
+        box_kind: str | None = None,
+        color: Literal["rgb", "bgr"] = "rgb",
+    ) -> list[Face]:
+        """The faces of one image, best box first; [] when there is none.
+
+        ``boxes`` (F, 4) xyxy in pixels skips face detection; faces come back in their order.
+        ``box_kind`` says what made the boxes, since each kind has its own map to the crop: the name
+        of a face detector ("mtcnn"), or "landmarks" for boxes tight around the points of the layout
+        in use. ``color`` is the channel order of arrays.
+
+        Raises `ImageError` for what cannot be read, `ConfigurationError` for boxes that are none.
+        """
+        pixels = load_image(image, color=color)
+        if boxes is None:
+            found, kind = self.face_detector.detect([pixels])[0], self.face_detector.name
+        else:
+            found = given_boxes(boxes, pixels.shape)
+            kind = box_kind or self.face_detector.name
+        (faces,) = self._landmarks([(pixels, found)], self.box_map(kind))
+        assert not isinstance(faces, ImageError)  # only images that could not be read give one
+        return faces
+
+    def predict_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        color: Literal["rgb", "bgr"] = "rgb",
+        on_error: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[list[Face] | ImageError]:
+        """The faces of many images, one list an image, in order; as `predict` one by one.
+
+        The crops of all images are pooled into full batches; images are read as they are needed and
+        freed as soon as their faces are done, so that memory does not grow with their number.
+        ``on_error="yield"`` hands out the `ImageError` of an unreadable image in its place instead
+        of raising it.
+        """
+        if on_error not in ("raise", "yield"):
+            raise ConfigurationError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
+
+        def found() -> Iterator[tuple[NDArray[np.uint8], Detections] | ImageError]:
+            for image in images:
+                try:
+                    pixels = load_image(image, color=color)
+                except ImageError as error:
+                    if on_error == "raise":
+                        raise
+                    yield error
+                else:
+                    yield pixels, self.face_detector.detect([pixels])[0]
+
+        return self._landmarks(found(), self.box_map(self.face_detector.name))
+
+    def box_map(self, kind: str) -> BoxMap:
+        """The model card's map from boxes of a kind to the crop. Raises `ConfigurationError`."""
+        boxes = self.card.crop["boxes"]
+        entry = boxes.get(f"landmarks:{self.layout.name}" if kind == "landmarks" else kind)
+        if entry is None:
+            kinds = sorted({name.partition(":")[0] for name in boxes})
+            raise ConfigurationError(
+                f"{self.card.name} has no crop for boxes of kind {kind!r}; its card knows "
+                f"{', '.join(kinds)}. Fit one with hihlandmark.training.crop_contract"
+            )
+        return BoxMap(tuple(entry["shift"]), entry["scale"])
+
+    def predict_crops(self, crops: NDArray[np.uint8]) -> CropLandmarks:
+        """Network and decoding alone: crops (N, S, S, 3) uint8 RGB -> `CropLandmarks`."""
+        raw = self.runtime(crops)
+        maps = to_distributions(*raw, activation=self.card.decoding["activation"])
+        decoded = decode(*maps, self.decoder, bin_centre=self.card.decoding["bin_centre"])
+        # The origin is 0.5 where the centre of a pixel is (0, 0), as everywhere in this package.
+        points = decoded.points.double().cpu().numpy() + (0.5 - self.card.crop["pixel_origin"])
+        return CropLandmarks(
+            points, decoded.covariance.double().cpu().numpy(), decoded.mass.double().cpu().numpy()
+        )
+
+    def _landmarks(
+        self,
+        found: Iterable[tuple[NDArray[np.uint8], Detections] | ImageError],
+        box_map: BoxMap,
+    ) -> Iterator[list[Face] | ImageError]:
+        """Pools the faces of images into full batches; yields the images' faces in order."""
+        images: deque[_ImageJob] = deque()
+        faces: deque[_FaceJob] = deque()
+        for item in found:
+            if isinstance(item, ImageError):
+                images.append(_ImageJob(None, error=item))
+            else:
+                images.append(self._enqueue(*item, box_map, faces))
+            while len(faces) >= self.batch_size:
+                self._run_batch(faces)
+            yield from _finished(images)
+        while faces:
+            self._run_batch(faces)
+        yield from _finished(images)
+
+    def _enqueue(
+        self,
+        pixels: NDArray[np.uint8],
+        detections: Detections,
+        box_map: BoxMap,
+        faces: deque[_FaceJob],
+    ) -> _ImageJob:
+        job = _ImageJob(pixels, [None] * len(detections.boxes))
+        squares = box_map.squares(detections.boxes)
+        rows = zip(squares, detections.boxes, detections.scores, strict=True)
+        for index, (square, box, score) in enumerate(rows):
+            faces.append(_FaceJob(job, index, square, box, score, crops_left=1 + self.refine))
+        return job
+
+    def _run_batch(self, faces: deque[_FaceJob]) -> None:
+        """One batch of crops; faces that want another crop go to the front of the queue."""
+        batch = [faces.popleft() for _ in range(min(self.batch_size, len(faces)))]
+        squares = np.stack([face.square for face in batch])
+        crops = np.stack([self._cut(face) for face in batch])
+        found = self.predict_crops(crops)
+        to_image = invert(crop_matrix(squares, self.crop_size))
+        points = transform_points(to_image, found.points)
+        linear = to_image[:, None, :, :2]
+        covariance = linear @ found.covariance @ np.swapaxes(linear, -1, -2)
+        left, right = self.layout.ocular_pair
+        interocular = np.linalg.norm(points[:, left] - points[:, right], axis=-1)
+        scores = self.calibration.scores(covariance, found.mass, interocular)
+        covariance *= self.calibration.covariance_scale
+        next_squares = self.box_map("landmarks").squares(tight_boxes(points))
+        for i, face in enumerate(batch):
+            face.crops_left -= 1
+            if face.crops_left:
+                face.square = next_squares[i]
+                faces.appendleft(face)
+                continue
+            face.owner.faces[face.index] = Face(
+                points=points[i].astype(np.float32),
+                scores=scores[i].astype(np.float32),
+                covariance=covariance[i].astype(np.float32),
+                box=face.box,
+                box_score=face.box_score,
+                layout=self.layout,
+            )
+            if face.owner.done:
+                face.owner.image = None
+
+    def _cut(self, face: _FaceJob) -> NDArray[np.uint8]:
+        assert face.owner.image is not None  # freed only when all its faces are done
+        return cut_crop(face.owner.image, face.square, self.crop_size)
+
+
+def _finished(images: deque[_ImageJob]) -> Iterator[list[Face] | ImageError]:
+    """Takes the images off the queue's head whose faces are all done."""
+    while images and images[0].done:
+        job = images.popleft()
+        yield job.error or [face for face in job.faces if face is not None]

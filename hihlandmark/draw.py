@@ -1,0 +1,88 @@
+"""Landmarks drawn onto an image: free functions over plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hihlandmark.face import Face
+
+Image = NDArray[np.uint8]
+
+SUB_PIXEL_BITS = 4
+"""OpenCV draws with fixed-point coordinates of this many fractional bits: 1/16 pixel."""
+
+LOW, HIGH = np.array([235, 70, 50]), np.array([60, 225, 90])
+"""RGB of a point with score 0 and with score 1."""
+CONTOUR = (90, 190, 255)
+BOX = (255, 205, 60)
+
+
+def draw_faces(
+    image: Image,
+    faces: Sequence[Face],
+    *,
+    contours: bool = True,
+    boxes: bool = False,
+    numbers: bool = False,
+) -> Image:
+    """A copy of an RGB image (H, W, 3) uint8 with faces drawn, points red to green by score.
+
+    ``numbers`` writes each point's index beside it. Lines and points scale with the face.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    for face in faces:
+        size = float(np.max(np.ptp(face.points, axis=0)))
+        thickness = max(1, round(size / 260))
+        if boxes:
+            _draw_box(canvas, face.box, thickness)
+        if contours:
+            for indices, closed in face.layout.contours:
+                line = _fixed_point(face.points[list(indices)])
+                cv2.polylines(
+                    canvas, [line], closed, CONTOUR, thickness, cv2.LINE_AA, SUB_PIXEL_BITS
+                )
+        draw_points(canvas, face.points, face.scores, radius=max(0.8, size / 130))
+        if numbers:
+            _draw_numbers(canvas, face.points, size)
+    return canvas
+
+
+def draw_points(
+    canvas: Image, points: NDArray[np.float32], scores: NDArray[np.float32], radius: float
+) -> None:
+    """Fills a disc at each of the points (P, 2), coloured by score (P,), into ``canvas``."""
+    colours = LOW + (HIGH - LOW) * np.clip(scores, 0, 1)[:, None]
+    fixed_radius = round(radius * 2**SUB_PIXEL_BITS)
+    for centre, colour in zip(_fixed_point(points), colours, strict=True):
+        x, y = map(int, centre)
+        cv2.circle(canvas, (x, y), fixed_radius, colour.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)
+
+
+def _fixed_point(points: NDArray[np.float32]) -> NDArray[np.int32]:
+    # Far outside of the picture nothing is seen, but OpenCV's arithmetic would overflow.
+    return np.round(np.clip(points, -1e5, 1e5) * 2**SUB_PIXEL_BITS).astype(np.int32)
+
+
+def _draw_box(canvas: Image, box: NDArray[np.float32], thickness: int) -> None:
+    (x0, y0), (x1, y1) = _fixed_point(box.reshape(2, 2)).tolist()
+    cv2.rectangle(canvas, (x0, y0), (x1, y1), BOX, thickness, cv2.LINE_AA, SUB_PIXEL_BITS)
+
+
+def _draw_numbers(canvas: Image, points: NDArray[np.float32], size: float) -> None:
+    scale = max(0.25, size / 900)
+    for index, (x, y) in enumerate(points):
+        place = (round(float(x)) + 2, round(float(y)) - 2)
+        cv2.putText(
+            canvas,
+            str(index),
+            place,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            scale,
+            (255, 255, 255),
+            1,
+            cv2.LINE_AA,
+        )

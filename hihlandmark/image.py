@@ -1,0 +1,554 @@
+"""Anything that a user holds as a photo becomes an upright RGB uint8 array (H, W, 3).
+
+Reading, downloading, decoding and checking live here, and every failure is an `ImageError`. What
+happens to the array afterwards (cropping, normalising for a network) lives elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import re
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager, nullcontext
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
+from urllib import parse, request
+from urllib.error import HTTPError
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from hihlandmark.errors import ConfigurationError, ImageError
+
+if TYPE_CHECKING:
+    import torch
+
+ImageInput: TypeAlias = Union[
+    str,
+    "os.PathLike[str]",
+    bytes,
+    bytearray,
+    memoryview,
+    IO[bytes],
+    Image.Image,
+    NDArray[Any],
+    "torch.Tensor",
+]
+"""What `load_image` reads: path, http(s) URL, bytes, binary file, PIL image, array, tensor."""
+
+ColorOrder = Literal["rgb", "bgr"]
+ChannelAxis = Literal["last", "first"]
+
+# Photographs only. Pillow reads more, but runs Ghostscript for EPS and GDI for WMF, which no
+# stranger's file should reach. HEIF and JXL are there when their Pillow plugins are registered.
+# TGA has no signature, so it is tried last.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL"),
+    *("JPEG2000", "PPM", "QOI", "PSD", "TGA"),
+)
+
+# The value of full brightness by dtype name. Wide integers are mostly 8-bit values that went
+# through arithmetic; int8 is absent because it cannot hold them.
+WHITE_OF_DTYPE = {
+    "bool": 1.0,
+    "uint8": 255.0,
+    "uint16": 65535.0,
+    **dict.fromkeys(("int16", "int32", "int64", "uint32", "uint64"), 255.0),
+    **dict.fromkeys(("float16", "float32", "float64"), 1.0),
+}
+
+# Modes of PIL images that must not go through Pillow's own conversion to RGB, which clips them.
+# "I" is 32 bits wide, but is how 16-bit PNG and PPM files arrive.
+WHITE_OF_WIDE_MODE = {
+    **dict.fromkeys(("I", "I;16", "I;16L", "I;16B", "I;16N"), 65535.0),
+    "F": 1.0,
+}
+
+# EXIF 2.32, tag 0x0112: what brings an image stored with this orientation upright.
+EXIF_ORIENTATION_TAG = 0x0112
+UPRIGHT_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Resizing floats with a bicubic or Lanczos kernel overshoots by up to a tenth; that is clipped.
+FLOAT_OVERSHOOT = 0.1
+
+_SCHEME = re.compile(r"(data:|[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
+_URL_SAFE = "/%:@!$&'()*+,;=~?[]"
+_log = logging.getLogger(__name__)
+
+
+def load_image(
+    image: ImageInput,
+    *,
+    color: ColorOrder = "rgb",
+    channels: ChannelAxis = "last",
+    white: float | None = None,
+    max_pixels: int = 200_000_000,
+    timeout: float = 20.0,
+    max_bytes: int = 64 * 2**20,
+) -> NDArray[np.uint8]:
+    """Read any kind of image as an upright, C-contiguous, writable RGB array (H, W, 3) of uint8.
+
+    ``image``: a path; an http or https URL (a str: do not pass strings of strangers); the bytes of
+    an image file; a binary file object, read from its start where it can seek; a PIL image; a NumPy
+    array (or what has ``__array__``) or torch tensor of shape (H, W), (H, W, 1) gray, (H, W, 2)
+    gray and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. An array that already is as wanted is returned
+    as it is, without a copy.
+
+    For arrays and tensors only: ``color`` "bgr" says that blue comes first (OpenCV), with alpha
+    last; ``channels`` "first" says that the shape is (C, H, W).
+
+    ``white`` is the value of full brightness of an array, tensor, 16-bit or float file; black is 0.
+    By default it is 1 for bool and float, 65535 for uint16 and 16-bit files, and 255 for the other
+    integers. Values outside 0..white are an error, except that floats may exceed it by a tenth,
+    which is clipped. An image almost black for its ``white`` is an error for floats with white > 1
+    (it looks like 0..1), and logged as a warning otherwise.
+
+    EXIF orientation is applied. Transparent images are composited over white, as viewers show them;
+    an alpha of 0 everywhere is taken as unset and ignored. Of an animation, the first frame is
+    read (of a PIL image, its current frame). Colour profiles are not applied, except LAB to sRGB.
+
+    ``max_pixels`` bounds files and PIL images before they are decoded, in place of Pillow's limit;
+    ``timeout`` (seconds, in total) and ``max_bytes`` bound a download, and ``max_bytes`` also a
+    file object that cannot seek.
+
+    Raises `ImageError` when the image cannot be read, and `ConfigurationError` for another wrong
+    argument.
+    """
+    _check_choice("color", color, ColorOrder)
+    _check_choice("channels", channels, ChannelAxis)
+    _check_positive(white=white, max_pixels=max_pixels, timeout=timeout, max_bytes=max_bytes)
+    if _is_array(image):
+        pixels = _as_array(image)
+        source = f"array of shape {pixels.shape} and dtype {pixels.dtype}"
+        pixels = _scale_to_uint8(_channels_last(pixels, channels, source), white, source)
+        return _to_rgb(_red_first(pixels, color))
+    if isinstance(image, Image.Image):
+        source = f"PIL image of mode {image.mode} and size {image.size}"
+        return _to_rgb(_decode(image, source, white, max_pixels))
+    with _opened(image, timeout, max_bytes) as (file, source):
+        return _to_rgb(_decode(_identify(file, source), source, white, max_pixels))
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        options = " or ".join(repr(choice) for choice in get_args(choices))
+        raise ConfigurationError(f"{name}={value!r} is unknown: pass {options}")
+
+
+def _check_positive(**values: object) -> None:
+    for name, value in values.items():
+        if value is None and name == "white":
+            continue
+        if not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
+            raise ConfigurationError(f"{name}={value!r}: pass a positive, finite number")
+
+
+# --- sources: a seekable binary file, and how to name it in an error --------------------------
+
+
+@contextmanager
+def _opened(image: object, timeout: float, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
+    """A seekable file with the encoded image, and a name for error messages."""
+    if isinstance(image, str) and (scheme := _SCHEME.match(image)):
+        _check_scheme(scheme[0], image)
+        yield io.BytesIO(_download(image, timeout, max_bytes)), f"URL {image!r}"
+    elif isinstance(image, (str, os.PathLike)):
+        with _open_path(image) as file:
+            yield file, f"file {os.fspath(image)!r}"
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        data = bytes(image)
+        yield io.BytesIO(data), f"image of {len(data)} bytes"
+    elif hasattr(image, "read"):
+        source = f"file object of type {type(image).__name__}"
+        yield _seekable(image, source, max_bytes), source
+    else:
+        raise ImageError(_unsupported_kind(image))
+
+
+def _unsupported_kind(image: object) -> str:
+    kind = type(image).__name__
+    if image is None:
+        return "image is None: cv2.imread returns None when it cannot read a file; check its path"
+    if isinstance(image, (list, tuple)):
+        return f"image is a {kind}: pass one image at a time, or numpy.asarray(...) of pixel values"
+    return (
+        f"image is of type {kind}: pass a path, URL, bytes, binary file, PIL image, array or tensor"
+    )
+
+
+_PATH_ADVICE: dict[type[Exception], str] = {
+    FileNotFoundError: "check the path",
+    IsADirectoryError: "pass the image files in it one by one",
+    PermissionError: "allow reading it",
+}
+
+
+def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A regular file, opened; anything else could block for ever or never end."""
+    try:
+        # fsdecode, because a DirEntry or a Path-like may hold bytes.
+        place = Path(os.fsdecode(path))
+        mode = place.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(0, "Is a directory")
+        if not stat.S_ISREG(mode):
+            raise OSError(0, "Not a regular file; read it yourself and pass the bytes")
+        return place.open("rb")
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        advice = _PATH_ADVICE.get(type(error))
+        tail = f"; {advice}" if advice else ""
+        raise ImageError(f"cannot open {os.fspath(path)!r}: {reason}{tail}") from error
+
+
+def _seekable(file: Any, source: str, max_bytes: int) -> IO[bytes]:
+    """The file at its start, or a copy of at most ``max_bytes`` of one that cannot seek."""
+    try:
+        try:
+            file.seek(0)
+        except (AttributeError, OSError):
+            return io.BytesIO(_read_at_most(max_bytes, file.read, source))
+        if not isinstance(file.read(0), bytes):
+            raise _not_bytes(source)
+    except ImageError:
+        raise
+    except Exception as error:  # a user's object may raise anything
+        raise ImageError(f"cannot read {source}: {error}; pass an open binary file") from error
+    return file
+
+
+def _read_at_most(
+    max_bytes: int, read: Callable[[int], Any], source: str, deadline: float = math.inf
+) -> bytes:
+    """All that ``read`` gives, before ``deadline`` (in seconds of the monotonic clock)."""
+    data = bytearray()
+    while chunk := read(2**16):
+        if not isinstance(chunk, bytes):
+            raise _not_bytes(source)
+        data += chunk
+        if len(data) > max_bytes:
+            raise _too_many_bytes(source, max_bytes)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return bytes(data)
+
+
+def _not_bytes(source: str) -> ImageError:
+    return ImageError(f"{source} does not give bytes: open it in binary mode, 'rb'")
+
+
+def _too_many_bytes(source: str, max_bytes: int) -> ImageError:
+    return ImageError(f"{source} is larger than {max_bytes} bytes: pass a larger max_bytes")
+
+
+# --- download ---------------------------------------------------------------------------------
+
+
+def _check_scheme(scheme: str, url: str) -> None:
+    if scheme.lower() not in ("http://", "https://"):
+        raise ImageError(
+            f"URL {url[:80]!r} has scheme {scheme!r}: only http and https are read; "
+            "pass a local file as a path, and data as bytes"
+        )
+
+
+def _download(url: str, timeout: float, max_bytes: int) -> bytes:
+    """The body behind an http(s) URL, after redirects; all of it within ``timeout`` seconds."""
+    try:
+        return _finish_within(timeout, lambda: _fetch(url, timeout, max_bytes))
+    except ImageError:
+        raise
+    except HTTPError as error:
+        error.close()
+        reason = f"the server answered {error.code} {error.reason}; check the URL"
+        raise ImageError(f"cannot download {url!r}: {reason}") from error
+    # futures.TimeoutError is a class of its own before Python 3.11.
+    except (OSError, ValueError, HTTPException, futures.TimeoutError) as error:
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, (TimeoutError, futures.TimeoutError)):
+            reason = f"timeout after {timeout:g} s; pass a larger timeout"
+        else:
+            reason = f"{cause or type(cause).__name__}; check the URL and the network"
+        raise ImageError(f"cannot download {url!r}: {reason}") from error
+
+
+def _finish_within(seconds: float, task: Callable[[], bytes]) -> bytes:
+    """The result of the task, or futures.TimeoutError.
+
+    Timeouts of sockets count each read anew and leave out the look-up of the name, so that only
+    waiting for a thread bounds the whole. A thread given up ends at its own next timeout.
+    """
+    outcome: futures.Future[bytes] = futures.Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(task())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="hihlandmark-download", daemon=True).start()
+    return outcome.result(timeout=seconds)
+
+
+def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
+    deadline = time.monotonic() + timeout
+    source = f"URL {url!r}"
+    # Some hosts of images refuse the user agent of urllib.
+    query = request.Request(_ascii_url(url), headers={"User-Agent": "hihlandmark"})
+    with _http_opener().open(query, timeout=timeout) as response:
+        if (response.length or 0) > max_bytes:
+            raise _too_many_bytes(source, max_bytes)
+        # read1 returns what has arrived, so that the deadline is looked at between two packets.
+        return _read_at_most(max_bytes, response.read1, source, deadline)
+
+
+def _http_opener() -> request.OpenerDirector:
+    """An opener without the file, ftp and data handlers, which a redirect could reach."""
+    opener = request.OpenerDirector()
+    for handler in (
+        request.ProxyHandler,
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.HTTPRedirectHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPErrorProcessor,
+        request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _ascii_url(url: str) -> str:
+    """The URL with spaces and other than ASCII characters escaped, as a browser would send it."""
+    parts = parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (parse.quote(part, safe=_URL_SAFE) for part in (parts.path, parts.query))
+    return parse.urlunsplit((parts.scheme, host, path, query, ""))
+
+
+# --- decoding with Pillow ---------------------------------------------------------------------
+
+
+class _PillowLimit:
+    """Pillow's own limit on pixels, a global, which is lifted while any thread is inside `with`.
+
+    Our ``max_pixels`` stands in for it. Lifted only while it would get in the way, since the rest
+    of the program may rely on it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: int | None = None
+
+    def forbids(self, pixels: int) -> bool:
+        with self._lock:
+            limit = self._limit if self._inside else Image.MAX_IMAGE_PIXELS
+        return limit is not None and pixels > limit
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_pillow_limit = _PillowLimit()
+
+
+def _identify(file: IO[bytes], source: str) -> Image.Image:
+    """The image in the file, its header read and its pixels not yet decoded."""
+    start = b""
+    try:
+        start = file.read(12)
+        if not start:
+            raise ImageError(f"{source} is empty: it has 0 bytes; fetch or save it again")
+        Image.init()
+        with _pillow_limit:
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except ImageError:
+        raise
+    except Exception as error:  # damaged headers make Pillow raise errors of many kinds
+        raise ImageError(
+            f"{source} is not an image in a known format, or its header is damaged (it starts with "
+            f"{start!r}): save it as JPEG or PNG"
+        ) from error
+
+
+def _decode(
+    picture: Image.Image, source: str, white: float | None, max_pixels: int
+) -> NDArray[np.uint8]:
+    """Pixels (H, W, 1..4) of a PIL image, upright."""
+    width, height = picture.size
+    if width * height == 0:
+        raise ImageError(f"{source} is empty: it has {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{source} is too large: {width} x {height} pixels are more than {max_pixels}; "
+            "pass a larger max_pixels if you trust it"
+        )
+    try:
+        with _pillow_limit if _pillow_limit.forbids(width * height) else nullcontext():
+            picture.load()
+        pixels = np.array(_plain_mode(_upright(picture)))
+    except Exception as error:  # as in _identify; also MemoryError
+        raise ImageError(
+            f"{source} cannot be decoded: {error or type(error).__name__}; "
+            "it is truncated or damaged: fetch or save it again"
+        ) from error
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    if picture.mode in WHITE_OF_WIDE_MODE:
+        return _scale_to_uint8(pixels, white or WHITE_OF_WIDE_MODE[picture.mode], source)
+    return pixels
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A loaded image turned as its EXIF says; Pillow itself has done so for TIFF on loading."""
+    try:
+        transpose = UPRIGHT_TRANSPOSE.get(picture.getexif().get(EXIF_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata are no reason to refuse good pixels
+        return picture
+    return picture if transpose is None else picture.transpose(transpose)
+
+
+def _plain_mode(picture: Image.Image) -> Image.Image:
+    """The image in mode RGB or RGBA, or as it is when its values are wider than 8 bits."""
+    if picture.mode in WHITE_OF_WIDE_MODE:
+        return picture
+    if picture.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+        assert converted is not None  # None comes only of inPlace=True
+        return converted
+    if picture.mode == "La":  # premultiplied; Pillow knows only one way out
+        picture = picture.convert("LA")
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+
+
+# --- arrays -----------------------------------------------------------------------------------
+
+
+def _is_array(image: object) -> bool:
+    # A PIL image has __array_interface__ and, in some versions, __array__; a NumPy str has it too.
+    return hasattr(image, "__array__") and not isinstance(image, (Image.Image, str, bytes))
+
+
+def _as_array(image: Any) -> NDArray[Any]:
+    """A NumPy array of an array-like or of a tensor on any device."""
+    try:
+        # Whoever holds a tensor has imported torch, so that this module need not.
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(image, torch.Tensor):
+            # NumPy has no bfloat16.
+            image = image.float() if image.is_floating_point() else image
+            return image.numpy(force=True)
+        return np.asarray(image)
+    except Exception as error:  # sparse, quantised and meta tensors, each in its own way
+        kind = type(image).__name__
+        raise ImageError(
+            f"image of type {kind} does not become a NumPy array: {error}; convert it yourself"
+        ) from error
+
+
+def _channels_last(pixels: NDArray[Any], channels: ChannelAxis, source: str) -> NDArray[Any]:
+    """The array as (H, W, C) with C from 1 to 4."""
+    if pixels.size == 0:
+        raise ImageError(f"{source} is empty: an image has at least one pixel")
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    if pixels.ndim != 3:
+        advice = "pass one image of a batch, such as batch[0]" if pixels.ndim == 4 else "reshape it"
+        raise ImageError(f"{source} has {pixels.ndim} dimensions instead of 2 or 3: {advice}")
+    arranged = np.moveaxis(pixels, 0, -1) if channels == "first" else pixels
+    if arranged.shape[-1] > 4:
+        other: ChannelAxis = "last" if channels == "first" else "first"
+        axis_of_other = -1 if other == "last" else 0
+        fits = pixels.shape[axis_of_other] <= 4
+        advice = f"pass channels={other!r}" if fits else "pass gray, RGB or RGBA"
+        raise ImageError(f"{source} has {arranged.shape[-1]} channels instead of 1 to 4: {advice}")
+    return arranged
+
+
+def _red_first(pixels: NDArray[np.uint8], color: ColorOrder) -> NDArray[np.uint8]:
+    if color == "rgb" or pixels.shape[-1] < 3:
+        return pixels
+    return pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
+
+
+def _scale_to_uint8(pixels: NDArray[Any], white: float | None, source: str) -> NDArray[np.uint8]:
+    """Values 0..white of any supported dtype as 0..255, rounded."""
+    name = pixels.dtype.name
+    if name not in WHITE_OF_DTYPE:
+        known = ", ".join(WHITE_OF_DTYPE)
+        raise ImageError(f"{source}: the dtype is not supported; convert it to one of {known}")
+    white = white or WHITE_OF_DTYPE[name]
+    _check_values(pixels, white, source)
+    if name == "uint8" and white == 255:
+        return pixels
+    scaled = np.multiply(pixels, 255 / white, dtype=np.float32)
+    return np.rint(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
+
+
+def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
+    """Refuse values that are not finite or not within 0..white; NaN shows in the minimum."""
+    is_float = pixels.dtype.kind == "f"
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError(f"{source} contains NaN or infinite values: replace them first")
+    overshoot = FLOAT_OVERSHOOT * white if is_float else 0
+    if low < -overshoot:
+        raise ImageError(
+            f"{source} has negative values, down to {low:g}: undo the normalisation by mean and "
+            "standard deviation, or shift it to start from 0"
+        )
+    if high > white + overshoot:
+        likely = next((each for each in (255, 65535) if high <= each), None)
+        advice = f"divide by {likely} or pass white={likely}" if likely else "pass white=..."
+        raise ImageError(f"{source} has values up to {high:g}, but white is {white:g}: {advice}")
+    if 0 < high <= white / 255:
+        message = f"{source} is almost black: its values end at {high:g}, but white is {white:g}"
+        if is_float and white > 1:
+            raise ImageError(f"{message}; if the range is 0..1, pass white=1")
+        _log.warning("%s; if it should not be, pass its real white=...", message)
+
+
+def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 1..4) gray, gray and alpha, RGB or RGBA as RGB over white, contiguous and writable."""
+    if pixels.shape[-1] in (2, 4):
+        pixels = _over_white(pixels[..., :-1], pixels[..., -1:])
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    return np.require(pixels, np.uint8, ["C", "W"])
+
+
+def _over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    # Screen capture APIs leave the fourth byte at 0: nobody means an invisible photo.
+    if not alpha.any() or alpha.min() == 255:
+        return pixels
+    # 255 * 255 + 127 still fits into 16 bits.
+    weight = alpha.astype(np.uint16)
+    return ((pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)

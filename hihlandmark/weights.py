@@ -1,0 +1,779 @@
+"""Weight files and their model cards: find, fetch, verify, read, write, convert. No network code.
+
+Weights are safetensors, in one file ``NAME.safetensors`` or in shards
+``NAME-00001-of-00003.safetensors``, with the model card ``NAME.json`` beside them. The card names
+every file with its SHA-256; nothing is read from a file before it has been verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+
+from hihlandmark.errors import ConfigurationError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from hihlandmark.heatmap import Activation, Decoder
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "hih-small"
+SCHEMA = 1
+"""Version of the card's fields; a card of a higher one is refused."""
+SHARD_BYTES = 16 * 2**20
+"""Largest file that `save_weights` writes: what the repository and the wheel take."""
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+DECODERS = ("argmax", "expectation")
+"""Those of ``heatmap.Decoder``, which cannot be imported here without torch."""
+ACTIVATIONS = ("linear", "softmax")
+"""Those of ``heatmap.Activation``, likewise."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_WEIGHT_FILE = re.compile(rf"(?P<name>{_NAME.pattern}?)(-\d{{5}}-of-\d{{5}})?\.safetensors")
+_HUB_ID = re.compile(rf"(?P<repository>{_NAME.pattern}/{_NAME.pattern})(@(?P<revision>\S+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".tar", ".bin"}
+_HEADER_BYTES_PER_TENSOR = 160
+"""Room for a tensor's entry in a safetensors header besides its name: dtype, shape, offsets."""
+_HUB_TIMEOUT = 10.0
+"""Seconds to wait for the Hub's listing of a repository: huggingface_hub itself sets no limit."""
+
+
+class Normalisation(TypedDict):
+    """Mean and standard deviation of R, G, B in 0..1, subtracted and divided before the network."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class BoxMap(TypedDict):
+    """From a box to its crop square: ``shift`` (dx, dy) of the centre and ``scale`` of the side.
+
+    Both are in units of the box's longer side.
+    """
+
+    shift: list[float]
+    scale: float
+
+
+class CropContract(TypedDict):
+    """The crop that a model was trained on.
+
+    ``pixel_origin``: where the centre of the top-left pixel lies, 0.5 in this package and 0.0 in
+    networks of projects that take x / stride for the heatmap position. ``boxes``: a `BoxMap` for
+    each kind of box, "mtcnn" or "landmarks:WFLW98".
+    """
+
+    pixel_origin: float
+    boxes: dict[str, BoxMap]
+
+
+class Decoding(TypedDict):
+    """How heatmaps become points: the arguments of these names in ``heatmap``."""
+
+    decoder: Decoder
+    bin_centre: float
+    activation: Activation
+
+
+class TrainingData(TypedDict):
+    """A data set that the weights were trained on, with its licence and its number of images."""
+
+    name: str
+    licence: str
+    images: int
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What must be known about weights to run them, and what should be known to use them.
+
+    ``configuration`` holds the fields of the architecture's configuration class, ``calibration``
+    a mapping for each layout that has one. ``files`` maps the name of each weight file to its
+    SHA-256, in the order of the shards; it is empty until `save_weights` fills it. ``licence``
+    states the terms of the weights. Each of ``figures`` has at least "split", "points", "metric",
+    "value" and the "command" that measures it. Raises `WeightsError` when a field is not as stated.
+    """
+
+    name: str
+    architecture: str
+    configuration: dict[str, Any]
+    normalisation: Normalisation
+    crop: CropContract
+    decoding: Decoding
+    training_data: list[TrainingData]
+    licence: str
+    calibration: dict[str, Any] = field(default_factory=dict)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_card(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Parse a card; `WeightsError` names the first field that is missing, unknown or wrong."""
+        try:
+            values = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise WeightsError(f"The model card is not valid JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise WeightsError("The model card is not a JSON object.")
+        schema = values.pop("schema", None)
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise WeightsError(
+                f"The model card has schema {schema}, this version of hihlandmark reads {SCHEMA}: "
+                "update hihlandmark."
+            )
+        if schema != SCHEMA or isinstance(schema, bool):
+            raise WeightsError(f"The model card's schema is {schema!r}, expected {SCHEMA}.")
+        names = {entry.name for entry in fields(cls)}
+        for trouble, keys in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
+            if keys:
+                raise WeightsError(f"The model card {trouble} fields: {_some(keys)}.")
+        card = cls(**values)
+        if not card.files:
+            raise WeightsError(f"The model card {card.name!r} names no weight files.")
+        return card
+
+    def to_json(self) -> str:
+        """The card as indented JSON, as `from_json` reads it."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Weights that were found: the card, its files in the order of the shards, and where from."""
+
+    card: ModelCard
+    paths: tuple[Path, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class PackagedWeights:
+    """One row of `list_weights`; ``problem`` is None when the files were found and verified."""
+
+    name: str
+    files: WeightFiles | None
+    problem: str | None
+
+
+# Finding
+
+
+def find_weights(
+    weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
+) -> WeightFiles:
+    """Find weights without reading them: a path, a packaged name, the cache, then the Hub.
+
+    ``weights``: None for the packaged ``model``; a packaged name; a path to a ``.safetensors``
+    file, a card, or a folder; or a Hub repository, "owner/name" or "owner/name@revision". A folder
+    or repository that holds several cards is asked for ``model``. A repository that is cached at
+    the revision (branch, tag or commit, default "main") is used without asking the Hub: see
+    `pull_weights` to bring a branch up to date. Raises `WeightsError` when nothing is found, and
+    `ConfigurationError` for a revision of anything but a repository.
+    """
+    text = model if weights is None else os.fspath(weights)
+    packaged = weights is None or (isinstance(weights, str) and text in _packaged_cards())
+    path = Path(text).expanduser()
+    hub_id = _HUB_ID.fullmatch(text) if isinstance(weights, str) else None
+    if packaged or path.exists() or not hub_id or _is_weight_path(path):
+        if revision is not None:
+            raise ConfigurationError(
+                f"revision={revision!r} was given with weights={weights!r}: only repositories of "
+                "the Hub, written owner/name, have revisions."
+            )
+        return _find_packaged(text) if packaged else _find_path(path, model)
+    return _find_cached(text, model, revision) or pull_weights(text, model=model, revision=revision)
+
+
+def pull_weights(
+    repository: str, *, model: str = DEFAULT_MODEL, revision: str | None = None
+) -> WeightFiles:
+    """Bring a repository's weights from the Hub into the Hugging Face cache, where not yet there.
+
+    ``repository``: "owner/name" or "owner/name@revision". The branch or tag is resolved to a commit
+    once, so that card and files belong together. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
+    are honoured; files are downloaded with huggingface_hub's progress bar, and a cached file that
+    is damaged is downloaded again. Raises `WeightsError` when that cannot be done.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repository, revision = _split_hub_id(repository, revision)
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        cards = _cards_with_weights(names)
+        card_file = _choose_card(cards, model, f"The repository {repository}")
+        card_path = Path(hf_hub_download(repository, card_file, revision=revision))
+        commit = card_path.parent.name
+        # All cards, so that the cache chooses among the same ones as the Hub.
+        for other in cards - {card_file}:
+            hf_hub_download(repository, other, revision=commit)
+        card = _read_card(card_path)
+        for name, digest in card.files.items():
+            file = hf_hub_download(repository, name, revision=commit)
+            # The cache hands out a damaged file for ever, unless it is told to download again.
+            if _sha256(Path(file).read_bytes()) != digest:
+                hf_hub_download(repository, name, revision=commit, force_download=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # HTTP errors are of another package with each huggingface_hub.
+        raise WeightsError(_hub_problem(error, repository, revision)) from error
+    return _files_beside(card_path, card, f"{repository}@{commit}, from the Hub")
+
+
+def list_weights() -> list[PackagedWeights]:
+    """The weights that come with the package, each verified, in alphabetical order."""
+    return [_packaged_row(name) for name in _packaged_cards()]
+
+
+def _packaged_row(name: str) -> PackagedWeights:
+    files = None
+    try:
+        files = _find_packaged(name)
+        verify(files)
+    except WeightsError as error:
+        return PackagedWeights(name, files, str(error))
+    return PackagedWeights(name, files, None)
+
+
+def _is_weight_path(path: Path) -> bool:
+    return path.suffix.lower() in {".safetensors", ".json", *_PICKLES}
+
+
+def _packaged_cards() -> dict[str, Path]:
+    """Names and cards of the packaged weights: inside a wheel, or in the source checkout."""
+    package = Path(__file__).parent
+    # Beside an installed package, a folder "weights" would be somebody else's.
+    inside, checkout = package / "packaged_weights", package.parent / "weights"
+    folder = inside if inside.is_dir() else checkout
+    return {card.stem: card for card in sorted(folder.glob("*.json"))}
+
+
+def _find_packaged(name: str) -> WeightFiles:
+    cards = _packaged_cards()
+    if name not in cards:
+        raise WeightsError(
+            f"There are no packaged weights {name!r}; packaged are: {_some(cards, 20)}. "
+            "Give one of them, a path, or a repository of the Hub as owner/name."
+        )
+    return _files_beside(cards[name], _read_card(cards[name]), f"{name}, packaged")
+
+
+def _find_path(path: Path, model: str) -> WeightFiles:
+    if path.suffix.lower() in _PICKLES:
+        raise WeightsError(
+            f"{path} is a pickled checkpoint, which may run code when it is opened: "
+            "convert it with `hihlandmark weights convert`."
+        )
+    if path.is_dir():
+        card_path = path / _choose_card(
+            _cards_with_weights(file.name for file in path.iterdir()), model, f"The folder {path}"
+        )
+        return _files_beside(card_path, _read_card(card_path), str(card_path))
+    if not path.exists() and not _is_weight_path(path):
+        raise WeightsError(
+            f"There are no weights {str(path)!r}: no such file or folder, no repository of the Hub "
+            f"(owner/name), and not packaged; packaged are: {_some(_packaged_cards(), 20)}."
+        )
+    if not path.is_file():
+        raise WeightsError(f"There is no weight file {path}.")
+    if path.suffix.lower() == ".json":
+        return _files_beside(path, _read_card(path), str(path))
+    weight_file = _WEIGHT_FILE.fullmatch(path.name)
+    if not weight_file:
+        raise WeightsError(
+            f"{path} is not a weight file: expected .safetensors, or its card .json."
+        )
+    card_path = path.with_name(f"{weight_file['name']}.json")
+    if not card_path.is_file():
+        raise WeightsError(
+            f"{path} has no model card: {card_path.name} must be in the same folder. "
+            "Copy it from where the weights are from."
+        )
+    card = _read_card(card_path)
+    if path.name not in card.files:
+        raise WeightsError(
+            f"The model card {card_path} is not about {path.name}: it names {_some(card.files)}."
+        )
+    return _files_beside(card_path, card, str(card_path))
+
+
+def _split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
+    hub_id = _HUB_ID.fullmatch(repository)
+    if not hub_id:
+        raise ConfigurationError(
+            f"{repository!r} is no repository of the Hub: write owner/name or owner/name@revision."
+        )
+    if revision and hub_id["revision"] and revision != hub_id["revision"]:
+        raise ConfigurationError(f"{repository!r} and revision={revision!r} contradict each other.")
+    return hub_id["repository"], revision or hub_id["revision"] or "main"
+
+
+def _find_cached(repository: str, model: str, revision: str | None) -> WeightFiles | None:
+    """The files in the Hugging Face cache, or None when they are not all there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository, revision = _split_hub_id(repository, revision)
+    try:
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=["*.json", "*.safetensors"],
+        )
+        snapshot = Path(folder)
+        card_file = _choose_card({path.name for path in snapshot.glob("*.json")}, model, folder)
+    except (LocalEntryNotFoundError, WeightsError):
+        return None
+    card = _read_card(snapshot / card_file)
+    if not all((snapshot / name).is_file() for name in card.files):
+        return None
+    source = f"{repository}@{snapshot.name}, from the Hugging Face cache"
+    return _files_beside(snapshot / card_file, card, source)
+
+
+def _hub_problem(error: Exception, repository: str, revision: str) -> str:
+    """What went wrong on the Hub, and what to do."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    where = f"{repository}@{revision}"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return (
+            f"{where} is not in the Hugging Face cache and HF_HUB_OFFLINE is set: unset it, or run "
+            f"`hihlandmark weights pull {where}` once while online."
+        )
+    # A gated repository is also "not found" for huggingface_hub: the order matters.
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return (
+            f"The Hub does not let you read {repository}: accept its terms on its page, and set "
+            "HF_TOKEN to a token of your account."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return (
+            f"The Hub has no repository {repository}, and there is no file or folder of that name "
+            "here: check the spelling. If it is private, set HF_TOKEN to a token that may read it."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"The repository {repository} has no revision {revision!r}: check its branches."
+    if status == 404:
+        return f"A file of {where} is missing on the Hub: {error}."
+    return (
+        f"{where} could not be downloaded ({type(error).__name__}: {error}). "
+        "Check the connection and HF_ENDPOINT, and try again."
+    )
+
+
+def _cards_with_weights(names: Iterable[str]) -> set[str]:
+    """Of the file names in a folder, those of cards that have weights beside them."""
+    present = set(names)
+    matches = (_WEIGHT_FILE.fullmatch(name) for name in present)
+    return {f"{match['name']}.json" for match in matches if match} & present
+
+
+def _choose_card(cards: set[str], model: str, where: str) -> str:
+    """The card of ``model``, or another one when it is the only one."""
+    if f"{model}.json" in cards:
+        return f"{model}.json"
+    if len(cards) == 1:
+        return next(iter(cards))
+    if cards:
+        raise WeightsError(
+            f"{where} holds several models, and none is {model!r}: {_some(cards, 20)}. Name one."
+        )
+    raise WeightsError(
+        f"{where} holds no weights with a model card: expected NAME.safetensors and NAME.json."
+    )
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        return ModelCard.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"The model card {path} cannot be read: {error}.") from error
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _files_beside(card_path: Path, card: ModelCard, source: str) -> WeightFiles:
+    paths = tuple(card_path.with_name(name) for name in card.files)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise WeightsError(f"Beside the model card {card_path} are missing: {_some(missing)}.")
+    return WeightFiles(card, paths, source)
+
+
+# Verifying and reading
+
+
+def verify(files: WeightFiles) -> None:
+    """Raise `WeightsError` unless every file has the SHA-256 that the card states."""
+    for path in files.paths:
+        _verified_bytes(path, files)
+
+
+def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
+    """Verify all files, then read the tensors of all shards, on the CPU, in the type as stored.
+
+    Raises `WeightsError` for a wrong SHA-256, a file that is no safetensors, and shards that have a
+    tensor in common.
+    """
+    import safetensors
+    import safetensors.torch
+
+    # Hash and tensors come from the same bytes: a file replaced in between is not read.
+    contents = [_verified_bytes(path, files) for path in files.paths]
+    state: dict[str, torch.Tensor] = {}
+    for path, content in zip(files.paths, contents, strict=True):
+        try:
+            shard = safetensors.torch.load(content)
+        except safetensors.SafetensorError as error:
+            raise WeightsError(f"{path} is not a complete safetensors file: {error}.") from error
+        if twice := state.keys() & shard.keys():
+            raise WeightsError(f"{path} repeats tensors of another shard: {_some(twice)}.")
+        state |= shard
+    return state
+
+
+def load_model(
+    weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
+) -> tuple[nn.Module, ModelCard]:
+    """The network of the card with its weights, float32, in evaluation mode, on the CPU.
+
+    Arguments and errors as `find_weights` and `read_weights`; `WeightsError` also when the card's
+    architecture is unknown or does not fit the tensors of the files.
+    """
+    from hihlandmark.models.registry import build_model
+
+    files = find_weights(weights, model=model, revision=revision)
+    state = read_weights(files)
+    try:
+        network = build_model(files.card.architecture, files.card.configuration)
+    except ConfigurationError as error:
+        raise WeightsError(f"The network of {files.source} cannot be built: {error}") from error
+    _require_fit(network, state, files)
+    network.load_state_dict(state)
+    logger.info("Loaded %s: %s", files.card.name, files.source)
+    return network.float().eval(), files.card
+
+
+def _require_fit(network: nn.Module, state: Mapping[str, torch.Tensor], files: WeightFiles) -> None:
+    """Raise `WeightsError` unless the tensors are those of the network, in names and shapes."""
+    expected = network.state_dict()
+    troubles = {
+        "missing": expected.keys() - state.keys(),
+        "unexpected": state.keys() - expected.keys(),
+        "of another shape": {
+            name
+            for name in expected.keys() & state.keys()
+            if expected[name].shape != state[name].shape
+        },
+    }
+    found = [f"{trouble}: {_some(names)}" for trouble, names in troubles.items() if names]
+    if found:
+        raise WeightsError(
+            f"The architecture of the card ({files.card.architecture!r}) does not fit the weights "
+            f"of {files.source}: {'; '.join(found)}. Take the card and the files from one place."
+        )
+
+
+def _verified_bytes(path: Path, files: WeightFiles) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from error
+    expected = files.card.files[path.name]
+    if (digest := _sha256(content)) != expected:
+        raise WeightsError(
+            f"{path} is not the file that its model card describes: SHA-256 {digest}, expected "
+            f"{expected}. It is damaged or was replaced: fetch it again (from the Hub with "
+            "`hihlandmark weights pull`)."
+        )
+    return content
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# Writing
+
+
+def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> Path:
+    """Write tensors as safetensors with the card beside them; return the path of the card.
+
+    Floating-point tensors are stored as float16, or float32 where float16 would overflow; others as
+    they are. Files are of at most 16 MiB, unless one tensor is larger. ``card.files`` is filled in.
+    Every file is replaced in one step, the card last; shards of an earlier save under the same name
+    are removed. Raises `WeightsError` when a tensor holds NaN or infinity.
+    """
+    import safetensors.torch
+
+    shards = _shards({name: _stored(name, tensor) for name, tensor in state.items()})
+    names = [f"{card.name}.safetensors"]
+    if len(shards) > 1:
+        of = len(shards)
+        names = [f"{card.name}-{i:05d}-of-{of:05d}.safetensors" for i in range(1, of + 1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, shard in zip(names, shards, strict=True):
+        content = safetensors.torch.save(shard)
+        files[name] = _sha256(content)
+        _replace_file(folder / name, content)
+    card_path = folder / f"{card.name}.json"
+    _replace_file(card_path, replace(card, files=files).to_json().encode())
+    for path in folder.glob("*.safetensors"):
+        match = _WEIGHT_FILE.fullmatch(path.name)
+        if match and match["name"] == card.name and path.name not in files:
+            path.unlink()
+    return card_path
+
+
+def _stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy as it goes into a file."""
+    import torch
+
+    # A copy, because safetensors refuses tensors that share memory.
+    tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    if half.isfinite().all():
+        return half
+    if not tensor.isfinite().all():
+        raise WeightsError(f"The tensor {name!r} holds NaN or infinity: it is not worth saving.")
+    return tensor.float()
+
+
+def _shards(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Tensors in their order, cut where a file would get larger than `SHARD_BYTES`."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        needed = tensor.nbytes + len(name.encode()) + _HEADER_BYTES_PER_TENSOR
+        if shards[-1] and size + needed > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += needed
+    return shards
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old one or the new one, never a part."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)  # mkstemp lets nobody else read it
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# Converting
+
+
+def convert_checkpoint(
+    checkpoint: Path, folder: Path, name: str, layout: str | None = None
+) -> Path:
+    """Convert a checkpoint of the HIH authors' code to safetensors; return the path of the card.
+
+    The checkpoint is a pickle of ``{"state_dict": ..., "best_nme": ...}``, its keys with or without
+    "module." in front; it is opened with ``weights_only=True``. ``layout``: the layout that it must
+    be of, such as "WFLW98"; None takes the one with as many points. The card states the pixel and
+    bin convention of that code (x / 4 for the heatmap position, bins at b / 8). Its data came ready
+    cut, so the card has no map from boxes to crops: add them under "crop" before running it on
+    photos. Raises `WeightsError` when it is no such checkpoint or holds other objects.
+    """
+    from hihlandmark.models.official_hih import from_official
+
+    state = _read_checkpoint(checkpoint)
+    try:
+        configuration, state = from_official(state)
+    except (ConfigurationError, WeightsError) as error:
+        raise WeightsError(f"{checkpoint} is not a checkpoint of HIH: {error}") from error
+    layouts = list(configuration["layouts"])
+    if layout is not None and layouts != [layout]:
+        raise WeightsError(f"{checkpoint} has the layout {_some(layouts)}, not {layout}.")
+    card = ModelCard(
+        name=name,
+        architecture="hih",
+        configuration=configuration,
+        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        crop={"pixel_origin": 0.0, "boxes": {}},
+        decoding={"decoder": "argmax", "bin_centre": 0.0, "activation": "linear"},
+        training_data=[],
+        licence="not stated by the checkpoint: see where it is from",
+    )
+    return save_weights(folder, card, state)
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled checkpoint, under the names that they have there."""
+    import pickle
+
+    import torch
+
+    try:
+        with _numpy_scalars_allowed():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is not a checkpoint, or holds objects besides tensors and numbers, which are "
+            f"not opened because they may run code: {error}"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {error}") from error
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise WeightsError(f'{path} is not a checkpoint of HIH: it has no "state_dict".')
+    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(f'{path} is not a checkpoint of HIH: "state_dict" is not all tensors.')
+    return state
+
+
+def _numpy_scalars_allowed() -> contextlib.AbstractContextManager[Any]:
+    """Lets ``torch.load(weights_only=True)`` read the NumPy numbers of "best_nme", nothing more."""
+    import numpy as np
+    import torch
+
+    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5 reads plain numbers only
+        return contextlib.nullcontext()
+    # The same function under the module names of NumPy 1 and 2.
+    scalar = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+    ]
+    return torch.serialization.safe_globals(allowed)
+
+
+# Checking a card
+
+
+def _check_card(card: ModelCard) -> None:
+    _expect(_is_name(card.name), "name", "letters, digits and . _ -", card.name)
+    _expect(_is_text(card.architecture), "architecture", "a text", card.architecture)
+    _expect(_is_text(card.licence), "licence", "a text", card.licence)
+    for name in ("configuration", "calibration", "files"):
+        value = getattr(card, name)
+        _expect(_is_mapping(value), name, "an object", value)
+    _expect_fields(card.normalisation, "normalisation", {"mean", "std"})
+    mean, std = card.normalisation["mean"], card.normalisation["std"]
+    _expect(_are_numbers(mean, 3), "normalisation.mean", "three numbers", mean)
+    positive = _are_numbers(std, 3) and min(std) > 0
+    _expect(positive, "normalisation.std", "three numbers above 0", std)
+    _expect_fields(card.decoding, "decoding", {"decoder", "bin_centre", "activation"})
+    decoder, centre = card.decoding["decoder"], card.decoding["bin_centre"]
+    activation = card.decoding["activation"]
+    _expect(
+        activation in ACTIVATIONS, "decoding.activation", f"one of {_some(ACTIVATIONS)}", activation
+    )
+    _expect(decoder in DECODERS, "decoding.decoder", f"one of {_some(DECODERS)}", decoder)
+    _expect(_is_number(centre), "decoding.bin_centre", "a number", centre)
+    _check_crop(card.crop)
+    for name, digest in card.files.items():
+        # A name with a folder in it could lead outside of the folder of the card.
+        _expect(_WEIGHT_FILE.fullmatch(name), "files", "names as NAME.safetensors", name)
+        hexadecimal = isinstance(digest, str) and _SHA256.fullmatch(digest)
+        _expect(hexadecimal, f"files.{name}", "a SHA-256 in small hexadecimal digits", digest)
+    _check_provenance(card)
+
+
+def _check_crop(crop: CropContract) -> None:
+    _expect_fields(crop, "crop", {"pixel_origin", "boxes"})
+    _expect(_is_number(crop["pixel_origin"]), "crop.pixel_origin", "a number", crop["pixel_origin"])
+    _expect(_is_mapping(crop["boxes"]), "crop.boxes", "an object", crop["boxes"])
+    for kind, box in crop["boxes"].items():
+        where = f"crop.boxes.{kind}"
+        _expect_fields(box, where, {"shift", "scale"})
+        _expect(_are_numbers(box["shift"], 2), f"{where}.shift", "two numbers", box["shift"])
+        positive = _is_number(box["scale"]) and box["scale"] > 0
+        _expect(positive, f"{where}.scale", "a number above 0", box["scale"])
+
+
+def _check_provenance(card: ModelCard) -> None:
+    _expect(isinstance(card.training_data, list), "training_data", "a list", card.training_data)
+    for i, data in enumerate(card.training_data):
+        where = f"training_data[{i}]"
+        _expect_fields(data, where, {"name", "licence", "images"})
+        texts = _is_text(data["name"]) and _is_text(data["licence"])
+        _expect(texts, where, "name and licence as texts", data)
+        count = data["images"]
+        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+        _expect(whole, f"{where}.images", "a whole number", count)
+    _expect(isinstance(card.figures, list), "figures", "a list", card.figures)
+    for i, figure in enumerate(card.figures):
+        where, needed = f"figures[{i}]", {"split", "points", "metric", "value", "command"}
+        _expect(_is_mapping(figure), where, "an object", figure)
+        missing = needed - figure.keys()
+        _expect(not missing, where, f"the fields {_some(needed, 5)}", figure)
+        _expect(_is_number(figure["value"]), f"{where}.value", "a number", figure["value"])
+
+
+def _expect(holds: object, name: str, expected: str, value: object) -> None:
+    if not holds:
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        raise WeightsError(f"The model card's field {name!r} must be {expected}, not {shown}.")
+
+
+def _expect_fields(value: object, name: str, names: set[str]) -> None:
+    exact = isinstance(value, dict) and value.keys() == names
+    _expect(exact, name, f"an object with the fields {_some(names)}", value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def _are_numbers(value: object, count: int) -> bool:
+    return isinstance(value, Sequence) and len(value) == count and all(map(_is_number, value))
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
+    """Up to ``count`` names in alphabetical order, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - count} more" if len(ordered) > count else ""
+    return (", ".join(ordered[:count]) or "none") + more

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from skimage.data import astronaut
+
+from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.face_detection import (
+    FACE_DETECTORS,
+    Detections,
+    FaceDetector,
+    MTCNNFaceDetector,
+    given_boxes,
+    make_face_detector,
+)
+
+Image = NDArray[np.uint8]
+
+# Drawn by eye on the astronaut: chin, ears and the middle of the forehead.
+ASTRONAUT_FACE = (178, 62, 268, 172)
+ASTRONAUT_POINTS = np.array([(205, 100), (245, 102), (223, 128), (203, 139), (243, 140)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def mtcnn() -> MTCNNFaceDetector:
+    return MTCNNFaceDetector("cpu")
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image:
+    """The astronaut's head and shoulders, 280 x 320 pixels, as quick to search as it is small."""
+    return np.ascontiguousarray(astronaut()[:280, 60:380])
+
+
+def resized(image: Image, factor: float) -> Image:
+    height, width = image.shape[:2]
+    size = (round(width * factor), round(height * factor))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+
+
+def assert_valid(found: Detections, image: Image) -> None:
+    count, (height, width) = len(found), image.shape[:2]
+    assert found.five_points is not None
+    assert found.boxes.shape == (count, 4)
+    assert found.scores.shape == (count,)
+    assert found.five_points.shape == (count, 5, 2)
+    for array in (found.boxes, found.scores, found.five_points):
+        assert array.dtype == np.float32
+        assert np.isfinite(array).all()
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= (width - 1, height - 1, width - 1, height - 1)).all()
+    assert (found.boxes[:, 2:] - found.boxes[:, :2] >= 1).all()
+    assert (np.diff(found.scores) <= 0).all()
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+
+
+def test_mtcnn_finds_the_one_face_of_a_photo(mtcnn):
+    image = astronaut()
+    (found,) = mtcnn.detect([image])
+    assert len(found) == 1
+    assert_valid(found, image)
+    np.testing.assert_allclose(found.boxes[0], ASTRONAUT_FACE, atol=8)
+    np.testing.assert_allclose(found.five_points[0], ASTRONAUT_POINTS, atol=5)
+    assert found.scores[0] > 0.99
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.73, 2.0])
+def test_box_of_a_resized_photo_maps_back_to_the_same_face(mtcnn, photo, factor):
+    (original,), (found,) = mtcnn.detect([photo]), mtcnn.detect([resized(photo, factor)])
+    assert len(found) == 1
+    back = (found.boxes[0] + 0.5) / factor - 0.5
+    np.testing.assert_allclose(back, original.boxes[0], atol=5)
+    back = (found.five_points[0] + 0.5) / factor - 0.5
+    np.testing.assert_allclose(back, original.five_points[0], atol=3)
+
+
+def test_a_photo_larger_than_detection_size_is_found_at_its_own_scale(mtcnn, photo):
+    large = resized(photo, 4.0)
+    assert max(large.shape) > mtcnn.detection_size
+    (original,), (found,) = mtcnn.detect([photo]), mtcnn.detect([large])
+    assert len(found) == 1
+    assert_valid(found, large)
+    np.testing.assert_allclose((found.boxes[0] + 0.5) / 4 - 0.5, original.boxes[0], atol=5)
+
+
+def test_a_search_at_half_size_gives_boxes_and_points_without_a_shift(photo):
+    # MTCNN counts pixels from 1: unless that is undone, all moves by 1 pixel here, and mirroring
+    # moves it by 2.
+    pad = (-photo.shape[1] % 2, -photo.shape[0] % 2)
+    assert pad == (0, 0)
+    detector = MTCNNFaceDetector("cpu", min_score=0.7)
+    (found,) = detector.detect([photo])
+    (mirrored,) = detector.detect([np.ascontiguousarray(photo[:, ::-1])])
+    assert found.five_points is not None
+    assert mirrored.five_points is not None
+    back = photo.shape[1] - 1 - mirrored.five_points[0, [1, 0, 2, 4, 3], 0]
+    assert abs((back - found.five_points[0, :, 0]).mean()) < 1
+
+
+@pytest.mark.parametrize("crop", [(slice(1, 278), slice(3, 316)), (slice(0, 255), slice(11, 318))])
+def test_odd_sizes_are_searched(mtcnn, photo, crop):
+    image = photo[crop]
+    (found,) = mtcnn.detect([image])
+    assert len(found) == 1
+    assert_valid(found, image)
+
+
+def test_a_gray_photo_in_three_channels_is_searched(mtcnn, photo):
+    gray = np.repeat(photo.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    (original,), (found,) = mtcnn.detect([photo]), mtcnn.detect([gray])
+    assert len(found) == 1
+    np.testing.assert_allclose(found.boxes[0], original.boxes[0], atol=8)
+
+
+def test_a_face_cut_by_the_border_has_its_box_inside_of_the_image(mtcnn, photo):
+    image = photo[75:, 125:]
+    (found,) = mtcnn.detect([image])
+    assert len(found) == 1
+    assert_valid(found, image)
+    assert found.boxes[0, 1] == 0
+
+
+HOSTILE: dict[str, Callable[[], Image]] = {
+    "1x1": lambda: np.zeros((1, 1, 3), np.uint8),
+    "one row": lambda: np.full((1, 300, 3), 200, np.uint8),
+    "19x19": lambda: np.full((19, 19, 3), 90, np.uint8),
+    "20x20": lambda: np.full((20, 20, 3), 90, np.uint8),
+    "49x21": lambda: np.full((49, 21, 3), 90, np.uint8),
+    "10x20000": lambda: np.full((10, 20000, 3), 90, np.uint8),
+    "20000x10": lambda: np.full((20000, 10, 3), 90, np.uint8),
+    "black": lambda: np.zeros((120, 160, 3), np.uint8),
+    "white": lambda: np.full((120, 160, 3), 255, np.uint8),
+    "noise": lambda: np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8),
+    "stripes": lambda: np.tile(np.array([[[0], [255]]], np.uint8), (90, 60, 3)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_images_without_a_face_give_empty_arrays(mtcnn, name):
+    image = HOSTILE[name]()
+    (found,) = mtcnn.detect([image])
+    assert len(found) == 0
+    assert_valid(found, image)
+
+
+def test_a_face_in_a_photo_of_24_megapixels_is_found(photo):
+    image = np.zeros((4000, 6000, 3), np.uint8)
+    image[500:1620, 700:1980] = resized(photo, 4.0)
+    (found,) = MTCNNFaceDetector("cpu", detection_size=640).detect([image])
+    assert len(found) == 1
+    assert_valid(found, image)
+    face = np.array(ASTRONAUT_FACE) - (60, 0, 60, 0)
+    np.testing.assert_allclose(found.boxes[0], face * 4 + (700, 500, 700, 500), atol=50)
+
+
+def test_images_of_mixed_sizes_give_the_same_together_as_one_by_one(mtcnn, photo):
+    images = [photo, HOSTILE["1x1"](), resized(photo, 0.6), HOSTILE["noise"](), photo[:, ::-1]]
+    together = mtcnn.detect(images)
+    assert [len(found) for found in together] == [1, 0, 1, 0, 1]
+    for image, found in zip(images, together, strict=True):
+        (alone,) = mtcnn.detect([image])
+        np.testing.assert_array_equal(found.boxes, alone.boxes)
+        np.testing.assert_array_equal(found.scores, alone.scores)
+        np.testing.assert_array_equal(found.five_points, alone.five_points)
+
+
+def test_no_image_gives_no_detections(mtcnn):
+    assert mtcnn.detect([]) == []
+
+
+def test_threads_with_one_detector_get_the_results_of_one_thread(mtcnn, photo):
+    # Of different sizes, so that a search that kept the smallest face of another would show.
+    images = [photo, resized(photo, 3.0)]
+    expected = [found.boxes for found in mtcnn.detect(images)]
+    results: dict[int, NDArray[np.float32]] = {}
+
+    def search(index: int) -> None:
+        results[index] = mtcnn.detect([images[index % 2]])[0].boxes
+
+    threads = [threading.Thread(target=search, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(4):
+        np.testing.assert_array_equal(results[index], expected[index % 2])
+
+
+def test_faces_shorter_than_min_face_are_left_out(photo):
+    side = 111
+    (small,) = MTCNNFaceDetector("cpu", min_face=side - 30).detect([photo])
+    (none,) = MTCNNFaceDetector("cpu", min_face=side + 30).detect([photo])
+    assert len(small) == 1
+    assert len(none) == 0
+
+
+def test_min_face_counts_pixels_of_the_image_as_given(photo):
+    # A face of 444 pixels, searched where it has 89.
+    large, options = resized(photo, 4.0), {"detection_size": 256}
+    assert len(MTCNNFaceDetector("cpu", min_face=300, **options).detect([large])[0]) == 1
+    assert len(MTCNNFaceDetector("cpu", min_face=600, **options).detect([large])[0]) == 0
+
+
+def test_min_score_bounds_the_scores(photo):
+    blurred = cv2.GaussianBlur(photo, (0, 0), 9).astype(np.uint8)
+    low = MTCNNFaceDetector("cpu", min_score=0.0).detect([blurred])[0]
+    assert len(low) > 0
+    bound = float(np.median(low.scores))
+    high = MTCNNFaceDetector("cpu", min_score=bound).detect([blurred])[0]
+    assert 0 < len(high) < len(low)
+    assert high.scores.min() >= bound
+
+
+def test_candidates_outside_of_the_picture_are_survived(mtcnn, photo, monkeypatch):
+    # facenet-pytorch then indexes with a mask of another length, or joins an empty list.
+    (expected,) = mtcnn.detect([photo])
+    mtcnn_class = type(mtcnn._mtcnn)
+    detect = mtcnn_class.detect
+
+    def fails_without_a_border(self: Any, picture: Image, landmarks: bool) -> Any:
+        if picture.shape == photo.shape:
+            raise IndexError("The shape of the mask [3] does not match [4]")
+        return detect(self, picture, landmarks)
+
+    monkeypatch.setattr(mtcnn_class, "detect", fails_without_a_border)
+    (found,) = mtcnn.detect([photo])
+    assert len(found) == 1
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=6)
+    np.testing.assert_allclose(found.five_points, expected.five_points, atol=4)
+
+
+def test_errors_of_the_device_are_raised(mtcnn, photo, monkeypatch):
+    def fails(self: Any, picture: Image, landmarks: bool) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(mtcnn._mtcnn), "detect", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        mtcnn.detect([photo])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((40, 40), np.uint8), "shape"),
+        (np.zeros((40, 40, 4), np.uint8), "shape"),
+        (np.zeros((40, 40, 3), np.float32), "float32"),
+        (np.zeros((0, 40, 3), np.uint8), "no pixel"),
+        ("photo.jpg", "str"),
+    ],
+)
+def test_what_is_no_rgb_uint8_image_is_refused(mtcnn, image, message):
+    with pytest.raises(ImageError, match=message):
+        mtcnn.detect([image])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"detection_size": 10},
+        {"min_face": 0},
+        {"min_face": float("nan")},
+        {"min_score": 1.5},
+        {"device": "abacus"},
+    ],
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ConfigurationError, match=str(next(iter(options)))):
+        make_face_detector("mtcnn", **options)
+
+
+class FindsNothing:
+    name = "nothing"
+
+    def detect(self, images: Any) -> list[Detections]:
+        return [Detections.none() for _ in images]
+
+
+def test_make_face_detector_builds_by_name_with_the_options_given():
+    detector = make_face_detector("mtcnn", device="cpu", detection_size=320, min_face=50)
+    assert isinstance(detector, MTCNNFaceDetector)
+    assert isinstance(detector, FaceDetector)
+    assert detector.name in FACE_DETECTORS
+    assert (detector.detection_size, detector.min_face) == (320, 50)
+    assert detector.min_score == MTCNNFaceDetector("cpu").min_score
+
+
+def test_make_face_detector_takes_an_object_as_it_is():
+    own = FindsNothing()
+    assert make_face_detector(own, device="cpu") is own
+    with pytest.raises(ConfigurationError, match="min_face"):
+        make_face_detector(own, min_face=30)
+
+
+@pytest.mark.parametrize("wrong", ["retina", FindsNothing, None, 3])
+def test_make_face_detector_refuses_what_is_none(wrong):
+    with pytest.raises(ConfigurationError, match="mtcnn" if wrong == "retina" else "detect"):
+        make_face_detector(wrong)
+
+
+def test_detections_are_of_one_length_and_read_only():
+    with pytest.raises(ConfigurationError, match=r"boxes .* \(2, 4\)"):
+        Detections(np.zeros((1, 4), np.float32), np.zeros(2, np.float32))
+    boxes = np.arange(8.0).reshape(2, 4)
+    found = Detections(boxes, np.ones(2))  # type: ignore[arg-type]
+    boxes[:] = 0
+    assert found.boxes.dtype == np.float32
+    assert found.boxes[1, 3] == 7
+    with pytest.raises(ValueError, match="read-only"):
+        found.boxes[0, 0] = 1
+    assert len(found[found.boxes[:, 0] > 0]) == 1
+
+
+def test_given_boxes_keep_their_order_and_numbers():
+    boxes = [[5, 6, 30, 40], [-10, 0, 20, 25.5]]
+    found = given_boxes(boxes, (50, 60))
+    np.testing.assert_array_equal(found.boxes, np.array(boxes, np.float32))
+    np.testing.assert_array_equal(found.scores, [1, 1])
+    assert found.five_points is None
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (5, 6, 30, 40),
+        np.array([[5, 6, 30, 40]], np.uint8),
+        torch.tensor([[5.0, 6, 30, 40]], dtype=torch.bfloat16, requires_grad=True),
+    ],
+)
+def test_given_boxes_may_be_one_box_an_array_or_a_tensor(boxes):
+    found = given_boxes(boxes, (50, 60, 3))
+    np.testing.assert_array_equal(found.boxes, [[5, 6, 30, 40]])
+    assert found.boxes.dtype == np.float32
+
+
+@pytest.mark.parametrize("boxes", [[], np.zeros((0, 4)), torch.zeros(0, 4)])
+def test_no_given_box_is_no_face(boxes):
+    assert given_boxes(boxes, (50, 60)).boxes.shape == (0, 4)
+
+
+GOOD = [5, 6, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([GOOD, [30, 6, 20, 40]], r"box 1 of 2, \(30, 6, 20, 40\).*xyxy expected; got xywh\?"),
+        ([GOOD, [5, 40, 30, 40]], "box 1 .*xyxy expected"),
+        ([[5, 6, np.nan, 40], GOOD], "box 0 .*not finite"),
+        ([[5, 6, 1e300, 40]], "box 0 .*not finite"),
+        ([GOOD, [60, 6, 80, 40]], "box 1 .*outside of the image, which is 60 wide and 50 high"),
+        ([[5, -40, 30, -1]], "box 0 .*outside"),
+        ([[0.1, 0.2, 0.5, 0.6]], "box 0 .*less than a pixel"),
+        ([[0, 0, 1e9, 1e9]], "box 0 .*10 times"),
+        ([[5, 6, 30, 40, 0.9]], r"shape \(F, 4\).*\(1, 5\)"),
+        ([[GOOD]], r"shape \(F, 4\)"),
+        (None, r"shape \(F, 4\)"),
+        ([GOOD, [1, 2]], "cannot be read"),
+        ("boxes", "cannot be read"),
+    ],
+)
+def test_a_wrong_given_box_is_named(boxes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        given_boxes(boxes, (50, 60))
