@@ -141,7 +141,7 @@ def predict(
 
 def _predict_sources(
     detector: Detector, paths: list[str]
-) -> Iterator[tuple[Source, list[Face]] | tuple[None, ImageError]]:
+) -> Iterator[tuple[Source | None, list[Face] | ImageError]]:
     """Each image with its faces or its error, in order; what is no image at all has no source."""
     from hihlandmark.folder import find_images
 

@@ -28,7 +28,7 @@ from hihlandmark.heatmap import Decoder, decode, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
-from hihlandmark.weights import load_model
+from hihlandmark.weights import DECODERS, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +116,8 @@ class Detector:
             raise ConfigurationError(
                 f"refine must be 0 or more and batch_size 1 or more, not {refine} and {batch_size}"
             )
+        if decoder not in (None, *DECODERS):
+            raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")
         self.layout = get_layout(layout)
         self.device = resolve_device(device)
         network, self.card = load_model(weights, model=model, revision=revision)
@@ -214,9 +216,9 @@ class Detector:
         maps = to_distributions(*raw, activation=self.card.decoding["activation"])
         decoded = decode(*maps, self.decoder, bin_centre=self.card.decoding["bin_centre"])
         # The origin is 0.5 where the centre of a pixel is (0, 0), as everywhere in this package.
-        points = decoded.points.double().cpu().numpy() + (0.5 - self.card.crop["pixel_origin"])
+        points = decoded.points.cpu().double().numpy() + (0.5 - self.card.crop["pixel_origin"])
         return CropLandmarks(
-            points, decoded.covariance.double().cpu().numpy(), decoded.mass.double().cpu().numpy()
+            points, decoded.covariance.cpu().double().numpy(), decoded.mass.cpu().double().numpy()
         )
 
     def _landmarks(
@@ -267,7 +269,9 @@ class Detector:
         interocular = np.linalg.norm(points[:, left] - points[:, right], axis=-1)
         scores = self.calibration.scores(covariance, found.mass, interocular)
         covariance *= self.calibration.covariance_scale
-        next_squares = self.box_map("landmarks").squares(tight_boxes(points))
+        # Whole pixels, so that a rounding error of the network, which differs from batch to batch,
+        # does not become another crop and so another answer.
+        next_squares = np.round(self.box_map("landmarks").squares(tight_boxes(points)))
         for i, face in enumerate(batch):
             face.crops_left -= 1
             if face.crops_left:

@@ -194,7 +194,7 @@ def to_key_points(faces: Sequence[Face]) -> supervision.KeyPoints:
         raise ConfigurationError("key points of one call need one layout; use Face.to first")
     return supervision.KeyPoints(
         xy=np.stack([face.points for face in faces]),
-        confidence=np.stack([face.scores for face in faces]),
+        keypoint_confidence=np.stack([face.scores for face in faces]),
     )
 
 

@@ -248,7 +248,7 @@ def _packaged_row(name: str) -> PackagedWeights:
     files = None
     try:
         files = _find_packaged(name)
-        verify(files)
+        verify_weights(files)
     except WeightsError as error:
         return PackagedWeights(name, files, str(error))
     return PackagedWeights(name, files, None)
@@ -425,7 +425,7 @@ def _files_beside(card_path: Path, card: ModelCard, source: str) -> WeightFiles:
 # Verifying and reading
 
 
-def verify(files: WeightFiles) -> None:
+def verify_weights(files: WeightFiles) -> None:
     """Raise `WeightsError` unless every file has the SHA-256 that the card states."""
     for path in files.paths:
         _verified_bytes(path, files)
@@ -686,14 +686,7 @@ def _check_card(card: ModelCard) -> None:
     _expect(_are_numbers(mean, 3), "normalisation.mean", "three numbers", mean)
     positive = _are_numbers(std, 3) and min(std) > 0
     _expect(positive, "normalisation.std", "three numbers above 0", std)
-    _expect_fields(card.decoding, "decoding", {"decoder", "bin_centre", "activation"})
-    decoder, centre = card.decoding["decoder"], card.decoding["bin_centre"]
-    activation = card.decoding["activation"]
-    _expect(
-        activation in ACTIVATIONS, "decoding.activation", f"one of {_some(ACTIVATIONS)}", activation
-    )
-    _expect(decoder in DECODERS, "decoding.decoder", f"one of {_some(DECODERS)}", decoder)
-    _expect(_is_number(centre), "decoding.bin_centre", "a number", centre)
+    _check_decoding(card.decoding)
     _check_crop(card.crop)
     for name, digest in card.files.items():
         # A name with a folder in it could lead outside of the folder of the card.
@@ -701,6 +694,16 @@ def _check_card(card: ModelCard) -> None:
         hexadecimal = isinstance(digest, str) and _SHA256.fullmatch(digest)
         _expect(hexadecimal, f"files.{name}", "a SHA-256 in small hexadecimal digits", digest)
     _check_provenance(card)
+
+
+def _check_decoding(decoding: Decoding) -> None:
+    _expect_fields(decoding, "decoding", {"decoder", "bin_centre", "activation"})
+    decoder, activation = decoding["decoder"], decoding["activation"]
+    _expect(decoder in DECODERS, "decoding.decoder", f"one of {_some(DECODERS)}", decoder)
+    known = activation in ACTIVATIONS
+    _expect(known, "decoding.activation", f"one of {_some(ACTIVATIONS)}", activation)
+    centre = decoding["bin_centre"]
+    _expect(_is_number(centre), "decoding.bin_centre", "a number", centre)
 
 
 def _check_crop(crop: CropContract) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.data import astronaut
 
+from hihlandmark.crop import BoxMap
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection import (
     FACE_DETECTORS,
@@ -20,6 +21,7 @@ from hihlandmark.face_detection import (
     given_boxes,
     make_face_detector,
 )
+from hihlandmark.training.crop_contract import fit_box_map, residuals, with_mirrored
 
 Image = NDArray[np.uint8]
 
@@ -99,18 +101,11 @@ def test_a_photo_larger_than_detection_size_is_found_at_its_own_scale(mtcnn, pho
     np.testing.assert_allclose((found.boxes[0] + 0.5) / 4 - 0.5, original.boxes[0], atol=5)
 
 
-def test_a_search_at_half_size_gives_boxes_and_points_without_a_shift(photo):
-    # MTCNN counts pixels from 1: unless that is undone, all moves by 1 pixel here, and mirroring
-    # moves it by 2.
-    pad = (-photo.shape[1] % 2, -photo.shape[0] % 2)
-    assert pad == (0, 0)
-    detector = MTCNNFaceDetector("cpu", min_score=0.7)
-    (found,) = detector.detect([photo])
-    (mirrored,) = detector.detect([np.ascontiguousarray(photo[:, ::-1])])
-    assert found.five_points is not None
-    assert mirrored.five_points is not None
+def test_five_points_of_a_mirrored_photo_are_mirrored(mtcnn, photo):
+    # MTCNN counts pixels from 1: unless that is undone, mirroring moves the points by 2 pixels.
+    found, mirrored = mtcnn.detect([photo, photo[:, ::-1]])
     back = photo.shape[1] - 1 - mirrored.five_points[0, [1, 0, 2, 4, 3], 0]
-    assert abs((back - found.five_points[0, :, 0]).mean()) < 1
+    assert abs((back - found.five_points[0, :, 0]).mean()) < 0.5
 
 
 @pytest.mark.parametrize("crop", [(slice(1, 278), slice(3, 316)), (slice(0, 255), slice(11, 318))])
@@ -217,14 +212,13 @@ def test_min_face_counts_pixels_of_the_image_as_given(photo):
     assert len(MTCNNFaceDetector("cpu", min_face=600, **options).detect([large])[0]) == 0
 
 
-def test_min_score_bounds_the_scores(photo):
-    blurred = cv2.GaussianBlur(photo, (0, 0), 9).astype(np.uint8)
-    low = MTCNNFaceDetector("cpu", min_score=0.0).detect([blurred])[0]
-    assert len(low) > 0
-    bound = float(np.median(low.scores))
-    high = MTCNNFaceDetector("cpu", min_score=bound).detect([blurred])[0]
-    assert 0 < len(high) < len(low)
-    assert high.scores.min() >= bound
+def test_boxes_below_min_score_are_left_out(photo):
+    blurred = [cv2.GaussianBlur(photo, (0, 0), sigma) for sigma in (7, 9)]  # scores 0.96 and 0.13
+    counts = {
+        bound: [len(f) for f in MTCNNFaceDetector("cpu", min_score=bound).detect(blurred)]
+        for bound in (0.0, 0.5, 0.99)
+    }
+    assert counts == {0.0: [1, 1], 0.5: [1, 0], 0.99: [0, 0]}
 
 
 def test_candidates_outside_of_the_picture_are_survived(mtcnn, photo, monkeypatch):
@@ -377,3 +371,35 @@ GOOD = [5, 6, 30, 40]
 def test_a_wrong_given_box_is_named(boxes, message):
     with pytest.raises(ConfigurationError, match=message):
         given_boxes(boxes, (50, 60))
+
+
+def random_boxes(count: int) -> NDArray[np.float64]:
+    rng = np.random.default_rng(3)
+    low = rng.uniform(0, 200, (count, 2))
+    return np.concatenate([low, low + rng.uniform(30, 120, (count, 2))], axis=1)
+
+
+def test_fit_box_map_recovers_a_map_in_spite_of_wrong_boxes():
+    true_map = BoxMap((0.02, 0.13), 1.2)
+    boxes = random_boxes(40)
+    squares = true_map.squares(boxes)[:, :3]
+    left_over = residuals(fit_box_map(boxes, squares), boxes, squares)
+    np.testing.assert_allclose([*left_over.centre, left_over.log_scale], 0, atol=1e-9)
+    squares[:10] += 500
+    fitted = fit_box_map(boxes, squares)
+    np.testing.assert_allclose([*fitted.shift, fitted.scale], [0.02, 0.13, 1.2], atol=1e-9)
+
+
+def test_residuals_count_in_sides_of_the_square():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10.0]])
+    squares = np.array([[4.5, 5, 20], [6.5, 5, 20.0]])
+    found = residuals(BoxMap((0.0, 0.0), 2.0), boxes, squares)
+    np.testing.assert_allclose(found.centre, [0.05, 0])
+    np.testing.assert_allclose(found.log_scale, 0)
+
+
+def test_a_map_fitted_with_mirrored_faces_has_no_side():
+    boxes = random_boxes(40)
+    squares = BoxMap((0.05, -0.1), 1.3).squares(boxes)[:, :3]
+    fitted = fit_box_map(*with_mirrored(boxes, squares))
+    np.testing.assert_allclose([*fitted.shift, fitted.scale], [0, -0.1, 1.3], atol=1e-9)

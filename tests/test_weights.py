@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save
 
 from hihlandmark import weights as weights_module
 from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.heatmap import Decoder
+from hihlandmark.heatmap import Activation, Decoder
 from hihlandmark.models.registry import build_model
 from hihlandmark.weights import (
+    ACTIVATIONS,
     DECODERS,
     SHARD_BYTES,
     ModelCard,
@@ -34,7 +35,7 @@ from hihlandmark.weights import (
     pull_weights,
     read_weights,
     save_weights,
-    verify,
+    verify_weights,
 )
 
 TINY: dict[str, Any] = {
@@ -105,8 +106,9 @@ def test_card_survives_json() -> None:
     assert ModelCard.from_json(given.to_json()) == given
 
 
-def test_card_knows_the_decoders_of_heatmap() -> None:
+def test_card_knows_the_decoders_and_activations_of_heatmap() -> None:
     assert set(DECODERS) == set(typing.get_args(Decoder))
+    assert set(ACTIVATIONS) == set(typing.get_args(Activation))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_changed_byte_is_refused(saved: Path) -> None:
     file.write_bytes(content)
     files = find_weights(saved)
     with pytest.raises(WeightsError, match=r"tiny\.safetensors.*SHA-256"):
-        verify(files)
+        verify_weights(files)
     with pytest.raises(WeightsError, match=r"tiny\.safetensors.*SHA-256"):
         load_model(saved)
 
@@ -402,8 +404,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_first_use_downloads_second_does_not_and_offline_works(saved: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from hihlandmark.weights import find_weights, read_weights; "
-        "files = find_weights(sys.argv[1]); read_weights(files); print(files.source)"
+        "import sys; from hihlandmark.weights import find_weights, verify_weights; "
+        "files = find_weights(sys.argv[1]); verify_weights(files); print(files.source)"
     )
     environment = os.environ | {
         "HF_HOME": str(tmp_path / "home"),
@@ -451,15 +453,17 @@ def test_revisions_are_pinned_until_pulled(hub: Hub, saved: Path) -> None:
     assert second in find_weights("me/faces").source
     for pinned in (find_weights(f"me/faces@{first}"), find_weights("me/faces", revision=first)):
         assert first in pinned.source
-        verify(pinned)
+        verify_weights(pinned)
     with pytest.raises(ConfigurationError, match="contradict"):
         find_weights(f"me/faces@{first}", revision=second)
 
 
-def test_broken_download_resumes(hub: Hub, saved: Path) -> None:
+def test_broken_download_resumes(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # huggingface_hub resumes behind the last whole chunk: the tiny file needs tiny ones.
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)
     hub.commit("me/faces", contents(saved))
     hub.cuts = [1000]
-    verify(find_weights("me/faces"))
+    verify_weights(find_weights("me/faces"))
     assert [r.range for r in hub.requests if r.method == "GET"][-1] == "bytes=1000-"
 
 
@@ -469,7 +473,7 @@ def test_download_that_stays_broken_fails_cleanly_and_succeeds_later(hub: Hub, s
     with pytest.raises(WeightsError, match=r"could not be downloaded.*try again"):
         find_weights("me/faces")
     hub.cuts.clear()
-    verify(find_weights("me/faces"))
+    verify_weights(find_weights("me/faces"))
 
 
 def test_cached_file_that_is_damaged_is_pulled_again(hub: Hub, saved: Path) -> None:
@@ -477,8 +481,8 @@ def test_cached_file_that_is_damaged_is_pulled_again(hub: Hub, saved: Path) -> N
     file = find_weights("me/faces").paths[0]
     file.resolve().write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="hihlandmark weights pull"):
-        verify(find_weights("me/faces"))
-    verify(pull_weights("me/faces"))
+        verify_weights(find_weights("me/faces"))
+    verify_weights(pull_weights("me/faces"))
 
 
 def test_hub_weights_of_wrong_digest_or_architecture_are_refused(hub: Hub, saved: Path) -> None:
@@ -518,12 +522,16 @@ def test_hub_refusals_say_what_to_do(
         with pytest.raises(WeightsError, match=message):
             find_weights(weights)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    verify(find_weights("me/gated"))
+    verify_weights(find_weights("me/gated"))
     with pytest.raises(ConfigurationError, match="owner/name"):
         pull_weights("gated")
-    hub.__exit__(None, None, None)
+
+
+def test_hub_out_of_reach_says_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Hub() as gone:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", gone.url)
     with pytest.raises(WeightsError, match=r"could not be downloaded.*connection"):
-        find_weights("me/empty")
+        find_weights("me/faces")
 
 
 # Converting
@@ -588,7 +596,11 @@ def test_official_checkpoint_is_converted(tmp_path: Path, prefix: str) -> None:
     network, read_card = load_model(card_path)
     assert read_card.configuration["layouts"] == {"COFW29": 29}
     assert read_card.crop["pixel_origin"] == 0.0
-    assert read_card.decoding == {"decoder": "argmax", "bin_centre": 0.0}
+    assert read_card.decoding == {
+        "decoder": "argmax",
+        "bin_centre": 0.0,
+        "activation": "linear",
+    }
     predict = official_state()["offset_head.head.1.weight"]
     assert torch.equal(network.state_dict()["decimal_head.predict.weight"], predict.half().float())
     with pytest.raises(WeightsError, match="layout COFW29, not WFLW98"):

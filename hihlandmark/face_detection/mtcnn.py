@@ -27,9 +27,9 @@ _WINDOW = 12
 _SMALLEST_SEARCHED = 20.0
 # Scores at which the first and the second of the three networks let a candidate pass, as published.
 _EARLY_THRESHOLDS = (0.6, 0.7)
-# The results count pixels from 1, as in Matlab, and boxes end at the centres of the pixels that they
-# hold. Measured, too: a face searched at half the size came back 1.1 pixels further right and down,
-# in a box 1.3 pixels smaller.
+# The results count pixels from 1, as in Matlab, and boxes end at the centres of the pixels that
+# they hold. Measured, too: faces searched at half the size came back 1.1 pixels further right and
+# down, in boxes 1.3 pixels smaller.
 _BOX_OFFSET = np.array([-1.5, -1.5, -0.5, -0.5])
 _POINT_OFFSET = -1.0
 _BORDER_GRAY = 127

@@ -1,0 +1,27 @@
+"""Fixtures that several test files share: a real photo, and detectors with the packaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from skimage.data import astronaut as skimage_astronaut
+
+from hihlandmark import Detector
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> NDArray[np.uint8]:
+    """The photo (512, 512, 3) of one face, some 90 pixels wide."""
+    image = skimage_astronaut()
+    image.flags.writeable = False
+    return image
+
+
+@pytest.fixture(scope="session")
+def detector_of() -> Callable[[int], Detector]:
+    """Points of a layout -> the detector with the packaged weights, made once."""
+    return cache(lambda layout: Detector(layout, device="cpu"))

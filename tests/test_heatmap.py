@@ -1,0 +1,133 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hihlandmark.heatmap import Decoder, decode, encode, to_distributions
+
+STRIDE, CELLS, BINS = 4, 64, 8
+HALF_BIN = 1 / 16
+coordinate = st.floats(-0.5, 255.49)
+
+
+def decoded_error(points: torch.Tensor, decoder: Decoder) -> torch.Tensor:
+    """Largest difference, in cells, between points and their encoding's decoding."""
+    targets = encode(points, CELLS)
+    decoded = decode(targets.integer, targets.decimal, decoder)
+    assert decoded.inside.all()
+    return (decoded.points - points).abs().max() / STRIDE
+
+
+@settings(max_examples=200, deadline=None)
+@given(x=coordinate, y=coordinate)
+def test_argmax_recovers_any_point_to_half_a_bin(x: float, y: float) -> None:
+    assert decoded_error(torch.tensor([[x, y]]), "argmax") <= HALF_BIN + 1e-5
+
+
+@settings(max_examples=200, deadline=None)
+@given(x=coordinate, y=coordinate)
+def test_expectation_recovers_any_point_to_a_ten_thousandth_of_a_cell(x: float, y: float) -> None:
+    assert decoded_error(torch.tensor([[x, y]]), "expectation") <= 1e-4
+
+
+@pytest.mark.parametrize("decoder", ["argmax", "expectation"])
+@pytest.mark.parametrize("corner", [(-0.5, -0.5), (255.49, -0.5), (-0.5, 255.49), (255.49, 255.49)])
+def test_points_at_the_borders_are_recovered(corner: tuple[float, float], decoder: Decoder) -> None:
+    assert decoded_error(torch.tensor([corner]), decoder) <= HALF_BIN + 1e-5
+
+
+@pytest.mark.parametrize("outside", [(-0.6, 10.0), (10.0, 255.5), (300.0, 10.0), (10.0, -50.0)])
+def test_a_point_outside_is_reported_and_not_placed(outside: tuple[float, float]) -> None:
+    targets = encode(torch.tensor([outside, (10.0, 10.0)]), CELLS)
+    assert targets.inside.tolist() == [False, True]
+    decoded = decode(targets.integer, targets.decimal)
+    assert decoded.inside.tolist() == [False, True]
+    assert decoded.points[0].isnan().all()
+    assert decoded.mass[0] == 0
+    assert torch.allclose(decoded.points[1], torch.tensor([10.0, 10.0]), atol=1e-3)
+
+
+def test_targets_are_the_papers_gaussians() -> None:
+    # u = (x + 0.5) / 4 = (10.25, 20.75): cell (10, 20), fractions 1/4 and 3/4.
+    targets = encode(torch.tensor([[40.5, 82.5]]), CELLS)
+    assert targets.integer[0, 20, 10] == 1
+    assert math.isclose(targets.integer[0, 20, 13], math.exp(-0.5 * (3 / 1.5) ** 2), rel_tol=1e-5)
+    # Fraction 1/4 is the border of bins 1 and 2, fraction 3/4 that of bins 5 and 6.
+    assert torch.allclose(targets.decimal[0, 5, 1], targets.decimal[0, 6, 2])
+
+
+def test_a_cut_off_gaussian_at_the_border_is_not_moved_by_a_cell() -> None:
+    targets = encode(torch.tensor([[0.0, 0.0]]), CELLS)
+    assert targets.integer[0].argmax() == 0
+
+
+def test_expectation_resolves_a_hesitation_between_two_cells() -> None:
+    """Half the belief at 3.97 cells, half at 4.03: two maxima may be a cell off, the means not."""
+    points = torch.tensor([[3.97 * 4 - 0.5, 100.0], [4.03 * 4 - 0.5, 100.0]])
+    targets = encode(points, CELLS)
+    integer, decimal = targets.integer.mean(dim=0), targets.decimal.mean(dim=0)
+    decoded = decode(integer[None], decimal[None], "expectation")
+    assert abs(decoded.points[0, 0] - (4.0 * 4 - 0.5)) < 0.5
+
+
+def test_covariance_is_the_spread_of_the_heatmap_in_squared_pixels() -> None:
+    targets = encode(torch.tensor([[128.0, 128.0]]), CELLS, integer_sigma=0.8)
+    decoded = decode(targets.integer, targets.decimal)
+    # 0.8 cells of 4 pixels, and one bin of half a pixel for the decimal heatmap.
+    expected = (0.8 * 4) ** 2 + 0.5**2
+    covariance = decoded.covariance[0]
+    assert torch.allclose(covariance.diagonal(), torch.full((2,), expected), rtol=0.03)
+    assert covariance[0, 1].abs() < 1e-3
+
+
+def test_mass_tells_a_sharp_heatmap_from_a_flat_one() -> None:
+    sharp = encode(torch.tensor([[128.0, 128.0]]), CELLS)
+    flat = torch.ones(1, CELLS, CELLS)
+    assert decode(sharp.integer, sharp.decimal).mass > 0.95
+    assert decode(flat, sharp.decimal).mass < 0.02
+
+
+def test_official_bins_decode_to_their_lower_edge() -> None:
+    integer, decimal = torch.zeros(1, CELLS, CELLS), torch.zeros(1, BINS, BINS)
+    integer[0, 7, 5] = decimal[0, 2, 4] = 1
+    decoded = decode(integer, decimal, "argmax", bin_centre=0)
+    assert decoded.points[0].tolist() == [(5 + 4 / 8) * 4 - 0.5, (7 + 2 / 8) * 4 - 0.5]
+
+
+def test_linear_activation_takes_negative_values_for_nothing() -> None:
+    raw = torch.full((1, CELLS, CELLS), -0.1)
+    raw[0, 3, 4] = 0.9
+    integer, decimal = to_distributions(raw, torch.zeros(1, BINS, BINS), "linear")
+    assert integer.sum() == raw[0, 3, 4]
+    assert torch.allclose(decimal.sum(), torch.tensor(1.0))
+
+
+def test_expectation_is_differentiable_and_moves_the_point() -> None:
+    targets = encode(torch.tensor([[100.0, 100.0]]), CELLS)
+    logits = (targets.integer + 1e-6).log().requires_grad_()
+    decimals = (targets.decimal + 1e-6).log().requires_grad_()
+    point = decode(*to_distributions(logits, decimals)).points
+    point[0, 0].backward()
+    assert logits.grad is not None
+    assert decimals.grad is not None
+    # More belief in a column further right moves the point to the right.
+    assert logits.grad[0, :, 26:].sum() > 0 > logits.grad[0, :, :24].sum()
+    assert decimals.grad[0, :, 7].sum() > 0 > decimals.grad[0, :, 0].sum()
+
+
+def test_batches_decode_as_one_by_one() -> None:
+    points = torch.rand(3, 5, 2) * 250
+    targets = encode(points, CELLS)
+    together = decode(targets.integer, targets.decimal).points
+    alone = torch.stack([decode(i, d).points for i, d in zip(*targets[:2], strict=True)])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_decodes_as_the_cpu() -> None:
+    targets = encode(torch.rand(4, 98, 2) * 250, CELLS)
+    on_cpu = decode(targets.integer, targets.decimal).points
+    on_cuda = decode(targets.integer.cuda(), targets.decimal.cuda()).points
+    assert torch.allclose(on_cpu, on_cuda.cpu(), atol=1e-3)
