@@ -56,7 +56,7 @@ SETTINGS = (
 class Search(NamedTuple):
     """What one setting found in one photo, boxes (F, 4), and the CPU time that it took."""
 
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.floating]
     seconds: float
 
 
@@ -71,7 +71,7 @@ def pairwise_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> N
 
 def found_again(reference: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which of the reference boxes (F, 4) a box overlaps by IoU >= 0.5: (F,)."""
-    return (pairwise_iou(reference, boxes) >= 0.5).any(axis=1)
+    return np.any(pairwise_iou(reference, boxes) >= 0.5, axis=1)
 
 
 def annotated_face_found(face: NDArray[np.floating], boxes: NDArray[np.floating]) -> bool:

@@ -179,22 +179,24 @@ def test_no_image_gives_no_detections(mtcnn):
     assert mtcnn.detect([]) == []
 
 
-def test_threads_with_one_detector_get_the_results_of_one_thread(mtcnn, photo):
-    # Of different sizes, so that a search that kept the smallest face of another would show.
-    images = [photo, resized(photo, 3.0)]
-    expected = [found.boxes for found in mtcnn.detect(images)]
-    results: dict[int, NDArray[np.float32]] = {}
+def test_threads_do_not_change_the_search_of_each_other(photo, monkeypatch):
+    detector = MTCNNFaceDetector("cpu", detection_size=160, min_face=50)
+    both_have_begun = threading.Barrier(2, timeout=60)
+    searched: dict[tuple[int, ...], float] = {}
 
-    def search(index: int) -> None:
-        results[index] = mtcnn.detect([images[index % 2]])[0].boxes
+    def detect(self: Any, picture: Image, landmarks: bool) -> Any:
+        both_have_begun.wait()
+        searched[picture.shape] = self.min_face_size
+        return None, [None], None
 
-    threads = [threading.Thread(target=search, args=(i,)) for i in range(4)]
+    monkeypatch.setattr(type(detector._mtcnn), "detect", detect)
+    images = [photo, photo[:100, :100]]
+    threads = [threading.Thread(target=detector.detect, args=([image],)) for image in images]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for index in range(4):
-        np.testing.assert_array_equal(results[index], expected[index % 2])
+    assert searched == {(140, 160, 3): 25, (100, 100, 3): 50}
 
 
 def test_faces_shorter_than_min_face_are_left_out(photo):
@@ -311,7 +313,7 @@ def test_detections_are_of_one_length_and_read_only():
     with pytest.raises(ConfigurationError, match=r"boxes .* \(2, 4\)"):
         Detections(np.zeros((1, 4), np.float32), np.zeros(2, np.float32))
     boxes = np.arange(8.0).reshape(2, 4)
-    found = Detections(boxes, np.ones(2))  # type: ignore[arg-type]
+    found = Detections(boxes, np.ones(2))
     boxes[:] = 0
     assert found.boxes.dtype == np.float32
     assert found.boxes[1, 3] == 7

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -456,6 +457,22 @@ def test_revisions_are_pinned_until_pulled(hub: Hub, saved: Path) -> None:
         verify_weights(pinned)
     with pytest.raises(ConfigurationError, match="contradict"):
         find_weights(f"me/faces@{first}", revision=second)
+
+
+def test_card_and_files_are_of_one_commit(
+    hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.commit("me/faces", contents(saved))
+    save_weights(saved, card(), tiny_network(seed=1).state_dict())
+    download = huggingface_hub.hf_hub_download
+
+    def download_then_move_branch(*arguments: Any, **options: Any) -> str:
+        path = download(*arguments, **options)
+        hub.commit("me/faces", contents(saved))
+        return path
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_then_move_branch)
+    verify_weights(find_weights("me/faces"))
 
 
 def test_broken_download_resumes(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,9 @@ _BORDER_GRAY = 127
 class _Candidates(NamedTuple):
     """Boxes (F, 4), scores (F,) and five points (F, 5, 2) in pixels of the picture searched."""
 
-    boxes: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    five_points: NDArray[np.float64]
+    boxes: NDArray[np.floating]
+    scores: NDArray[np.floating]
+    five_points: NDArray[np.floating]
 
 
 class MTCNNFaceDetector:
@@ -114,7 +114,8 @@ class MTCNNFaceDetector:
             return Detections.none(five_points=True)
         picture = np.ascontiguousarray(image)
         if ratio < 1:
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            shrunk = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            picture = np.asarray(shrunk, np.uint8)
         boxes, scores, points = self._search(picture, smallest)
         factor = np.array(size) / (width, height)  # not quite the ratio, for whole pixels
         boxes = (boxes.reshape(-1, 2, 2) + 0.5) / factor - 0.5
@@ -135,7 +136,7 @@ class MTCNNFaceDetector:
             sides = (border,) * 4
             gray = (_BORDER_GRAY,) * 3
             framed = cv2.copyMakeBorder(picture, *sides, cv2.BORDER_CONSTANT, value=gray)
-            boxes, scores, points = self._run_mtcnn(framed, smallest)
+            boxes, scores, points = self._run_mtcnn(np.asarray(framed, np.uint8), smallest)
             return _Candidates(boxes - border, scores, points - border)
 
     def _run_mtcnn(self, picture: NDArray[np.uint8], smallest: float) -> _Candidates:

@@ -23,12 +23,13 @@ class Detections:
             what lies left in the picture first (left eye, right eye, nose, left and right corner);
             None when the detector has no such points.
 
-    The arrays are copies and read-only. Raises `ConfigurationError` when a shape is another.
+    The arrays are read-only float32 copies of what is given.
+    Raises `ConfigurationError` when a shape is another.
     """
 
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    five_points: NDArray[np.float32] | None = None
+    boxes: NDArray[np.floating]
+    scores: NDArray[np.floating]
+    five_points: NDArray[np.floating] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
