@@ -7,6 +7,7 @@ image pixels, angle in radians by which the crop's x axis is turned clockwise on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -62,6 +63,19 @@ class BoxMap:
         centre = (low + high) / 2 + np.array(self.shift) * longer
         upright = np.zeros_like(longer)
         return np.concatenate([centre, longer * self.scale, upright], axis=1)
+
+
+CANONICAL_CROP: Mapping[str, BoxMap] = {
+    "landmarks:WFLW98": BoxMap((0.0, 0.0), 1.4),
+    "landmarks:W300_68": BoxMap((0.0, 0.0), 1.4),
+    "landmarks:COFW29": BoxMap((0.0, 0.0), 1.54),
+    "mtcnn": BoxMap((0.0, 0.06), 1.26),
+}
+"""From each kind of box to the one crop that our networks are trained on.
+
+The crop's centre is that of the tight box of a face's 98 or 68 points, its side 1.4 times the
+longer side of that box. ``hihlandmark.training.crop_contract`` fits the maps of other kinds.
+"""
 
 
 def tight_boxes(points: FloatArray) -> FloatArray:

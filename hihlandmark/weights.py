@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hihlandmark import crop
     from hihlandmark.heatmap import Activation, Decoder
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".tar", ".bin"}
 _HEADER_BYTES_PER_TENSOR = 160
 """Room for a tensor's entry in a safetensors header besides its name: dtype, shape, offsets."""
+_OFFICIAL_CROP_SCALE = 1.2
+"""Side of the HIH authors' crops in longer sides of the landmarks' box: they follow the practice of
+PFLD (github.com/guoqiangqi/PFLD), whose crops are 1.2 times as large as the face."""
 _HUB_TIMEOUT = 10.0
 """Seconds to wait for the Hub's listing of a repository: huggingface_hub itself sets no limit."""
 
@@ -602,9 +606,9 @@ def convert_checkpoint(
     The checkpoint is a pickle of ``{"state_dict": ..., "best_nme": ...}``, its keys with or without
     "module." in front; it is opened with ``weights_only=True``. ``layout``: the layout that it must
     be of, such as "WFLW98"; None takes the one with as many points. The card states the pixel and
-    bin convention of that code (x / 4 for the heatmap position, bins at b / 8). Its data came ready
-    cut, so the card has no map from boxes to crops: add them under "crop" before running it on
-    photos. Raises `WeightsError` when it is no such checkpoint or holds other objects.
+    bin convention of that code (x / 4 for the heatmap position, bins at b / 8) and the maps from
+    boxes to its tighter crops, so that it runs on photos. Raises `WeightsError` when it is no such
+    checkpoint or holds other objects.
     """
     from hihlandmark.models.official_hih import from_official
 
@@ -621,12 +625,30 @@ def convert_checkpoint(
         architecture="hih",
         configuration=configuration,
         normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        crop={"pixel_origin": 0.0, "boxes": {}},
+        crop={"pixel_origin": 0.0, "boxes": boxes_of(_official_crop(*configuration["layouts"]))},
         decoding={"decoder": "argmax", "bin_centre": 0.0, "activation": "linear"},
         training_data=[],
         licence="not stated by the checkpoint: see where it is from",
     )
     return save_weights(folder, card, state)
+
+
+def boxes_of(maps: Mapping[str, crop.BoxMap]) -> dict[str, BoxMap]:
+    """Maps from boxes to crops as a card holds them."""
+    return {kind: {"shift": list(m.shift), "scale": round(m.scale, 4)} for kind, m in maps.items()}
+
+
+def _official_crop(layout: str) -> dict[str, crop.BoxMap]:
+    """The maps to the HIH authors' crops, which fit the landmarks more tightly than ours."""
+    from hihlandmark.crop import CANONICAL_CROP
+
+    own = f"landmarks:{layout}"
+    ratio = _OFFICIAL_CROP_SCALE / CANONICAL_CROP[own].scale
+    return {
+        kind: replace(box_map, scale=box_map.scale * ratio)
+        for kind, box_map in CANONICAL_CROP.items()
+        if kind == own or not kind.startswith("landmarks:")
+    }
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:

@@ -613,6 +613,8 @@ def test_official_checkpoint_is_converted(tmp_path: Path, prefix: str) -> None:
     network, read_card = load_model(card_path)
     assert read_card.configuration["layouts"] == {"COFW29": 29}
     assert read_card.crop["pixel_origin"] == 0.0
+    assert read_card.crop["boxes"]["landmarks:COFW29"] == {"shift": [0.0, 0.0], "scale": 1.2}
+    assert "mtcnn" in read_card.crop["boxes"]
     assert read_card.decoding == {
         "decoder": "argmax",
         "bin_centre": 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from hihlandmark.crop import CANONICAL_CROP
 from hihlandmark.detector import Detector
 from hihlandmark.models.registry import MODELS
 from hihlandmark.training.calibrate import fit_calibration
@@ -13,9 +14,9 @@ from hihlandmark.training.recipes import Recipe
 from hihlandmark.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    CropContract,
     ModelCard,
     TrainingData,
+    boxes_of,
     save_weights,
 )
 
@@ -40,16 +41,6 @@ TRAINING_DATA: tuple[TrainingData, ...] = (
     },
     {"name": "FaceSynthetics sample", "licence": "non-commercial research", "images": 90},
 )
-CROP: CropContract = {
-    "pixel_origin": 0.5,
-    # As fitted by `python -m hihlandmark.training.crop_contract`.
-    "boxes": {
-        "mtcnn": {"shift": [0.0, 0.06], "scale": 1.26},
-        "landmarks:WFLW98": {"shift": [0.0, 0.0], "scale": 1.4},
-        "landmarks:W300_68": {"shift": [0.0, 0.0], "scale": 1.4},
-        "landmarks:COFW29": {"shift": [0.0, 0.0], "scale": 1.54},
-    },
-}
 CALIBRATION_SPLITS = {
     "WFLW98": ("wflw98", "val"),
     # No 68-point faces are left for this: the points that WFLW shares with 300-W stand in.
@@ -71,7 +62,7 @@ def export(checkpoint: Path, recipe: Recipe, data: Path, folder: Path) -> Path:
         architecture=entry.architecture,
         configuration=dict(entry.configuration),
         normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        crop=CROP,
+        crop={"pixel_origin": 0.5, "boxes": boxes_of(CANONICAL_CROP)},
         decoding={
             "decoder": "expectation",
             "bin_centre": 0.5,

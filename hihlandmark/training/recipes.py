@@ -102,7 +102,7 @@ RECIPES: Mapping[str, Recipe] = {
         stages=(
             Stage(2400, crop_size=128, batch_size=24, learning_rate=2e-3),
             Stage(900, crop_size=192, batch_size=24, learning_rate=1.5e-3),
-            Stage(600, crop_size=256, batch_size=16, learning_rate=1e-3),
+            Stage(450, crop_size=256, batch_size=16, learning_rate=1e-3),
         ),
     ),
 }
