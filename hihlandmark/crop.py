@@ -68,8 +68,8 @@ class BoxMap:
 CANONICAL_CROP: Mapping[str, BoxMap] = {
     "landmarks:WFLW98": BoxMap((0.0, 0.0), 1.4),
     "landmarks:W300_68": BoxMap((0.0, 0.0), 1.4),
-    "landmarks:COFW29": BoxMap((0.0, 0.0), 1.54),
-    "mtcnn": BoxMap((0.0, 0.06), 1.26),
+    "landmarks:COFW29": BoxMap((0.0, 0.0), 1.4707),
+    "mtcnn": BoxMap((0.0095, 0.1361), 1.1103),
 }
 """From each kind of box to the one crop that our networks are trained on.
 

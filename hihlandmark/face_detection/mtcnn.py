@@ -15,8 +15,12 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.protocol import Detections, check_image
 from hihlandmark.runtimes.pytorch import resolve_device
 
+# 0.63 of the time that photos of 1024-1280 pixels take as they are, for 93 % of the faces in crowds
+# (97 % of those of 40 pixels or more) and every portrait: benchmarks/face_detection.py.
 DETECTION_SIZE = 800
+# With 40 instead, a third of the time is saved and almost half of the faces in crowds are lost.
 MIN_FACE = 20
+# Of the boxes with 0.7 to 0.9 on the same photos, about half show no face; above, few.
 MIN_SCORE = 0.9
 
 # Side of the first network's window, in pixels. facenet-pytorch enlarges the picture when faces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from hihlandmark.errors import ConfigurationError
@@ -26,6 +26,8 @@ from hihlandmark.training.datasets import Batch, TrainingBatches
 from hihlandmark.training.losses import csc, heatmap_mse, soft_label_cross_entropy
 from hihlandmark.training.recipes import Recipe
 from hihlandmark.weights import IMAGENET_MEAN, IMAGENET_STD
+
+Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 
 LOSSES = {
     "cross_entropy": (soft_label_cross_entropy, soft_label_cross_entropy),
@@ -58,7 +60,7 @@ def train(
     if initial is not None:
         network.load_state_dict(initial, strict=False)  # auxiliary heads are not in shipped weights
     average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay), use_buffers=True
+        network, multi_avg_fn=_moving_average(recipe.average_decay), use_buffers=True
     )
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay)
     parts = {"network": network, "average": average, "optimiser": optimiser}
@@ -89,6 +91,8 @@ def train(
             (integer + recipe.decimal_weight * decimal).backward()
             nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
             optimiser.step()
+            if recipe.stage_at(step - 1)[1] == 0:
+                average.n_averaged.zero_()  # weights that fit smaller crops would spoil the mean
             average.update_parameters(network)
             sums += torch.stack([integer.detach(), decimal.detach()])
             bar.advance(task)
@@ -156,6 +160,24 @@ def batch_losses(network: HIH, batch: Batch, recipe: Recipe) -> tuple[torch.Tens
     targets = gaussian(fractions * bins - 0.5, bins, DECIMAL_SIGMA)
     decimal = (decimal_loss(decimals[taught].float(), targets) * weights[taught]).sum()
     return integer / batch.weights.sum(), decimal / weights.sum().clamp(min=1)
+
+
+def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
+    """An exponential moving average that looks back less far while it is young.
+
+    A stage may be shorter than the average's memory: its first weights must not outweigh its last.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, count: torch.Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, share)
+            else:
+                mean.copy_(value)
+
+    return update
 
 
 def read_average(checkpoint: Path) -> dict[str, torch.Tensor]:
