@@ -69,6 +69,11 @@ RefineOption = Annotated[
 ]
 
 
+MirrorOption = Annotated[
+    bool, typer.Option("--mirror/--no-mirror", help="Twice the network's time for better points.")
+]
+
+
 @app.callback()
 def configure(
     verbose: Annotated[
@@ -109,6 +114,7 @@ def predict(
         typer.Option("--min-face", min=1, help="Side in pixels of the smallest face to look for."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Faces a batch.")] = 32,
+    mirror: MirrorOption = True,
 ) -> None:
     """Find the landmarks of every face in images, folders, globs and URLs."""
     if draw and out is None:
@@ -123,6 +129,7 @@ def predict(
         refine=refine,
         min_face=min_face,
         batch_size=batch_size,
+        mirror=None if mirror else False,
     )
     images, faces, failures = 0, 0, 0
     for source, result in _predict_sources(detector, paths):
@@ -250,6 +257,7 @@ def evaluate_split(
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    mirror: MirrorOption = True,
     decoder: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--decoder", help="argmax or expectation; default: the model card's."),
@@ -263,11 +271,28 @@ def evaluate_split(
     points = len(read_annotations(data, split)[0]["points"])
     refine = refine if refine is not None else int(boxes is BoxOrigin.DETECTED)
     detector = _detector(
-        layout or points, model, weights=weights, device=device, refine=refine, decoder=decoder
+        layout or points,
+        model,
+        weights=weights,
+        device=device,
+        refine=refine,
+        decoder=decoder,
+        mirror=None if mirror else False,
     )
     summary = evaluate(detector, data, split, boxes.value).summary()
     used = {"model": detector.card.name, "weights": detector.card.files, "boxes": boxes.value}
-    print(json.dumps({**summary, **used, "refine": refine, "decoder": detector.decoder}, indent=2))
+    print(
+        json.dumps(
+            {
+                **summary,
+                **used,
+                "refine": refine,
+                "decoder": detector.decoder,
+                "mirror": detector.mirror,
+            },
+            indent=2,
+        )
+    )
 
 
 @app.command()

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hihlandmark.calibration import Calibration
@@ -24,14 +25,11 @@ from hihlandmark.crop import (
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face import Face
 from hihlandmark.face_detection import Detections, FaceDetector, given_boxes, make_face_detector
-from hihlandmark.heatmap import Decoder, decode, to_distributions
+from hihlandmark.heatmap import Decoder, decode, mirrored, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
 from hihlandmark.weights import DECODERS, load_model
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +88,9 @@ class Detector:
         refine: how often the crop is cut anew around the points found; 0 takes the box as it is.
         batch_size: crops run through the network at once.
         decoder: "expectation" or "argmax"; None takes what the model card says.
+        mirror: run the network on each crop and on its mirror image, and take the mean of both
+            heatmaps: more accurate, at twice the network's time. None does so where the model
+            card's pixel convention is symmetric, as that of our weights is.
 
     Raises:
         ConfigurationError: an argument makes no sense or the device is not there.
@@ -111,6 +112,7 @@ class Detector:
         refine: int = 1,
         batch_size: int = 32,
         decoder: Decoder | None = None,
+        mirror: bool | None = None,
     ) -> None:
         if refine < 0 or batch_size < 1:
             raise ConfigurationError(
@@ -139,6 +141,13 @@ class Detector:
         self.refine, self.batch_size = refine, batch_size
         self.decoder: Decoder = decoder or self.card.decoding["decoder"]
         self.crop_size: int = self.card.configuration["input_size"]
+        symmetric = self.card.crop["pixel_origin"] == self.card.decoding["bin_centre"] == 0.5
+        if mirror and not symmetric:
+            raise ConfigurationError(
+                f"{self.card.name} counts pixels from another origin, so mirrored crops do not fit: "
+                "leave mirror at None or False"
+            )
+        self.mirror = symmetric if mirror is None else mirror
         self.calibration = Calibration.from_dict(self.card.calibration.get(self.layout.name, {}))
 
     def predict(
@@ -212,14 +221,22 @@ class Detector:
 
     def predict_crops(self, crops: NDArray[np.uint8]) -> CropLandmarks:
         """Network and decoding alone: crops (N, S, S, 3) uint8 RGB -> `CropLandmarks`."""
-        raw = self.runtime(crops)
-        maps = to_distributions(*raw, activation=self.card.decoding["activation"])
-        decoded = decode(*maps, self.decoder, bin_centre=self.card.decoding["bin_centre"])
+        integer, decimal = self._heatmaps(crops)
+        if self.mirror:
+            table = torch.from_numpy(self.layout.mirror.copy()).to(integer.device)
+            other = mirrored(*self._heatmaps(np.ascontiguousarray(crops[:, :, ::-1])), table)
+            integer, decimal = (integer + other[0]) / 2, (decimal + other[1]) / 2
+        decoded = decode(
+            integer, decimal, self.decoder, bin_centre=self.card.decoding["bin_centre"]
+        )
         # The origin is 0.5 where the centre of a pixel is (0, 0), as everywhere in this package.
         points = decoded.points.cpu().double().numpy() + (0.5 - self.card.crop["pixel_origin"])
         return CropLandmarks(
             points, decoded.covariance.cpu().double().numpy(), decoded.mass.cpu().double().numpy()
         )
+
+    def _heatmaps(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        return to_distributions(*self.runtime(crops), self.card.decoding["activation"])
 
     def _landmarks(
         self,

@@ -24,8 +24,9 @@ INTEGER_SIGMA = 1.5
 """Standard deviation of the integer target, in cells (paper, section 4.2)."""
 DECIMAL_SIGMA = 1.0
 """Standard deviation of the decimal target, in bins (paper, section 4.2)."""
-WINDOW = 3
-"""Cells to each side of the highest one that `expectation` reads: two standard deviations."""
+WINDOW = 5
+"""Cells to each side of the highest one that `expectation` reads. Three hold a target; a hesitating
+network spreads further."""
 
 
 def gaussian(centres: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
@@ -97,6 +98,17 @@ def to_distributions(
     """
     integer = _softmax(integer) if activation == "softmax" else integer.clamp(min=0)
     return integer, _softmax(decimal)
+
+
+def mirrored(
+    integer: torch.Tensor, decimal: torch.Tensor, mirror: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The heatmaps (..., P, h, h) and (..., P, b, b) of a mirrored crop as those of the crop.
+
+    ``mirror`` (P,): the layout's mirror table. Needs maps that are symmetric about the crop's
+    middle: pixel centres at (0, 0) and ``bin_centre=0.5``.
+    """
+    return integer[..., mirror, :, :].flip(-1), decimal[..., mirror, :, :].flip(-1)
 
 
 def decode(

@@ -103,6 +103,7 @@ RECIPES: Mapping[str, Recipe] = {
             Stage(2400, crop_size=128, batch_size=24, learning_rate=2e-3),
             Stage(900, crop_size=192, batch_size=24, learning_rate=1.5e-3),
             Stage(450, crop_size=256, batch_size=16, learning_rate=1e-3),
+            Stage(280, crop_size=256, batch_size=16, learning_rate=6e-4, warm_up=20),
         ),
     ),
 }
