@@ -144,7 +144,7 @@ class Detector:
         symmetric = self.card.crop["pixel_origin"] == self.card.decoding["bin_centre"] == 0.5
         if mirror and not symmetric:
             raise ConfigurationError(
-                f"{self.card.name} counts pixels from another origin, so mirrored crops do not fit: "
+                f"{self.card.name} counts pixels from another origin: mirrored crops do not fit, "
                 "leave mirror at None or False"
             )
         self.mirror = symmetric if mirror is None else mirror

@@ -72,6 +72,16 @@ def test_expectation_resolves_a_hesitation_between_two_cells() -> None:
     assert abs(decoded.points[0, 0] - (4.0 * 4 - 0.5)) < 0.5
 
 
+def test_expectation_follows_most_of_the_belief_and_not_a_lone_spike() -> None:
+    targets = encode(torch.tensor([[60.0, 60.0]]), CELLS)
+    integer = targets.integer.clone()
+    integer[0, 50, 50] = 1.5
+    expected = torch.tensor([60.0, 60.0])
+    assert torch.allclose(decode(integer, targets.decimal).points[0], expected, atol=0.1)
+    spike = decode(integer, targets.decimal, "argmax").points[0]
+    assert (spike - expected).abs().min() > 100
+
+
 def test_covariance_is_the_spread_of_the_heatmap_in_squared_pixels() -> None:
     targets = encode(torch.tensor([[128.0, 128.0]]), CELLS, integer_sigma=0.8)
     decoded = decode(targets.integer, targets.decimal)

@@ -94,6 +94,8 @@ _SHARED_DATA = (
 )
 _AUXILIARY = {"SCUT86": 86, "LONDON189": 189}
 
+# The packaged weights come from this recipe, run stage by stage (`--first-stage`), each starting
+# from the weights of the one before with a new optimiser.
 RECIPES: Mapping[str, Recipe] = {
     "hih-small": Recipe(
         model="hih-small",
