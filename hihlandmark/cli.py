@@ -133,7 +133,7 @@ def predict(
     )
     images, faces, failures = 0, 0, 0
     for source, result in _predict_sources(detector, paths):
-        if isinstance(result, ImageError):
+        if source is None or isinstance(result, ImageError):
             failures += 1
             print(f"failed: {result}", file=sys.stderr)
             continue
@@ -161,11 +161,12 @@ def _predict_sources(
                 yield item.path
 
     for result in detector.predict_many(readable(), on_error="yield"):
-        while isinstance(waiting[0], ImageError):
-            yield None, waiting.popleft()
-        yield waiting.popleft(), result
-    for error in waiting:
-        yield None, error
+        while isinstance(item := waiting.popleft(), ImageError):
+            yield None, item
+        yield item, result
+    for item in waiting:
+        assert isinstance(item, ImageError)  # every source has got its result
+        yield None, item
 
 
 def _write(

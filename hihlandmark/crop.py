@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
+Image = NDArray[Any]  # uint8; OpenCV does not say so
 
 
 def crop_matrix(square: FloatArray, size: int) -> FloatArray:
@@ -83,7 +85,7 @@ def tight_boxes(points: FloatArray) -> FloatArray:
     return np.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1)
 
 
-def cut_crop(image: NDArray[np.uint8], square: FloatArray, size: int) -> NDArray[np.uint8]:
+def cut_crop(image: Image, square: FloatArray, size: int) -> Image:
     """The crop (size, size, 3) of a square of an image (H, W, 3); black outside of the image.
 
     A face much larger than the crop is first shrunk by area averaging, so that nothing aliases.
@@ -96,8 +98,8 @@ def cut_crop(image: NDArray[np.uint8], square: FloatArray, size: int) -> NDArray
 
 
 def _shrink_around(
-    image: NDArray[np.uint8], matrix: FloatArray, size: int, factor: int
-) -> tuple[NDArray[np.uint8], FloatArray]:
+    image: Image, matrix: FloatArray, size: int, factor: int
+) -> tuple[Image, FloatArray]:
     """The part of the image that the crop shows, shrunk by a factor, and the matrix from it."""
     edge = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], np.float64)
     corners = transform_points(invert(matrix), edge)

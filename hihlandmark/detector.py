@@ -217,7 +217,7 @@ class Detector:
                 f"{self.card.name} has no crop for boxes of kind {kind!r}; its card knows "
                 f"{', '.join(kinds)}. Fit one with hihlandmark.training.crop_contract"
             )
-        return BoxMap(tuple(entry["shift"]), entry["scale"])
+        return BoxMap((entry["shift"][0], entry["shift"][1]), entry["scale"])
 
     def predict_crops(self, crops: NDArray[np.uint8]) -> CropLandmarks:
         """Network and decoding alone: crops (N, S, S, 3) uint8 RGB -> `CropLandmarks`."""

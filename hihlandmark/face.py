@@ -16,7 +16,7 @@ from hihlandmark.layouts import Layout, get_conversion, get_layout
 if TYPE_CHECKING:
     import supervision
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Face:
     box: FloatArray
     box_score: float
     layout: Layout
-    approximate: NDArray[np.bool_] = field(default=None)  # type: ignore[assignment]
+    approximate: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
     def __post_init__(self) -> None:
         count = self.layout.size
@@ -60,7 +60,7 @@ class Face:
                     f"{name} of a {self.layout.name} face needs shape {shape}, not {array.shape}"
                 )
             self._freeze(name, array)
-        approximate = np.zeros(count, bool) if self.approximate is None else self.approximate
+        approximate = self.approximate if len(self.approximate) else np.zeros(count, bool)
         self._freeze("approximate", np.array(approximate, bool))
         object.__setattr__(self, "box_score", float(self.box_score))
 

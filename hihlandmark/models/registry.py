@@ -31,7 +31,7 @@ class ModelEntry:
     """A model that can be asked for by name: what `build_model` takes."""
 
     architecture: str
-    configuration: Mapping[str, object]
+    configuration: Mapping[str, Any]
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(

@@ -58,7 +58,7 @@ class TorchRuntime:
         device: torch.device,
     ) -> None:
         self.device, self.layout = device, layout
-        self.network = network.eval().to(device, memory_format=torch.channels_last)
+        self.network = network.eval().to(device).to(memory_format=torch.channels_last)
         self.mean = torch.tensor(mean, device=device)
         self.std = torch.tensor(std, device=device)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+Image = NDArray[Any]  # uint8; OpenCV does not say so
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Augmentation:
             crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.004, 0.015) * size)
         if rng.random() < self.jpeg:
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 70))]
-            crop = cv2.imdecode(cv2.imencode(".jpg", crop, quality)[1], cv2.IMREAD_COLOR)
+            crop = np.asarray(
+                cv2.imdecode(cv2.imencode(".jpg", crop, quality)[1], cv2.IMREAD_COLOR)
+            )
         if rng.random() < self.occlusion:
             crop = _occlude(crop, rng)
         return crop

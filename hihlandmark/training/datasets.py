@@ -30,7 +30,7 @@ class AnnotatedFace(NamedTuple):
     """A picture and its points (P, 2) in the picture's pixels."""
 
     image: Path
-    points: NDArray[np.float64]
+    points: NDArray[np.floating]
 
 
 class Batch(NamedTuple):
@@ -94,7 +94,7 @@ class TrainingBatches(Dataset[Batch]):
         return crop, *self._row(training_set.layout, points, known)
 
     def _row(
-        self, layout: str, points: NDArray[np.float64], known: NDArray[np.bool_]
+        self, layout: str, points: NDArray[np.floating], known: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """One layout's points -> points (P, 2) and weights (P,) of all layouts."""
         total = sum(self.layouts.values())
@@ -135,7 +135,7 @@ def lent_points(starts: Mapping[str, int]) -> dict[str, tuple[NDArray[np.intp], 
 
 
 def _canonical_square(
-    training_set: TrainingSet, points: NDArray[np.float64]
+    training_set: TrainingSet, points: NDArray[np.floating]
 ) -> NDArray[np.float64]:
     chosen = points if training_set.box_points is None else points[list(training_set.box_points)]
     return BoxMap((0.0, 0.0), training_set.box_scale).squares(tight_boxes(chosen))[0]

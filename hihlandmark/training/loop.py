@@ -56,7 +56,8 @@ def train(
     """
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    network = build_training_network(recipe).to(device, memory_format=torch.channels_last)
+    network = build_training_network(recipe).to(device)
+    network = network.to(memory_format=torch.channels_last)
     if initial is not None:
         network.load_state_dict(initial, strict=False)  # auxiliary heads are not in shipped weights
     average = AveragedModel(
@@ -147,8 +148,8 @@ def batch_losses(network: HIH, batch: Batch, recipe: Recipe) -> tuple[torch.Tens
     shipped = slice(0, network.configuration.points)
     integer = torch.stack([integer_sum(maps, shipped) for maps in integers]).sum()
     start = shipped.stop
-    for head in network.auxiliary_heads.values():
-        place = slice(start, start + head.out_channels)
+    for name, head in network.auxiliary_heads.items():
+        place = slice(start, start + network.configuration.auxiliary_layouts[name])
         start = place.stop
         faces = (batch.weights[:, place] > 0).any(dim=1)
         if faces.any():
