@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,15 +60,13 @@ LayoutOption = Annotated[
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="Name of the model.")]
 WeightsOption = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
+    str | None,
     typer.Option("--weights", help="Path, packaged name or Hub repository; default: the model's."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 RefineOption = Annotated[
     int, typer.Option("--refine", min=0, help="How often to cut the crop anew around the points.")
 ]
-
-
 MirrorOption = Annotated[
     bool, typer.Option("--mirror/--no-mirror", help="Twice the network's time for better points.")
 ]
@@ -92,7 +90,7 @@ def predict(
         typer.Argument(help="Image files, folders, globs or http(s) URLs.", metavar="PATH..."),
     ],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--out",
             help="Folder for the results, one file an image; default: JSON lines on stdout.",
@@ -110,7 +108,7 @@ def predict(
     device: DeviceOption = "auto",
     refine: RefineOption = 1,
     min_face: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--min-face", min=1, help="Side in pixels of the smallest face to look for."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Faces a batch.")] = 32,
@@ -202,7 +200,7 @@ def _png(path: Any, faces: list[Face]) -> bytes:
 @app.command()
 def demo(
     image: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(help="A photo of your own; default: the astronaut of scikit-image."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the picture and the JSON.")] = Path(
@@ -244,7 +242,7 @@ def evaluate_split(
     ],
     split: Annotated[str, typer.Option("--split", help="Name of the split.")],
     layout: Annotated[
-        Optional[LayoutName],  # noqa: UP045
+        LayoutName | None,
         typer.Option("--layout", help="Default: by the number of points annotated."),
     ] = None,
     boxes: Annotated[
@@ -252,7 +250,7 @@ def evaluate_split(
         typer.Option("--boxes", help="Crop around the true points or around detected faces."),
     ] = BoxOrigin.LANDMARKS,
     refine: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--refine", min=0, help="Default: 0 with true points, 1 with detected faces."),
     ] = None,
     model: ModelOption = "hih-small",
@@ -260,7 +258,7 @@ def evaluate_split(
     device: DeviceOption = "auto",
     mirror: MirrorOption = True,
     decoder: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--decoder", help="argmax or expectation; default: the model card's."),
     ] = None,
 ) -> None:
@@ -313,11 +311,11 @@ def train(
         Path, typer.Option("--run", help="Folder for checkpoint and log; goes on if it has one.")
     ],
     export: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--export", help="Folder to write weights and card to when training is done."),
     ] = None,
     initial: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--initial", help="Weights to start from: path, packaged name or Hub repository."
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,8 +29,6 @@ from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
 from hihlandmark.weights import DECODERS, load_model
-
-logger = logging.getLogger(__name__)
 
 
 class CropLandmarks(NamedTuple):

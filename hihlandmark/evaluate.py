@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.calibration import NEAR
 from hihlandmark.crop import tight_boxes
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
@@ -74,7 +75,7 @@ class Evaluation:
     def calibration_error(self) -> float:
         """Expected calibration error (0..1) of the scores, in ten bins of equal width."""
         known = ~np.isnan(self.errors)
-        score, near = self.scores[known], self.errors[known] <= 0.05
+        score, near = self.scores[known], self.errors[known] <= NEAR
         which = np.minimum((score * 10).astype(int), 9)
         gaps = [
             abs(near[which == b].mean() - score[which == b].mean()) * (which == b).mean()

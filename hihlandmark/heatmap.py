@@ -135,7 +135,7 @@ def decode(
     cell = _highest(integer)
     if decoder == "expectation":
         # A lone spike on a face half hidden is not where most of the belief lies.
-        cell = _highest(_window(integer, _highest(_box_sums(integer)), symmetric=False))
+        cell = _highest(_window(integer, _highest(_box_means(integer)), symmetric=False))
     total = integer.sum(dim=(-2, -1))
     inside = total > 0
 
@@ -173,7 +173,7 @@ def _highest(maps: torch.Tensor) -> torch.Tensor:
     return torch.stack([place % size, place // size], dim=-1)
 
 
-def _box_sums(maps: torch.Tensor) -> torch.Tensor:
+def _box_means(maps: torch.Tensor) -> torch.Tensor:
     """For each cell of maps (..., h, h), the mean over the square of `WINDOW` cells around it."""
     size = maps.shape[-1]
     stacked = maps.reshape(-1, 1, size, size)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hihlandmark.crop import BoxMap, tight_boxes
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
 from hihlandmark.evaluate import read_annotations
 from hihlandmark.face_detection import FaceDetector, make_face_detector
 from hihlandmark.image import load_image
@@ -26,7 +26,7 @@ from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
 FloatArray = NDArray[np.floating]
 
 # From the tight box of all points of a layout that has the jaw and the brows.
-CANONICAL = BoxMap((0.0, 0.0), 1.4)
+CANONICAL = CANONICAL_CROP[f"landmarks:{W300_68.name}"]
 # A detection further from the middle of a stored picture, in its longer sides, is another face.
 _FURTHEST = 0.25
 
