@@ -170,7 +170,8 @@ def _predict_sources(
 def _write(
     source: Source, faces: list[Face], out: Path | None, output_format: OutputFormat, draw: bool
 ) -> None:
-    from hihlandmark.folder import FORMATS, write_atomically
+    from hihlandmark.folder import FORMATS
+    from hihlandmark.writing import write_atomically
 
     texts = FORMATS[output_format.value](faces, source)
     if out is None:
@@ -210,7 +211,8 @@ def demo(
     device: DeviceOption = "auto",
 ) -> None:
     """Run on a real photo; write the picture with landmarks and the JSON, and say where."""
-    from hihlandmark.folder import FORMATS, Source, write_atomically
+    from hihlandmark.folder import FORMATS, Source
+    from hihlandmark.writing import write_atomically
 
     photo, name = (image, Path(image).stem) if image else (_astronaut(), "astronaut")
     faces = _detector(layout, "hih-small", device=device).predict(photo)

@@ -97,11 +97,3 @@ FORMATS: Mapping[str, Callable[[Sequence[Face], Source], dict[str, str]]] = {
     "pts": write_pts,
 }
 """Output format -> the texts to write for an image, by the suffix that its file gets."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either whole or not there, making its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)

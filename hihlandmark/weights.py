@@ -14,13 +14,13 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from hihlandmark.errors import ConfigurationError, WeightsError
+from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -542,9 +542,9 @@ def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor
     for name, shard in zip(names, shards, strict=True):
         content = safetensors.torch.save(shard)
         files[name] = _sha256(content)
-        _replace_file(folder / name, content)
+        write_atomically(folder / name, content)
     card_path = folder / f"{card.name}.json"
-    _replace_file(card_path, replace(card, files=files).to_json().encode())
+    write_atomically(card_path, replace(card, files=files).to_json().encode())
     for path in folder.glob("*.safetensors"):
         match = _WEIGHT_FILE.fullmatch(path.name)
         if match and match["name"] == card.name and path.name not in files:
@@ -580,19 +580,6 @@ def _shards(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]
         shards[-1][name] = tensor
         size += needed
     return shards
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old one or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)  # mkstemp lets nobody else read it
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # Converting
