@@ -15,3 +15,11 @@ class WeightsError(HihlandmarkError):
 
 class ConfigurationError(HihlandmarkError):
     """An argument or a combination of arguments makes no sense, or an extra is not installed."""
+
+
+class DataError(HihlandmarkError):
+    """A data set is incomplete, or a file of it is not what its format says."""
+
+
+class TrainingError(HihlandmarkError):
+    """A training run cannot go on: its checkpoint is corrupt or unwritable, or its loss is NaN."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hihlandmark import Detector, Face, ImageError
-from hihlandmark.cli import _predict_sources
+from hihlandmark.cli.prediction import _predict_sources
 
 Photo = NDArray[np.uint8]
 Make = Callable[[Photo, Path], Any]

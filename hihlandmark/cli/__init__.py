@@ -1,0 +1,69 @@
+"""The `hihlandmark` command: parse arguments, call the package, print. No other logic lives here.
+
+A file a command or a group of them. Exit codes: 0 all done; 1 some inputs failed, each named on
+stderr; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from hihlandmark.cli import data, weights
+from hihlandmark.cli.calibration import calibrate
+from hihlandmark.cli.evaluation import evaluate_split
+from hihlandmark.cli.prediction import demo, predict
+from hihlandmark.cli.training import train
+from hihlandmark.errors import HihlandmarkError, ImageError
+
+app = typer.Typer(
+    help="Sub-pixel face landmarks with Heatmap-in-Heatmap networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def configure(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what is chosen and done, on stderr.")
+    ] = False,
+) -> None:
+    """Sub-pixel face landmarks with Heatmap-in-Heatmap networks."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+
+
+def doctor() -> None:
+    """Say what is installed, which device is used, which weights are there, what is missing."""
+    from hihlandmark.doctor import report
+
+    healthy = report()
+    raise typer.Exit(0 if healthy else 1)
+
+
+app.command()(predict)
+app.command()(demo)
+app.command("eval")(evaluate_split)
+app.command()(train)
+app.command()(calibrate)
+app.command()(doctor)
+app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
+
+
+def main() -> None:
+    """Entry point of the console script: our own errors become a line on stderr and exit code 2."""
+    try:
+        app()
+    except HihlandmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, ImageError) else 2)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nobody is left to tell.
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,194 @@
+"""`hihlandmark eval`: errors on annotated faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hihlandmark.cli.options import (
+    DeviceOption,
+    LayoutName,
+    MirrorOption,
+    ModelOption,
+    WeightsOption,
+    make_detector,
+)
+
+if TYPE_CHECKING:
+    from hihlandmark.crop import BoxMap
+    from hihlandmark.detector import Detector
+    from hihlandmark.evaluation.protocol import Progress
+
+
+class BoxOrigin(str, Enum):
+    """Where the boxes of an evaluation come from; see `evaluation.protocol.evaluate`."""
+
+    LABELS = "labels"
+    OFFICIAL = "official"
+    DETECTED = "detected"
+
+
+class Unit(str, Enum):
+    """Keys of `evaluation.metrics.NORMALISATIONS`."""
+
+    INTEROCULAR = "interocular"
+    INTERPUPIL = "interpupil"
+    BOX = "box"
+    DIAGONAL = "diagonal"
+
+
+def evaluate_split(
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder of the data set, as its authors publish it.")
+    ],
+    split: Annotated[str, typer.Option("--split", help="Name of the split.")],
+    data_format: Annotated[
+        str, typer.Option("--format", help="Format of the data set; auto: by what is there.")
+    ] = "auto",
+    layout: Annotated[
+        LayoutName | None,
+        typer.Option("--layout", help="Points to predict; default: those annotated."),
+    ] = None,
+    annotated: Annotated[
+        str | None,
+        typer.Option("--annotated", help="Layout of the labels, where the data set has several."),
+    ] = None,
+    boxes: Annotated[
+        BoxOrigin,
+        typer.Option(
+            "--boxes", help="Crop around true points, the data set's rectangles or detected faces."
+        ),
+    ] = BoxOrigin.LABELS,
+    normalise: Annotated[
+        Unit, typer.Option("--normalise", help="The unit of errors.")
+    ] = Unit.INTEROCULAR,
+    jitter: Annotated[
+        bool,
+        typer.Option(
+            "--jitter",
+            help="Measure with boxes moved and scaled, too, with and without refinement: takes "
+            "some thirty times as long.",
+        ),
+    ] = False,
+    refine: Annotated[
+        int | None,
+        typer.Option("--refine", min=0, help="Default: 1 with detected faces, else 0."),
+    ] = None,
+    model: ModelOption = "hih-small",
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    # Small batches stay in the caches of a CPU: 8 take two thirds of the time of 32 there.
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Faces a batch; more for a GPU.")
+    ] = 8,
+    mirror: MirrorOption = True,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="argmax or expectation; default: the model card's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the report, its curves and the worst faces."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON alone instead of tables.")
+    ] = False,
+) -> None:
+    """Measure NME, FR and AUC on a split of a data set."""
+    import json
+
+    from rich.console import Console
+
+    from hihlandmark.evaluation.figures import new_figure
+    from hihlandmark.evaluation.protocol import evaluate, jitter_curve
+    from hihlandmark.evaluation.report import print_report, summarise, write_report
+    from hihlandmark.training.datasets import read_faces
+
+    if jitter and boxes is BoxOrigin.DETECTED:
+        raise typer.BadParameter("--jitter goes with --boxes labels or official")
+    if out is not None:
+        new_figure(1, 1)  # a missing matplotlib is better known now than after the work
+    faces = read_faces(data, split, format=data_format, layout=annotated)
+    refine = refine if refine is not None else int(boxes is BoxOrigin.DETECTED)
+    detector = make_detector(
+        layout or faces.layout,
+        model,
+        weights=weights,
+        device=device,
+        refine=refine,
+        batch_size=batch_size,
+        decoder=decoder,
+        mirror=None if mirror else False,
+    )
+    options: dict[str, Any] = {"boxes": boxes.value}
+    if boxes is BoxOrigin.OFFICIAL:
+        options["official_map"] = _official_map(detector, data, data_format, annotated)
+    with _progress("faces") as progress:
+        evaluation = evaluate(detector, faces, **options, progress=progress)
+    evaluation = evaluation.normalised(normalise.value)
+    curves = []
+    for crops_after_the_first in sorted({0, 1, refine}) if jitter else ():
+        with _progress(f"jitter, refine {crops_after_the_first}") as progress:
+            curves.append(
+                jitter_curve(
+                    detector,
+                    faces,
+                    **options,
+                    refine=crops_after_the_first,
+                    normalisation=normalise.value,
+                    progress=progress,
+                )
+            )
+    settings = {
+        "data": str(data),
+        "split": split,
+        "model": detector.card.name,
+        "weights": detector.card.files,
+        "boxes": boxes.value,
+        "refine": refine,
+        "decoder": detector.decoder,
+        "mirror": detector.mirror,
+    }
+    report = summarise(evaluation, settings, curves)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_report(report, Console())
+    if out is not None:
+        write_report(out, evaluation, faces, settings, curves)
+        Console(stderr=True).print(f"report: {out / 'report.md'}", highlight=False, markup=False)
+
+
+def _official_map(
+    detector: Detector, data: Path, data_format: str, annotated: str | None
+) -> BoxMap:
+    """From the data set's rectangles to the crop, fitted on its training split."""
+    from hihlandmark.evaluation.protocol import fit_official_map
+    from hihlandmark.training.datasets import read_faces
+
+    return fit_official_map(
+        detector, read_faces(data, "train", format=data_format, layout=annotated)
+    )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Progress]:
+    """A bar on stderr while faces are run, gone when they are done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,44 @@
+"""Options that several commands share, and the detector that they describe."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hihlandmark.detector import Detector
+
+
+class LayoutName(str, Enum):
+    """The landmark layouts by their number of points."""
+
+    WFLW98 = "98"
+    W300_68 = "68"
+    COFW29 = "29"
+
+
+LayoutOption = Annotated[
+    LayoutName, typer.Option("--layout", help="98 (WFLW), 68 (300-W) or 29 (COFW) points.")
+]
+ModelOption = Annotated[str, typer.Option("--model", help="Name of the model.")]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="Path, packaged name or Hub repository; default: the model's."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+RefineOption = Annotated[
+    int, typer.Option("--refine", min=0, help="How often to cut the crop anew around the points.")
+]
+MirrorOption = Annotated[
+    bool, typer.Option("--mirror/--no-mirror", help="Twice the network's time for better points.")
+]
+
+
+def make_detector(layout: Any, model: str, **options: Any) -> Detector:
+    """The detector of a command's options; ``layout`` may be the option's enum."""
+    from hihlandmark.detector import Detector
+
+    value = layout.value if isinstance(layout, Enum) else layout
+    return Detector(layout=value, model=model, **options)

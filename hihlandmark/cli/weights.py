@@ -1,0 +1,79 @@
+"""`hihlandmark weights`: list, fetch, check and convert weight files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List, fetch, check and convert weight files.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_packaged() -> None:
+    """List the weights that come with the package and whether they are whole."""
+    from hihlandmark.weights import list_weights
+
+    rows = list_weights()
+    for row in rows:
+        layouts = ", ".join(row.files.card.configuration["layouts"]) if row.files else "?"
+        print(f"{row.name}  {layouts}  {row.problem or 'verified'}")
+    raise typer.Exit(1 if any(row.problem for row in rows) else 0)
+
+
+@app.command()
+def pull(
+    repository: Annotated[
+        str, typer.Argument(help="owner/name or owner/name@revision on the Hub.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit.")
+    ] = None,
+) -> None:
+    """Download weights from the Hugging Face Hub into its cache, and verify them."""
+    from hihlandmark.weights import pull_weights, verify_weights
+
+    files = pull_weights(repository, revision=revision)
+    verify_weights(files)
+    print(f"{files.card.name}: {files.source}, verified")
+
+
+@app.command()
+def verify(
+    weights: Annotated[
+        str | None, typer.Argument(help="Path, packaged name or Hub repository.")
+    ] = None,
+) -> None:
+    """Check the SHA-256 of weight files against their card."""
+    from hihlandmark.weights import find_weights, verify_weights
+
+    files = find_weights(weights)
+    verify_weights(files)
+    print(f"{files.card.name}: {files.source}, verified")
+
+
+@app.command()
+def path(
+    weights: Annotated[
+        str | None, typer.Argument(help="Path, packaged name or Hub repository.")
+    ] = None,
+) -> None:
+    """Print where weight files are."""
+    from hihlandmark.weights import find_weights
+
+    print(*find_weights(weights).paths, sep="\n")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the HIH authors' code (.pth).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the safetensors and the card.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Default: the checkpoint's name.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint of the official HIH code to safetensors with a model card."""
+    from hihlandmark.weights import convert_checkpoint
+
+    print(convert_checkpoint(checkpoint, out, name or checkpoint.stem))
