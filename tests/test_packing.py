@@ -1,0 +1,333 @@
+import errno
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from hihlandmark.crop import crop_matrix, invert, transform_points
+from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.layouts import COFW29, W300_68, Layout
+from hihlandmark.training import packing
+from hihlandmark.training.datasets import AnnotatedFace, AnnotatedFaces, dataset_splits, read_faces
+from hihlandmark.training.datasets.packed import TABLE, open_table
+from hihlandmark.training.packing import pack
+
+
+@dataclass(frozen=True)
+class SmoothPhoto:
+    """A photo (H, W, 3) that JPEG keeps well, another one for each seed."""
+
+    seed: int
+    width: int = 300
+    height: int = 200
+
+    def __call__(self) -> np.ndarray:
+        coarse = np.random.default_rng(self.seed).integers(40, 216, (5, 7, 3), dtype=np.uint8)
+        return cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_CUBIC)
+
+
+def unreadable() -> np.ndarray:
+    raise ImageError("file 'broken.jpg' is truncated")
+
+
+def face(seed: int, layout: Layout = W300_68, **changes) -> AnnotatedFace:
+    rng = np.random.default_rng(seed)
+    points = rng.uniform((100.3, 60.7), (160.9, 140.2), (layout.size, 2))
+    values = {
+        "name": f"{seed}.jpg",
+        "load_image": SmoothPhoto(seed),
+        "points": points,
+        "split": "train",
+        "source": f"list.txt, line {seed}",
+    }
+    return AnnotatedFace(**{**values, **changes})
+
+
+def faces_of(*faces: AnnotatedFace, layout: Layout = W300_68, name: str = "mine", **more):
+    return AnnotatedFaces(name, layout.name, layout.mirror, faces, **more)
+
+
+def squares(folder: Path) -> dict[str, np.ndarray]:
+    """Name of each packed face -> its crop square."""
+    rows = open_table(folder / TABLE).remove_columns("image")
+    return {row["name"]: np.array(row["square"]) for row in rows}
+
+
+def test_packed_faces_come_back_as_they_were(tmp_path: Path) -> None:
+    visible = np.arange(68) % 3 > 0
+    one = face(1, visible=visible, subsets=frozenset({"pose", "blur"}))
+    two = face(2, rectangle=np.array([90.0, 50.0, 170.0, 150.0]))
+    report = pack([faces_of(one, two)], tmp_path / "out")
+    read = read_faces(tmp_path / "out", "train")
+    assert (read.name, read.layout, report.faces, report.skipped) == ("mine", "W300_68", 2, ())
+    np.testing.assert_array_equal(read.mirror, W300_68.mirror)
+    by_name = {packed.name: packed for packed in read}
+    for original in (one, two):
+        packed, square = by_name[original.name], squares(tmp_path / "out")[original.name]
+        crop = packed.load_image()
+        to_photo = invert(crop_matrix(square, len(crop)))
+        back = transform_points(to_photo, packed.points)
+        np.testing.assert_allclose(back, original.points, atol=1e-3)
+        corner = square[:2] - (square[2] - 1) / 2
+        np.testing.assert_array_equal(corner % 1, 0)  # whole pixels: nothing is interpolated
+        left, top = corner.astype(int)
+        photo = original.load_image()[top : top + len(crop), left : left + len(crop)]
+        inside = crop[: len(photo), : photo.shape[1]].astype(int)
+        assert np.abs(inside - photo).mean() < 2
+        assert packed.source == original.source
+    assert by_name["1.jpg"].subsets == {"pose", "blur"}
+    np.testing.assert_array_equal(by_name["1.jpg"].visible, visible)
+    assert by_name["2.jpg"].visible is None
+    corners = transform_points(
+        crop_matrix(squares(tmp_path / "out")["2.jpg"], len(by_name["2.jpg"].load_image())),
+        np.array([[90.0, 50.0], [170.0, 150.0]]),
+    )
+    np.testing.assert_allclose(by_name["2.jpg"].rectangle, corners.ravel())
+    assert by_name["1.jpg"].rectangle is None
+
+
+def test_a_crop_is_side_times_the_box_and_black_outside_of_the_photo(tmp_path: Path) -> None:
+    points = np.full((68, 2), (20.0, 30.0))
+    points[1] = (100.0, 90.0)
+    points[2:] = np.nan  # not annotated: no part of the box
+    pack([faces_of(face(1, points=points))], tmp_path / "out", side=3)
+    packed = read_faces(tmp_path / "out", "train")[0]
+    crop = packed.load_image()
+    assert crop.shape == (240, 240, 3)
+    np.testing.assert_allclose(packed.points[:2].mean(axis=0), (119.5, 119.5), atol=0.51)
+    np.testing.assert_allclose(packed.points[1] - packed.points[0], (80, 60), atol=1e-4)
+    assert np.isnan(packed.points[2:]).all()
+    assert crop[:50].max() < 12
+    assert crop[100:140, 100:140].min() > 20
+
+
+def test_large_faces_are_shrunk_and_small_ones_never_enlarged(tmp_path: Path) -> None:
+    large, small = face(1), face(2)
+    large = replace(large, points=large.points * 8, load_image=SmoothPhoto(1, 2400, 1600))
+    pack([faces_of(large, small)], tmp_path / "out", max_side=160)
+    by_name = {packed.name: packed for packed in read_faces(tmp_path / "out", "train")}
+    crop = by_name["1.jpg"].load_image()
+    assert crop.shape == (160, 160, 3)
+    square = squares(tmp_path / "out")["1.jpg"]
+    assert square[2] == np.ceil(2 * np.ptp(large.points, axis=0).max())
+    back = transform_points(invert(crop_matrix(square, 160)), by_name["1.jpg"].points)
+    np.testing.assert_allclose(back, large.points, atol=1e-3)
+    # The pixel under a point is the photo's colour there.
+    x, y = np.rint(by_name["1.jpg"].points[0]).astype(int)
+    at = transform_points(invert(crop_matrix(square, 160)), np.array([[x, y]], float))[0]
+    u, v = np.rint(at).astype(int)
+    assert np.abs(crop[y, x].astype(int) - large.load_image()[v, u]).max() < 10
+    assert len(by_name["2.jpg"].load_image()) == squares(tmp_path / "out")["2.jpg"][2] < 160
+
+
+def test_the_order_is_shuffled_by_the_seed(tmp_path: Path) -> None:
+    faces = faces_of(*(face(i) for i in range(20)))
+    orders = []
+    for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
+        pack([faces], tmp_path / name, seed=seed, max_side=16)
+        orders.append([packed.name for packed in read_faces(tmp_path / name, "train")])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(f.name for f in faces)
+    assert orders[0] != [f.name for f in faces]
+
+
+def test_sets_of_several_layouts_and_splits_share_a_pack(tmp_path: Path) -> None:
+    report = pack(
+        [
+            faces_of(face(1), face(2), name="W300"),
+            faces_of(face(3), name="YTF"),
+            faces_of(face(4, COFW29), layout=COFW29, name="COFW"),
+            faces_of(face(5, split="val"), name="W300"),
+        ],
+        tmp_path / "out",
+    )
+    assert [(s.name, s.split, s.packed) for s in report.sets][1:3] == [
+        ("YTF", "train", 1),
+        ("COFW", "train", 1),
+    ]
+    assert dataset_splits(tmp_path / "out") == ("packed", ["train", "val"])
+    with pytest.raises(ConfigurationError, match="in the layouts W300_68, COFW29: choose one"):
+        read_faces(tmp_path / "out", "train")
+    train = read_faces(tmp_path / "out", "train", layout="300w")
+    assert sorted(packed.name for packed in train) == ["1.jpg", "2.jpg", "3.jpg"]
+    assert train.name == "W300 + YTF"
+    only = read_faces(tmp_path / "out", "train/ytf", layout="W300_68")
+    assert [packed.name for packed in only] == ["3.jpg"]
+    assert len(read_faces(tmp_path / "out", "train", layout="cofw")[0].points) == 29
+    assert [packed.name for packed in read_faces(tmp_path / "out", "val")] == ["5.jpg"]
+    with pytest.raises(ConfigurationError, match="no faces in the layout WFLW98, but in W300_68"):
+        read_faces(tmp_path / "out", "train", layout="wflw")
+    with pytest.raises(ConfigurationError, match="no split 'test'; it has train, val"):
+        read_faces(tmp_path / "out", "test")
+
+
+def test_what_cannot_be_packed_is_left_out_and_reported(tmp_path: Path) -> None:
+    broken = face(2, load_image=unreadable)
+    point = face(3, points=np.full((68, 2), 7.0))
+    wild = face(4, points=np.linspace((0, 0), (1e9, 1e9), 68))
+    unknown = face(5, points=np.full((68, 2), np.nan))
+    outside = face(6, points=face(6).points + 500)
+    bad = (broken, point, wild, unknown, outside)
+    faces = faces_of(face(1), *bad, skipped=["list.txt, line 9: NaN"])
+    report = pack([faces], tmp_path / "out")
+    assert (report.faces, report.sets[0].skipped, len(report.skipped)) == (1, 6, 6)
+    text = str(report)
+    assert "1 packed  6 skipped" in text
+    assert "skipped list.txt, line 9: NaN" in text
+    assert "skipped list.txt, line 2: file 'broken.jpg' is truncated" in text
+    assert "skipped list.txt, line 3: the 68 known points of the face span 0 pixels" in text
+    assert "line 5: the 0 known points" in text
+    assert "line 6: the face lies outside of its photo of 300 x 200 pixels" in text
+    assert report.bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    with pytest.raises(DataError, match=r"all 1 samples were skipped\n.*broken"):
+        pack([faces_of(broken)], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_crops_are_read_by_worker_processes(tmp_path: Path) -> None:
+    pack([faces_of(*(face(i) for i in range(6)))], tmp_path / "out", max_side=32)
+    faces = read_faces(tmp_path / "out", "train")
+    faces[0].load_image()  # the workers inherit an opened table
+    loader = DataLoader(
+        Crops(faces), batch_size=None, num_workers=2, multiprocessing_context="fork"
+    )
+    for packed, crop in zip(faces, loader, strict=True):
+        np.testing.assert_array_equal(packed.load_image(), crop)
+    assert len(pickle.dumps(faces[0])) < 3000
+
+
+class Crops:
+    """A map-style data set of the images of faces."""
+
+    def __init__(self, faces: AnnotatedFaces) -> None:
+        self.faces = faces
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index >= len(self):
+            raise IndexError(index)
+        return self.faces[index].load_image()
+
+
+def test_a_pack_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack([faces_of(face(1))], out)
+    old = read_faces(out, "train")
+    with pytest.raises(ConfigurationError, match="holds a packed data set: give another folder"):
+        pack([faces_of(face(2))], out)
+    pack([faces_of(face(2))], out, overwrite=True)
+    assert [packed.name for packed in read_faces(out, "train")] == ["2.jpg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(ImageError, match="packed anew"):
+        old[0].load_image()
+
+
+def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigurationError, match="is no packed data set"):
+        pack([faces_of(face(1))], tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+def fail_with(error: BaseException, after: int, done: int, total: int) -> None:
+    if done > after:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DataError, "cannot write .*No space"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_an_interrupted_packing_leaves_the_old_pack_and_nothing_else(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], message: str
+) -> None:
+    pack([faces_of(face(1))], tmp_path / "out")
+    faces = faces_of(*(face(i) for i in range(9)))
+    with pytest.raises(raised, match=message):
+        pack([faces], tmp_path / "out", overwrite=True, progress=partial(fail_with, error, 5))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [packed.name for packed in read_faces(tmp_path / "out", "train")] == ["1.jpg"]
+
+
+def test_the_memory_holds_few_crops_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "ROWS_IN_MEMORY", 4)
+    sizes: list[int] = []
+
+    def watch(done: int, total: int) -> None:
+        sizes.extend(path.stat().st_size for path in tmp_path.glob(".out.*/new/faces.arrow"))
+
+    pack([faces_of(*(face(i) for i in range(40)))], tmp_path / "out", progress=watch)
+    assert 0 < sizes[15] < sizes[25] < sizes[39]
+
+
+def test_progress_counts_every_face(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    faces = faces_of(face(1), face(2, load_image=unreadable), face(3))
+    pack([faces], tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"side": 0.5}, "side=0.5"),
+        ({"max_side": 4}, "max_side=4"),
+        ({"quality": 0}, "quality=0"),
+        ({"quality": 101}, "quality=101"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(
+    tmp_path: Path, arguments: dict, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        pack([faces_of(face(1))], tmp_path / "out", **arguments)
+
+
+def test_sets_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    other = AnnotatedFaces("other", "W300_68", np.arange(68), [face(2)])
+    with pytest.raises(ConfigurationError, match="W300_68 have other mirror tables"):
+        pack([faces_of(face(1)), other], tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="2 splits"):
+        pack([faces_of(face(1), face(2, split="val"))], tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="no set to pack"):
+        pack([], tmp_path / "out")
+
+
+def edit(folder: Path, change: Callable[[dict], None]) -> None:
+    path = folder / "pack.json"
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+
+
+def test_a_damaged_pack_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack([faces_of(face(1))], out)
+    edit(out, lambda description: description.update(version=99))
+    with pytest.raises(DataError, match="is of version 99, this package reads 1"):
+        read_faces(out, "train")
+    edit(out, lambda description: description.pop("version"))
+    with pytest.raises(DataError, match=r"pack\.json is missing or damaged"):
+        read_faces(out, "train")
+    edit(out, lambda description: description.update(version=1))
+    whole = (out / TABLE).read_bytes()
+    (out / TABLE).write_bytes(whole[:300])
+    with pytest.raises(DataError, match=r"cannot read .*faces\.arrow"):
+        read_faces(out, "train")
+    (out / TABLE).unlink()
+    with pytest.raises(DataError, match=r"cannot read .*faces\.arrow"):
+        read_faces(out, "train")
