@@ -343,24 +343,35 @@ def get_layout(layout: int | str | Layout) -> Layout:
     raise ConfigurationError(f"Unknown layout {layout!r}. Choose one of: {choices}.")
 
 
-def mirror_points(points: ArrayLike, layout: int | str | Layout, width: float) -> FloatArray:
+def mirror_points(
+    points: ArrayLike, layout: int | str | Layout | IndexArray, width: float
+) -> FloatArray:
     """The points of the mirrored picture, in the layout's order: x' = width - 1 - x.
 
-    ``points``: (..., P, 2) in pixels; ``width``: of the picture, in pixels. Returns a new array
-    (..., P, 2). Raises `ConfigurationError` when the points are not those of the layout.
+    ``points``: (..., P, 2) in pixels, NaN where unknown; ``layout``: or, for a scheme that is none
+    of ours, its table (P,) such as `Layout.mirror`; ``width``: of the picture, in pixels. Returns a
+    new array (..., P, 2). Raises `ConfigurationError` when the points are not those of the layout.
     """
-    layout = get_layout(layout)
-    mirrored = _points_of(layout, points)[..., layout.mirror, :]
+    if isinstance(layout, np.ndarray):
+        table, points = layout, _checked(f"This mirror table of {layout.size}", layout.size, points)
+    else:
+        layout = get_layout(layout)
+        table, points = layout.mirror, _points_of(layout, points)
+    mirrored = points[..., table, :]
     mirrored[..., 0] = width - 1 - mirrored[..., 0]
     return mirrored
 
 
 def _points_of(layout: Layout, points: ArrayLike) -> FloatArray:
-    """Points as floats, after a check that there are P of them."""
+    return _checked(layout.name, layout.size, points)
+
+
+def _checked(scheme: str, size: int, points: ArrayLike) -> FloatArray:
+    """Points as floats, after a check that there are as many as the scheme has."""
     array = np.asarray(points)
-    if array.shape[-2:] != (layout.size, 2):
+    if array.shape[-2:] != (size, 2):
         raise ConfigurationError(
-            f"{layout.name} needs points of shape (..., {layout.size}, 2), got {array.shape}. "
+            f"{scheme} needs points of shape (..., {size}, 2), got {array.shape}. "
             "Pass the layout in which the points are."
         )
     return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)

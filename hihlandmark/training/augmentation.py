@@ -1,40 +1,154 @@
-"""Random changes of a training sample: geometry first, then the look of the crop."""
+"""Random changes of a training sample: where its crop lies, and what the crop looks like.
+
+All randomness comes from a generator that the caller passes, made by `generator` for one sample of
+one epoch. Where faces come from and what becomes of the crops is not known here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.crop import crop_matrix, cut_crop, transform_points
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.layouts import mirror_points
+
 Image = NDArray[Any]  # uint8; OpenCV does not say so
+FloatArray = NDArray[np.floating]
+Other = Image | Callable[[], Image] | None
+"""A picture (H, W, 3) uint8 that patches come from, or what reads it: called only for a patch."""
+
+NORMAL_CUT = 2.5
+"""Normal draws are cut at this many standard deviations."""
+POINT_MARGIN = 8 / 256
+"""Of a crop that was enlarged to keep its points: what stays free around them, in sides. HIH pads
+its crops by 8 of 256 pixels."""
+
+
+class AugmentedCrop(NamedTuple):
+    """A crop (S, S, 3) uint8 and the points (P, 2) in its pixels, in the layout's order.
+
+    ``flipped``: the crop is a mirror image. What else a caller knows of the points (visibility,
+    weights) then has to be taken in the order of the mirror table, too.
+    """
+
+    image: Image
+    points: FloatArray
+    flipped: bool
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a sample may be changed. Probabilities in 0..1."""
+    """How often and how far a sample is changed.
 
+    Fields without a unit are probabilities in 0..1. A "side" is the side of the crop. Raises
+    `ConfigurationError` for values out of range.
+    """
+
+    distribution: Literal["normal", "uniform"] = "normal"
+    """How rotation, scale and shift are spread: "normal" with the fields as standard deviations,
+    cut at 2.5 of them, or "uniform" between minus and plus the fields."""
     rotation_degrees: float = 18.0
-    """Standard deviation; cut at 2.5 of them."""
     scale: float = 0.10
-    """Standard deviation of the logarithm of the crop's side; cut at 2.5."""
+    """Of the logarithm of the square's side."""
     shift: float = 0.04
-    """Standard deviation of the crop's centre, in sides; cut at 2.5."""
+    """Of the square's centre, along each axis, in sides."""
+    rotation_probability: float = 1.0
+    scale_probability: float = 1.0
+    shift_probability: float = 1.0
+    keep_points: bool = False
+    """Enlarge a square that leaves points outside until it holds all of them."""
     flip: float = 0.5
+    """Mirror the crop and exchange left and right points."""
     colour: float = 0.7
+    """Brightness, contrast, gamma and colour cast."""
     grey: float = 0.1
-    blur: float = 0.15
     shrink: float = 0.15
+    """Down to 0.2 to 0.7 of the size and up again: a small or distant face."""
+    blur: float = 0.15
+    """Gaussian, out of focus."""
+    blur_sigma: tuple[float, float] = (0.004, 0.015)
+    """Smallest and largest standard deviation of the Gaussian blur, in sides."""
+    motion_blur: float = 0.08
+    """Along a line of any direction, 0.01 to 0.06 sides long."""
     jpeg: float = 0.15
-    occlusion: float = 0.4
+    """Compressed with a quality of 20 to 70."""
+    patch: float = 0.15
+    """A rectangle or an ellipse of another image laid over the face."""
+    occlusion: float = 0.3
+    """A rectangle of one colour or of noise laid over the face."""
+    occlusion_side: tuple[float, float] = (0.12, 0.45)
+    """Smallest and largest width and height of rectangles and patches, in sides."""
+    occlusion_noise: float = 0.3
+    """Of a rectangle: filled with noise, not with one colour."""
 
-    def square(self, square: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-        """A jittered crop square (cx, cy, side, angle)."""
-        scale, dx, dy, turn = np.clip(rng.standard_normal(4), -2.5, 2.5)
+    def __post_init__(self) -> None:
+        """Says which field is out of range."""
+        spreads = ("rotation_degrees", "scale", "shift")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "distribution":
+                fine, needed = value in ("normal", "uniform"), '"normal" or "uniform"'
+            elif field.name in spreads:
+                fine, needed = 0 <= value < np.inf, "0 or more"
+            elif field.name in ("blur_sigma", "occlusion_side"):
+                low, high = value
+                fine, needed = 0 <= low <= high <= 1, "two numbers in 0..1, the smaller one first"
+            else:
+                fine, needed = 0 <= value <= 1, "in 0..1"
+            if not fine:
+                raise ConfigurationError(
+                    f"augmentation: {field.name} is {value!r} but must be {needed}"
+                )
+
+    def crop(
+        self,
+        image: Image,
+        points: FloatArray,
+        mirror: NDArray[np.intp],
+        square: FloatArray,
+        size: int,
+        rng: np.random.Generator,
+        other: Other = None,
+    ) -> AugmentedCrop:
+        """A face as a training sample: jittered crop, perhaps mirrored, with another look.
+
+        ``image``: (H, W, 3) uint8; ``points``: (P, 2) in its pixels, NaN where unknown; ``mirror``:
+        (P,), see `Layout.mirror`; ``square``: (4,) the crop square without jitter, see `crop.py`;
+        ``size``: S, the crop's side in pixels; ``other``: as in `look`.
+        """
+        square = self.square(square, rng, points)
+        crop = cut_crop(image, square, size)
+        points = transform_points(crop_matrix(square, size), points)
+        flipped = bool(rng.random() < self.flip)
+        if flipped:
+            crop, points = mirror_face(crop, points, mirror)
+        return AugmentedCrop(self.look(crop, rng, other), points, flipped)
+
+    def square(
+        self, square: FloatArray, rng: np.random.Generator, points: FloatArray | None = None
+    ) -> NDArray[np.float64]:
+        """A jittered crop square (4,) of (cx, cy, side, angle), see `crop.py`.
+
+        ``points``: (P, 2) of the face, NaN where unknown, for ``keep_points``.
+        """
+        if self.distribution == "uniform":
+            draws = rng.uniform(-1, 1, size=4)
+        else:
+            draws = rng.standard_normal(4).clip(-NORMAL_CUT, NORMAL_CUT)
+        happens = rng.random(3) < (
+            self.scale_probability,
+            self.shift_probability,
+            self.rotation_probability,
+        )
+        scale, dx, dy, turn = draws * happens[[0, 1, 1, 2]]
         cx, cy, side, angle = square
-        return np.array(
+        jittered = np.array(
             [
                 cx + dx * self.shift * side,
                 cy + dy * self.shift * side,
@@ -42,28 +156,80 @@ class Augmentation:
                 angle + np.deg2rad(turn * self.rotation_degrees),
             ]
         )
+        if self.keep_points and points is not None:
+            jittered[2] *= _enlargement(jittered, points)
+        return jittered
 
-    def look(self, crop: Image, rng: np.random.Generator) -> Image:
-        """The crop (S, S, 3) with another look; points stay where they are."""
-        size = crop.shape[0]
+    def look(self, crop: Image, rng: np.random.Generator, other: Other = None) -> Image:
+        """The crop (S, S, 3) uint8 with another look; points stay where they are.
+
+        ``other``: a picture of something else, where patches come from, or a function that reads
+        it; without it there are no patches. The crop given is left as it is, and returned if
+        nothing happens.
+        """
         if rng.random() < self.colour:
             crop = _colour(crop, rng)
         if rng.random() < self.grey:
             crop = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         if rng.random() < self.shrink:
-            small = int(size * rng.uniform(0.2, 0.7))
-            crop = cv2.resize(crop, (small, small), interpolation=cv2.INTER_AREA)
-            crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
-        if rng.random() < self.blur:
-            crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(0.004, 0.015) * size)
+            crop = _shrink(crop, rng)
+        if rng.random() < self.blur and (sigma := rng.uniform(*self.blur_sigma)) > 0:
+            crop = cv2.GaussianBlur(crop, (0, 0), sigma * len(crop))
+        if rng.random() < self.motion_blur:
+            crop = _motion_blur(crop, rng)
         if rng.random() < self.jpeg:
-            quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 70))]
-            crop = np.asarray(
-                cv2.imdecode(cv2.imencode(".jpg", crop, quality)[1], cv2.IMREAD_COLOR)
-            )
+            crop = _compress(crop, rng)
+        if rng.random() < self.patch and other is not None:
+            picture = other() if callable(other) else other
+            crop = _patch(crop, picture, self.occlusion_side, rng)
         if rng.random() < self.occlusion:
-            crop = _occlude(crop, rng)
+            crop = _occlude(crop, self.occlusion_side, self.occlusion_noise, rng)
         return crop
+
+
+NO_AUGMENTATION = Augmentation(
+    rotation_degrees=0,
+    scale=0,
+    shift=0,
+    flip=0,
+    colour=0,
+    grey=0,
+    shrink=0,
+    blur=0,
+    motion_blur=0,
+    jpeg=0,
+    patch=0,
+    occlusion=0,
+)
+"""Crops as they are."""
+
+
+def generator(seed: int, *numbers: int) -> np.random.Generator:
+    """The random numbers of one thing of a run: of a sample, with its set, index and epoch.
+
+    All numbers are 0 or more; the same ones give the same sequence, in whatever process and order
+    they are asked for, so that a resumed run sees what an uninterrupted one sees.
+    """
+    # The count at the end, because NumPy takes (1, 2) and (1, 2, 0) for the same seed.
+    return np.random.default_rng((seed, *numbers, len(numbers) + 1))
+
+
+def mirror_face(
+    image: Image, points: FloatArray, mirror: NDArray[np.intp]
+) -> tuple[Image, FloatArray]:
+    """The mirror image of a picture (H, W, 3) and its points (P, 2), in the layout's order.
+
+    ``mirror``: (P,), where ``mirror[i]`` is the point that takes place i. Raises
+    `ConfigurationError` when it is not of as many points.
+    """
+    return cv2.flip(image, 1), mirror_points(points, mirror, image.shape[1])
+
+
+def _enlargement(square: FloatArray, points: FloatArray) -> float:
+    """By how much a square's side must grow to hold the points (P, 2); 1 if it holds them."""
+    unit = transform_points(crop_matrix(square, 2), points) - 0.5  # the edges are at -1 and 1
+    reach = float(np.nanmax(np.abs(unit)))
+    return reach / (1 - 2 * POINT_MARGIN) if reach > 1 else 1.0
 
 
 def _colour(crop: Image, rng: np.random.Generator) -> Image:
@@ -76,14 +242,74 @@ def _colour(crop: Image, rng: np.random.Generator) -> Image:
     return cv2.LUT(crop, (table.clip(0, 1) * 255).round().astype(np.uint8)[None])
 
 
-def _occlude(crop: Image, rng: np.random.Generator) -> Image:
-    """A rectangle of noise or of one colour, an eighth to a half of the crop a side."""
-    size = crop.shape[0]
+def _shrink(crop: Image, rng: np.random.Generator) -> Image:
+    size = len(crop)
+    small = max(1, round(size * rng.uniform(0.2, 0.7)))
+    crop = cv2.resize(crop, (small, small), interpolation=cv2.INTER_AREA)
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _motion_blur(crop: Image, rng: np.random.Generator) -> Image:
+    """The mean along a line, centred so that points stay where they are."""
+    half = len(crop) * rng.uniform(0.01, 0.06) / 2
+    direction = np.array([np.cos(turn := rng.uniform(0, np.pi)), np.sin(turn)])
+    # One cell for each step along the longer axis, and no empty rows or columns: OpenCV's time goes
+    # with the cells that count, and with a large kernel it takes the way over a Fourier transform.
+    reach = round(half * np.abs(direction).max())
+    steps = np.arange(-reach, reach + 1)[:, None]
+    cells = np.round(steps * direction / np.abs(direction).max()).astype(int)
+    x, y = (cells - cells.min(axis=0)).T
+    kernel = np.zeros((y.max() + 1, x.max() + 1), np.float32)
+    kernel[y, x] = 1 / len(steps)
+    return cv2.filter2D(crop, -1, kernel)
+
+
+def _compress(crop: Image, rng: np.random.Generator) -> Image:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 71))]
+    # OpenCV compresses BGR: JPEG keeps less of the colours than of the brightness.
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), quality)
+    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def _occlude(
+    crop: Image, sides: tuple[float, float], noise: float, rng: np.random.Generator
+) -> Image:
+    (height, width), (top, left) = _rectangle(crop, sides, rng)
+    fill = rng.integers(0, 256, size=3, dtype=np.uint8)
+    if rng.random() < noise:
+        fill = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
     crop = crop.copy()
-    height, width = (size * rng.uniform(0.12, 0.45, size=2)).astype(int)
-    top, left = int(rng.integers(0, size - height)), int(rng.integers(0, size - width))
-    fill = rng.integers(0, 256, size=3)
-    if rng.random() < 0.3:
-        fill = rng.integers(0, 256, size=(height, width, 3))
     crop[top : top + height, left : left + width] = fill
     return crop
+
+
+def _patch(
+    crop: Image, other: Image, sides: tuple[float, float], rng: np.random.Generator
+) -> Image:
+    """A part of another picture, shown at the scale at which that picture would fill the crop."""
+    (height, width), (top, left) = _rectangle(crop, sides, rng)
+    if not height or not width:
+        return crop
+    scale = min(other.shape[:2]) / len(crop)
+    source = (max(1, int(height * scale)), max(1, int(width * scale)))
+    y = int(rng.integers(other.shape[0] - source[0] + 1))
+    x = int(rng.integers(other.shape[1] - source[1] + 1))
+    part = cv2.resize(other[y : y + source[0], x : x + source[1]], (width, height))
+    inside = np.ones((height, width), np.uint8)
+    if rng.random() < 0.5:
+        across = (np.arange(width) + 0.5) / width * 2 - 1
+        down = (np.arange(height) + 0.5) / height * 2 - 1
+        inside = (across**2 + down[:, None] ** 2 <= 1).astype(np.uint8)
+    crop = crop.copy()
+    place = crop[top : top + height, left : left + width]
+    place[:] = cv2.copyTo(part, inside, place.copy())
+    return crop
+
+
+def _rectangle(
+    crop: Image, sides: tuple[float, float], rng: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Height and width, and top and left, in pixels, of a rectangle within the crop."""
+    extent = (len(crop) * rng.uniform(*sides, size=2)).astype(np.intp)
+    return extent, rng.integers(0, len(crop) - extent + 1)
