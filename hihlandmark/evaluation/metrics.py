@@ -1,0 +1,201 @@
+"""Figures of merit as pure functions of arrays: errors, NME, FR, AUC, CED, calibration, intervals.
+
+Errors are shares of a unit, not per cent. NaN stands for what cannot be judged, because the truth
+is not known, and is left out of every figure; infinity stands for a face that was not found, which
+is a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hihlandmark.calibration import NEAR
+from hihlandmark.evaluation.reliability import expected_calibration_error
+from hihlandmark.layouts import Layout
+
+FloatArray = NDArray[np.floating]
+
+STEP = 1e-4
+"""Distance of the errors at which the CED curve is sampled, as in the code of the HIH authors."""
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+def point_distances(predicted: FloatArray, truth: FloatArray) -> FloatArray:
+    """Distances (..., P) between points (..., P, 2), in their unit.
+
+    NaN where the truth is NaN; infinity where the truth is known and the prediction is not finite.
+    """
+    distance = np.linalg.norm(predicted - truth, axis=-1)
+    distance = np.where(np.isfinite(predicted).all(axis=-1), distance, np.inf)
+    return np.where(np.isnan(truth).any(axis=-1), np.nan, distance)
+
+
+def normalised_errors(
+    predicted: FloatArray, truth: FloatArray, pair: tuple[int, int]
+) -> FloatArray:
+    """Distances (..., P) of points (..., P, 2), in distances of a pair of true points."""
+    distance = np.linalg.norm(predicted - truth, axis=-1)
+    unit = np.linalg.norm(truth[..., pair[0], :] - truth[..., pair[1], :], axis=-1)
+    return distance / unit[..., None]
+
+
+def interocular_distances(truth: FloatArray, layout: Layout) -> FloatArray:
+    """Distances (N,) between the outer eye corners of points (N, P, 2)."""
+    left, right = layout.ocular_pair
+    return np.linalg.norm(truth[:, left] - truth[:, right], axis=-1)
+
+
+def interpupil_distances(truth: FloatArray, layout: Layout) -> FloatArray:
+    """Distances (N,) between the pupils of points (N, P, 2).
+
+    Where the layout has no pupils, as that of 300-W, a pupil is the mean of its eye's points.
+    """
+    left, right = (truth[:, list(points)].mean(axis=1) for points in layout.pupils)
+    return np.linalg.norm(left - right, axis=-1)
+
+
+def box_sizes(truth: FloatArray, layout: Layout) -> FloatArray:
+    """Square roots (N,) of the areas of the boxes tight around the known ones of (N, P, 2)."""
+    return np.sqrt(_extents(truth).prod(axis=-1))
+
+
+def diagonals(truth: FloatArray, layout: Layout) -> FloatArray:
+    """Diagonals (N,) of the boxes tight around the known points of (N, P, 2)."""
+    return np.linalg.norm(_extents(truth), axis=-1)
+
+
+def _extents(truth: FloatArray) -> FloatArray:
+    """Widths and heights (N, 2) of the boxes around known points; NaN where there is none."""
+    unknown = np.isnan(truth)
+    high = np.where(unknown, -np.inf, truth).max(axis=1)
+    low = np.where(unknown, np.inf, truth).min(axis=1)
+    return np.where(high >= low, high - low, np.nan)
+
+
+NORMALISATIONS: Mapping[str, Callable[[FloatArray, Layout], FloatArray]] = {
+    "interocular": interocular_distances,
+    "interpupil": interpupil_distances,
+    "box": box_sizes,
+    "diagonal": diagonals,
+}
+"""The units of errors: name -> lengths (N,) in pixels of true points (N, P, 2)."""
+
+
+def face_errors(errors: FloatArray) -> FloatArray:
+    """The mean error (N,) of each face over its known points (N, P); NaN where there is none."""
+    return _mean_of_known(errors, axis=1)
+
+
+def mean_of_found(errors: FloatArray, axis: int | None = None) -> FloatArray:
+    """The mean of errors (N, P) over faces that were found, along an axis; NaN where is none."""
+    return _mean_of_known(np.where(np.isinf(errors), np.nan, errors), axis)
+
+
+def _mean_of_known(values: FloatArray, axis: int | None = None) -> FloatArray:
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0).sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+# --------------------------------------------------------------------------------- rates and areas
+
+
+def mean_error(errors: FloatArray) -> float:
+    """The NME: the mean of the errors (N,) of the faces that were found; NaN when none was."""
+    return float(mean_of_found(errors))
+
+
+def failures(errors: FloatArray, threshold: float) -> FloatArray:
+    """1 for each of the faces (N,) whose error is above the threshold, else 0; NaN stays NaN."""
+    return np.where(np.isnan(errors), np.nan, errors > threshold)
+
+
+def failure_rate(errors: FloatArray, threshold: float = 0.10) -> float:
+    """The share (0..1) of faces (N,) whose error is above the threshold."""
+    return float(_mean_of_known(failures(errors, threshold)))
+
+
+def cumulative_errors(errors: FloatArray, threshold: float = 0.10) -> FloatArray:
+    """The CED curve: (K, 2) of error, in steps of `STEP`, and share of faces with at most that."""
+    grid, judged = _grid(threshold), errors[~np.isnan(errors)]
+    below = np.searchsorted(np.sort(judged), grid, side="right") / max(len(judged), 1)
+    return np.stack([grid, below], axis=-1)
+
+
+def areas(errors: FloatArray, threshold: float) -> FloatArray:
+    """What each face (N,) adds to `area_under_curve`, 0..1: the area is the mean of these.
+
+    The curve is a mean of unit steps, one a face at its error, and Simpson's rule is linear: a face
+    adds the weights of all grid points from its error on.
+    """
+    grid = _grid(threshold)
+    if len(grid) % 2 == 0:
+        raise ValueError(f"Simpson's rule needs a threshold of an even number of {STEP}")
+    weights = np.full(len(grid), 2.0)
+    weights[1::2] = 4
+    weights[[0, -1]] = 1
+    from_here_on = np.append(np.cumsum(weights[::-1])[::-1], 0) / weights.sum()
+    added = from_here_on[np.searchsorted(grid, errors, side="left")]
+    return np.where(np.isnan(errors), np.nan, added)
+
+
+def area_under_curve(errors: FloatArray, threshold: float = 0.10) -> float:
+    """Area (0..1) under the CED curve of faces (N,) up to the threshold, as the papers have it.
+
+    Simpson's rule over the curve at 0, 0.0001, ..., threshold, divided by the threshold: the
+    definition in the released code of the HIH authors and of the AWing line of work before it.
+    """
+    return float(_mean_of_known(areas(errors, threshold)))
+
+
+def exact_area_under_curve(errors: FloatArray, threshold: float = 0.10) -> float:
+    """The same area without a grid: the mean over faces of 1 - min(error, threshold) / threshold.
+
+    This is the integral of the step function that the CED curve is.
+    """
+    return float(_mean_of_known(1 - np.minimum(errors, threshold) / threshold))
+
+
+def _grid(threshold: float) -> FloatArray:
+    return np.arange(round(threshold / STEP) + 1) * STEP
+
+
+def confidence_interval(
+    values: FloatArray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of values (N,), one a face; NaN is left out.
+
+    Faces are drawn with replacement, those with NaN among them (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, chapter 13). NME, FR and AUC are all means over faces.
+    """
+    if not len(values) or np.isnan(values).all():
+        return float("nan"), float("nan")
+    draws = np.random.default_rng(seed)
+    known = ~np.isnan(values)
+    filled, means = np.where(known, values, 0), np.full(resamples, np.nan)
+    for i in range(resamples):
+        drawn = draws.integers(0, len(values), len(values))
+        if count := known[drawn].sum():
+            means[i] = filled[drawn].sum() / count
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+# ------------------------------------------------------------------------------------ calibration
+
+
+def calibration_error(scores: FloatArray, errors: FloatArray) -> float:
+    """Expected calibration error (0..1) of scores against inter-ocular errors of the same shape.
+
+    A score is the probability that the error is at most `NEAR`. Points that cannot be judged or
+    were not found are left out; NaN when none is left.
+    """
+    known = np.isfinite(errors) & np.isfinite(scores)
+    return expected_calibration_error(scores[known], errors[known] <= NEAR)

@@ -1,0 +1,133 @@
+"""How honest scores and covariances are: pure functions of arrays, and nothing of detectors.
+
+Scores are claimed probabilities in 0..1, outcomes what came true. Arrays hold no NaN: callers leave
+out what is not known. A statistic of no points is NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating]
+BoolArray = NDArray[np.bool_]
+
+BINS = 10
+RESAMPLES = 1000
+
+
+class ReliabilityBins(NamedTuple):
+    """Points sorted into bins of equal width by their score; NaN where a bin is empty.
+
+    ``counts`` (B,) of points; ``scores`` (B,) mean score; ``shares`` (B,) share that came true.
+    """
+
+    counts: NDArray[np.intp]
+    scores: FloatArray
+    shares: FloatArray
+
+
+def reliability_bins(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) -> ReliabilityBins:
+    """Scores (N,) in 0..1 and outcomes (N,) -> bins of equal width; a score of 1 is in the last."""
+    which = np.minimum((scores * bins).astype(int), bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    divisor = np.where(counts, counts, np.nan)
+    return ReliabilityBins(
+        counts,
+        np.bincount(which, weights=scores, minlength=bins) / divisor,
+        np.bincount(which, weights=outcomes, minlength=bins) / divisor,
+    )
+
+
+def expected_calibration_error(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) -> float:
+    """Mean over points (N,) of the gap between mean score and share true in their bin, in 0..1.
+
+    Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599), equation 3.
+    """
+    if not len(scores):
+        return float("nan")
+    found = reliability_bins(scores, outcomes, bins)
+    gaps = found.counts * np.abs(found.shares - found.scores)
+    return float(np.nansum(gaps) / len(scores))
+
+
+def brier_score(scores: FloatArray, outcomes: BoolArray) -> float:
+    """Mean squared difference (0..1) of scores (N,) and outcomes (N,); Brier 1950, for two classes.
+
+    Unlike the calibration error it also rewards scores that tell points apart.
+    """
+    return float(np.mean((scores - outcomes) ** 2)) if len(scores) else float("nan")
+
+
+def ellipse_coverage(distances: FloatArray, level: float) -> float:
+    """Share (0..1) of true points that lie in the ellipse which should hold ``level`` (0..1).
+
+    ``distances``: (N,) squared Mahalanobis distances of the true points. In two dimensions a
+    Gaussian has the share 1 - exp(-d / 2) within the squared distance d.
+    """
+    return float(np.mean(distances <= -2 * np.log1p(-level))) if len(distances) else float("nan")
+
+
+def area_under_roc(
+    values: FloatArray, positive: BoolArray, strata: NDArray[Any] | None = None
+) -> float:
+    """Probability that a positive has the larger of two values (N,), ties counting half.
+
+    The Mann-Whitney statistic divided by the number of pairs. With ``strata`` (N,), only pairs of
+    the same stratum count. NaN without such a pair of a positive and a negative.
+    """
+    return _area(*_places(values, strata), positive, np.ones(len(values)))
+
+
+def bootstrap_area_under_roc(
+    values: FloatArray,
+    positive: BoolArray,
+    groups: NDArray[Any],
+    strata: NDArray[Any] | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of `area_under_roc` when whole groups (N,) are drawn with replacement.
+
+    Points of one face are hidden together: drawing points one by one would make the interval too
+    narrow. Draws without a positive or a negative are left out; (NaN, NaN) when there is no other.
+    """
+    places = _places(values, strata)
+    names, group = np.unique(groups, return_inverse=True)
+    random = np.random.default_rng(seed)
+    areas = np.full(resamples, np.nan)
+    for index in range(resamples if len(names) else 0):
+        drawn = random.integers(len(names), size=len(names))
+        areas[index] = _area(*places, positive, np.bincount(drawn, minlength=len(names))[group])
+    if np.isnan(areas).all():
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(areas, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _places(
+    values: FloatArray, strata: NDArray[Any] | None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The place (N,) of each point in the order by stratum and value, and each place's stratum."""
+    stratum = np.zeros(len(values)) if strata is None else np.unique(strata, return_inverse=True)[1]
+    pairs, place = np.unique(np.stack([stratum, values]), axis=1, return_inverse=True)
+    return place.reshape(-1), pairs[0].astype(np.intp)
+
+
+def _area(
+    place: NDArray[np.intp],
+    stratum: NDArray[np.intp],
+    positive: BoolArray,
+    weights: NDArray[Any],
+) -> float:
+    """`area_under_roc` of points with weights (N,), from their `_places`."""
+    positives = np.bincount(place, weights * positive, len(stratum))
+    negatives = np.bincount(place, weights * ~positive, len(stratum))
+    in_stratum = np.bincount(stratum, negatives)
+    pairs = np.bincount(stratum, positives) @ in_stratum
+    below = np.cumsum(negatives) - negatives / 2 - (np.cumsum(in_stratum) - in_stratum)[stratum]
+    return float(positives @ below / pairs) if pairs else float("nan")
