@@ -1,7 +1,52 @@
-import numpy as np
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from hihlandmark.calibration import Calibration
-from hihlandmark.training.calibrate import _fit_logistic
+import numpy as np
+import pytest
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from hihlandmark import ConfigurationError, Detector
+from hihlandmark.calibration import MOST_KNOTS, Calibration
+from hihlandmark.cli.calibration import calibrate
+from hihlandmark.crop import BoxMap, crop_matrix, transform_points
+from hihlandmark.detector import CropLandmarks
+from hihlandmark.errors import DataError, ImageError, WeightsError
+from hihlandmark.evaluation.reliability import (
+    area_under_roc,
+    bootstrap_area_under_roc,
+    brier_score,
+    ellipse_coverage,
+    expected_calibration_error,
+    reliability_bins,
+)
+from hihlandmark.layouts import EXACT_98_68, get_layout
+from hihlandmark.training import calibration_card
+from hihlandmark.training.calibrate import (
+    PointStatistics,
+    _fit_logistic,
+    calibrated,
+    cross_validated,
+    fit,
+    fit_calibration,
+    measure_points,
+)
+from hihlandmark.training.calibration_card import METRIC, card_to_write, store_calibration
+from hihlandmark.training.calibration_report import draw_reliability, report_calibration
+from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.weights import WeightFiles, find_weights
+
+FIVE = get_layout("FIVE")
+W300_68 = get_layout(68)
+
+
+# Scores of a calibration
 
 
 def scores(calibration: Calibration, variance: float, mass: float, interocular: float) -> float:
@@ -20,15 +65,140 @@ def test_scores_do_not_depend_on_the_size_of_the_face() -> None:
     assert np.isclose(scores(calibration, 4, 0.8, 60), scores(calibration, 4 * 9, 0.8, 180))
 
 
+@pytest.mark.filterwarnings("error")
 def test_extreme_statistics_give_probabilities() -> None:
-    calibration = Calibration(bias=3, spread=-2, mass=1)
+    calibration = Calibration(bias=3, spread=-200, mass=100)
     for variance, mass in ((0.0, 1.0), (1e9, 0.0)):
         assert 0 <= scores(calibration, variance, mass, 60) <= 1
 
 
-def test_calibration_survives_the_card() -> None:
-    calibration = Calibration(bias=-3.1, spread=-1.2, mass=0.4, covariance_scale=1.7)
-    assert Calibration.from_dict(calibration.to_dict()) == calibration
+def test_knots_bend_the_score_between_and_beyond_them() -> None:
+    bent = Calibration(0, 0, 1, knots=((0.2, 0.1), (0.6, 0.3)))
+    logits = np.log(np.array([0.1, 0.4, 0.6, 0.9]) / (1 - np.array([0.1, 0.4, 0.6, 0.9])))
+    features = np.stack([np.ones(4), np.zeros(4), logits], axis=-1)
+    assert bent.scores_of(features) == pytest.approx([0.1, 0.2, 0.3, 0.3])
+
+
+# The card's text
+
+
+@pytest.mark.parametrize("knots", [(), ((0.25, 0.1), (0.5, 0.1), (1.0, 0.875))])
+def test_calibration_survives_the_card(knots: tuple[tuple[float, float], ...]) -> None:
+    calibration = Calibration(-3.1, -1.2, 0.4, covariance_scale=1.7, knots=knots)
+    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+    assert ("knots" in calibration.to_dict()) == bool(knots)
+
+
+def test_cards_without_knots_read_as_they_always_did() -> None:
+    old = {"bias": -3.0, "spread": -0.3, "mass": 0.6, "covariance_scale": 0.3}
+    assert Calibration.from_dict(old) == Calibration(-3.0, -0.3, 0.6, 0.3)
+    assert Calibration.from_dict({}) == Calibration()
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"slope": 1.5}, "unknown fields: slope"),
+        ({"bias": "-3"}, "bias '-3'"),
+        ({"mass": float("nan")}, "mass nan"),
+        ({"covariance_scale": 0}, "covariance_scale 0"),
+        ({"knots": [[0.5, 0.2], [0.4, 0.3]]}, "knots"),
+        ({"knots": [[0.1, 0.3], [0.4, 0.2]]}, "knots"),
+        ({"knots": [[0.1, 0.3], [0.4, 1.2]]}, "knots"),
+        ({"knots": [0.1, 0.3]}, "knots"),
+        ({"knots": "0.1"}, "knots"),
+        ({"knots": [[p / 30, p / 30] for p in range(30)]}, "knots"),
+    ],
+)
+def test_a_broken_calibration_is_refused_and_named(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(WeightsError, match=problem):
+        Calibration.from_dict(values)
+
+
+# Reliability
+
+
+def test_calibration_error_is_the_gap_in_each_bin_weighted_by_its_points() -> None:
+    claimed = np.array([0.12, 0.18, 0.95, 1.0])
+    true = np.array([True, False, True, True])
+    bins = reliability_bins(claimed, true)
+    assert bins.counts.tolist() == [0, 2, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert bins.shares[[1, 9]].tolist() == [0.5, 1.0]
+    assert np.isnan(bins.scores[0])
+    gaps = abs(0.5 - 0.15) * 2 / 4 + abs(1 - 0.975) * 2 / 4
+    assert expected_calibration_error(claimed, true) == pytest.approx(gaps)
+
+
+def test_statistics_of_no_points_are_nan() -> None:
+    none, nothing = np.zeros(0), np.zeros(0, bool)
+    assert np.isnan(expected_calibration_error(none, nothing))
+    assert np.isnan(brier_score(none, nothing))
+    assert np.isnan(ellipse_coverage(none, 0.5))
+    assert np.isnan(area_under_roc(none, nothing))
+    assert np.isnan(bootstrap_area_under_roc(none, nothing, none)).all()
+
+
+def test_brier_score_of_known_points() -> None:
+    claimed, true = np.array([1.0, 0.5, 0.2]), np.array([True, False, False])
+    assert brier_score(claimed, true) == pytest.approx((0 + 0.25 + 0.04) / 3)
+
+
+def test_ellipses_of_a_gaussian_hold_what_they_should() -> None:
+    distances = np.square(np.random.default_rng(0).standard_normal((40000, 2))).sum(axis=1)
+    for level in (0.5, 0.9):
+        assert ellipse_coverage(distances, level) == pytest.approx(level, abs=0.01)
+
+
+def test_area_under_roc_counts_pairs_and_halves_ties() -> None:
+    random = np.random.default_rng(0)
+    values, positive = random.integers(0, 6, 60).astype(float), random.random(60) < 0.3
+    pairs = values[positive][:, None] - values[~positive]
+    expected = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+    assert area_under_roc(values, positive) == pytest.approx(expected)
+    assert np.isnan(area_under_roc(values, np.ones(60, bool)))
+
+
+def test_area_within_strata_counts_pairs_of_the_same_stratum() -> None:
+    random = np.random.default_rng(0)
+    strata = np.repeat(["brow", "chin", "nose"], 30)
+    values, positive = random.integers(0, 6, 90).astype(float), random.random(90) < 0.3
+    values[strata == "chin"] += 10  # would win every pair with a point of another stratum
+    pairs = values[positive][:, None] - values[~positive]
+    same = strata[positive][:, None] == strata[~positive]
+    expected = ((pairs > 0) + 0.5 * (pairs == 0))[same].mean()
+    assert area_under_roc(values, positive, strata) == pytest.approx(expected)
+    low, high = bootstrap_area_under_roc(values, positive, np.arange(90), strata, resamples=200)
+    assert low < expected < high
+
+
+def test_the_interval_holds_the_area_and_knows_that_points_of_a_face_go_together() -> None:
+    random = np.random.default_rng(1)
+    face = np.repeat(np.arange(12), 40)
+    positive = np.isin(face, (2, 5, 7)) & (random.random(480) < 0.7)
+    values = 0.3 * positive + random.standard_normal(12)[face] + 0.1 * random.standard_normal(480)
+    low, high = bootstrap_area_under_roc(values, positive, face, resamples=200)
+    assert low < area_under_roc(values, positive) < high
+    alone = bootstrap_area_under_roc(values, positive, np.arange(480), resamples=200)
+    assert high - low > 1.5 * (alone[1] - alone[0])
+
+
+# Fitting
+
+
+def statistics_of(
+    probability: Callable[[NDArray[np.floating]], NDArray[np.floating]], faces: int = 60
+) -> PointStatistics:
+    """Points whose chance to be near is a function of their log odds of mass."""
+    random = np.random.default_rng(3)
+    odds = random.uniform(-3, 3, (faces, 50))
+    near = random.random(odds.shape) < probability(odds)
+    distances = 4 * np.square(random.standard_normal((*odds.shape, 2))).sum(axis=-1)
+    return PointStatistics(
+        np.stack([np.ones_like(odds), np.zeros_like(odds), odds], axis=-1),
+        np.where(near, 0.01, 0.2),
+        distances,
+        np.full(odds.shape, np.nan),
+    )
 
 
 def test_the_fit_finds_the_weights_that_made_the_data() -> None:
@@ -37,3 +207,325 @@ def test_the_fit_finds_the_weights_that_made_the_data() -> None:
     truth = np.array([0.5, -1.5, 0.8])
     near = rng.random(20000) < 1 / (1 + np.exp(-features @ truth))
     assert np.allclose(_fit_logistic(features, near), truth, atol=0.1)
+
+
+def test_the_covariance_scale_is_found() -> None:
+    statistics = statistics_of(lambda odds: 1 / (1 + np.exp(-odds)))
+    assert fit(statistics).covariance_scale == pytest.approx(4, rel=0.1)
+
+
+def test_isotonic_fits_what_no_logistic_curve_does() -> None:
+    # The chance jumps from 0.1 to 0.4 and then to 0.9.
+    statistics = statistics_of(lambda odds: np.select([odds < -1, odds < 2], [0.1, 0.4], 0.9))
+    errors = {}
+    for method in ("logistic", "isotonic"):
+        report = report_calibration(statistics, Calibration(), method)  # type: ignore[arg-type]
+        errors[method] = report.figures("after, other faces")["calibration_error"]
+    assert errors["isotonic"] < 3 < 5 < errors["logistic"]
+    knots = np.array(fit(statistics, "isotonic").knots)
+    assert 2 < len(knots) <= MOST_KNOTS
+    assert (np.diff(knots[:, 0]) > 0).all()
+    assert (np.diff(knots[:, 1]) >= 0).all()
+    assert Calibration.from_dict(fit(statistics, "isotonic").to_dict()) == fit(
+        statistics, "isotonic"
+    )
+
+
+@pytest.mark.parametrize("method", ["logistic", "isotonic"])
+def test_no_score_promises_certainty_when_every_point_was_near(method: Any) -> None:
+    statistics = statistics_of(np.ones_like, faces=3)
+    judged = calibrated(fit(statistics, method), statistics).scores
+    assert ((judged > 0.9) & (judged < 1)).all()
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="'magic'"):
+        fit(statistics_of(np.ones_like, faces=2), "magic")  # type: ignore[arg-type]
+
+
+def test_a_face_is_judged_by_a_calibration_fitted_on_others() -> None:
+    statistics = statistics_of(lambda odds: 1 / (1 + np.exp(-odds)), faces=2)
+    statistics.distances[:] = [[1.0], [4.0]]
+    unit = 2 * np.log(2)
+    judged = cross_validated(statistics).distances
+    assert np.allclose(judged, np.array([[1 / 4], [4 / 1]]) * unit, rtol=1e-3)
+    with pytest.raises(DataError, match="too few"):
+        cross_validated(statistics.of(np.array([0])))
+
+
+def test_low_scores_that_find_hidden_points_are_reported_and_drawn(tmp_path: Path) -> None:
+    statistics = statistics_of(lambda odds: 1 / (1 + np.exp(-odds)), faces=8)
+    assert report_calibration(statistics, Calibration()).hidden_points("before") is None
+    statistics.hidden[:] = statistics.features[..., 2] < -2.5
+    report = report_calibration(statistics, Calibration())
+    found = report.hidden_points("after, same faces")
+    assert found is not None
+    assert found["auroc"] == 1.0
+    assert found["hidden"] + found["visible"] == 400
+    assert report.summary()["hidden_points"]["before"]["auroc"] == 1.0
+    assert json.loads(json.dumps(report.summary()))["points"] == 400
+    draw_reliability(report, tmp_path / "new" / "diagram.png")
+    with Image.open(tmp_path / "new" / "diagram.png") as diagram:
+        assert np.asarray(diagram).std() > 10
+    with pytest.raises(ConfigurationError, match=r"diagram\.png"):
+        draw_reliability(report, tmp_path / "new" / "diagram.png" / "diagram.png")
+
+
+# Measuring
+
+
+def annotated(points: NDArray[np.floating], layout: str = "FIVE", **more: Any) -> AnnotatedFaces:
+    """Faces (N, P, 2) on photos that are grey in the value of their index."""
+
+    def photo(index: int) -> Callable[[], NDArray[np.uint8]]:
+        return lambda: np.full((200, 200, 3), index, np.uint8)
+
+    faces = [AnnotatedFace(f"face {i}", photo(i), p, "val", **more) for i, p in enumerate(points)]
+    return AnnotatedFaces("a set", layout, get_layout(layout).mirror, faces)
+
+
+def detector_off_by(points: NDArray[np.floating], offset: float, layout: str = "FIVE") -> Any:
+    """A detector that knows faces (N, P, 2) by their grey, and is off by some crop pixels in x."""
+    box_map = BoxMap((0.1, 0.0), 1.5)
+
+    def predict_crops(crops: NDArray[np.uint8]) -> CropLandmarks:
+        truth = points[crops[:, 32, 32, 0].astype(int)]
+        boxes = np.concatenate([truth.min(axis=1), truth.max(axis=1)], axis=1)
+        found = transform_points(crop_matrix(box_map.squares(boxes), 64), truth)
+        found[..., 0] += offset
+        covariance = np.broadcast_to(np.diag([4.0, 9.0]), (*found.shape, 2))
+        return CropLandmarks(found, covariance, np.full(found.shape[:2], 0.8))
+
+    return SimpleNamespace(
+        layout=get_layout(layout),
+        crop_size=64,
+        box_map=lambda kind: box_map,
+        predict_crops=predict_crops,
+    )
+
+
+@pytest.fixture
+def points() -> NDArray[np.floating]:
+    """The five points of 20 faces, each larger than the one before."""
+    shape = np.array([[0, 0], [20, 0], [10, 10], [2, 20], [18, 20]], float)
+    return np.stack([80 + shape * (1 + i / 20) for i in range(20)])
+
+
+def test_every_face_is_measured_in_its_own_crop(points: NDArray[np.floating]) -> None:
+    statistics = measure_points(detector_off_by(points, 3.0), annotated(points))
+    assert statistics.features.shape == (20, 5, 3)
+    # A crop of 64 pixels shows 1.5 boxes of 20: eyes 20 apart are 128 / 3 crop pixels apart.
+    assert np.allclose(statistics.errors, 3 / (128 / 3))
+    assert np.allclose(statistics.distances, 9 / 4, atol=1e-4)
+    assert np.isnan(statistics.hidden).all()
+    assert not statistics.near.any()
+    assert measure_points(detector_off_by(points, 2.0), annotated(points)).near.all()
+
+
+def test_a_fit_takes_annotated_faces(points: NDArray[np.floating]) -> None:
+    calibration = fit_calibration(detector_off_by(points, 1.0), annotated(points))
+    assert calibration.covariance_scale == pytest.approx(1 / 4 / (2 * np.log(2)), rel=1e-3)
+
+
+def test_points_that_are_not_annotated_are_left_out(points: NDArray[np.floating]) -> None:
+    partly = points.copy()
+    partly[4, 2] = np.nan
+    statistics = measure_points(detector_off_by(points, 3.0), annotated(partly))
+    assert (~statistics.known).sum() == 1
+    assert not statistics.known[4, 2]
+
+
+def test_faces_that_cannot_be_used_are_named(points: NDArray[np.floating]) -> None:
+    def unreadable() -> NDArray[np.uint8]:
+        raise ImageError("cut short")
+
+    partly = points.copy()
+    partly[1, 0] = np.nan
+    faces = annotated(partly, source="list.txt, line 7")
+    broken = [replace(faces[0], load_image=unreadable), *list(faces)[1:]]
+    statistics = measure_points(detector_off_by(points, 3.0), replace(faces, faces=broken))
+    assert len(statistics.errors) == 18
+    assert np.allclose(statistics.errors, 3 / (128 / 3))
+    assert statistics.skipped[0] == "face 0: cut short"
+    assert "face 1" in statistics.skipped[1]
+    assert "list.txt, line 7" in statistics.skipped[1]
+    with pytest.raises(DataError, match="cut short"):
+        measure_points(detector_off_by(points, 3.0), replace(faces, faces=broken[:1]))
+    with pytest.raises(DataError, match="empty"):
+        measure_points(detector_off_by(points, 3.0), replace(faces, faces=[]))
+
+
+def test_only_points_of_both_layouts_count() -> None:
+    points98 = get_layout(98).mean_shape[None] * 60 + 90
+    visible = np.arange(98) != EXACT_98_68[30]
+    faces = annotated(points98, "WFLW98", visible=visible)
+
+    detector = detector_off_by(points98, 0.0, "WFLW98")
+    detector.layout = W300_68
+    detector.predict_crops = lambda crops: CropLandmarks(
+        np.random.default_rng(0).uniform(0, 64, (1, 68, 2)),
+        np.broadcast_to(np.eye(2), (1, 68, 2, 2)),
+        np.full((1, 68), 0.5),
+    )
+    statistics = measure_points(detector, faces)
+    exact = np.isin(np.arange(68), list(EXACT_98_68))
+    assert 0 < exact.sum() < 68
+    assert (statistics.known[0] == exact).all()
+    assert np.flatnonzero(statistics.hidden[0] == 1).tolist() == [30]
+    assert (np.isnan(statistics.hidden[0]) == ~exact).all()
+
+
+# Model cards on disk
+
+
+FIGURE = {"split": "a val", "points": 68, "metric": METRIC, "value": 1.0, "command": "calibrate"}
+NEW = Calibration(-1.0, -0.5, 0.25, 0.5, ((0.1, 0.2), (0.9, 0.8)))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> WeightFiles:
+    """A user's own copy of the packaged weights."""
+    packaged = find_weights()
+    target = tmp_path / "own" / "hih-small.json"
+    target.parent.mkdir()
+    target.write_text(packaged.card.to_json(), encoding="utf-8")
+    for path in packaged.paths:
+        target.with_name(path.name).write_bytes(path.read_bytes())
+    return find_weights(target)
+
+
+def test_the_card_beside_a_users_weights_is_changed_for_one_layout(own: WeightFiles) -> None:
+    target = card_to_write(own, None)
+    assert target is not None
+    assert target.parent == own.paths[0].parent
+    for _ in range(2):
+        store_calibration(own, target, W300_68, NEW, FIGURE)
+    card = find_weights(target).card
+    assert Calibration.from_dict(card.calibration["W300_68"]) == NEW
+    assert card.calibration["WFLW98"] == own.card.calibration["WFLW98"]
+    assert card.files == own.card.files
+    of_68 = [figure for figure in card.figures if figure["points"] == 68]
+    assert [figure for figure in card.figures if figure["metric"] == METRIC] == [FIGURE]
+    assert not any("calibration_error" in figure for figure in of_68)
+    assert [figure for figure in card.figures if figure["points"] != 68] == [
+        figure for figure in own.card.figures if figure["points"] != 68
+    ]
+
+
+def test_packaged_and_linked_cards_are_changed_in_a_copy_only(
+    own: WeightFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert card_to_write(find_weights(), None) is None
+    link = tmp_path / "snapshot"
+    link.mkdir()
+    for path in own.paths[0].parent.iterdir():
+        (link / path.name).symlink_to(path)
+    assert card_to_write(find_weights(link), None) is None
+    monkeypatch.setattr(calibration_card.hihlandmark, "__file__", str(tmp_path / "__init__.py"))
+    assert card_to_write(own, None) is None
+
+
+def test_layouts_are_calibrated_one_after_the_other_into_the_same_copy(tmp_path: Path) -> None:
+    files, out = find_weights(), tmp_path / "copy"
+    before = Path(files.paths[0]).with_suffix(".json").read_bytes()
+    for layout in (W300_68, get_layout(29)):
+        target = card_to_write(files, out)
+        assert target is not None
+        store_calibration(files, target, layout, NEW, {**FIGURE, "points": layout.size})
+    card = find_weights(out).card
+    assert Calibration.from_dict(card.calibration["COFW29"]) == NEW
+    assert Calibration.from_dict(card.calibration["W300_68"]) == NEW
+    assert card.calibration["WFLW98"] == files.card.calibration["WFLW98"]
+    assert Path(files.paths[0]).with_suffix(".json").read_bytes() == before
+
+
+def test_a_copy_never_takes_the_place_of_other_weights(own: WeightFiles, tmp_path: Path) -> None:
+    other = replace(own.card, files={"hih-small.safetensors": "0" * 64})
+    target = own.paths[0].with_suffix(".json")
+    target.write_text(other.to_json(), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="other weights"):
+        card_to_write(find_weights(), target.parent)
+    target.unlink()
+    own.paths[0].write_bytes(b"of somebody else")
+    with pytest.raises(ConfigurationError, match="another file"):
+        card_to_write(find_weights(), target.parent)
+    with pytest.raises(ConfigurationError, match="no folder"):
+        card_to_write(find_weights(), own.paths[0])
+
+
+def test_a_card_that_cannot_be_written_stays_as_it_was(
+    own: WeightFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = own.paths[0].with_suffix(".json")
+    before = target.read_bytes()
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(calibration_card, "write_atomically", full)
+    with pytest.raises(WeightsError, match=r"hih-small\.json.*No space left"):
+        store_calibration(own, target, W300_68, NEW, FIGURE)
+    assert target.read_bytes() == before
+
+
+def test_damaged_weights_are_not_calibrated(own: WeightFiles) -> None:
+    target = own.paths[0].with_suffix(".json")
+    own.paths[0].write_bytes(own.paths[0].read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="SHA-256"):
+        store_calibration(own, target, W300_68, NEW, FIGURE)
+
+
+# The command
+
+
+app = typer.Typer()
+app.command()(calibrate)
+
+
+@pytest.fixture(scope="module")
+def faces_on_disk(
+    tmp_path_factory: pytest.TempPathFactory,
+    astronaut: NDArray[np.uint8],
+    detector_of: Callable[[int], Detector],
+) -> Path:
+    """A data folder with two faces in split "val" and one in "more", with visibility."""
+    (face,) = detector_of(29).predict(astronaut)
+    folder = tmp_path_factory.mktemp("sets") / "mini29"
+    folder.mkdir()
+    Image.fromarray(astronaut).save(folder / "photo.png")
+    rows = []
+    for index, split in enumerate(("val", "val", "more")):
+        shift = np.linspace(0, face.interocular / 10, 29)[:, None] * (index + 1) / 2
+        hidden = [int(score < np.median(face.scores)) for score in face.scores]
+        row = {"image": "photo.png", "points": (face.points + shift).tolist(), "split": split}
+        rows.append(json.dumps({**row, "visible": hidden}))
+    (folder / "annotations.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_the_command_reports_and_writes_a_calibrated_copy(
+    faces_on_disk: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    arguments = ["--data", str(faces_on_disk), "--split", "val", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["faces"] == 2
+    assert set(summary["figures"]) == {"before", "after, same faces", "after, other faces"}
+    assert summary["hidden_points"]["before"]["auroc"] > 0.9
+    assert Path(summary["diagram"]).is_file()
+    card = find_weights(out).card
+    assert card.calibration["COFW29"] == summary["calibration"]["after"]
+    assert "--data DATA/mini29 --split val --layout 29" in card.figures[-1]["command"]
+
+
+def test_the_command_reads_several_splits_and_changes_no_packaged_card(faces_on_disk: Path) -> None:
+    card = find_weights().paths[0].with_suffix(".json")
+    before = card.read_bytes()
+    arguments = ["--data", str(faces_on_disk), *("--split", "val") * 2, "--split", "more"]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "3 faces" in result.stdout
+    assert "no card was changed" in result.stdout
+    assert card.read_bytes() == before
