@@ -8,7 +8,7 @@ image pixels, angle in radians by which the crop's x axis is turned clockwise on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -67,17 +67,29 @@ class BoxMap:
         return np.concatenate([centre, longer * self.scale, upright], axis=1)
 
 
+CANONICAL_SCALE = 1.4
+"""Side of the canonical crop, in longer sides of the tight box of a face's 98 or 68 points."""
+
 CANONICAL_CROP: Mapping[str, BoxMap] = {
-    "landmarks:WFLW98": BoxMap((0.0, 0.0), 1.4),
-    "landmarks:W300_68": BoxMap((0.0, 0.0), 1.4),
+    "landmarks:WFLW98": BoxMap((0.0, 0.0), CANONICAL_SCALE),
+    "landmarks:W300_68": BoxMap((0.0, 0.0), CANONICAL_SCALE),
     "landmarks:COFW29": BoxMap((0.0, 0.0), 1.4707),
     "mtcnn": BoxMap((0.0095, 0.1361), 1.1103),
 }
 """From each kind of box to the one crop that our networks are trained on.
 
-The crop's centre is that of the tight box of a face's 98 or 68 points, its side 1.4 times the
-longer side of that box. ``hihlandmark.training.crop_contract`` fits the maps of other kinds.
+The crop's centre is that of the tight box of a face's 98 or 68 points, its side `CANONICAL_SCALE`
+times the longer side of that box. ``hihlandmark.training.crop_contract`` fits the other maps.
 """
+
+
+def canonical_crop(scale: float = CANONICAL_SCALE) -> dict[str, BoxMap]:
+    """`CANONICAL_CROP` for a tighter or wider crop, given in the unit of `CANONICAL_SCALE`."""
+    ratio = scale / CANONICAL_SCALE
+    return {
+        kind: replace(box_map, scale=box_map.scale * ratio)
+        for kind, box_map in CANONICAL_CROP.items()
+    }
 
 
 def tight_boxes(points: FloatArray) -> FloatArray:

@@ -627,13 +627,13 @@ def boxes_of(maps: Mapping[str, crop.BoxMap]) -> dict[str, BoxMap]:
 
 def _official_crop(layout: str) -> dict[str, crop.BoxMap]:
     """The maps to the HIH authors' crops, which fit the landmarks more tightly than ours."""
-    from hihlandmark.crop import CANONICAL_CROP
+    from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE, canonical_crop
 
     own = f"landmarks:{layout}"
-    ratio = _OFFICIAL_CROP_SCALE / CANONICAL_CROP[own].scale
+    scale = CANONICAL_SCALE * _OFFICIAL_CROP_SCALE / CANONICAL_CROP[own].scale
     return {
-        kind: replace(box_map, scale=box_map.scale * ratio)
-        for kind, box_map in CANONICAL_CROP.items()
+        kind: box_map
+        for kind, box_map in canonical_crop(scale).items()
         if kind == own or not kind.startswith("landmarks:")
     }
 

@@ -1,241 +1,324 @@
+import errno
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from miniature import PLAIN, as_toml, tiny, write_data
 from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from hihlandmark import ConfigurationError
-from hihlandmark.heatmap import gaussian
-from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
-from hihlandmark.models import registry
+from hihlandmark import ConfigurationError, Detector, WeightsError
+from hihlandmark.cli import app
+from hihlandmark.errors import TrainingError
+from hihlandmark.models.hih import HIH
+from hihlandmark.training import checkpoint as checkpoints
 from hihlandmark.training import loop
-from hihlandmark.training.augmentation import Augmentation
-from hihlandmark.training.datasets import TrainingBatches, lent_points
-from hihlandmark.training.losses import csc, heatmap_mse, soft_label_cross_entropy
-from hihlandmark.training.recipes import RECIPES, Recipe, Stage, TrainingSet, shortened
+from hihlandmark.training.configuration import TrainingConfiguration
+from hihlandmark.training.distributed import SynchronisedBatchNorm, replace_batch_norm
+from hihlandmark.training.loop import RunSummary, build_training_network, train
+from hihlandmark.training.objective import Objective, decoding_of, teach
 
-LAYOUTS = {"WFLW98": 98, "W300_68": 68, "COFW29": 29}
-PLAIN = Augmentation(
-    rotation_degrees=0,
-    scale=0,
-    shift=0,
-    flip=0,
-    colour=0,
-    grey=0,
-    blur=0,
-    shrink=0,
-    jpeg=0,
-    occlusion=0,
+CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in the processes that tests start: sums in another order would give other weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def run(
+    configuration: TrainingConfiguration, data: Path, folder: Path, **options: Any
+) -> RunSummary:
+    return train(configuration, data, folder, device="cpu", workers=0, **options)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return checkpoints.read_average(folder / name)
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+
+
+def command(toml: Path, data: Path, folder: Path, *options: str) -> list[str]:
+    own = ["train", str(toml), "--data", str(data), "--out", str(folder), "--device", "cpu"]
+    return ["hihlandmark", *own, "--workers", "0", *options]
+
+
+def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(data: Path, tmp_path: Path) -> None:
+    configuration = tiny(stages=[{"steps": 15, "crop_size": 64, "batch_size": 2}])
+    toml = tmp_path / "tiny.toml"
+    toml.write_text(as_toml(configuration))
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command(toml, data, folder)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, **CPU},
+    )
+    while process.poll() is None and not (folder / checkpoints.LAST).exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = checkpoints.load_checkpoint(folder / checkpoints.LAST)["step"]
+    assert 0 < killed_at < 15
+
+    run(configuration, data, folder)
+    run(configuration, data, tmp_path / "whole")
+    assert_same(weights_of(folder), weights_of(tmp_path / "whole"))
+    assert [row["step"] for row in log_of(folder)] == list(range(1, 16))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["synchronised", "frozen"])
+def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
+    data: Path, tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{"steps": 5, "crop_size": 64, "batch_size": 2, "learning_rate": 1e-2}]
+    toml = tmp_path / "tiny.toml"
+    toml.write_text(as_toml(tiny(stages=stages, frozen_statistics=frozen)))
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run(
+        [sys.executable, "-m", *launch, *command(toml, data, tmp_path / "two")],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **CPU},
+    )
+    # PyTorch's own batch normalisation sums less exactly on a CPU, and its errors grow.
+    monkeypatch.setattr(loop, "build_training_network", with_our_batch_norm)
+    larger = tiny(stages=[{**stages[0], "batch_size": 4}], frozen_statistics=frozen)
+    run(larger, data, tmp_path / "one")
+    two, one = log_of(tmp_path / "two"), log_of(tmp_path / "one")
+    assert [row["step"] for row in two] == [1, 2, 3, 4, 5]
+    for name in ("integer", "decimal"):
+        a, b = [row[name] for row in two], [row[name] for row in one]
+        assert a == pytest.approx(b, rel=1e-5), name
+
+
+def with_our_batch_norm(configuration: TrainingConfiguration) -> HIH:
+    network = build_training_network(configuration)
+    replace_batch_norm(network)
+    return network
+
+
+def test_our_batch_norm_is_pytorchs_where_there_is_one_process() -> None:
+    theirs, ours = (torch.nn.BatchNorm2d(3, momentum=0.2) for _ in range(2))
+    replace_batch_norm(ours)
+    assert isinstance(ours, SynchronisedBatchNorm)
+    found = []
+    for norm in (theirs, ours):
+        x = torch.linspace(-2, 5, 120).sin().reshape(2, 3, 4, 5)
+        x.requires_grad_()
+        (norm(x).relu() * torch.arange(120).reshape(2, 3, 4, 5)).sum().backward()
+        evaluated = norm.eval()(x)
+        found.append([x.grad, norm.weight.grad, norm.bias.grad, norm.running_var, evaluated])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_accumulated_batches_count_as_one_large_batch(data: Path, tmp_path: Path) -> None:
+    """With frozen statistics, since each batch is normalised by its own otherwise."""
+    fixed = {"frozen_statistics": True, "optimiser": {"accumulation": 2}}
+    stages = [{"steps": 3, "crop_size": 64, "batch_size": 2, "learning_rate": 1e-2}]
+    run(tiny(stages=stages, **fixed), data, tmp_path / "parts")
+    whole = tiny(stages=[{**stages[0], "batch_size": 4}], frozen_statistics=True)
+    run(whole, data, tmp_path / "whole")
+    parts, whole_log = log_of(tmp_path / "parts"), log_of(tmp_path / "whole")
+    for name in ("integer", "decimal"):
+        expected = [row[name] for row in whole_log]
+        assert [row[name] for row in parts] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {},
+        {"integer": "mse", "decimal": "csc", "decimal_weight": 8e-4, "integer_sigma": 1.5},
+        {"integer": "adaptive_wing"},
+        {"point": "star", "point_weight": 0.05},
+        {"point": "direction", "point_weight": 0.05},
+    ],
+    ids=["cross_entropy", "paper", "adaptive_wing", "star", "direction"],
 )
+def test_training_lowers_every_loss(data: Path, tmp_path: Path, loss: dict[str, Any]) -> None:
+    stages = [{"steps": 20, "crop_size": 64, "batch_size": 3, "learning_rate": 1e-2, "warm_up": 2}]
+    run(tiny(stages=stages, augmentation=PLAIN, loss=loss), data, tmp_path)
+    rows = log_of(tmp_path)
+    assert rows[-1]["integer"] < 0.99 * rows[0]["integer"]
+    if "point" in loss:
+        assert rows[-1]["point"] < rows[0]["point"]
 
 
-def log_softmax(values: list[float]) -> list[float]:
-    total = math.log(sum(map(math.exp, values)))
-    return [value - total for value in values]
+def test_validation_keeps_the_best_weights_and_draws(data: Path, tmp_path: Path) -> None:
+    validation = {"every": 2, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 3}
+    summary = run(tiny(validation=validation, augmentation=PLAIN), data, tmp_path)
+    looks = [row for row in log_of(tmp_path) if "nme/mean" in row]
+    assert [row["step"] for row in looks] == [2, 4, 6]
+    assert summary.checkpoint.name == checkpoints.BEST
+    (nme,) = summary.nme.values()
+    assert nme == min(row["nme/mean"] for row in looks)
+    best = checkpoints.load_checkpoint(summary.checkpoint)
+    assert best["step"] == next(row["step"] for row in looks if row["nme/mean"] == nme)
+    with Image.open(tmp_path / "pictures" / "0000006.png") as picture:
+        assert min(picture.size) >= 64
+    assert list((tmp_path / "tensorboard").rglob("events*"))
 
 
-def test_losses_equal_hand_computed_values() -> None:
-    predicted = torch.tensor([[[0.5, -1.0], [2.0, 0.0]]])
-    target = torch.tensor([[[0.0, 0.0], [1.0, 0.5]]])
-    assert heatmap_mse(predicted, target).item() == pytest.approx((0.25 + 1 + 1 + 0.25) / 4)
-    p, q = log_softmax([0.5, -1, 2, 0]), log_softmax([0, 0, 1, 0.5])
-    kl = sum(math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
-    assert csc(predicted, target).item() == pytest.approx(kl, rel=1e-5)
-    entropy = -(p[2] * 1 + p[3] * 0.5) / 1.5
-    assert soft_label_cross_entropy(predicted, target).item() == pytest.approx(entropy, rel=1e-5)
+def test_a_finished_run_stays_as_it_is(data: Path, tmp_path: Path) -> None:
+    run(tiny(), data, tmp_path)
+    before = weights_of(tmp_path)
+    assert run(tiny(), data, tmp_path).steps == 6
+    assert_same(before, weights_of(tmp_path))
 
 
-@pytest.mark.parametrize("loss", [heatmap_mse, csc, soft_label_cross_entropy])
-def test_losses_pass_the_gradient_check(loss) -> None:
-    predicted = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
-    target = gaussian(torch.tensor([[1.0, 1.0], [2.0, 0.0]], dtype=torch.float64), 3, 1.0)
-    assert torch.autograd.gradcheck(lambda x: loss(x, target), (predicted,))
+def test_weights_to_start_from_must_fit(data: Path, tmp_path: Path) -> None:
+    first = tiny(augmentation=PLAIN)
+    run(first, data, tmp_path / "first")
+    start = weights_of(tmp_path / "first")
+    with_extra_head = tiny(auxiliary_layouts={"SCUT86": 86}, average_decay=0.0)
+    run(with_extra_head, data, tmp_path / "second", initial=start)
+    with pytest.raises(WeightsError, match="of another network"):
+        run(tiny(network={"features": 16}), data, tmp_path / "third", initial=start)
+    assert not (tmp_path / "third").exists()
 
 
-def write_set(root: Path, name: str, points: np.ndarray, pictures: int = 3) -> None:
-    folder = root / name
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(pictures):
-        noise = rng.integers(0, 256, (120, 120, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / f"{number}.png")
-        rows.append({"image": f"{number}.png", "points": points.tolist(), "split": "train"})
-    lines = "\n".join(json.dumps(row) for row in rows)
-    (folder / "annotations.jsonl").write_text(lines, encoding="utf-8")
+def test_a_run_folder_of_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
+    run(tiny(), data, tmp_path)
+    with pytest.raises(ConfigurationError, match="another configuration"):
+        run(tiny(seed=2), data, tmp_path)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    for layout in (WFLW98, W300_68, COFW29):
-        write_set(root, layout.name, layout.mean_shape * 70 + 60)
-    mirrors = {str(x.size): {"flip": x.mirror.tolist()} for x in (WFLW98, W300_68, COFW29)}
-    (root / "points.json").write_text(json.dumps(mirrors))
-    return root
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+    run(tiny(), data, tmp_path)
+    last = tmp_path / checkpoints.LAST
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    with pytest.raises(TrainingError, match=r"last\.pt is damaged.*remove it to start anew"):
+        run(tiny(), data, tmp_path)
 
 
-@pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """Six steps of a network of a few thousand parameters on crops of 128 pixels."""
-    tiny: Mapping[str, object] = {
-        "stacks": 1,
-        "features": 8,
-        "depth": 3,
-        "decimal_features": 8,
-        "input_size": 128,
-        "layouts": LAYOUTS,
-        "auxiliary_layouts": {},
-    }
-    models = {**registry.MODELS, "tiny": registry.ModelEntry("hih", tiny)}
-    monkeypatch.setattr(loop, "MODELS", models)
-    sets = tuple(TrainingSet(name, name, 1.0, 1.4) for name in LAYOUTS)
-    stages = (Stage(4, 64, 3, 1e-2, warm_up=2), Stage(2, 128, 2, 1e-3, warm_up=1))
-    return Recipe("tiny", sets, {}, stages)
-
-
-def test_a_batch_holds_each_faces_own_points_and_those_it_lends(data: Path, recipe: Recipe) -> None:
-    plain = replace(recipe, augmentation=PLAIN, sets=(TrainingSet("WFLW98", "WFLW98", 1, 1.4),))
-    batch = TrainingBatches(data, plain, LAYOUTS)[0]
-    assert batch.crops.shape == (3, 64, 64, 3)
-    # The tight box's longer side is 1/1.4 of the crop, its centre the crop's.
-    expected = WFLW98.mean_shape * 64 / 1.4 + 31.5
-    assert np.allclose(batch.points[0, :98], expected, atol=1e-3)
-    assert (batch.weights[:, :98] == 1).all()
-    lent = batch.weights[0, 98:].numpy()
-    assert set(np.unique(lent)) == {0, np.float32(recipe.shared_weight)}
-    to_68, exact = convert(expected, WFLW98, W300_68)
-    given = batch.weights[0, 98 : 98 + 68].numpy() > 0
-    assert np.array_equal(given, exact)
-    assert np.allclose(batch.points[0, 98 : 98 + 68][given], to_68[exact], atol=1e-3)
-
-
-def test_a_flipped_face_keeps_its_point_order(data: Path, recipe: Recipe) -> None:
-    """The mean shape is its own mirror image: only a wrong mirror table would move its points."""
-    sets = (TrainingSet("W300_68", "W300_68", 1, 1.4),)
-    flipped = replace(recipe, augmentation=replace(PLAIN, flip=1.0), sets=sets)
-    plain = replace(recipe, augmentation=PLAIN, sets=sets)
-    a = TrainingBatches(data, flipped, LAYOUTS)[0].points
-    b = TrainingBatches(data, plain, LAYOUTS)[0].points
-    assert np.allclose(a, b, atol=0.6)
-
-
-def test_points_outside_of_the_crop_are_not_taught(data: Path, recipe: Recipe) -> None:
-    close = replace(
-        recipe, augmentation=PLAIN, sets=(TrainingSet("COFW29", "COFW29", 1, box_scale=0.8),)
-    )
-    batch = TrainingBatches(data, close, LAYOUTS)[0]
-    own = batch.weights[0, 98 + 68 :].numpy()
-    points = batch.points[0, 98 + 68 :].numpy()
-    outside = ((points < -0.5) | (points >= 63.5)).any(axis=1)
-    assert outside.any()
-    assert np.array_equal(own == 0, outside)
-
-
-def test_batches_depend_on_seed_and_step_alone(data: Path, recipe: Recipe) -> None:
-    one, two = (TrainingBatches(data, recipe, LAYOUTS) for _ in range(2))
-    one[0], one[3]
-    for a, b in zip(one[2], two[2], strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(one[2].crops, one[1].crops)
-
-
-@pytest.mark.parametrize("size", [64, 128])
-def test_looks_change_pixels_and_keep_the_shape(size: int) -> None:
-    loud = Augmentation(colour=1, grey=1, blur=1, shrink=1, jpeg=1, occlusion=1)
-    crop = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    changed = loud.look(crop.copy(), np.random.default_rng(2))
-    assert changed.shape == crop.shape
-    assert changed.dtype == np.uint8
-    assert np.any(changed != crop)
-
-
-def test_lent_points_go_both_ways() -> None:
-    lent = lent_points({"WFLW98": 0, "W300_68": 98, "COFW29": 166})
-    source, target = lent["W300_68"]
-    pairs = set(zip(source.tolist(), target.tolist(), strict=True))
-    assert (36, 60) in pairs, "outer corner of the left eye in WFLW's 98"
-    assert (36, 166 + 8) in pairs, "and in COFW's 29"
-    back = set(zip(*(column.tolist() for column in lent["WFLW98"]), strict=True))
-    assert (60, 98 + 36) in back
-
-
-def test_the_learning_rate_warms_up_and_falls_in_every_stage(recipe: Recipe) -> None:
-    rates = [loop.learning_rate(recipe, step) for step in range(recipe.steps)]
-    assert rates[0] < rates[1] > rates[2] > rates[3]
-    assert rates[4] == pytest.approx(1e-3)
-    assert rates[5] < rates[4]
-
-
-def run(recipe: Recipe, data: Path, folder: Path, **options) -> dict[str, torch.Tensor]:
-    checkpoint = loop.train(
-        recipe, data, folder, device=torch.device("cpu"), workers=0, save_every=1, **options
-    )
-    return loop.read_average(checkpoint)
-
-
-class Killed(Exception):
-    """Stands for a signal between two steps."""
-
-
-def test_a_killed_run_ends_as_one_that_was_not(
-    data: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_leaves_the_checkpoint_of_before(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(recipe, data, tmp_path / "whole")
-    save = loop._save
+    run(tiny(), data, tmp_path)
+    whole = (tmp_path / checkpoints.LAST).read_bytes()
 
-    def save_or_die(checkpoint, parts, recipe, step):
-        if step == 4:
-            raise Killed
-        save(checkpoint, parts, recipe, step)
+    def full(content: Any, file: Any) -> None:
+        file.write(b"the first bytes")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(loop, "_save", save_or_die)
-    with pytest.raises(Killed):
-        run(recipe, data, tmp_path / "killed")
-    monkeypatch.setattr(loop, "_save", save)
-    resumed = run(recipe, data, tmp_path / "killed")
-    assert whole.keys() == resumed.keys()
-    for name in whole:
-        assert torch.equal(whole[name], resumed[name]), name
-    log = (tmp_path / "killed" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(TrainingError, match=r"No space left on device.*of before is whole"):
+        checkpoints.save_checkpoint(tmp_path / checkpoints.LAST, {"step": 1})
+    assert (tmp_path / checkpoints.LAST).read_bytes() == whole
+    assert not list(tmp_path.glob("*.part"))
 
 
-def test_training_lowers_the_loss_of_every_kind(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    for loss in ("cross_entropy", "paper"):
-        longer = replace(
-            recipe, stages=(Stage(40, 64, 3, 1e-2, warm_up=2),), augmentation=PLAIN, loss=loss
-        )
-        run(longer, data, tmp_path / loss)
-        rows = [json.loads(x) for x in (tmp_path / loss / "log.jsonl").read_text().splitlines()]
-        assert rows[-1]["integer"] < 0.96 * rows[0]["integer"], loss
+def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
+    stages = [{"steps": 6, "crop_size": 64, "batch_size": 2, "learning_rate": 1e30}]
+    wild = tiny(stages=stages, optimiser={"gradient_clip": 0.0})
+    with pytest.raises(TrainingError, match="not finite up to step"):
+        run(wild, data, tmp_path)
 
 
-def test_a_run_folder_of_another_recipe_is_refused(
-    data: Path, recipe: Recipe, tmp_path: Path
-) -> None:
-    run(recipe, data, tmp_path / "run")
-    with pytest.raises(ConfigurationError, match="another recipe"):
-        run(replace(recipe, seed=2), data, tmp_path / "run")
+def test_self_training_learns_from_the_teacher(data: Path, tmp_path: Path) -> None:
+    settings = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 2, "faces": 2}
+    run(tiny(self_training=settings), data, tmp_path / "with")
+    run(tiny(), data, tmp_path / "without")
+    with_teacher, without = log_of(tmp_path / "with"), log_of(tmp_path / "without")
+    assert with_teacher[1]["integer"] == without[1]["integer"]
+    assert with_teacher[2]["integer"] != without[2]["integer"]
 
 
-def test_data_without_points_json_or_with_other_points_is_named(data: Path, recipe: Recipe) -> None:
-    other = replace(recipe, sets=(TrainingSet("COFW29", "W300_68", 1, 1.4),))
-    with pytest.raises(ConfigurationError, match="29 points a face"):
-        TrainingBatches(data, other, LAYOUTS)
-    (data / "points.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"points\.json"):
-        TrainingBatches(data, recipe, LAYOUTS)
+def test_the_teachers_points_move_with_the_crop_and_count_by_their_spread() -> None:
+    from hihlandmark.training.batches import UnlabelledBatch
+    from hihlandmark.training.configuration import SelfTraining
+
+    configuration = tiny()
+    settings = SelfTraining.model_validate(
+        {"sets": [{}], "layouts": ["WFLW98"], "weight": 0.5, "trusted_spread": 1.5}
+    )
+    teacher = build_training_network(configuration).eval()
+    crops = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    still = torch.eye(2, 3).expand(2, 2, 3).clone()
+    moved = still.clone()
+    moved[:, 0, 2] = 3.0
+    decoding = decoding_of(configuration.loss)
+    row = 98 + 68 + 29
+    one = teach(teacher, UnlabelledBatch(crops, crops, still), settings, decoding, row)
+    two = teach(teacher, UnlabelledBatch(crops, crops, moved), settings, decoding, row)
+    both = (one.weights > 0) & (two.weights > 0)
+    assert both[:, :98].any()
+    assert not one.weights[:, 98:].any(), "layouts that are not named"
+    shifted = one.points + torch.tensor([3.0, 0.0])
+    assert torch.allclose(two.points[both], shifted[both], atol=1e-4)
+    assert (one.weights[both] < 0.5).all()
 
 
-def test_recipes_can_be_shortened_and_started_late() -> None:
-    recipe = RECIPES["hih-small"]
-    assert shortened(recipe, 0.01).steps < recipe.steps / 50
-    assert shortened(recipe, first_stage=2).stages == recipe.stages[1:]
-    with pytest.raises(ConfigurationError, match="stages 1 to"):
-        shortened(recipe, first_stage=9)
+def test_a_face_teaches_its_own_head_alone(data: Path) -> None:
+    from test_batches import batches
+
+    # Without the decimal loss, since the decimal head sees the integer heatmaps of all layouts.
+    configuration = tiny(loss={"decimal_weight": 0.0})
+    objective = Objective(build_training_network(configuration), configuration.loss)
+    sets = [{"folder": "COFW29"}]
+    batch, _ = batches(data, sets=sets, loss={"shared_weight": 0.0})[0]
+    objective.weigh(objective(batch, objective.totals(batch))).backward()
+    gradient = objective.network.stacks[0].predict.weight.grad
+    assert gradient[98 + 68 :].abs().sum() > 0
+    assert gradient[: 98 + 68].abs().sum() == 0
+
+
+def test_the_command_trains_exports_and_the_weights_predict(data: Path, tmp_path: Path) -> None:
+    toml = tmp_path / "tiny.toml"
+    calibration = [{"of": "COFW29", "folder": "COFW29", "split": "val"}]
+    card = {"licence": "research only", "calibration": calibration}
+    toml.write_text(as_toml(tiny(card=card, canonical_scale=1.2)))
+    options = ["--set", "stages.0.steps=2", "--export", str(tmp_path / "weights")]
+    result = CliRunner().invoke(app, command(toml, data, tmp_path / "run", *options)[1:])
+    assert result.exit_code == 0, result.output
+    assert "4 steps" in result.output
+    detector = Detector(29, "hih-small", weights=tmp_path / "weights" / "tiny.json", device="cpu")
+    assert detector.card.licence == "research only"
+    assert detector.box_map("landmarks").scale == pytest.approx(1.4707 * 1.2 / 1.4, abs=1e-3)
+    assert detector.card.calibration.keys() == {"COFW29"}
+    image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    (face,) = detector.predict(image, boxes=[[10, 10, 80, 80]])
+    assert face.points.shape == (29, 2)
+    assert load_file(tmp_path / "weights" / "tiny.safetensors")
+
+
+def test_the_command_names_what_is_wrong(data: Path, tmp_path: Path) -> None:
+    arguments = ["train", "hih-small", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    process = subprocess.run(
+        [sys.executable, "-m", "hihlandmark", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **CPU},
+        check=False,
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ")
+    assert "w300 does not exist" in process.stderr

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
-from hihlandmark.evaluate import read_annotations
+from hihlandmark.evaluation import read_annotations
 from hihlandmark.face_detection import FaceDetector, make_face_detector
 from hihlandmark.image import load_image
 from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from hihlandmark.crop import CANONICAL_CROP
 from hihlandmark.detector import Detector
 from hihlandmark.models.registry import MODELS
 from hihlandmark.training.calibrate import fit_calibration
-from hihlandmark.training.loop import read_average
-from hihlandmark.training.recipes import Recipe
+from hihlandmark.training.checkpoint import read_average
+from hihlandmark.training.configuration import TrainingConfiguration
+from hihlandmark.training.datasets import read_faces
+from hihlandmark.training.objective import decoding_of
 from hihlandmark.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -20,61 +22,35 @@ from hihlandmark.weights import (
     save_weights,
 )
 
-LICENCE = (
-    "Research use only, no commercial use: trained on data sets whose terms allow no more. "
-    "The Apache-2.0 licence of the code does not extend to these weights."
-)
-TRAINING_DATA: tuple[TrainingData, ...] = (
-    {"name": "300-W (AFW, HELEN, LFPW train)", "licence": "research only", "images": 2010},
-    {"name": "WFLW, part of the test list", "licence": "non-commercial research", "images": 347},
-    {"name": "LFPW test photos with 29 points", "licence": "research only", "images": 70},
-    {
-        "name": "YouTube Faces frames, machine-made points",
-        "licence": "research only",
-        "images": 1731,
-    },
-    {"name": "SCUT-FBP5500", "licence": "non-commercial research", "images": 2700},
-    {
-        "name": "London, 3DSK and Canada sets of webmorphR.stim",
-        "licence": "CC-BY-4.0",
-        "images": 218,
-    },
-    {"name": "FaceSynthetics sample", "licence": "non-commercial research", "images": 90},
-)
-CALIBRATION_SPLITS = {
-    "WFLW98": ("wflw98", "val"),
-    # No 68-point faces are left for this: the points that WFLW shares with 300-W stand in.
-    "W300_68": ("wflw98", "val"),
-    "COFW29": ("cofw29", "val"),
-}
 
-
-def export(checkpoint: Path, recipe: Recipe, data: Path, folder: Path) -> Path:
+def export(
+    checkpoint: Path, configuration: TrainingConfiguration, data: Path, folder: Path
+) -> Path:
     """Writes the averaged weights of a checkpoint, calibrated, and returns the card's path.
 
-    ``data`` is the folder that the recipe was trained on; its validation splits are used.
+    ``data`` is the folder that the run was trained on; scores are fitted on the splits that the
+    configuration names in ``card.calibration``, and stay uncalibrated for layouts without one.
     """
     state = read_average(checkpoint)
-    entry = MODELS[recipe.model]
-    softmax = recipe.loss == "cross_entropy"
+    fields = configuration.network_configuration()
     card = ModelCard(
-        name=recipe.model,
-        architecture=entry.architecture,
-        configuration=dict(entry.configuration),
+        name=configuration.name,
+        architecture=MODELS[configuration.model].architecture,
+        configuration=fields,
         normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        crop={"pixel_origin": 0.5, "boxes": boxes_of(CANONICAL_CROP)},
-        decoding={
-            "decoder": "expectation",
-            "bin_centre": 0.5,
-            "activation": "softmax" if softmax else "linear",
-        },
-        training_data=list(TRAINING_DATA),
-        licence=LICENCE,
+        crop={"pixel_origin": 0.5, "boxes": boxes_of(configuration.box_maps())},
+        decoding=decoding_of(configuration.loss),
+        training_data=[
+            cast(TrainingData, source.model_dump()) for source in configuration.card.training_data
+        ],
+        licence=configuration.card.licence,
     )
     path = save_weights(folder, card, state)
     calibration = {}
-    for layout in entry.configuration["layouts"]:
-        set_name, split = CALIBRATION_SPLITS[layout]
-        detector = Detector(layout, recipe.model, weights=path)
-        calibration[layout] = fit_calibration(detector, data / set_name, split).to_dict()
+    for faces in configuration.card.calibration:
+        detector = Detector(faces.of, configuration.model, weights=path)
+        annotated = read_faces(
+            data / faces.folder, faces.split, format=faces.format, layout=faces.layout
+        )
+        calibration[faces.of] = fit_calibration(detector, annotated).to_dict()
     return save_weights(folder, replace(card, calibration=calibration), state)

@@ -1,0 +1,70 @@
+"""A data folder with a few faces of noise, and a training run of seconds over it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hihlandmark.layouts import COFW29, W300_68, WFLW98
+from hihlandmark.training.configuration import TrainingConfiguration
+
+LAYOUTS = {layout.name: layout.size for layout in (WFLW98, W300_68, COFW29)}
+PLAIN = {
+    **dict.fromkeys(("rotation_degrees", "scale", "shift", "flip", "colour", "grey"), 0.0),
+    **dict.fromkeys(("blur", "motion_blur", "shrink", "jpeg", "occlusion", "patch"), 0.0),
+}
+"""No augmentation."""
+
+
+def write_set(folder: Path, points: np.ndarray, faces: int = 3, split: str = "train") -> None:
+    """Pictures of 120 x 120 pixels of noise with the same points on each, and their list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    with (folder / "annotations.jsonl").open("a", encoding="utf-8") as lines:
+        for number in range(faces):
+            name = f"{split}_{number}.png"
+            noise = rng.integers(0, 256, (120, 120, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / name)
+            row = {"image": name, "points": points.tolist(), "split": split}
+            lines.write(json.dumps(row) + "\n")
+
+
+def write_data(root: Path) -> Path:
+    """A folder with a set of each layout, named after it, with splits train and val."""
+    for layout in (WFLW98, W300_68, COFW29):
+        for split in ("train", "val"):
+            write_set(root / layout.name, layout.mean_shape * 70 + 60, split=split)
+    return root
+
+
+def tiny(**changes: Any) -> TrainingConfiguration:
+    """Six steps of a network of a few thousand parameters on crops of 64 pixels and more."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "model": "hih-small",
+        "network": {"features": 8, "depth": 3, "decimal_features": 8, "input_size": 128},
+        "sets": [{"folder": name, "share": 1} for name in LAYOUTS],
+        "stages": [
+            {"steps": 4, "crop_size": 64, "batch_size": 3, "learning_rate": 1e-2, "warm_up": 2},
+            {"steps": 2, "crop_size": 128, "batch_size": 2, "learning_rate": 1e-3, "warm_up": 1},
+        ],
+        "save_every": 1,
+    }
+    return TrainingConfiguration.model_validate({**values, **changes})
+
+
+def as_toml(configuration: TrainingConfiguration) -> str:
+    """The configuration as a file: JSON's scalars, lists and tables in line are TOML's, too."""
+
+    def value(item: Any) -> str:
+        if isinstance(item, dict):
+            pairs = (f"{key} = {value(v)}" for key, v in item.items() if v is not None)
+            return "{ " + ", ".join(pairs) + " }"
+        if isinstance(item, (list, tuple)):
+            return "[" + ", ".join(map(value, item)) + "]"
+        return json.dumps(item)
+
+    fields = configuration.model_dump(mode="json")
+    return "".join(f"{key} = {value(v)}\n" for key, v in fields.items() if v is not None)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+from miniature import as_toml, tiny
+
+from hihlandmark import ConfigurationError
+from hihlandmark.models.registry import build_model
+from hihlandmark.training.configuration import read_configuration, shipped_configurations
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(as_toml(tiny()), encoding="utf-8")
+    return path
+
+
+def test_a_file_gives_the_configuration_that_was_written(file: Path) -> None:
+    assert read_configuration(file) == tiny()
+
+
+@pytest.mark.parametrize("name", shipped_configurations())
+def test_shipped_configurations_can_be_read_and_built(name: str) -> None:
+    configuration = read_configuration(name)
+    assert configuration.name == name
+    assert build_model("hih", configuration.network_configuration())
+
+
+def test_papers_configurations_have_the_released_values() -> None:
+    for name, layout in (("hih-wflw", "WFLW98"), ("hih-300w", "W300_68"), ("hih-cofw", "COFW29")):
+        configuration = read_configuration(name)
+        (stage,) = configuration.stages
+        assert configuration.layouts == (layout,)
+        assert (stage.epochs, stage.milestones, stage.batch_size) == (60, (30, 50), 16)
+        assert (configuration.loss.integer, configuration.loss.decimal) == ("mse", "csc")
+        assert configuration.loss.integer_sigma == 1.5
+        own = configuration.box_maps()[f"landmarks:{layout}"]
+        assert own.scale == pytest.approx(1.2, abs=1e-3), "PFLD's crop"
+
+
+def test_settings_reach_into_tables_and_lists(file: Path) -> None:
+    changed = read_configuration(
+        file,
+        [
+            "stages.1.steps=7",
+            "loss.point=wing",
+            "optimiser.betas=[0.5, 0.9]",
+            "sets.0.ignored=['3-5', 9]",
+            "name='other'",
+        ],
+    )
+    assert changed.stages[1].steps == 7
+    assert changed.loss.point == "wing"
+    assert changed.optimiser.betas == (0.5, 0.9)
+    assert changed.sets[0].ignored == (3, 4, 5, 9)
+    assert changed.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stages.0.stepz=3", "stages.0.stepz: unknown key"),
+        ("augmentation.flip=2", "tiny.toml: augmentation: flip is 2"),
+        ("loss={integer='csc', point='wing'}", "loss.point needs"),
+        ("augmentation.flips=0.5", "augmentation.flips: unknown key"),
+        ("stages.0.epochs=3", "either steps or epochs"),
+        ("stages.9.steps=3", "no 'stages.9.steps'"),
+        ("stages.0.steps=0", "stages.0.steps"),
+        ("sets=[]", "sets"),
+        ("network.model=3", "unknown: model"),
+        ("seed", "not KEY=VALUE"),
+        ("model='resnet'", "unknown model 'resnet'"),
+        ("layouts=['HELEN194']", "unknown layout 'HELEN194'"),
+        ("network={stacks=0}", "stacks=0"),
+        ("loss.integer='l2'", "no loss 'l2'"),
+    ],
+)
+def test_what_makes_no_sense_is_named(file: Path, setting: str, message: str) -> None:
+    from hihlandmark.training.loop import build_training_network
+    from hihlandmark.training.objective import Objective
+
+    def build() -> None:
+        configuration = read_configuration(file, [setting])
+        Objective(build_training_network(configuration), configuration.loss)
+
+    with pytest.raises(ConfigurationError) as error:
+        build()
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="hih-cofw"):
+        read_configuration("hih-huge")
+    with pytest.raises(ConfigurationError, match="is not there"):
+        read_configuration(tmp_path / "nothing.toml")
+    (tmp_path / "broken.toml").write_text("name = ")
+    with pytest.raises(ConfigurationError, match="not TOML"):
+        read_configuration(tmp_path / "broken.toml")
