@@ -9,7 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hihlandmark.errors import ConfigurationError, HihlandmarkError, ImageError, WeightsError
+from hihlandmark.errors import (
+    ConfigurationError,
+    DataError,
+    HihlandmarkError,
+    ImageError,
+    TrainingError,
+    WeightsError,
+)
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -22,11 +29,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",
+    "DataError",
     "Detector",
     "Face",
     "HihlandmarkError",
     "ImageError",
     "Layout",
+    "TrainingError",
     "WeightsError",
     "draw_faces",
     "load_image",

@@ -170,7 +170,7 @@ class Detector:
         else:
             found = given_boxes(boxes, pixels.shape)
             kind = box_kind or self.face_detector.name
-        (faces,) = self._landmarks([(pixels, found)], self.box_map(kind))
+        (faces,) = self.find_landmarks([(pixels, found)], self.box_map(kind))
         assert not isinstance(faces, ImageError)  # only images that could not be read give one
         return faces
 
@@ -202,7 +202,7 @@ class Detector:
                 else:
                     yield pixels, self.face_detector.detect([pixels])[0]
 
-        return self._landmarks(found(), self.box_map(self.face_detector.name))
+        return self.find_landmarks(found(), self.box_map(self.face_detector.name))
 
     def box_map(self, kind: str) -> BoxMap:
         """The model card's map from boxes of a kind to the crop. Raises `ConfigurationError`."""
@@ -235,12 +235,16 @@ class Detector:
     def _heatmaps(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         return to_distributions(*self.runtime(crops), self.card.decoding["activation"])
 
-    def _landmarks(
+    def find_landmarks(
         self,
         found: Iterable[tuple[NDArray[np.uint8], Detections] | ImageError],
         box_map: BoxMap,
     ) -> Iterator[list[Face] | ImageError]:
-        """Pools the faces of images into full batches; yields the images' faces in order."""
+        """The way of images (H, W, 3) with their boxes, once boxes are there: their faces in order.
+
+        Crops of all images are pooled into full batches. ``box_map`` leads from the boxes' kind to
+        the crop, see `box_map`. Errors are handed on in their place.
+        """
         images: deque[_ImageJob] = deque()
         faces: deque[_FaceJob] = deque()
         for item in found:
@@ -286,6 +290,7 @@ class Detector:
         # Whole pixels, so that a rounding error of the network, which differs from batch to batch,
         # does not become another crop and so another answer.
         next_squares = np.round(self.box_map("landmarks").squares(tight_boxes(points)))
+        next_squares[:, 2] = next_squares[:, 2].clip(min=1)  # points that fell together
         for i, face in enumerate(batch):
             face.crops_left -= 1
             if face.crops_left:

@@ -135,7 +135,7 @@ def test_eval_prints_the_figures_and_the_weights_hash(
     Image.fromarray(astronaut).save(tmp_path / "photo.png")
     row = {"image": "photo.png", "points": face.points.tolist(), "split": "val"}
     (tmp_path / "annotations.jsonl").write_text(json.dumps(row))
-    result = run.invoke(app, ["eval", "--data", str(tmp_path), "--split", "val"])
+    result = run.invoke(app, ["eval", "--data", str(tmp_path), "--split", "val", "--json"])
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["layout"] == "COFW29"

@@ -24,6 +24,7 @@ from hihlandmark.training.contact_sheet import (
     before_and_after,
     contact_sheet,
 )
+from hihlandmark.training.datasets import read_faces
 from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
 
 SHAPE = COFW29.mean_shape * 50 + 40
@@ -261,3 +262,22 @@ def test_an_empty_or_impossible_sheet_is_an_error() -> None:
     for tiles, columns, size in (([], 1, 64), ([tile], 0, 64), ([tile], 1, 2)):
         with pytest.raises(ConfigurationError):
             contact_sheet(tiles, columns, size)
+
+
+def test_label_makes_a_data_set_of_photos(tmp_path: Path, astronaut: np.ndarray) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(astronaut).save(photos / "a.png")
+    Image.new("RGB", (60, 60)).save(photos / "nobody.png")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    arguments = ["label", str(photos), "--layout", "68", "--out", str(tmp_path / "set")]
+    result = run(*arguments)
+    assert result.exit_code == 1, "one photo is broken"
+    assert "1 faces in 2 images, 1 without a face, 1 failed" in result.stdout
+    assert "broken.jpg" in result.stderr
+    faces = read_faces(tmp_path / "set", "train")
+    (face,) = faces
+    assert (faces.layout, face.load_image().shape) == ("W300_68", astronaut.shape)
+    again = run(*arguments)
+    assert isinstance(again.exception, DataError)
+    assert "is there already" in str(again.exception)

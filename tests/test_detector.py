@@ -8,6 +8,7 @@ from PIL import Image
 
 from hihlandmark import ConfigurationError, Detector, Face, ImageError, WeightsError
 from hihlandmark.crop import BoxMap, tight_boxes
+from hihlandmark.detector import CropLandmarks
 from hihlandmark.face_detection import Detections
 from hihlandmark.layouts import convert, get_layout
 
@@ -230,3 +231,17 @@ def test_the_map_from_boxes_is_the_cards(detector_of: DetectorOf) -> None:
     detector = detector_of(98)
     entry = detector.card.crop["boxes"]["mtcnn"]
     assert detector.box_map("mtcnn") == BoxMap(tuple(entry["shift"]), entry["scale"])
+
+
+def test_points_that_fall_together_still_have_a_crop(
+    astronaut: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Detector(29, device="cpu", refine=1, mirror=False)
+
+    def collapsed(crops: NDArray[np.uint8]) -> CropLandmarks:
+        points = np.full((len(crops), 29, 2), 100.0)
+        return CropLandmarks(points, np.tile(np.eye(2), (len(crops), 29, 1, 1)), points[..., 0])
+
+    monkeypatch.setattr(detector, "predict_crops", collapsed)
+    (face,) = detector.predict(astronaut, boxes=[[180, 61, 267, 172]])
+    assert np.isfinite(face.points).all()

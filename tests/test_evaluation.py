@@ -33,7 +33,6 @@ from hihlandmark.evaluation import (
     jitter_curve,
     mean_error,
     normalised_errors,
-    read_annotations,
 )
 from hihlandmark.evaluation.figures import failure_gallery
 from hihlandmark.evaluation.metrics import point_distances
@@ -485,11 +484,3 @@ def test_the_command_prints_tables_or_json_alone_and_writes_a_report(
     result = CliRunner().invoke(app, [*command, "--boxes", "official"])
     assert isinstance(result.exception, ConfigurationError | DataError)
     assert CliRunner().invoke(app, [*command, "--boxes", "detected", "--jitter"]).exit_code == 2
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"annotations\.jsonl"):
-        read_annotations(tmp_path, "val")
-    write_split(tmp_path / "set", np.zeros((40, 40, 3), np.uint8), np.zeros((68, 2)))
-    with pytest.raises(ConfigurationError, match="it has val"):
-        read_annotations(tmp_path / "set", "test")

@@ -172,6 +172,14 @@ def test_training_lowers_every_loss(data: Path, tmp_path: Path, loss: dict[str, 
         assert rows[-1]["point"] < rows[0]["point"]
 
 
+def test_mixed_precision_learns_nearly_the_same(data: Path, tmp_path: Path) -> None:
+    for precision in ("no", "bf16"):
+        run(tiny(optimiser={"precision": precision}), data, tmp_path / precision)
+    exact, mixed = log_of(tmp_path / "no"), log_of(tmp_path / "bf16")
+    assert mixed[0]["integer"] == pytest.approx(exact[0]["integer"], rel=1e-2)
+    assert mixed[0]["integer"] != exact[0]["integer"]
+
+
 def test_validation_keeps_the_best_weights_and_draws(data: Path, tmp_path: Path) -> None:
     validation = {"every": 2, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 3}
     summary = run(tiny(validation=validation, augmentation=PLAIN), data, tmp_path)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.cli.options import (
+    DeviceOption,
+    LayoutName,
+    LayoutOption,
+    ModelOption,
+    WeightsOption,
+    make_detector,
+)
+from hihlandmark.errors import ConfigurationError, DataError, ImageError
 
 if TYPE_CHECKING:
     from hihlandmark.training.inspection import SplitContent
@@ -259,3 +267,37 @@ def _write_picture(path: Path, picture: Any) -> None:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, Image.registered_extensions()[path.suffix.lower()])
     write_atomically(path, buffer.getvalue())
+
+
+@app.command()
+def label(
+    paths: Annotated[
+        list[str], typer.Argument(help="Image files, folders or globs.", metavar="PATH...")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for annotations.jsonl.")],
+    layout: LayoutOption = LayoutName.WFLW98,
+    model: ModelOption = "hih-small",
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    min_score: Annotated[
+        float,
+        typer.Option("--min-score", min=0, max=1, help="Leave out boxes less sure than this."),
+    ] = 0.95,
+) -> None:
+    """Label the faces of photos with a network, for self-training or to be corrected by hand."""
+    from hihlandmark.folder import find_images
+    from hihlandmark.training.labelling import label as label_images
+
+    detector = make_detector(layout, model, weights=weights, device=device, min_box_score=min_score)
+    sources = list(find_images(paths))
+    problems = [str(item) for item in sources if isinstance(item, ImageError)]
+    images = [Path(item.path) for item in sources if not isinstance(item, ImageError)]
+    done = label_images(images, detector, out)
+    problems += done.unreadable
+    for problem in problems:
+        print(f"failed: {problem}", file=sys.stderr)
+    print(
+        f"{done.faces} faces in {done.images} images, {done.without_face} without a face, "
+        f"{len(problems)} failed; list in {out}"
+    )
+    raise typer.Exit(1 if problems else 0)

@@ -105,7 +105,7 @@ def evaluate_split(
     from rich.console import Console
 
     from hihlandmark.evaluation.figures import new_figure
-    from hihlandmark.evaluation.protocol import evaluate, jitter_curve
+    from hihlandmark.evaluation.protocol import annotated_layout, evaluate, jitter_curve
     from hihlandmark.evaluation.report import print_report, summarise, write_report
     from hihlandmark.training.datasets import read_faces
 
@@ -116,7 +116,7 @@ def evaluate_split(
     faces = read_faces(data, split, format=data_format, layout=annotated)
     refine = refine if refine is not None else int(boxes is BoxOrigin.DETECTED)
     detector = make_detector(
-        layout or faces.layout,
+        layout or annotated_layout(faces).name,
         model,
         weights=weights,
         device=device,

@@ -1,6 +1,5 @@
 """How far predicted landmarks are from annotated ones: measuring, and reporting what was found."""
 
-from hihlandmark.evaluation.annotations import read_annotations
 from hihlandmark.evaluation.metrics import (
     NORMALISATIONS,
     area_under_curve,
@@ -39,5 +38,4 @@ __all__ = [
     "jitter_curve",
     "mean_error",
     "normalised_errors",
-    "read_annotations",
 ]

@@ -105,7 +105,7 @@ def evaluate(
     official rectangle, or none can be used at all.
     """
     _check_options(boxes, official_map, jitter)
-    annotated = _annotated_layout(faces)
+    annotated = annotated_layout(faces)
     shared = _shared_points(annotated, detector.layout)
     prompts = None if boxes == "detected" else _prompts(faces, boxes, jitter)
     if boxes == "labels":
@@ -114,7 +114,7 @@ def evaluate(
         box_map = official_map or detector.box_map(detector.face_detector.name)
 
     skipped, kept, found = list(faces.skipped), [], []
-    results = detector._landmarks(_jobs(detector, faces, prompts), box_map)
+    results = detector.find_landmarks(_jobs(detector, faces, prompts), box_map)
     for done, (face, result) in enumerate(zip(faces, results, strict=True), start=1):
         if isinstance(result, ImageError):
             skipped.append(f"{face.name}: {result}")
@@ -187,7 +187,7 @@ def fit_official_map(detector: Detector, faces: AnnotatedFaces) -> BoxMap:
             f"the faces of {faces.name} have no official rectangles; use boxes 'labels' or "
             "'detected'"
         )
-    box_map = detector.box_map(f"landmarks:{_annotated_layout(faces).name}")
+    box_map = detector.box_map(f"landmarks:{annotated_layout(faces).name}")
     tight = np.stack([_tight_box(face) for face in usable])
     rectangles = np.stack([face.rectangle for face in usable if face.rectangle is not None])
     return fit_box_map(rectangles, box_map.squares(tight)[:, :3])
@@ -208,7 +208,8 @@ def _check_options(boxes: str, official_map: BoxMap | None, jitter: Jitter | Non
         raise ConfigurationError("detected boxes take no jitter; use boxes 'labels' or 'official'")
 
 
-def _annotated_layout(faces: AnnotatedFaces) -> Layout:
+def annotated_layout(faces: AnnotatedFaces) -> Layout:
+    """The layout that a data set is annotated in. Raises `ConfigurationError` if it is not ours."""
     try:
         return get_layout(faces.layout)
     except ConfigurationError as error:

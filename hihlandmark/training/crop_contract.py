@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
-from hihlandmark.evaluation import read_annotations
 from hihlandmark.face_detection import FaceDetector, make_face_detector
-from hihlandmark.image import load_image
 from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
+from hihlandmark.training.datasets import AnnotatedFace, read_faces
 
 FloatArray = NDArray[np.floating]
 
@@ -59,22 +58,22 @@ def residuals(box_map: BoxMap, boxes: FloatArray, squares: FloatArray) -> Residu
 
 
 def detected_pairs(
-    folder: Path, annotations: Iterable[dict[str, Any]], detector: FaceDetector
+    faces: Iterable[AnnotatedFace], detector: FaceDetector
 ) -> tuple[FloatArray, FloatArray]:
     """Boxes (N, 4) that a detector finds in the middle of pictures, and the true squares (N, 3).
 
     Faces that it does not find are left out.
     """
     boxes, squares = [], []
-    for annotation in annotations:
-        image = load_image(folder / annotation["image"])
+    for face in faces:
+        image = face.load_image()
         found = detector.detect([image])[0].boxes
         middle = (np.array(image.shape[1::-1]) - 1) / 2
         distances = np.linalg.norm((found[:, :2] + found[:, 2:]) / 2 - middle, axis=1)
         if not len(found) or distances.min() > _FURTHEST * max(image.shape):
             continue
         boxes.append(found[distances.argmin()])
-        squares.append(CANONICAL.squares(tight_boxes(np.array(annotation["points"])))[0, :3])
+        squares.append(CANONICAL.squares(tight_boxes(face.points))[0, :3])
     return np.array(boxes), np.array(squares)
 
 
@@ -97,14 +96,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    annotations = read_annotations(arguments.data / "w300", "train")
-    order = np.random.default_rng(arguments.seed).permutation(len(annotations))
-    chosen = [annotations[i] for i in order[: arguments.faces]]
+    w300 = read_faces(arguments.data / "w300", "train")
+    order = np.random.default_rng(arguments.seed).permutation(len(w300))
+    chosen = [w300[i] for i in order[: arguments.faces]]
     detector = make_face_detector(arguments.detector)
-    pairs = {detector.name: detected_pairs(arguments.data / "w300", chosen, detector)}
+    pairs = {detector.name: detected_pairs(chosen, detector)}
 
-    wflw = read_annotations(arguments.data / "wflw98", "train")
-    points = np.array([annotation["points"] for annotation in wflw])
+    wflw = read_faces(arguments.data / "wflw98", "train")
+    points = np.stack([face.points for face in wflw])
     points_29, _ = convert(points, WFLW98, COFW29)
     pairs[f"landmarks:{COFW29.name}"] = with_mirrored(
         tight_boxes(points_29), CANONICAL.squares(tight_boxes(points))[:, :3]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -303,6 +304,7 @@ def _accelerator(optimiser: Optimiser, device: str | torch.device, run: Path) ->
         raise ConfigurationError(
             f"training does not take device={str(chosen)!r}: choose GPUs by CUDA_VISIBLE_DEVICES"
         )
+    AcceleratorState._reset_state()  # the program may have trained before, in another precision
     return Accelerator(
         cpu=chosen.type == "cpu",
         mixed_precision=optimiser.precision,
