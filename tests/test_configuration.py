@@ -22,7 +22,7 @@ def test_a_file_gives_the_configuration_that_was_written(file: Path) -> None:
 @pytest.mark.parametrize("name", shipped_configurations())
 def test_shipped_configurations_can_be_read_and_built(name: str) -> None:
     configuration = read_configuration(name)
-    assert configuration.name == name
+    assert configuration.name == name.removesuffix("-mixed")
     assert build_model("hih", configuration.network_configuration())
 
 
@@ -88,10 +88,23 @@ def test_what_makes_no_sense_is_named(file: Path, setting: str, message: str) ->
     assert message in str(error.value)
 
 
+def test_a_file_can_extend_another(file: Path) -> None:
+    more = file.with_name("more.toml")
+    more.write_text('extends = "tiny.toml"\nname = "more"\n[loss]\npoint = "star"\n')
+    changed = read_configuration(more, ["loss.point_weight=0.1"])
+    assert changed.name == "more"
+    assert changed.loss == tiny().loss.model_copy(update={"point": "star", "point_weight": 0.1})
+    assert changed.sets == tiny().sets
+    assert read_configuration("hih-mixed").sets == read_configuration("hih-small").sets
+    more.write_text('extends = "more.toml"\n')
+    with pytest.raises(ConfigurationError, match=r"more\.toml extends itself"):
+        read_configuration(more)
+
+
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="hih-cofw"):
         read_configuration("hih-huge")
-    with pytest.raises(ConfigurationError, match="is not there"):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
         read_configuration(tmp_path / "nothing.toml")
     (tmp_path / "broken.toml").write_text("name = ")
     with pytest.raises(ConfigurationError, match="not TOML"):

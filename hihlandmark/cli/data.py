@@ -13,7 +13,9 @@ from hihlandmark.cli.options import (
     DeviceOption,
     LayoutName,
     LayoutOption,
+    MirrorOption,
     ModelOption,
+    RefineOption,
     WeightsOption,
     make_detector,
 )
@@ -76,6 +78,7 @@ def info(
     parts = [
         (split, each)
         for split in splits
+        if "/" not in split  # subsets are counted within their split
         for each in ([layout] if layout else split_layouts(folder, found, split))
     ]
     for split, part_layout in parts:
@@ -279,12 +282,17 @@ def label(
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    refine: RefineOption = 1,
+    mirror: MirrorOption = True,
     min_score: Annotated[
         float,
         typer.Option("--min-score", min=0, max=1, help="Leave out boxes less sure than this."),
     ] = 0.95,
 ) -> None:
-    """Label the faces of photos with a network, for self-training or to be corrected by hand."""
+    """Label the faces of photos with a network, for self-training or to be corrected by hand.
+
+    Self-training only wants to know where to crop: --refine 0 --no-mirror is four times as fast.
+    """
     from hihlandmark.folder import find_images
     from hihlandmark.training.labelling import label as label_images
 

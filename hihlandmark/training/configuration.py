@@ -251,25 +251,12 @@ def read_configuration(
 ) -> TrainingConfiguration:
     """The configuration of a TOML file, or one that we ship by its name.
 
-    ``overrides`` are "key=value" with dots into tables and numbers into lists, the value as in
-    TOML: "stages.0.steps=100". Raises `ConfigurationError` that names the file and the key.
+    A file may say ``extends = "hih-small"``, or the path of another file as seen from its own: what
+    it does not say is then taken from there; tables are merged, lists replaced. ``overrides`` are
+    "key=value" with dots into tables and numbers into lists, the value as in TOML:
+    "stages.0.steps=100". Raises `ConfigurationError` that names the file and the key.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if str(name_or_path) not in shipped_configurations():
-            raise ConfigurationError(
-                f"no configuration {str(name_or_path)!r}: give the path of a .toml file, or one of "
-                f"{', '.join(shipped_configurations())}"
-            )
-        text = files("hihlandmark.training").joinpath("configurations", f"{path}.toml").read_text()
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        raise ConfigurationError(f"{path} is not there")
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{name_or_path} is not TOML: {error}") from error
+    values = _read_tables(name_or_path)
     for override in overrides:
         _apply(values, override)
     try:
@@ -278,6 +265,44 @@ def read_configuration(
         raise ConfigurationError(f"{name_or_path}: {_explain(error)}") from error
     except ConfigurationError as error:  # of a table that checks itself, such as the augmentation
         raise ConfigurationError(f"{name_or_path}: {error}") from error
+
+
+def _read_tables(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tables of a file, upon those of the one that it extends."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(name_or_path) not in shipped_configurations():
+            raise ConfigurationError(
+                f"no configuration {str(name_or_path)!r}: give the path of a .toml file, or one of "
+                f"{', '.join(shipped_configurations())}"
+            )
+        shipped = files("hihlandmark.training").joinpath("configurations", f"{path}.toml")
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{name_or_path} is not TOML: {error}") from error
+    extended = values.pop("extends", None)
+    if extended is None:
+        return values
+    if str(name_or_path) in extended_by:
+        raise ConfigurationError(f"{name_or_path} extends itself")
+    if str(extended).endswith(".toml"):
+        extended = path.parent / str(extended)
+    return _merged(_read_tables(extended, (*extended_by, str(name_or_path))), values)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {**base, **changes}
+    for key in base.keys() & changes.keys():
+        if isinstance(base[key], dict) and isinstance(changes[key], dict):
+            both[key] = _merged(base[key], changes[key])
+    return both
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
