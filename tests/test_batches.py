@@ -10,7 +10,14 @@ from hihlandmark import ConfigurationError
 from hihlandmark.crop import tight_boxes
 from hihlandmark.errors import DataError
 from hihlandmark.layouts import W300_68, WFLW98, convert
-from hihlandmark.training.batches import Batch, TrainingBatches, UnlabelledBatch, lent_points
+from hihlandmark.training.batches import (
+    Batch,
+    TrainingBatches,
+    UnlabelledBatch,
+    lent_points,
+    usable_faces,
+)
+from hihlandmark.training.configuration import TrainingSet
 from hihlandmark.training.datasets import read_faces
 from hihlandmark.training.plan import Plan
 
@@ -22,7 +29,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batches(data: Path, process: int = 0, processes: int = 1, **changes: Any) -> TrainingBatches:
     configuration = tiny(**changes)
-    sets = [read_faces(data / s.folder, s.split, layout=s.layout) for s in configuration.sets]
+    sets = [
+        usable_faces(s, read_faces(data / s.folder, s.split, layout=s.layout))
+        for s in configuration.sets
+    ]
     settings = configuration.self_training
     unlabelled = [read_faces(data / s.folder, s.split) for s in settings.sets] if settings else []
     plan = Plan(
@@ -107,6 +117,21 @@ def test_processes_see_together_what_one_with_a_larger_batch_sees(data: Path) ->
     parts = [batches(data, p, 2, stages=stages)[1] for p in range(2)]
     whole = batches(data, stages=[{**stages[0], "batch_size": 4}])[1]
     assert torch.equal(torch.cat([labelled(p).crops for p in parts]), labelled(whole).crops)
+
+
+def test_faces_without_a_box_are_left_out_and_named(tmp_path: Path) -> None:
+    points = W300_68.mean_shape * 70 + 60
+    write_set(tmp_path, points, faces=1)
+    points[1:] = np.nan
+    rows = (tmp_path / "annotations.jsonl").read_text()
+    lone = rows.replace("\n", "").replace(rows.split('"points": ')[1].split(', "split"')[0], "LONE")
+    lone = lone.replace("LONE", str([[3.0, 4.0]] + [None] * 67).replace("None", "null"))
+    (tmp_path / "annotations.jsonl").write_text(rows + lone + "\n")
+    faces = usable_faces(TrainingSet(), read_faces(tmp_path, "train"))
+    assert len(faces) == 1
+    assert faces.skipped == ["annotations.jsonl, line 2: no two points to cut a crop around"]
+    with pytest.raises(DataError, match="no usable face"):
+        usable_faces(TrainingSet(box_points=(1, 1)), faces)
 
 
 def test_an_unreadable_image_is_replaced_and_counted(tmp_path: Path) -> None:

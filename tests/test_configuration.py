@@ -61,6 +61,12 @@ def test_settings_reach_into_tables_and_lists(file: Path) -> None:
     [
         ("stages.0.stepz=3", "stages.0.stepz: unknown key"),
         ("augmentation.flip=2", "tiny.toml: augmentation: flip is 2"),
+        ("stages.0.crop_size=100", "stages.0.crop_size=100 is not a multiple of 32"),
+        ("auxiliary_layouts={WFLW98=98}", "WFLW98 is predicted already"),
+        (
+            "self_training={layouts=['WFWL'], sets=[{}]}",
+            "self_training.layouts: the network does not predict WFWL",
+        ),
         ("loss={integer='csc', point='wing'}", "loss.point needs"),
         ("augmentation.flips=0.5", "augmentation.flips: unknown key"),
         ("stages.0.epochs=3", "either steps or epochs"),

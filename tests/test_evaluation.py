@@ -424,7 +424,10 @@ def test_a_summary_of_nothing_found_is_valid_json() -> None:
 
 def test_a_report_folder_has_tables_and_pictures(tmp_path: Path) -> None:
     evaluation = small_evaluation()
-    written = write_report(tmp_path / "new", evaluation, faces_of(evaluation), {"model": "some"})
+    settings = {"model": "some"}
+    report = summarise(evaluation, settings)
+    faces = faces_of(evaluation)
+    written = write_report(tmp_path / "new", report, evaluation, faces, settings)
     assert {path.name for path in written} == {
         *("report.json", "report.md", "ced.png", "ced.csv", "points.csv", "faces.csv"),
         "failures.png",

@@ -90,6 +90,11 @@ def test_sets_fill_their_shares() -> None:
     assert counts == {0: 1000, 1: 600, 2: 400}
 
 
+def test_even_the_smallest_sets_are_shown() -> None:
+    sampler = Sampler([5, 5, 5, 100_000], [5, 5, 5, 100_000], seed=0)
+    assert {sampler.draw(number).set_number for number in range(DECK)} == {0, 1, 2, 3}
+
+
 def test_a_draw_depends_on_its_number_and_the_seed_alone() -> None:
     one, two = (Sampler([30, 50], [1, 2], seed=5) for _ in range(2))
     for number in range(1500):

@@ -62,7 +62,7 @@ def test_the_papers_protocol_runs_from_the_published_folder_to_the_report(
     settings = [part for setting in TINY for part in ("--set", setting)]
     places = ["--data", packed, "--out", out, "--export", out / "export"]
     printed = run("train", configuration, *places, *settings, "--device", "cpu", "--workers", 0)
-    assert f"./{test_split}: NME" in printed
+    assert f"  {test_split}: NME" in printed
     weights = out / "export" / f"{configuration}.json"
     reading = ["--no-mirror", "--decoder", "argmax", "--device", "cpu", "--json"]
     where = ["--data", data, "--split", test_split, "--model", "hih", "--weights", weights]

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from miniature import PLAIN, as_toml, tiny, write_data
+from miniature import PLAIN, as_toml, tiny, write_data, write_set
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.errors import TrainingError
+from hihlandmark.layouts import COFW29
 from hihlandmark.models.hih import HIH
 from hihlandmark.training import checkpoint as checkpoints
 from hihlandmark.training import loop
@@ -71,7 +73,11 @@ def command(toml: Path, data: Path, folder: Path, *options: str) -> list[str]:
 
 
 def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(data: Path, tmp_path: Path) -> None:
-    configuration = tiny(stages=[{"steps": 15, "crop_size": 64, "batch_size": 2}])
+    stages = [{"steps": 8, "crop_size": 64, "batch_size": 2}, {"steps": 7, "crop_size": 96}]
+    teacher = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 5, "faces": 1}
+    validation = {"every": 4, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 0}
+    stages[1]["batch_size"] = 2
+    configuration = tiny(stages=stages, self_training=teacher, validation=validation)
     toml = tmp_path / "tiny.toml"
     toml.write_text(as_toml(configuration))
     folder = tmp_path / "killed"
@@ -90,7 +96,8 @@ def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(data: Path, tmp_path:
     run(configuration, data, folder)
     run(configuration, data, tmp_path / "whole")
     assert_same(weights_of(folder), weights_of(tmp_path / "whole"))
-    assert [row["step"] for row in log_of(folder)] == list(range(1, 16))
+    assert log_of(folder) == log_of(tmp_path / "whole")
+    assert_same(weights_of(folder, "best.pt"), weights_of(tmp_path / "whole", "best.pt"))
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["synchronised", "frozen"])
@@ -99,7 +106,9 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
 ) -> None:
     stages = [{"steps": 5, "crop_size": 64, "batch_size": 2, "learning_rate": 1e-2}]
     toml = tmp_path / "tiny.toml"
-    toml.write_text(as_toml(tiny(stages=stages, frozen_statistics=frozen)))
+    # As the paper's network: with parameters that no gradient reaches.
+    network = {**tiny().network, "idle_skips": True}
+    toml.write_text(as_toml(tiny(stages=stages, frozen_statistics=frozen, network=network)))
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     subprocess.run(
         [sys.executable, "-m", *launch, *command(toml, data, tmp_path / "two")],
@@ -109,7 +118,8 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     )
     # PyTorch's own batch normalisation sums less exactly on a CPU, and its errors grow.
     monkeypatch.setattr(loop, "build_training_network", with_our_batch_norm)
-    larger = tiny(stages=[{**stages[0], "batch_size": 4}], frozen_statistics=frozen)
+    stages = [{**stages[0], "batch_size": 4}]
+    larger = tiny(stages=stages, frozen_statistics=frozen, network=network)
     run(larger, data, tmp_path / "one")
     two, one = log_of(tmp_path / "two"), log_of(tmp_path / "one")
     assert [row["step"] for row in two] == [1, 2, 3, 4, 5]
@@ -202,6 +212,34 @@ def test_a_finished_run_stays_as_it_is(data: Path, tmp_path: Path) -> None:
     assert_same(before, weights_of(tmp_path))
 
 
+def test_the_best_checkpoint_is_of_this_run_and_can_take_the_lasts_place(
+    data: Path, tmp_path: Path
+) -> None:
+    validation = {"every": 2, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 0}
+    whole = run(tiny(validation=validation), data, tmp_path)
+    ended = weights_of(tmp_path)
+    (tmp_path / "best.pt").replace(tmp_path / "last.pt")
+    assert run(tiny(validation=validation), data, tmp_path).nme == whole.nme
+    assert_same(ended, weights_of(tmp_path))
+    (tmp_path / "last.pt").unlink()
+    assert run(tiny(), data, tmp_path).checkpoint.name == "last.pt", "best.pt is of a run before"
+
+
+def test_faces_without_eye_corners_do_not_spoil_the_validation(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    rows = (data / "COFW29" / "annotations.jsonl").read_text().splitlines()
+    (root / "set").mkdir(parents=True)
+    for image in (data / "COFW29").glob("*.png"):
+        (root / "set" / image.name).write_bytes(image.read_bytes())
+    lacking = json.loads(rows[-1])
+    lacking["points"][8] = None
+    text = "\n".join([*rows[:-1], json.dumps(lacking)])
+    (root / "set" / "annotations.jsonl").write_text(text)
+    validation = {"sets": [{"folder": "set", "split": "val"}]}
+    summary = run(tiny(sets=[{"folder": "set"}], validation=validation), root, tmp_path / "run")
+    assert np.isfinite(summary.nme["set/val"])
+
+
 def test_weights_to_start_from_must_fit(data: Path, tmp_path: Path) -> None:
     first = tiny(augmentation=PLAIN)
     run(first, data, tmp_path / "first")
@@ -217,6 +255,13 @@ def test_a_run_folder_of_another_configuration_is_refused(data: Path, tmp_path: 
     run(tiny(), data, tmp_path)
     with pytest.raises(ConfigurationError, match="another configuration"):
         run(tiny(seed=2), data, tmp_path)
+    with pytest.raises(ConfigurationError, match="of other data"):
+        run(tiny(), write_more(tmp_path / "more"), tmp_path)
+
+
+def write_more(root: Path) -> Path:
+    write_set(write_data(root) / "COFW29", COFW29.mean_shape * 70 + 60, faces=1, split="train")
+    return root
 
 
 def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
@@ -238,7 +283,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
-    with pytest.raises(TrainingError, match=r"No space left on device.*of before is whole"):
+    with pytest.raises(TrainingError, match=r"No space left on device\. Make room"):
         checkpoints.save_checkpoint(tmp_path / checkpoints.LAST, {"step": 1})
     assert (tmp_path / checkpoints.LAST).read_bytes() == whole
     assert not list(tmp_path.glob("*.part"))
@@ -275,8 +320,10 @@ def test_the_teachers_points_move_with_the_crop_and_count_by_their_spread() -> N
     moved[:, 0, 2] = 3.0
     decoding = decoding_of(configuration.loss)
     row = 98 + 68 + 29
-    one = teach(teacher, UnlabelledBatch(crops, crops, still), settings, decoding, row)
-    two = teach(teacher, UnlabelledBatch(crops, crops, moved), settings, decoding, row)
+    one, two = (
+        teach(teacher, UnlabelledBatch(crops, crops, each), settings, decoding, row, nullcontext())
+        for each in (still, moved)
+    )
     both = (one.weights > 0) & (two.weights > 0)
     assert both[:, :98].any()
     assert not one.weights[:, 98:].any(), "layouts that are not named"
@@ -330,3 +377,11 @@ def test_the_command_names_what_is_wrong(data: Path, tmp_path: Path) -> None:
     assert process.returncode == 2
     assert process.stderr.startswith("error: ")
     assert "w300 does not exist" in process.stderr
+
+
+def test_a_run_folder_that_is_a_file_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"cannot write .*file"):
+        run(tiny(), data, tmp_path / "file")
+    with pytest.raises(ConfigurationError, match="needs a GPU"):
+        run(tiny(optimiser={"precision": "fp16"}), data, tmp_path / "run")

@@ -176,7 +176,10 @@ def show(
         raise ConfigurationError(f"--out {out} must end with .png, .jpg or .webp")
     augmentation, box_maps = Augmentation(), CANONICAL_CROP
     if configuration is not None:
-        from hihlandmark.training.configuration import read_configuration
+        from hihlandmark.training import missing_extra
+
+        with missing_extra():
+            from hihlandmark.training.configuration import read_configuration
 
         settings = read_configuration(configuration)
         augmentation, box_maps = settings.augmentation, settings.box_maps()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +20,6 @@ from hihlandmark.cli.options import (
 if TYPE_CHECKING:
     from hihlandmark.crop import BoxMap
     from hihlandmark.detector import Detector
-    from hihlandmark.evaluation.protocol import Progress
 
 
 class BoxOrigin(str, Enum):
@@ -104,6 +101,7 @@ def evaluate_split(
 
     from rich.console import Console
 
+    from hihlandmark.cli.progress import progress_bar
     from hihlandmark.evaluation.figures import new_figure
     from hihlandmark.evaluation.protocol import annotated_layout, evaluate, jitter_curve
     from hihlandmark.evaluation.report import print_report, summarise, write_report
@@ -112,7 +110,9 @@ def evaluate_split(
     if jitter and boxes is BoxOrigin.DETECTED:
         raise typer.BadParameter("--jitter goes with --boxes labels or official")
     if out is not None:
-        new_figure(1, 1)  # a missing matplotlib is better known now than after the work
+        # A missing matplotlib, and a folder that cannot be, are better known now than after the work.
+        new_figure(1, 1)
+        out.mkdir(parents=True, exist_ok=True)
     faces = read_faces(data, split, format=data_format, layout=annotated)
     refine = refine if refine is not None else int(boxes is BoxOrigin.DETECTED)
     detector = make_detector(
@@ -128,12 +128,12 @@ def evaluate_split(
     options: dict[str, Any] = {"boxes": boxes.value}
     if boxes is BoxOrigin.OFFICIAL:
         options["official_map"] = _official_map(detector, data, data_format, annotated)
-    with _progress("faces") as progress:
+    with progress_bar("faces") as progress:
         evaluation = evaluate(detector, faces, **options, progress=progress)
     evaluation = evaluation.normalised(normalise.value)
     curves = []
     for crops_after_the_first in sorted({0, 1, refine}) if jitter else ():
-        with _progress(f"jitter, refine {crops_after_the_first}") as progress:
+        with progress_bar(f"jitter, refine {crops_after_the_first}") as progress:
             curves.append(
                 jitter_curve(
                     detector,
@@ -160,7 +160,7 @@ def evaluate_split(
     else:
         print_report(report, Console())
     if out is not None:
-        write_report(out, evaluation, faces, settings, curves)
+        write_report(out, report, evaluation, faces, settings, curves)
         Console(stderr=True).print(f"report: {out / 'report.md'}", highlight=False, markup=False)
 
 
@@ -174,21 +174,3 @@ def _official_map(
     return fit_official_map(
         detector, read_faces(data, "train", format=data_format, layout=annotated)
     )
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Progress]:
-    """A bar on stderr while faces are run, gone when they are done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

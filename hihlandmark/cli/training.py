@@ -71,8 +71,9 @@ def train(
     print(f"{summary.steps} steps; checkpoint: {summary.checkpoint}")
     for name, nme in summary.nme.items():
         print(f"  {name}: NME {100 * nme:.2f} %")
-    left_out = len(summary.skipped) + summary.unreadable
-    if left_out:
-        print(f"{left_out} samples left out, the first: {(*summary.skipped, 'unreadable')[0]}")
+    if summary.skipped:
+        print(f"{len(summary.skipped)} samples left out, the first: {summary.skipped[0]}")
+    if summary.stand_ins:
+        print(f"{summary.stand_ins} times another face stood in for an unreadable image")
     if export is not None:
         print(f"weights: {export_weights(summary.checkpoint, chosen, data, export)}")

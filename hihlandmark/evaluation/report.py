@@ -313,18 +313,18 @@ def _setting(value: Any) -> str:
 
 def write_report(
     folder: Path,
+    report: Report,
     evaluation: Evaluation,
     faces: AnnotatedFaces,
     settings: Mapping[str, Any],
     curves: Sequence[JitterCurve] = (),
 ) -> list[Path]:
-    """Writes a report with its figures and tables into a folder, and returns the paths.
+    """Writes a report (`summarise`) with pictures and tables into a folder, returns the paths.
 
     Raises `ConfigurationError` when matplotlib is missing.
     """
     from hihlandmark.evaluation import figures
 
-    report = summarise(evaluation, settings, curves)
     contents: dict[str, bytes | str] = {
         "report.json": json.dumps(report, indent=2) + "\n",
         "report.md": to_markdown(report, settings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -24,7 +24,7 @@ from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import EXACT_98_29, EXACT_98_68
 from hihlandmark.training.augmentation import Image, generator
 from hihlandmark.training.configuration import TrainingConfiguration, TrainingSet
-from hihlandmark.training.datasets.faces import AnnotatedFaces
+from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.training.plan import Draw, Plan, Sampler
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class _Faces:
         seed: int,
     ) -> None:
         self.sets, self.faces = sets, faces
+        self.warned_of: set[str] = set()
         self.box_maps = [
             _box_map(configuration, s, each.layout) for s, each in zip(sets, faces, strict=True)
         ]
@@ -95,14 +96,11 @@ class _Faces:
             try:
                 image = face.load_image()
             except ImageError as error:
-                logger.warning("%s of %s is left out: %s", face.name, faces.name, error)
+                if face.name not in self.warned_of:
+                    self.warned_of.add(face.name)
+                    logger.warning("%s of %s is left out: %s", face.name, faces.name, error)
                 continue
-            box = (
-                face.points
-                if training_set.box_points is None
-                else face.points[list(training_set.box_points)]
-            )
-            box = box[np.isfinite(box).all(axis=-1)]
+            box = _box_points(training_set, face)
             square = self.box_maps[draw.set_number].squares(tight_boxes(box))[0]
             points = face.points.copy()
             points[list(training_set.ignored)] = np.nan
@@ -134,8 +132,8 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
         processes: int = 1,
     ) -> None:
         self.configuration, self.plan, self.layouts = configuration, plan, dict(layouts)
-        for training_set, each in zip(configuration.sets, faces, strict=True):
-            _check_layout(training_set, each, self.layouts)
+        for each in faces:
+            _check_layout(each, self.layouts)
         self.faces = _Faces(configuration, configuration.sets, faces, configuration.seed)
         self.self_training = configuration.self_training
         if self.self_training:
@@ -231,9 +229,7 @@ def _box_map(
     return BoxMap((0.0, 0.0), training_set.box_scale or configuration.canonical_scale)
 
 
-def _check_layout(
-    training_set: TrainingSet, faces: AnnotatedFaces, layouts: Mapping[str, int]
-) -> None:
+def _check_layout(faces: AnnotatedFaces, layouts: Mapping[str, int]) -> None:
     points = len(faces.mirror)
     if faces.layout not in layouts:
         raise ConfigurationError(
@@ -244,11 +240,39 @@ def _check_layout(
         raise ConfigurationError(
             f"{faces.name} has {points} points a face, {faces.layout} {layouts[faces.layout]}"
         )
+
+
+def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedFaces:
+    """The faces of a set that have a box to cut a crop around; the others join ``skipped``.
+
+    Raises `ConfigurationError` when the set names points that its faces do not have, and
+    `DataError` when no face is left.
+    """
+    points = len(faces.mirror)
     numbers = (*training_set.ignored, *(training_set.box_points or ()))
     if max(numbers, default=0) >= points:
         raise ConfigurationError(
             f"ignored or box_points of {faces.name} name point {max(numbers)}; it has {points}"
         )
+    kept = [face for face in faces if np.ptp(_box_points(training_set, face), axis=0).max() > 0]
+    if len(kept) == len(faces):
+        return faces
+    lost = [
+        f"{face.source or face.name}: no two points to cut a crop around"
+        for face in faces
+        if face not in kept
+    ]
+    if not kept:
+        raise DataError(f"{faces.name} has no usable face: {lost[0]}")
+    return replace(faces, faces=kept, skipped=[*faces.skipped, *lost])
+
+
+def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> NDArray[np.float64]:
+    """The known points (K, 2) that the crop is cut around; one of (0, 0) where none is known."""
+    chosen = training_set.box_points
+    points = face.points if chosen is None else face.points[list(chosen)]
+    known = points[np.isfinite(points).all(axis=-1)]
+    return known if len(known) else np.zeros((1, 2))
 
 
 def lent_points(starts: Mapping[str, int]) -> dict[str, tuple[NDArray[np.intp], NDArray[np.intp]]]:

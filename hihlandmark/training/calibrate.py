@@ -18,6 +18,7 @@ from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.evaluation.metrics import normalised_errors
 from hihlandmark.layouts import Conversion, get_conversion, get_layout
+from hihlandmark.training import missing_extra
 from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
 
 FloatArray = NDArray[np.floating]
@@ -237,7 +238,8 @@ def _measure_batch(
 
 def _fit_logistic(features: FloatArray, near: BoolArray) -> FloatArray:
     """Weights (3,) that maximise the likelihood of ``near`` (N,) given features (N, 3)."""
-    from scipy.optimize import minimize
+    with missing_extra():
+        from scipy.optimize import minimize
 
     sign = np.where(near, 1.0, -1.0)
 
@@ -254,7 +256,8 @@ def _fit_knots(scores: FloatArray, near: BoolArray) -> tuple[tuple[float, float]
     Each knot stands for as many points as any other. A point that is near and one that is not are
     added to each (half of either), so that no score promises certainty.
     """
-    from scipy.optimize import isotonic_regression
+    with missing_extra():
+        from scipy.optimize import isotonic_regression
 
     order = np.argsort(scores, kind="stable")
     groups = np.array_split(order, min(MOST_KNOTS, len(order)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,36 @@ from hihlandmark.errors import TrainingError
 LAST, BEST = "last.pt", "best.pt"
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while a file is written into a `TrainingError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror or error}. Make room, or choose a folder that "
+            "can be written; the same command goes on from the last checkpoint"
+        ) from error
+
+
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Writes tensors and plain values; a kill leaves the old file or the new one.
 
     Raises `TrainingError` when the disk is full or the folder not writable; what was there stays.
     """
     temporary = path.with_suffix(".part")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
-        temporary.unlink(missing_ok=True)
-        kept = f"; the checkpoint of before is whole: {path}" if path.exists() else ""
-        raise TrainingError(
-            f"cannot write {path}: {error}{kept}. Make room and start the same command again"
-        ) from error
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(content), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, RuntimeError):  # what torch's writer makes of a full disk
+                raise OSError(str(error)) from error
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

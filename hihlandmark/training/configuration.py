@@ -52,6 +52,12 @@ class FaceSet(_Table):
     layout: str | None = None
     """Name of the layout; None takes the data set's own."""
 
+    @property
+    def title(self) -> str:
+        """Names the split in logs."""
+        parts = (self.folder if self.folder != "." else None, self.split, self.layout)
+        return "/".join(part for part in parts if part)
+
 
 class TrainingSet(FaceSet):
     """A split to learn from, how much of a batch it fills, and how its crops are cut."""

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -34,11 +23,24 @@ from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.hih import HIH
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.pytorch import resolve_device
-from hihlandmark.training.batches import Batch, TrainingBatches, UnlabelledBatch
-from hihlandmark.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
-from hihlandmark.training.configuration import FaceSet, Optimiser, TrainingConfiguration
+from hihlandmark.training.batches import Batch, TrainingBatches, UnlabelledBatch, usable_faces
+from hihlandmark.training.checkpoint import (
+    BEST,
+    LAST,
+    disk_errors,
+    load_checkpoint,
+    save_checkpoint,
+)
+from hihlandmark.training.configuration import (
+    FaceSet,
+    Optimiser,
+    Stage,
+    TrainingConfiguration,
+    TrainingSet,
+)
 from hihlandmark.training.datasets import AnnotatedFaces, read_faces
 from hihlandmark.training.distributed import freeze_statistics, summed, synchronise_statistics
+from hihlandmark.training.log import RunLog, progress_bar
 from hihlandmark.training.objective import LOSS_NAMES, Objective, decoding_of, join, teach
 from hihlandmark.training.plan import Plan
 from hihlandmark.training.validation import Validator, draw_pictures
@@ -58,14 +60,14 @@ class RunSummary:
     """How a run ended.
 
     ``checkpoint``: the best one, or the last where nothing was validated; ``nme``: its
-    inter-ocular errors (0..1) by split; ``unreadable``: images that others stood in for, counted
-    since the last resume; ``skipped``: what the data sets' readers left out, and why.
+    inter-ocular errors (0..1) by split; ``stand_ins``: how often since the last resume another
+    face stood in for an unreadable image; ``skipped``: samples left out from the start, and why.
     """
 
     checkpoint: Path
     steps: int
     nme: Mapping[str, float]
-    unreadable: int
+    stand_ins: int
     skipped: Sequence[str]
 
 
@@ -131,13 +133,13 @@ def train(
         TrainingError: the checkpoint is damaged, cannot be written, or the loss is not finite.
     """
     accelerator = _accelerator(configuration.optimiser, device, run)
-    sets = [_read(data, each) for each in configuration.sets]
+    sets = [usable_faces(each, _read(data, each)) for each in configuration.sets]
     settings = configuration.self_training
-    unlabelled = [_read(data, each) for each in settings.sets] if settings else []
+    unlabelled = [usable_faces(s, _read(data, s)) for s in settings.sets] if settings else []
     network = build_training_network(configuration)
     validator = Validator(
         {
-            f"{each.folder}/{each.split}": _read(data, each)
+            each.title: usable_faces(TrainingSet(), _read(data, each))
             for each in configuration.validation.sets
         },
         list(network.configuration.layouts),
@@ -157,63 +159,23 @@ def train(
         accelerator.num_processes,
     )
 
-    torch.manual_seed(configuration.seed)
     state = _start(configuration, network, accelerator, initial)
-    run.mkdir(parents=True, exist_ok=True)
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+    sizes = [len(each) for each in (*sets, *unlabelled)]
+    fingerprint = f"{configuration.fingerprint()} group {group} faces {sizes}"
     if (run / LAST).exists():
-        _resume(state, run, configuration)
-    log = _Log(run, state.step, accelerator)
-    model = _prepared(accelerator, state)
-    step_losses = _StepLosses(configuration, model, state, accelerator, sum(layouts.values()))
-
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(state.step, plan.steps),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    unreadable = 0
-    losses = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
-    with _progress(accelerator.is_main_process) as bar:
-        done = plan.at(state.step).first_sample if state.step < plan.steps else plan.samples
-        task = bar.add_task(configuration.name, total=plan.samples, completed=done, losses="")
-        for batch, extra in loader:
-            unreadable += int(batch.unreadable.sum())
-            moment = plan.at(state.step)
-            for parameters in state.optimiser.param_groups:
-                parameters["lr"] = plan.learning_rate(state.step)
-            losses += step_losses(batch, extra)
-            if moment.within == 0:
-                state.average.n_averaged.zero_()  # weights for smaller crops would spoil the mean
-            state.average.update_parameters(state.objective.network)
-            state.step += 1
-            bar.advance(task, len(batch.crops) * accelerator.num_processes)
-
-            last = state.step == plan.steps
-            if state.step % configuration.save_every == 0 or last:
-                steps = (state.step - 1) % configuration.save_every + 1
-                means = dict(zip(LOSS_NAMES, (losses / steps).tolist(), strict=True))
-                losses.zero_()
-                _require_finite(means, state.step, run)
-                log.write(
-                    state.step, {**means, "learning_rate": plan.learning_rate(state.step - 1)}
-                )
-                bar.update(task, losses=f"integer {means['integer']:.3f}")
-            looks = state.step % configuration.validation.every == 0 or last
-            if looks and validator.sets and accelerator.is_main_process:
-                _validate(validator, state, configuration, moment.stage.crop_size, run, log)
-            if (state.step % configuration.save_every == 0 or last) and accelerator.is_main_process:
-                save_checkpoint(run / LAST, state.state(configuration.fingerprint()))
-            accelerator.wait_for_everyone()
+        _resume(state, run, fingerprint)
+    log = RunLog(run, state.step, accelerator)
+    trainer = _Trainer(configuration, plan, state, accelerator, validator, log, fingerprint)
+    trainer.train(batches, workers)
     log.close()
     return RunSummary(
-        run / (BEST if (run / BEST).exists() else LAST),
+        run / (BEST if state.best else LAST),
         state.step,
         {name: nme for name, nme in state.best.items() if name != "mean"},
-        unreadable,
-        [message for each in sets for message in each.skipped],
+        trainer.stand_ins,
+        [message for each in (*sets, *unlabelled) for message in each.skipped],
     )
 
 
@@ -225,6 +187,7 @@ def build_training_network(configuration: TrainingConfiguration) -> HIH:
     network = build_model(MODELS[configuration.model].architecture, fields)
     if not isinstance(network, HIH):
         raise ConfigurationError(f"{configuration.model} is not trained by this loop")
+    _check_fit(configuration, network)
     if configuration.initial_spread:
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
@@ -232,7 +195,129 @@ def build_training_network(configuration: TrainingConfiguration) -> HIH:
     return network
 
 
-class _StepLosses:
+def _check_fit(configuration: TrainingConfiguration, network: HIH) -> None:
+    """Raises `ConfigurationError` for settings that this network cannot follow."""
+    own = network.configuration
+    if both := own.layouts.keys() & own.auxiliary_layouts.keys():
+        raise ConfigurationError(f"auxiliary_layouts: {', '.join(both)} is predicted already")
+    settings = configuration.self_training
+    if settings and (unknown := set(settings.layouts) - own.layouts.keys()):
+        raise ConfigurationError(
+            f"self_training.layouts: the network does not predict {', '.join(sorted(unknown))}"
+        )
+    multiple = 4 * 2**own.depth
+    for number, stage in enumerate(configuration.stages):
+        if stage.crop_size % multiple:
+            raise ConfigurationError(
+                f"stages.{number}.crop_size={stage.crop_size} is not a multiple of {multiple}, "
+                "the stride of the network at its coarsest"
+            )
+
+
+class _Trainer:
+    """The steps of a run: optimise, look, save."""
+
+    def __init__(
+        self,
+        configuration: TrainingConfiguration,
+        plan: Plan,
+        run: _Run,
+        accelerator: Accelerator,
+        validator: Validator,
+        log: RunLog,
+        fingerprint: str,
+    ) -> None:
+        self.configuration, self.plan, self.run = configuration, plan, run
+        self.accelerator, self.validator, self.log = accelerator, validator, log
+        self.fingerprint = fingerprint
+        self.losses = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
+        self.steps_in_losses = 0
+        self.stand_ins = 0
+
+    def train(self, batches: TrainingBatches, workers: int) -> None:
+        """All steps that are left."""
+        run, plan, accelerator = self.run, self.plan, self.accelerator
+        model, run.optimiser = accelerator.prepare(run.objective, run.optimiser)
+        step = _Step(self.configuration, model, run, accelerator, sum(batches.layouts.values()))
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(run.step, plan.steps),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        done = plan.at(run.step).first_sample if run.step < plan.steps else plan.samples
+        with progress_bar(accelerator.is_main_process) as bar:
+            task = bar.add_task(
+                self.configuration.name, total=plan.samples, completed=done, losses=""
+            )
+            for batch, extra in loader:
+                self.stand_ins += int(batch.unreadable.sum())
+                moment = plan.at(run.step)
+                for parameters in run.optimiser.param_groups:
+                    parameters["lr"] = plan.learning_rate(run.step)
+                self.losses += step(batch, extra)
+                self.steps_in_losses += 1
+                if moment.within == 0:
+                    run.average.n_averaged.zero_()  # weights for other crops would spoil the mean
+                run.average.update_parameters(run.objective.network)
+                run.step += 1
+                bar.advance(task, len(batch.crops) * accelerator.num_processes)
+                integer = self._look_and_save(moment.stage)
+                if integer is not None:
+                    bar.update(task, losses=f"integer {integer:.3f}")
+        self.stand_ins = int(summed(torch.tensor(self.stand_ins, device=accelerator.device)))
+
+    def _look_and_save(self, stage: Stage) -> float | None:
+        """What is due after a step; the mean integer loss where it was logged."""
+        run, configuration, last = self.run, self.configuration, self.run.step == self.plan.steps
+        saves = run.step % configuration.save_every == 0 or last
+        looks = bool(self.validator.sets) and (
+            run.step % configuration.validation.every == 0 or last
+        )
+        means = self._log_losses() if saves else None
+        if looks and self.accelerator.is_main_process:
+            self._validate(stage)
+        if saves and self.accelerator.is_main_process:
+            save_checkpoint(self.log.folder / LAST, run.state(self.fingerprint))
+        if looks or saves:
+            self.accelerator.wait_for_everyone()
+        return means["integer"] if means else None
+
+    def _log_losses(self) -> dict[str, float]:
+        mean = (self.losses / self.steps_in_losses).tolist()
+        means = dict(zip(LOSS_NAMES, mean, strict=True))
+        self.losses.zero_()
+        self.steps_in_losses = 0
+        _require_finite(means, self.run, self.log.folder)
+        rate = self.plan.learning_rate(self.run.step - 1)
+        self.log.write(self.run.step, {**means, "learning_rate": rate})
+        return means
+
+    def _validate(self, stage: Stage) -> None:
+        """Measures the averaged weights; keeps them as the best where no others did better.
+
+        Errors at another crop size than the last stage's are not compared: the weights are for it.
+        """
+        run = self.run
+        network = run.average.module
+        assert isinstance(network, HIH)
+        decoding = decoding_of(self.configuration.loss)
+        measured = self.validator.measure(network.eval(), decoding, stage.crop_size)
+        errors = {name: each.nme for name, each in measured.items()}
+        errors["mean"] = sum(errors.values()) / len(errors)
+        self.log.write(run.step, {f"nme/{name}": error for name, error in errors.items()})
+        if self.configuration.validation.pictures:
+            self.log.picture(run.step, draw_pictures(next(iter(measured.values()))))
+        comparable = run.best.keys() == errors.keys()
+        better = not comparable or errors["mean"] < run.best["mean"]
+        if better and stage.crop_size == self.configuration.stages[-1].crop_size:
+            run.best = errors
+            save_checkpoint(self.log.folder / BEST, run.state(self.fingerprint))
+
+
+class _Step:
     """One step of the optimiser; gives its losses (3,), detached."""
 
     def __init__(
@@ -277,14 +362,14 @@ class _StepLosses:
         if extra is not None and settings is not None:
             teacher = self.run.average.module.eval()
             assert isinstance(teacher, HIH)
-            with self.accelerator.autocast():
-                taught = teach(
-                    teacher,
-                    UnlabelledBatch(*(t.to(self.accelerator.device) for t in extra)),
-                    settings,
-                    decoding_of(self.configuration.loss),
-                    self.row,
-                )
+            taught = teach(
+                teacher,
+                UnlabelledBatch(*(t.to(self.accelerator.device) for t in extra)),
+                settings,
+                decoding_of(self.configuration.loss),
+                self.row,
+                self.accelerator.autocast(),
+            )
             parts[-1] = join([parts[-1], taught])
         return parts
 
@@ -304,13 +389,28 @@ def _accelerator(optimiser: Optimiser, device: str | torch.device, run: Path) ->
         raise ConfigurationError(
             f"training does not take device={str(chosen)!r}: choose GPUs by CUDA_VISIBLE_DEVICES"
         )
+    if chosen.type == "cpu" and optimiser.precision == "fp16":
+        raise ConfigurationError(
+            "optimiser.precision='fp16' needs a GPU; a CPU has 'no' and 'bf16'"
+        )
     AcceleratorState._reset_state()  # the program may have trained before, in another precision
-    return Accelerator(
-        cpu=chosen.type == "cpu",
-        mixed_precision=optimiser.precision,
-        log_with="tensorboard",
-        project_dir=str(run),
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=chosen.type == "cpu",
+            mixed_precision=optimiser.precision,
+            log_with="tensorboard",
+            project_dir=str(run),
+            # The others wait while the main process validates.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"optimiser.precision={optimiser.precision!r}: {error}") from error
+    if accelerator.device.type != chosen.type:
+        raise ConfigurationError(
+            f"this program has trained on {accelerator.device.type} before; start another one to "
+            f"train on {chosen.type}"
+        )
+    return accelerator
 
 
 def _start(
@@ -327,10 +427,15 @@ def _start(
     )
     synchronised = synchronise_statistics(network, accelerator.device)
     assert isinstance(synchronised, HIH)
+    for name, parameter in network.named_parameters():
+        if ".idle_skip." in name:  # never used: other processes would wait for their gradients
+            parameter.requires_grad_(False)
     objective = Objective(synchronised, configuration.loss).to(accelerator.device)
     settings = configuration.optimiser
     optimiser = OPTIMISERS[settings.name](
-        network.parameters(), betas=settings.betas, weight_decay=settings.weight_decay
+        [p for p in network.parameters() if p.requires_grad],
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
     )
     return _Run(objective, average, optimiser, accelerator.scaler)
 
@@ -351,97 +456,28 @@ def _load_initial(network: HIH, initial: Mapping[str, torch.Tensor]) -> None:
     network.load_state_dict(initial, strict=False)
 
 
-def _prepared(accelerator: Accelerator, run: _Run) -> nn.Module:
-    model, run.optimiser = accelerator.prepare(run.objective, run.optimiser)
-    return model
-
-
-def _resume(run: _Run, folder: Path, configuration: TrainingConfiguration) -> None:
+def _resume(run: _Run, folder: Path, fingerprint: str) -> None:
     saved = load_checkpoint(folder / LAST)
-    if saved.get("fingerprint") != configuration.fingerprint():
+    if saved.get("fingerprint") != fingerprint:
         raise ConfigurationError(
-            f"{folder / LAST} is of another configuration; give the run a new folder, or remove "
-            "the old one"
+            f"{folder / LAST} is of another configuration, of other data, or of another number of "
+            "processes; give the run a new folder, or remove the old one"
         )
     run.load(saved)
 
 
-def _require_finite(losses: Mapping[str, float], step: int, run: Path) -> None:
-    wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
+def _require_finite(losses: Mapping[str, float], run: _Run, folder: Path) -> None:
+    wrong = [f"{name} loss" for name, loss in losses.items() if not math.isfinite(loss)]
+    if not all(bool(p.isfinite().all()) for p in run.objective.network.parameters()):
+        wrong.append("network")
     if wrong:
-        kept = f"{run / LAST} is from before" if (run / LAST).exists() else "nothing was saved yet"
+        kept = (
+            f"{folder / LAST} is from before" if (folder / LAST).exists() else "nothing was saved"
+        )
         raise TrainingError(
-            f"the {wrong[0]} loss is not finite up to step {step}; {kept}. Lower the learning "
+            f"the {wrong[0]} is not finite up to step {run.step}; {kept}. Lower the learning "
             "rate, lengthen the warm-up, or turn mixed precision off"
         )
-
-
-def _validate(
-    validator: Validator,
-    run: _Run,
-    configuration: TrainingConfiguration,
-    crop_size: int,
-    folder: Path,
-    log: _Log,
-) -> None:
-    """Measures the averaged weights; keeps them as the best where no others did better."""
-    network = run.average.module
-    assert isinstance(network, HIH)
-    measured = validator.measure(network.eval(), decoding_of(configuration.loss), crop_size)
-    errors = {name: each.nme for name, each in measured.items()}
-    errors["mean"] = sum(errors.values()) / len(errors)
-    log.write(run.step, {f"nme/{name}": error for name, error in errors.items()})
-    if configuration.validation.pictures:
-        log.picture(run.step, draw_pictures(next(iter(measured.values()))))
-    if errors["mean"] < run.best.get("mean", math.inf):
-        run.best = errors
-        best = {"step": run.step, "average": network.state_dict(), "nme": errors}
-        save_checkpoint(folder / BEST, {**best, "fingerprint": configuration.fingerprint()})
-
-
-class _Log:
-    """Lines of JSON, TensorBoard, and pictures; of the main process alone."""
-
-    def __init__(self, run: Path, step: int, accelerator: Accelerator) -> None:
-        self.accelerator, self.folder = accelerator, run
-        self.path = run / "log.jsonl"
-        if not accelerator.is_main_process:
-            return
-        if self.path.exists():  # a run killed after its last checkpoint repeats what came after
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
-            self.path.write_text("".join(kept), encoding="utf-8")
-        accelerator.init_trackers("tensorboard")
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A row of values."""
-        if not self.accelerator.is_main_process:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        self.accelerator.log(dict(values), step=step)
-
-    def picture(self, step: int, picture: Any) -> None:
-        """A picture (H, W, 3), as PNG and in TensorBoard."""
-        from PIL import Image
-
-        path = self.folder / "pictures" / f"{step:07}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
-        for tracker in self.accelerator.trackers:
-            tracker.log_images({"predictions": picture[None]}, step=step, dataformats="NHWC")
-
-    def close(self) -> None:
-        """Flushes TensorBoard's files."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize
 
 
 def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
@@ -452,30 +488,12 @@ def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
 
     @torch.no_grad()
     def update(averaged: Tensors, current: Tensors, count: torch.Tensor | int) -> None:
-        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        counted = torch.as_tensor(count)  # stays on its device: reading it would make a GPU wait
+        share = 1 - ((1 + counted) / (10 + counted)).clamp(max=decay)
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():
-                mean.lerp_(value, share)
+                mean.lerp_(value, share.to(mean.dtype))
             else:
                 mean.copy_(value)
 
     return update
-
-
-def _progress(shown: bool) -> Progress:
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _FacesASecond(),
-        TextColumn("{task.fields[losses]}"),
-        TimeRemainingColumn(),
-    ]
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
-
-
-class _FacesASecond(ProgressColumn):
-    """Speed of the last half minute."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} faces/s" if task.speed else "", style="progress.data.speed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -128,19 +129,25 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def teach(
-    teacher: HIH, unlabelled: UnlabelledBatch, settings: SelfTraining, decoding: Decoding, row: int
+    teacher: HIH,
+    unlabelled: UnlabelledBatch,
+    settings: SelfTraining,
+    decoding: Decoding,
+    row: int,
+    autocast: AbstractContextManager[Any],
 ) -> Batch:
     """What a teacher says of unlabelled faces, as a batch of the student's crops.
 
     ``teacher``: a network in eval mode, ``decoding`` how its heatmaps are read (`decoding_of`);
-    ``row``: points of all layouts, auxiliary ones too. The
+    ``row``: points of all layouts, auxiliary ones too; ``autocast``: its precision. The
     teacher's variance v, in squared cells, weighs each point by ``weight * s^2 / (s^2 + v)``
     (`SelfTraining`).
     """
     device = unlabelled.plain.device
     mean = torch.tensor(IMAGENET_MEAN, device=device)
     std = torch.tensor(IMAGENET_STD, device=device)
-    heatmaps = teacher(normalise(unlabelled.plain, mean, std))
+    with autocast:  # the network alone: positions want all their digits
+        heatmaps = teacher(normalise(unlabelled.plain, mean, std))
     faces, size = unlabelled.plain.shape[:2]
     points = torch.zeros(faces, row, 2, device=device)
     weights = torch.zeros(faces, row, device=device)

@@ -339,5 +339,5 @@ def _table_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     with ArrowWriter(path=str(path), features=features, writer_batch_size=ROWS_IN_MEMORY) as writer:
         yield writer.write
         writer.finalize()
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())  # a full disk may show only here

@@ -109,7 +109,8 @@ class Sampler:
         while self.counts.sum() < DECK:
             self.counts[np.argmax(exact - self.counts)] += 1
         while self.counts.sum() > DECK:
-            self.counts[np.argmax(self.counts - exact)] -= 1
+            spare = np.where(self.counts > 1, self.counts - exact, -np.inf)  # every set is shown
+            self.counts[np.argmax(spare)] -= 1
         self._cards = np.repeat(np.arange(len(self.sizes)), self.counts)
         self._deck = lru_cache(maxsize=4)(self._shuffled_deck)
         self._order = lru_cache(maxsize=4 * len(self.sizes))(self._shuffled_faces)

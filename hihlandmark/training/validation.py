@@ -17,8 +17,9 @@ from hihlandmark.crop import (
     tight_boxes,
     transform_points,
 )
-from hihlandmark.errors import ConfigurationError, ImageError
-from hihlandmark.evaluation import normalised_errors
+from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.evaluation import mean_error, normalised_errors
+from hihlandmark.evaluation.metrics import face_errors
 from hihlandmark.heatmap import decode, to_distributions
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.hih import HIH
@@ -78,13 +79,17 @@ class Validator:
             maps = to_distributions(integer, decimal, decoding["activation"])
             stride = size // integer.shape[-1]
             found = decode(*maps, decoding["decoder"], stride=stride).points.cpu().double().numpy()
+            # A point without heatmap is in the middle, so that finding nothing earns nothing.
+            found = np.where(np.isfinite(found), found, (size - 1) / 2)
             points = transform_points(invert(matrices), found)
             pair = get_layout(faces.layout).ocular_pair
-            errors.append(np.nanmean(normalised_errors(points, truths, pair), axis=-1))
+            errors.append(face_errors(normalised_errors(points, truths, pair)))
             for crop, crop_points, error, name in zip(crops, found, errors[-1], names, strict=True):
                 if len(pictures) < self.pictures:
                     pictures.append(Tile(crop, crop_points, f"{name} {100 * error:.1f} %"))
-        return Measured(float(np.mean(np.concatenate(errors))), pictures)
+        if not errors or np.isnan(every := np.concatenate(errors)).all():
+            raise DataError(f"no face of {faces.name} can be validated on: no image can be read")
+        return Measured(mean_error(every), pictures)
 
     def _crops(
         self, faces: AnnotatedFaces, size: int
@@ -98,7 +103,7 @@ class Validator:
             try:
                 crop = cut_crop(face.load_image(), square, size)
             except ImageError:
-                crop = None  # told when the data set was looked at
+                crop = None  # `data info` names it
             if crop is not None:
                 rows.append((crop, face.points, crop_matrix(square, size), face.name))
             if rows and (len(rows) == BATCH_SIZE or number == len(faces)):

@@ -60,7 +60,8 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             f"{', '.join(layouts)}"
         )
     names = list(dict.fromkeys(packed["name"] for packed in sets))
-    samples.faces.extend(_faces(folder, split, chosen, several_sets=len(names) > 1))
+    for face in _faces(folder, split, chosen, several_sets=len(names) > 1):
+        samples.add(face)
     mirror = np.array(description["mirrors"][chosen], np.intp)
     return AnnotatedFaces(" + ".join(names), chosen, mirror, samples.faces, samples.skipped)
 
