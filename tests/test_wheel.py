@@ -27,7 +27,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_code_types_and_verified_weights(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "mean_shapes.json", "packaged_weights/hih-small.json"):
+    configuration = "training/configurations/hih-wflw.toml"
+    for name in ("py.typed", "mean_shapes.json", "packaged_weights/hih-small.json", configuration):
         assert f"hihlandmark/{name}" in names
     assert any(name.endswith("hih-small.safetensors") for name in names)
     assert not any(name.startswith(("tests/", "runs/")) for name in names)
@@ -48,3 +49,9 @@ def test_the_wheel_works_in_an_empty_environment(
     assert len(json.loads((tmp_path / "out" / "photo.png.json").read_text())["faces"]) == 1
     assert (tmp_path / "out" / "photo.png.landmarks.png").is_file()
     subprocess.run([binaries / "hihlandmark", "doctor"], check=True, cwd=tmp_path, env=environment)
+    train = [binaries / "hihlandmark", "train", "hih-small", "--data", ".", "--out", "run"]
+    lacking = subprocess.run(
+        train, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert lacking.returncode == 2
+    assert "pip install 'hihlandmark[train]'" in lacking.stderr

@@ -110,7 +110,7 @@ def evaluate_split(
     if jitter and boxes is BoxOrigin.DETECTED:
         raise typer.BadParameter("--jitter goes with --boxes labels or official")
     if out is not None:
-        # A missing matplotlib, and a folder that cannot be, are better known now than after the work.
+        # What is missing, or cannot be written, is better known now than after the work.
         new_figure(1, 1)
         out.mkdir(parents=True, exist_ok=True)
     faces = read_faces(data, split, format=data_format, layout=annotated)
