@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -44,8 +43,6 @@ from hihlandmark.training.log import RunLog, progress_bar
 from hihlandmark.training.objective import LOSS_NAMES, Objective, decoding_of, join, teach
 from hihlandmark.training.plan import Plan
 from hihlandmark.training.validation import Validator, draw_pictures
-
-logger = logging.getLogger(__name__)
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 
