@@ -23,7 +23,12 @@ def test_a_file_gives_the_configuration_that_was_written(file: Path) -> None:
 def test_shipped_configurations_can_be_read_and_built(name: str) -> None:
     configuration = read_configuration(name)
     assert configuration.name == name.removesuffix("-mixed")
-    assert build_model("hih", configuration.network_configuration())
+    fields = configuration.network_configuration()
+    assert build_model("hih", fields)
+    taught = {faces.layout for faces in configuration.sets if faces.layout}
+    assert taught <= fields["layouts"].keys() | configuration.auxiliary_layouts.keys()
+    calibrated = {faces.of for faces in configuration.card.calibration}
+    assert calibrated <= fields["layouts"].keys()
 
 
 def test_papers_configurations_have_the_released_values() -> None:
