@@ -5,10 +5,12 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 
+from packaging.requirements import Requirement
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import hihlandmark
@@ -57,7 +59,7 @@ def report() -> bool:
     extras = Table("extra", "missing", title="Extras", title_justify="left")
     for extra, missing in _missing_by_extra():
         hint = f"{', '.join(missing)}: pip install 'hihlandmark[{extra}]'" if missing else "nothing"
-        extras.add_row(extra, hint)
+        extras.add_row(extra, escape(hint))  # else [demo] is taken for a style
     console.print(extras)
     return healthy and bool(rows)
 
@@ -82,15 +84,18 @@ def _device() -> str:
 
 def _missing_by_extra() -> Iterator[tuple[str, list[str]]]:
     """Each extra of this package and those of its requirements that are not installed."""
-    by_extra: dict[str, list[str]] = {}
-    for requirement in requires("hihlandmark") or []:
-        name, _, marker = requirement.partition(";")
-        if "extra ==" in marker:
-            extra = marker.rpartition("==")[2].strip(" '\"")
-            bare = name.split("[")[0].split(">")[0].split("<")[0].split("=")[0].strip()
-            by_extra.setdefault(extra, []).append(bare)
-    for extra, names in by_extra.items():
+    needed = [Requirement(text) for text in requires("hihlandmark") or []]
+    for extra in metadata("hihlandmark").get_all("Provides-Extra") or []:
+        names = [
+            each.name
+            for each in needed
+            if each.marker and each.marker.evaluate({"extra": extra}) and not _is_core(each)
+        ]
         yield extra, [name for name in names if _version(name) is None]
+
+
+def _is_core(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,14 @@ def test_doctor_reports_device_weights_and_extras() -> None:
     assert result.exit_code == 0, result.stdout
     for text in ("torch", "Device:", "hih-small", "verified", "openvino"):
         assert text in result.stdout
+    assert ("tomli" in result.stdout) == (sys.version_info < (3, 11)), "only older Pythons need it"
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hihlandmark.doctor._version", lambda package: None)
+    result = run.invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "openvino: pip install 'hihlandmark[openvino]'" in result.stdout
 
 
 def test_weights_commands_find_and_verify_the_packaged_weights() -> None:
