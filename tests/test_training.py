@@ -205,6 +205,19 @@ def test_validation_keeps_the_best_weights_and_draws(data: Path, tmp_path: Path)
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
 
+def test_a_run_that_gets_no_better_ends_early(data: Path, tmp_path: Path) -> None:
+    stages = [{"steps": 30, "crop_size": 64, "batch_size": 2, "learning_rate": 1e-9}]
+    sets = [{"folder": "COFW29", "split": "val"}]
+    # At so low a learning rate only the first look, at the statistics of the first batches, is new.
+    validation = {"every": 1, "sets": sets, "pictures": 0, "patience": 2}
+    slow = tiny(stages=stages, validation=validation, frozen_statistics=True, average_decay=0.0)
+    summary = run(slow, data, tmp_path)
+    best = checkpoints.load_checkpoint(tmp_path / "best.pt")["step"]
+    assert summary.steps == best + 2 < 30
+    assert checkpoints.load_checkpoint(tmp_path / "last.pt")["step"] == summary.steps
+    assert run(slow, data, tmp_path).steps == summary.steps, "and stays ended"
+
+
 def test_a_finished_run_stays_as_it_is(data: Path, tmp_path: Path) -> None:
     run(tiny(), data, tmp_path)
     before = weights_of(tmp_path)

@@ -138,6 +138,9 @@ class Validation(_Table):
     every: int = Field(500, ge=1)
     """Steps between two looks."""
     sets: tuple[FaceSet, ...] = ()
+    patience: int = Field(0, ge=0)
+    """Looks in a row without a better mean error after which the run ends; 0 never ends it early.
+    Only looks at the last stage's crop size count."""
     pictures: int = Field(8, ge=0)
     """Faces of the first set drawn with their predictions at each look."""
 

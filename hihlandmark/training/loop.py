@@ -78,6 +78,7 @@ class _Run:
     scaler: Any
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    looks_since_best: int = 0
 
     def state(self, fingerprint: str) -> dict[str, Any]:
         """All that a resumed run needs."""
@@ -90,6 +91,7 @@ class _Run:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "best": self.best,
+            "looks_since_best": self.looks_since_best,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -101,6 +103,7 @@ class _Run:
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.best = state["step"], dict(state["best"])
+        self.looks_since_best = state["looks_since_best"]
 
 
 def train(
@@ -232,7 +235,7 @@ class _Trainer:
         self.stand_ins = 0
 
     def train(self, batches: TrainingBatches, workers: int) -> None:
-        """All steps that are left."""
+        """All steps that are left, or fewer where the validation's patience ends."""
         run, plan, accelerator = self.run, self.plan, self.accelerator
         model, run.optimiser = accelerator.prepare(run.objective, run.optimiser)
         step = _Step(self.configuration, model, run, accelerator, sum(batches.layouts.values()))
@@ -249,7 +252,7 @@ class _Trainer:
             task = bar.add_task(
                 self.configuration.name, total=plan.samples, completed=done, losses=""
             )
-            for batch, extra in loader:
+            for batch, extra in () if self._out_of_patience() else loader:
                 self.stand_ins += int(batch.unreadable.sum())
                 moment = plan.at(run.step)
                 for parameters in run.optimiser.param_groups:
@@ -264,18 +267,27 @@ class _Trainer:
                 integer = self._look_and_save(moment.stage)
                 if integer is not None:
                     bar.update(task, losses=f"integer {integer:.3f}")
+                if self._out_of_patience():
+                    break
         self.stand_ins = int(summed(torch.tensor(self.stand_ins, device=accelerator.device)))
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.configuration.validation.patience <= self.run.looks_since_best
 
     def _look_and_save(self, stage: Stage) -> float | None:
         """What is due after a step; the mean integer loss where it was logged."""
         run, configuration, last = self.run, self.configuration, self.run.step == self.plan.steps
-        saves = run.step % configuration.save_every == 0 or last
         looks = bool(self.validator.sets) and (
             run.step % configuration.validation.every == 0 or last
         )
+        if looks:
+            if self.accelerator.is_main_process:
+                self._validate(stage)
+            # What the main process has seen, all must know: they stop together.
+            mine = run.looks_since_best if self.accelerator.is_main_process else 0
+            run.looks_since_best = int(summed(torch.tensor(mine, device=self.accelerator.device)))
+        saves = run.step % configuration.save_every == 0 or last or self._out_of_patience()
         means = self._log_losses() if saves else None
-        if looks and self.accelerator.is_main_process:
-            self._validate(stage)
         if saves and self.accelerator.is_main_process:
             save_checkpoint(self.log.folder / LAST, run.state(self.fingerprint))
         if looks or saves:
@@ -309,7 +321,10 @@ class _Trainer:
             self.log.picture(run.step, draw_pictures(next(iter(measured.values()))))
         comparable = run.best.keys() == errors.keys()
         better = not comparable or errors["mean"] < run.best["mean"]
-        if better and stage.crop_size == self.configuration.stages[-1].crop_size:
+        if stage.crop_size != self.configuration.stages[-1].crop_size:
+            return
+        run.looks_since_best = 0 if better else run.looks_since_best + 1
+        if better:
             run.best = errors
             save_checkpoint(self.log.folder / BEST, run.state(self.fingerprint))
 
