@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hihlandmark import ConfigurationError
+from hihlandmark import ConfigurationError, Detector
 from hihlandmark.cli.data import app
 from hihlandmark.errors import DataError
 from hihlandmark.layouts import COFW29, FIVE
@@ -281,3 +281,17 @@ def test_label_makes_a_data_set_of_photos(tmp_path: Path, astronaut: np.ndarray)
     again = run(*arguments)
     assert isinstance(again.exception, DataError)
     assert "is there already" in str(again.exception)
+
+
+def test_label_takes_crops_whose_face_is_known_to_be_in_the_middle(
+    tmp_path: Path, astronaut: np.ndarray
+) -> None:
+    left, top, side = 112, 5, 222  # twice MTCNN's box, and no face at the place of a smaller one
+    crop = astronaut[top : top + side, left : left + side]
+    Image.fromarray(crop).save(tmp_path / "crop.png")
+    out = tmp_path / "set"
+    result = run("label", str(tmp_path / "crop.png"), "--out", str(out), "--cut", "2", "--refine=0")
+    assert result.exit_code == 0
+    (face,) = read_faces(out, "train")
+    (expected,) = Detector(98, refine=0).predict(crop, boxes=[[55, 55, 166, 166]], box_kind="mtcnn")
+    assert face.points == pytest.approx(expected.points, abs=0.6)

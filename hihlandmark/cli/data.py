@@ -291,15 +291,31 @@ def label(
         float,
         typer.Option("--min-score", min=0, max=1, help="Leave out boxes less sure than this."),
     ] = 0.95,
+    cut: Annotated[
+        float | None,
+        typer.Option(
+            "--cut",
+            min=1,
+            help="The pictures are crops around one face each, so many times as large as the box "
+            "of the face detector: look for none.",
+        ),
+    ] = None,
 ) -> None:
     """Label the faces of photos with a network, for self-training or to be corrected by hand.
 
     Self-training only wants to know where to crop: --refine 0 --no-mirror is four times as fast.
     """
+    from hihlandmark.face_detection import MTCNNFaceDetector
     from hihlandmark.folder import find_images
+    from hihlandmark.training.labelling import FaceInTheMiddle
     from hihlandmark.training.labelling import label as label_images
 
-    detector = make_detector(layout, model, weights=weights, device=device, min_box_score=min_score)
+    options: dict[str, Any] = {"min_box_score": min_score}
+    if cut is not None:
+        options = {"face_detector": FaceInTheMiddle(cut, MTCNNFaceDetector.name)}
+    detector = make_detector(
+        layout, model, weights=weights, device=device, refine=refine, mirror=mirror, **options
+    )
     sources = list(find_images(paths))
     problems = [str(item) for item in sources if isinstance(item, ImageError)]
     images = [Path(item.path) for item in sources if not isinstance(item, ImageError)]
