@@ -72,6 +72,23 @@ def evaluate_split(
             "some thirty times as long.",
         ),
     ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness",
+            help="Measure on blurred, compressed, small, turned and grey photos, too: takes some "
+            "thirty times as long.",
+        ),
+    ] = False,
+    every: Annotated[
+        int,
+        typer.Option(
+            "--every",
+            min=1,
+            metavar="K",
+            help="Take every K-th face alone for --jitter and --robustness.",
+        ),
+    ] = 1,
     refine: Annotated[
         int | None,
         typer.Option("--refine", min=0, help="Default: 1 with detected faces, else 0."),
@@ -98,6 +115,7 @@ def evaluate_split(
 ) -> None:
     """Measure NME, FR and AUC on a split of a data set."""
     import json
+    from dataclasses import replace
 
     from rich.console import Console
 
@@ -105,8 +123,11 @@ def evaluate_split(
     from hihlandmark.evaluation.figures import new_figure
     from hihlandmark.evaluation.protocol import annotated_layout, evaluate, jitter_curve
     from hihlandmark.evaluation.report import print_report, summarise, write_report
+    from hihlandmark.evaluation.robustness import measure_robustness
     from hihlandmark.training.datasets import read_faces
 
+    if every > 1 and not (jitter or robustness):
+        raise typer.BadParameter("--every goes with --jitter or --robustness")
     if jitter and boxes is BoxOrigin.DETECTED:
         raise typer.BadParameter("--jitter goes with --boxes labels or official")
     if out is not None:
@@ -131,18 +152,24 @@ def evaluate_split(
     with progress_bar("faces") as progress:
         evaluation = evaluate(detector, faces, **options, progress=progress)
     evaluation = evaluation.normalised(normalise.value)
-    curves = []
+    some = replace(faces, faces=faces.faces[::every])
+    curves, disturbed = [], None
     for crops_after_the_first in sorted({0, 1, refine}) if jitter else ():
         with progress_bar(f"jitter, refine {crops_after_the_first}") as progress:
             curves.append(
                 jitter_curve(
                     detector,
-                    faces,
+                    some,
                     **options,
                     refine=crops_after_the_first,
                     normalisation=normalise.value,
                     progress=progress,
                 )
+            )
+    if robustness:
+        with progress_bar("robustness") as progress:
+            disturbed = measure_robustness(
+                detector, some, **options, normalisation=normalise.value, progress=progress
             )
     settings = {
         "data": str(data),
@@ -154,13 +181,15 @@ def evaluate_split(
         "decoder": detector.decoder,
         "mirror": detector.mirror,
     }
-    report = summarise(evaluation, settings, curves)
+    if every > 1:
+        settings["every"] = every
+    report = summarise(evaluation, settings, curves, disturbed)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         print_report(report, Console())
     if out is not None:
-        write_report(out, report, evaluation, faces, settings, curves)
+        write_report(out, report, evaluation, faces, settings, curves, disturbed)
         Console(stderr=True).print(f"report: {out / 'report.md'}", highlight=False, markup=False)
 
 

@@ -14,28 +14,44 @@ from hihlandmark.evaluation.metrics import (
 from hihlandmark.evaluation.protocol import (
     BOX_SOURCES,
     BoxSource,
+    CurvePoint,
     Jitter,
     evaluate,
     fit_official_map,
     jitter_curve,
 )
 from hihlandmark.evaluation.result import Evaluation
+from hihlandmark.evaluation.robustness import (
+    DISTURBANCES,
+    Disturbance,
+    Robustness,
+    disturbed,
+    measure_robustness,
+    robustness_curve,
+)
 
 __all__ = [
     "BOX_SOURCES",
+    "DISTURBANCES",
     "NORMALISATIONS",
     "BoxSource",
+    "CurvePoint",
+    "Disturbance",
     "Evaluation",
     "Jitter",
+    "Robustness",
     "area_under_curve",
     "calibration_error",
     "confidence_interval",
     "cumulative_errors",
+    "disturbed",
     "evaluate",
     "exact_area_under_curve",
     "failure_rate",
     "fit_official_map",
     "jitter_curve",
     "mean_error",
+    "measure_robustness",
     "normalised_errors",
+    "robustness_curve",
 ]

@@ -18,6 +18,7 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.evaluation.metrics import area_under_curve, cumulative_errors
 from hihlandmark.evaluation.protocol import JitterCurve
 from hihlandmark.evaluation.result import Evaluation
+from hihlandmark.evaluation.robustness import FAILING, Robustness
 
 if TYPE_CHECKING:
     from hihlandmark.training.datasets.faces import AnnotatedFaces
@@ -79,11 +80,8 @@ def jitter_figure(curves: Sequence[JitterCurve], normalisation: str) -> bytes:
     figure = new_figure(9, 3.8)
     panels = figure.subplots(1, 2, sharey=True)
     for curve in curves:
-        for axes, points, what in (
-            (panels[0], curve.shifts, "shift"),
-            (panels[1], curve.scales, "scale"),
-        ):
-            places = [getattr(point.jitter, what) for point in points]
+        for axes, points in zip(panels, (curve.shifts, curve.scales), strict=True):
+            places = [point.strength for point in points]
             low, high = 100 * np.array([point.interval for point in points]).T
             label = f"refine {curve.refine}"
             axes.plot(places, [100 * point.nme for point in points], marker="o", label=label)
@@ -93,6 +91,39 @@ def jitter_figure(curves: Sequence[JitterCurve], normalisation: str) -> bytes:
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def robustness_figure(robustness: Robustness, normalisation: str) -> bytes:
+    """NME with its 95 % interval, and FR10 below, against strength: a column a disturbance.
+
+    Photos get worse to the right. Broken lines are those of photos as they are.
+    """
+    curves, undisturbed = robustness.curves, robustness.undisturbed
+    widths = [1 + len(curve.points) for curve in curves.values()]
+    figure = new_figure(2 + 0.4 * sum(widths), 5.4)
+    panels = figure.subplots(2, len(curves), sharex="col", squeeze=False, width_ratios=widths)
+    for (name, curve), (above, below) in zip(curves.items(), panels.T, strict=True):
+        strengths = [point.strength for point in curve.points]
+        nme = 100 * np.array([point.nme for point in curve.points])
+        reach = np.abs(100 * np.array([point.interval for point in curve.points]).T - nme)
+        above.errorbar(strengths, nme, reach, marker="o", markersize=4, capsize=3)
+        above.axhline(100 * undisturbed.nme, color="grey", linestyle="--", linewidth=1)
+        failing = [100 * point.failure_rate for point in curve.points]
+        below.plot(strengths, failing, marker="o", markersize=4)
+        rate, fails = 100 * undisturbed.failure_rate, 100 * FAILING
+        below.axhline(rate, color="grey", linestyle="--", linewidth=1, label="undisturbed")
+        below.axhline(fails, color="tab:red", linestyle=":", linewidth=1, label="fails above")
+        above.set(title=name, ylim=(0, None))
+        below.set(xlabel=curve.disturbance.unit, ylim=(-4, 104))
+        below.set_xticks(strengths, [f"{strength:g}" for strength in strengths], fontsize=8)
+        if strengths[0] > strengths[-1]:
+            above.invert_xaxis()
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
+    panels[1, 0].legend(fontsize=8)
+    panels[0, 0].set_ylabel(f"NME (%, {normalisation})")
+    panels[1, 0].set_ylabel("FR10 (%)")
     return _png(figure)
 
 

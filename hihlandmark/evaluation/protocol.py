@@ -63,10 +63,15 @@ class Jitter:
         return np.concatenate([centre - half, centre + half], axis=1)
 
 
-class JitterPoint(NamedTuple):
-    """The errors under one disturbance: NME, its 95 % interval and FR10, all as shares."""
+class CurvePoint(NamedTuple):
+    """The errors at one strength of a disturbance: NME, its 95 % interval and FR10, as shares.
 
-    jitter: Jitter
+    ``faces`` of which ``missed`` were not found: failures, but not part of the NME.
+    """
+
+    strength: float
+    faces: int
+    missed: int
     nme: float
     interval: tuple[float, float]
     failure_rate: float
@@ -77,8 +82,8 @@ class JitterCurve:
     """How errors grow as boxes get worse, with ``refine`` more crops after the first."""
 
     refine: int
-    shifts: tuple[JitterPoint, ...]
-    scales: tuple[JitterPoint, ...]
+    shifts: tuple[CurvePoint, ...]
+    scales: tuple[CurvePoint, ...]
 
 
 def evaluate(
@@ -152,24 +157,34 @@ def jitter_curve(
     detector.refine = refine
     moved = [Jitter(shift=shift, seed=seed) for shift in shifts]
     scaled = [Jitter(scale=scale, seed=seed) for scale in scales]
-    points: dict[Jitter, JitterPoint] = {}
+    evaluations: dict[Jitter, Evaluation] = {}
     conditions = list(dict.fromkeys([*moved, *scaled]))
     for place, jitter in enumerate(conditions):
-        evaluation = evaluate(
+        evaluations[jitter] = evaluate(
             detector,
             faces,
             boxes=boxes,
             official_map=official_map,
             jitter=jitter,
-            progress=_part_of(progress, place, len(conditions)),
-        )
-        errors = evaluation.normalised(normalisation).face_errors
-        interval = confidence_interval(np.where(np.isinf(errors), np.nan, errors))
-        points[jitter] = JitterPoint(jitter, mean_error(errors), interval, failure_rate(errors))
+            progress=part_of(progress, place, len(conditions)),
+        ).normalised(normalisation)
     return JitterCurve(
         refine,
-        tuple(points[jitter] for jitter in moved),
-        tuple(points[jitter] for jitter in scaled),
+        tuple(curve_point(jitter.shift, evaluations[jitter]) for jitter in moved),
+        tuple(curve_point(jitter.scale, evaluations[jitter]) for jitter in scaled),
+    )
+
+
+def curve_point(strength: float, evaluation: Evaluation) -> CurvePoint:
+    """The errors of an evaluation, in its unit, as a point of a curve."""
+    errors = evaluation.face_errors
+    return CurvePoint(
+        strength,
+        len(evaluation),
+        int(evaluation.missed.sum()),
+        mean_error(errors),
+        confidence_interval(np.where(np.isinf(errors), np.nan, errors)),
+        failure_rate(errors),
     )
 
 
@@ -188,7 +203,7 @@ def fit_official_map(detector: Detector, faces: AnnotatedFaces) -> BoxMap:
             "'detected'"
         )
     box_map = detector.box_map(f"landmarks:{annotated_layout(faces).name}")
-    tight = np.stack([_tight_box(face) for face in usable])
+    tight = np.stack([tight_box(face) for face in usable])
     rectangles = np.stack([face.rectangle for face in usable if face.rectangle is not None])
     return fit_box_map(rectangles, box_map.squares(tight)[:, :3])
 
@@ -280,7 +295,7 @@ def _known(face: AnnotatedFace) -> NDArray[np.bool_]:
     return np.isfinite(face.points.sum(axis=1))
 
 
-def _tight_box(face: AnnotatedFace) -> FloatArray:
+def tight_box(face: AnnotatedFace) -> FloatArray:
     """(4,) around the known points of a face; NaN when it has none."""
     known = _known(face)
     return tight_boxes(face.points[known]) if known.any() else np.full(4, np.nan)
@@ -289,7 +304,7 @@ def _tight_box(face: AnnotatedFace) -> FloatArray:
 def _prompts(faces: AnnotatedFaces, boxes: BoxSource, jitter: Jitter | None) -> FloatArray:
     """The boxes (N, 4) to crop; NaN where a face has none. Raises `DataError` when none has."""
     if boxes == "labels":
-        found = np.array([_tight_box(face) for face in faces]).reshape(-1, 4)
+        found = np.array([tight_box(face) for face in faces]).reshape(-1, 4)
     else:
         found = np.array(
             [np.full(4, np.nan) if face.rectangle is None else face.rectangle for face in faces]
@@ -367,8 +382,8 @@ def _collect(
     )
 
 
-def _part_of(progress: Progress | None, part: int, parts: int) -> Progress | None:
-    """Progress within one of several equal parts, as progress of the whole."""
+def part_of(progress: Progress | None, first: int, parts: int, count: int = 1) -> Progress | None:
+    """Progress within ``count`` of several equal parts, ``first`` and on, as that of the whole."""
     if progress is None:
         return None
-    return lambda done, total: progress(part * total + done, parts * total)
+    return lambda done, total: progress(first * total // count + done, parts * total // count)

@@ -24,8 +24,9 @@ from hihlandmark.evaluation.metrics import (
     mean_error,
     mean_of_found,
 )
-from hihlandmark.evaluation.protocol import JitterCurve, JitterPoint
+from hihlandmark.evaluation.protocol import CurvePoint, JitterCurve
 from hihlandmark.evaluation.result import Evaluation
+from hihlandmark.evaluation.robustness import FAILING, Robustness, RobustnessCurve
 from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ UNITS: Mapping[str, str] = {
 
 
 def summarise(
-    evaluation: Evaluation, settings: Mapping[str, Any], curves: Sequence[JitterCurve] = ()
+    evaluation: Evaluation,
+    settings: Mapping[str, Any],
+    curves: Sequence[JitterCurve] = (),
+    robustness: Robustness | None = None,
 ) -> Report:
     """All figures of an evaluation as plain values for JSON; errors and shares in per cent.
 
@@ -83,7 +87,15 @@ def summarise(
         **settings,
     }
     if curves:
-        report["jitter"] = [_curve_figures(curve) for curve in curves]
+        report["jitter"] = [_jitter_figures(curve) for curve in curves]
+    if robustness is not None:
+        report["robustness"] = {
+            "undisturbed": _curve_figures([robustness.undisturbed], "strength")[0],
+            "failing_fr10": 100 * FAILING,
+            "curves": {
+                name: _robustness_figures(curve) for name, curve in robustness.curves.items()
+            },
+        }
     return report
 
 
@@ -126,20 +138,37 @@ def point_figures(evaluation: Evaluation) -> list[Report]:
     ]
 
 
-def _curve_figures(curve: JitterCurve) -> Report:
-    def figures(point: JitterPoint, what: str) -> Report:
-        return {
-            what: getattr(point.jitter, what),
+def _jitter_figures(curve: JitterCurve) -> Report:
+    return {
+        "refine": curve.refine,
+        "shifts": _curve_figures(curve.shifts, "shift"),
+        "scales": _curve_figures(curve.scales, "scale"),
+    }
+
+
+def _robustness_figures(curve: RobustnessCurve) -> Report:
+    return {
+        "title": curve.disturbance.title,
+        "unit": curve.disturbance.unit,
+        "points": _curve_figures(curve.points, "strength"),
+        "fails_from": curve.fails_from,
+        "remarks": list(curve.remarks),
+    }
+
+
+def _curve_figures(points: Sequence[CurvePoint], what: str) -> list[Report]:
+    """``what``: the name of the strength."""
+    return [
+        {
+            what: point.strength,
+            "faces": point.faces,
+            "missed": point.missed,
             "nme": _per_cent(point.nme, 3),
             "nme_interval": [_per_cent(bound, 3) for bound in point.interval],
             "fr10": _per_cent(point.failure_rate),
         }
-
-    return {
-        "refine": curve.refine,
-        "shifts": [figures(point, "shift") for point in curve.shifts],
-        "scales": [figures(point, "scale") for point in curve.scales],
-    }
+        for point in points
+    ]
 
 
 def _per_cent(share: float, digits: int = 2) -> float | None:
@@ -163,10 +192,11 @@ class Sheet(NamedTuple):
 
 
 _FACE_COLUMNS = ("faces", "missed", "NME", "95 %", "FR8", "FR10", "AUC8", "AUC10")
+_CURVE_COLUMNS = ("faces", "missed", "NME", "95 %", "FR10")
 
 
 def sheets(report: Report) -> list[Sheet]:
-    """The tables of a report: all faces, subsets, parts, worst points, jitter."""
+    """The tables of a report: all faces, subsets, parts, worst points, jitter, robustness."""
     unit = UNITS[report["normalisation"]]
     rows = {"all": report, **report["subsets"]}
     worst = sorted(
@@ -211,6 +241,7 @@ def sheets(report: Report) -> list[Sheet]:
             ],
         ),
         *(sheet for curve in report.get("jitter", ()) for sheet in _jitter_sheets(curve)),
+        *(_robustness_sheets(report["robustness"]) if "robustness" in report else ()),
     ]
 
 
@@ -221,17 +252,38 @@ def _jitter_sheets(curve: Report) -> Iterable[Sheet]:
     ):
         yield Sheet(
             f"{title}; refine {curve['refine']}",
-            (what, "NME", "95 %", "FR10"),
-            [
-                (
-                    f"{point[what]:g}",
-                    _text(point["nme"]),
-                    _interval_text(point["nme_interval"]),
-                    _text(point["fr10"]),
-                )
-                for point in curve[key]
-            ],
+            (what, *_CURVE_COLUMNS),
+            [(f"{point[what]:g}", *_curve_cells(point)) for point in curve[key]],
         )
+
+
+def _robustness_sheets(robustness: Report) -> Iterable[Sheet]:
+    undisturbed = ("none", *_curve_cells(robustness["undisturbed"]))
+    for curve in robustness["curves"].values():
+        rows = [(f"{point['strength']:g}", *_curve_cells(point)) for point in curve["points"]]
+        yield Sheet(curve["title"], (curve["unit"], *_CURVE_COLUMNS), [undisturbed, *rows])
+    yield Sheet(
+        f"From where on it fails: FR10 above {robustness['failing_fr10']:g} %",
+        ("", "fails from", "unit"),
+        [
+            (
+                name,
+                "nowhere" if curve["fails_from"] is None else f"{curve['fails_from']:g}",
+                curve["unit"],
+            )
+            for name, curve in robustness["curves"].items()
+        ],
+    )
+
+
+def _curve_cells(point: Report) -> tuple[str, ...]:
+    return (
+        str(point["faces"]),
+        str(point["missed"]),
+        _text(point["nme"]),
+        _interval_text(point["nme_interval"]),
+        _text(point["fr10"]),
+    )
 
 
 def _face_cells(figures: Report) -> tuple[str, ...]:
@@ -258,6 +310,8 @@ def notes(report: Report) -> list[str]:
     if report["unjudged"]:
         lines.append(f"{report['unjudged']} faces lack the points that make the unit: left out")
     lines += report["remarks"]
+    for curve in report.get("robustness", {"curves": {}})["curves"].values():
+        lines += curve["remarks"]
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} samples skipped:")
         lines += [f"  {message}" for message in report["skipped"]]
@@ -318,6 +372,7 @@ def write_report(
     faces: AnnotatedFaces,
     settings: Mapping[str, Any],
     curves: Sequence[JitterCurve] = (),
+    robustness: Robustness | None = None,
 ) -> list[Path]:
     """Writes a report (`summarise`) with pictures and tables into a folder, returns the paths.
 
@@ -337,6 +392,9 @@ def write_report(
     if curves:
         contents["jitter.csv"] = _jitter_csv(report["jitter"])
         contents["jitter.png"] = figures.jitter_figure(curves, evaluation.normalisation)
+    if robustness is not None:
+        contents["robustness.csv"] = _robustness_csv(report["robustness"])
+        contents["robustness.png"] = figures.robustness_figure(robustness, evaluation.normalisation)
     for name, content in contents.items():
         write_atomically(
             folder / name, content if isinstance(content, bytes) else content.encode("utf-8")
@@ -386,12 +444,31 @@ def _jitter_csv(curves: Sequence[Report]) -> str:
                 "refine": curve["refine"],
                 "shift": point.get("shift", 0),
                 "scale": point.get("scale", 1),
-                "nme": point["nme"],
-                "nme_low": point["nme_interval"][0],
-                "nme_high": point["nme_interval"][1],
-                "fr10": point["fr10"],
+                **_curve_columns(point),
             }
             for curve in curves
             for point in (*curve["shifts"], *curve["scales"])
         ]
     )
+
+
+def _robustness_csv(robustness: Report) -> str:
+    rows = [{"disturbance": "", "strength": "", **_curve_columns(robustness["undisturbed"])}]
+    rows += [
+        {"disturbance": name, "strength": point["strength"], **_curve_columns(point)}
+        for name, curve in robustness["curves"].items()
+        for point in curve["points"]
+    ]
+    return _csv(rows)
+
+
+def _curve_columns(point: Report) -> Report:
+    low, high = point["nme_interval"]
+    return {
+        "faces": point["faces"],
+        "missed": point["missed"],
+        "nme": point["nme"],
+        "nme_low": low,
+        "nme_high": high,
+        "fr10": point["fr10"],
+    }
