@@ -57,14 +57,67 @@ class BoxMap:
     shift: tuple[float, float]
     scale: float
 
-    def squares(self, boxes: FloatArray) -> FloatArray:
-        """Boxes (F, 4) xyxy -> upright crop squares (F, 4)."""
+    def squares(self, boxes: FloatArray, angles: FloatArray | None = None) -> FloatArray:
+        """Boxes (F, 4) xyxy -> crop squares (F, 4), upright or turned by ``angles`` (F,).
+
+        The shift turns with the square: it leads from the box to the same part of the face. Boxes
+        stay as they are, so at every angle they must be as large as those of the upright face.
+        """
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         low, high = boxes[:, :2], boxes[:, 2:]
         longer = (high - low).max(axis=1, keepdims=True)
-        centre = (low + high) / 2 + np.array(self.shift) * longer
-        upright = np.zeros_like(longer)
-        return np.concatenate([centre, longer * self.scale, upright], axis=1)
+        angles = np.zeros(len(boxes)) if angles is None else np.asarray(angles, np.float64)
+        shift = turn(np.array([self.shift]), angles)[:, 0]
+        centre = (low + high) / 2 + shift * longer
+        return np.concatenate([centre, longer * self.scale, angles[:, None]], axis=1)
+
+    def squares_around(self, points: FloatArray, angles: FloatArray) -> FloatArray:
+        """Points (F, P, 2) of faces turned by angles (F,) -> crop squares (F, 4) turned likewise.
+
+        For boxes of kind "landmarks": where the face stands upright, its tight box and its square
+        are those of the same face in a picture that was turned back by the angle.
+        """
+        squares = self.squares(tight_boxes(turn(points, -angles)))
+        centre = turn(squares[:, None, :2], angles)[:, 0]
+        return np.concatenate([centre, squares[:, 2:3], angles[:, None]], axis=1)
+
+
+def turn(points: FloatArray, angles: FloatArray) -> FloatArray:
+    """Points (F, P, 2) turned about (0, 0) by angles (F,) in radians, clockwise on the screen."""
+    cos, sin = np.cos(angles), np.sin(angles)
+    matrices = np.moveaxis(np.array([[cos, -sin], [sin, cos]]), -1, 0)
+    return points @ np.swapaxes(matrices, -1, -2)
+
+
+def rolls(points: FloatArray, upright: FloatArray) -> FloatArray:
+    """How far faces are turned in the picture plane: (F,) radians in -pi..pi, clockwise.
+
+    ``points``: (F, P, 2); ``upright``: (P, 2), the same points of an upright face of any size, such
+    as `Layout.mean_shape`. The rotation of the similarity that fits best, in least squares, on all
+    points: a single point that is far off, or a side of the face that is hidden, moves it little.
+    """
+    centred = points - points.mean(axis=-2, keepdims=True)
+    along = (centred * upright).sum(axis=(-2, -1))
+    across = (centred[..., 1] * upright[:, 0] - centred[..., 0] * upright[:, 1]).sum(axis=-1)
+    return np.arctan2(across, along)
+
+
+UPRIGHT_WITHIN = 20
+"""Degrees: faces turned by no more are cropped as they stand.
+
+Turned upright, second crops of `hih-small` have an NME that is lower by 0.0 at 15 degrees, 0.1 at
+20, 0.25 at 25, 0.5 at 30 and 1 at 40 (58 faces of 68 and 98 points; the packaged weights have seen
+rotations with a standard deviation of 18 degrees). So it begins where it helps for sure.
+"""
+
+
+def crop_angles(points: FloatArray, upright: FloatArray) -> FloatArray:
+    """The angles (F,) at which faces with these points are to be cropped, see `rolls`.
+
+    0 up to `UPRIGHT_WITHIN`; beyond it the roll, to whole degrees.
+    """
+    degrees = np.round(np.rad2deg(rolls(points, upright)))
+    return np.deg2rad(np.where(np.abs(degrees) > UPRIGHT_WITHIN, degrees, 0))
 
 
 CANONICAL_SCALE = 1.4

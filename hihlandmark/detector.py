@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,20 +16,30 @@ from numpy.typing import NDArray
 from hihlandmark.calibration import Calibration
 from hihlandmark.crop import (
     BoxMap,
+    crop_angles,
     crop_matrix,
     cut_crop,
     invert,
-    tight_boxes,
     transform_points,
 )
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face import Face
-from hihlandmark.face_detection import Detections, FaceDetector, given_boxes, make_face_detector
+from hihlandmark.face_detection import (
+    AnyRotationFaceDetector,
+    Detections,
+    FaceDetector,
+    given_boxes,
+    make_face_detector,
+)
 from hihlandmark.heatmap import Decoder, decode, mirrored, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
 from hihlandmark.weights import DECODERS, load_model
+
+# Crops at these angles are tried for a face that may stand at any: up to 45 degrees off, the points
+# are good enough to turn the next crop upright.
+QUARTER_TURNS = np.arange(4) * (np.pi / 2)
 
 
 class CropLandmarks(NamedTuple):
@@ -82,12 +93,18 @@ class Detector:
         min_face: side in pixels of the smallest face to look for; None keeps the detector's own.
         min_box_score: faces that the face detector is less sure of (0..1) are left out.
         detection_size: longest side in pixels at which faces are looked for; None: the detector's.
-        refine: how often the crop is cut anew around the points found; 0 takes the box as it is.
+        refine: how often the crop is cut anew around the points found, and turned upright with the
+            face if that is turned by more than 20 degrees; 0 takes the box as it is.
         batch_size: crops run through the network at once.
         decoder: "expectation" or "argmax"; None takes what the model card says.
         mirror: run the network on each crop and on its mirror image, and take the mean of both
             heatmaps: more accurate, at twice the network's time. None does so where the model
             card's pixel convention is symmetric, as that of our weights is.
+        shape_prior: correct points by what the other points of the face say (`ShapePrior`). None
+            does so where the weights bring a prior of the layout.
+        any_rotation: also find faces that lie on their side or stand upside down. The face detector
+            looks at eight turns of each image, which takes about eight times as long, and the
+            network at four of each face. A few more things that are no face are found.
 
     Raises:
         ConfigurationError: an argument makes no sense or the device is not there.
@@ -110,6 +127,8 @@ class Detector:
         batch_size: int = 32,
         decoder: Decoder | None = None,
         mirror: bool | None = None,
+        shape_prior: bool | None = None,
+        any_rotation: bool = False,
     ) -> None:
         if refine < 0 or batch_size < 1:
             raise ConfigurationError(
@@ -119,7 +138,7 @@ class Detector:
             raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")
         self.layout = get_layout(layout)
         self.device = resolve_device(device)
-        network, self.card = load_model(weights, model=model, revision=revision)
+        network, self.card, shape_priors = load_model(weights, model=model, revision=revision)
         if self.layout.name not in self.card.configuration["layouts"]:
             raise ConfigurationError(
                 f"{self.card.name} has no head for {self.layout.name}, only for "
@@ -128,12 +147,16 @@ class Detector:
         self.runtime = TorchRuntime(
             network, self.layout.name, **self.card.normalisation, device=self.device
         )
-        self.face_detector = make_face_detector(
+        detects_upright = make_face_detector(
             face_detector,
             device=self.device,
             detection_size=detection_size,
             min_face=min_face,
             min_score=min_box_score,
+        )
+        self.any_rotation = any_rotation
+        self.face_detector: FaceDetector = (
+            AnyRotationFaceDetector(detects_upright) if any_rotation else detects_upright
         )
         self.refine, self.batch_size = refine, batch_size
         self.decoder: Decoder = decoder or self.card.decoding["decoder"]
@@ -145,6 +168,13 @@ class Detector:
                 "leave mirror at None or False"
             )
         self.mirror = symmetric if mirror is None else mirror
+        if shape_prior and self.layout.name not in shape_priors:
+            raise ConfigurationError(
+                f"{self.card.name} brings no shape prior of {self.layout.name}: leave shape_prior "
+                "at None or False"
+            )
+        wanted = shape_prior is None or shape_prior
+        self.shape_prior = shape_priors.get(self.layout.name) if wanted else None
         self.calibration = Calibration.from_dict(self.card.calibration.get(self.layout.name, {}))
 
     def predict(
@@ -228,9 +258,10 @@ class Detector:
         )
         # The origin is 0.5 where the centre of a pixel is (0, 0), as everywhere in this package.
         points = decoded.points.cpu().double().numpy() + (0.5 - self.card.crop["pixel_origin"])
-        return CropLandmarks(
-            points, decoded.covariance.cpu().double().numpy(), decoded.mass.cpu().double().numpy()
-        )
+        covariance = decoded.covariance.cpu().double().numpy()
+        if self.shape_prior is not None:
+            points, covariance = self.shape_prior.correct(points, covariance, self.crop_size)
+        return CropLandmarks(points, covariance, decoded.mass.cpu().double().numpy())
 
     def _heatmaps(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         return to_distributions(*self.runtime(crops), self.card.decoding["activation"])
@@ -267,11 +298,30 @@ class Detector:
         faces: deque[_FaceJob],
     ) -> _ImageJob:
         job = _ImageJob(pixels, [None] * len(detections.boxes))
-        squares = box_map.squares(detections.boxes)
+        if self.any_rotation and len(detections):
+            detections = self._turned(pixels, detections, box_map)
+        squares = box_map.squares(detections.boxes, detections.angles)
         rows = zip(squares, detections.boxes, detections.scores, strict=True)
         for index, (square, box, score) in enumerate(rows):
             faces.append(_FaceJob(job, index, square, box, score, crops_left=1 + self.refine))
         return job
+
+    def _turned(
+        self, pixels: NDArray[np.uint8], detections: Detections, box_map: BoxMap
+    ) -> Detections:
+        """The detections with the angles, out of four, at which the network sees them best.
+
+        A face detector is no judge: now and then it is surest of a face that stands upside down.
+        """
+        count = len(detections)
+        found_at = np.zeros(count) if detections.angles is None else detections.angles
+        angles = (found_at + QUARTER_TURNS[:, None]).ravel()
+        squares = box_map.squares(np.tile(detections.boxes, (len(QUARTER_TURNS), 1)), angles)
+        crops = (cut_crop(pixels, square, self.crop_size) for square in squares)
+        batches = iter(lambda: list(islice(crops, self.batch_size)), [])
+        masses = [self.predict_crops(np.stack(batch)).mass.mean(axis=1) for batch in batches]
+        best = np.concatenate(masses).reshape(-1, count).argmax(axis=0)
+        return replace(detections, angles=angles.reshape(-1, count)[best, np.arange(count)])
 
     def _run_batch(self, faces: deque[_FaceJob]) -> None:
         """One batch of crops; faces that want another crop go to the front of the queue."""
@@ -287,9 +337,11 @@ class Detector:
         interocular = np.linalg.norm(points[:, left] - points[:, right], axis=-1)
         scores = self.calibration.scores(covariance, found.mass, interocular)
         covariance *= self.calibration.covariance_scale
-        # Whole pixels, so that a rounding error of the network, which differs from batch to batch,
-        # does not become another crop and so another answer.
-        next_squares = np.round(self.box_map("landmarks").squares(tight_boxes(points)))
+        # Whole pixels and degrees, so that a rounding error of the network, which differs from
+        # batch to batch, does not become another crop and so another answer.
+        angles = crop_angles(points, self.layout.mean_shape)
+        next_squares = self.box_map("landmarks").squares_around(points, angles)
+        next_squares[:, :3] = np.round(next_squares[:, :3])
         next_squares[:, 2] = next_squares[:, 2].clip(min=1)  # points that fell together
         for i, face in enumerate(batch):
             face.crops_left -= 1

@@ -17,7 +17,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.writing import write_atomically
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from hihlandmark import crop
     from hihlandmark.heatmap import Activation, Decoder
+    from hihlandmark.shape_prior import ShapePrior
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WEIGHT_FILE = re.compile(rf"(?P<name>{_NAME.pattern}?)(-\d{{5}}-of-\d{{5}})?\.safetensors")
 _HUB_ID = re.compile(rf"(?P<repository>{_NAME.pattern}/{_NAME.pattern})(@(?P<revision>\S+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHAPE_PRIOR = re.compile(r"shape_prior\.(?P<layout>\w+)\.(?P<part>mean|modes|scales)")
+"""Names of the tensors of a `ShapePrior`; ``scales`` are its noise and its covariance_scale."""
 _PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".tar", ".bin"}
 _HEADER_BYTES_PER_TENSOR = 160
 """Room for a tensor's entry in a safetensors header besides its name: dtype, shape, offsets."""
@@ -158,6 +164,14 @@ class ModelCard:
     def to_json(self) -> str:
         """The card as indented JSON, as `from_json` reads it."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+class LoadedModel(NamedTuple):
+    """A network, its card, and the shape priors that its weights bring, by name of the layout."""
+
+    network: nn.Module
+    card: ModelCard
+    shape_priors: dict[str, ShapePrior]
 
 
 @dataclass(frozen=True)
@@ -460,7 +474,7 @@ def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
 
 def load_model(
     weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
-) -> tuple[nn.Module, ModelCard]:
+) -> LoadedModel:
     """The network of the card with its weights, float32, in evaluation mode, on the CPU.
 
     Arguments and errors as `find_weights` and `read_weights`; `WeightsError` also when the card's
@@ -469,7 +483,7 @@ def load_model(
     from hihlandmark.models.registry import build_model
 
     files = find_weights(weights, model=model, revision=revision)
-    state = read_weights(files)
+    state, shape_priors = _split_shape_priors(read_weights(files), files)
     try:
         network = build_model(files.card.architecture, files.card.configuration)
     except ConfigurationError as error:
@@ -477,7 +491,51 @@ def load_model(
     _require_fit(network, state, files)
     network.load_state_dict(state)
     logger.info("Loaded %s: %s", files.card.name, files.source)
-    return network.float().eval(), files.card
+    return LoadedModel(network.float().eval(), files.card, shape_priors)
+
+
+def shape_prior_tensors(layout: str, prior: ShapePrior) -> dict[str, torch.Tensor]:
+    """A layout's prior as the tensors that `save_weights` takes beside those of the network."""
+    import torch
+
+    parts = {
+        "mean": prior.mean,
+        "modes": prior.modes,
+        "scales": np.array([prior.noise, prior.covariance_scale]),
+    }
+    return {f"shape_prior.{layout}.{part}": torch.from_numpy(a) for part, a in parts.items()}
+
+
+def _split_shape_priors(
+    tensors: Mapping[str, torch.Tensor], files: WeightFiles
+) -> tuple[dict[str, torch.Tensor], dict[str, ShapePrior]]:
+    """The network's tensors and, by layout, the priors that `shape_prior_tensors` made of theirs.
+
+    Raises `WeightsError` for a prior that lacks a part or has another shape than its layout.
+    """
+    from hihlandmark.shape_prior import ShapePrior
+
+    state: dict[str, torch.Tensor] = {}
+    parts: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for name, tensor in tensors.items():
+        if match := _SHAPE_PRIOR.fullmatch(name):
+            parts.setdefault(match["layout"], {})[match["part"]] = tensor.double().numpy()
+        else:
+            state[name] = tensor
+    priors = {}
+    for layout, arrays in parts.items():
+        points = files.card.configuration.get("layouts", {}).get(layout)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        count = shapes.get("modes", (0,))[0]
+        expected = {"mean": (points, 2), "modes": (count, points, 2), "scales": (2,)}
+        if shapes != expected:
+            raise WeightsError(
+                f"The shape prior of {layout} in {files.source} has parts {shapes}, expected "
+                f"{expected}. Take the card and the files from one place."
+            )
+        noise, covariance_scale = arrays["scales"].tolist()
+        priors[layout] = ShapePrior(arrays["mean"], arrays["modes"], noise, covariance_scale)
+    return state, priors
 
 
 def _require_fit(network: nn.Module, state: Mapping[str, torch.Tensor], files: WeightFiles) -> None:

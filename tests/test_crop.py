@@ -5,12 +5,16 @@ from hypothesis import strategies as st
 
 from hihlandmark.crop import (
     BoxMap,
+    crop_angles,
     crop_matrix,
     cut_crop,
     invert,
+    rolls,
     tight_boxes,
     transform_points,
+    turn,
 )
+from hihlandmark.layouts import COFW29, FIVE, W300_68, WFLW98, Layout
 
 squares = st.tuples(
     st.floats(-500, 500), st.floats(-500, 500), st.floats(1, 2000), st.floats(-3, 3)
@@ -100,3 +104,74 @@ def test_box_map_takes_no_boxes() -> None:
 def test_tight_boxes_hold_the_points() -> None:
     points = np.array([[[3.0, 9.0], [-1.0, 4.0], [2.0, 5.0]]])
     assert tight_boxes(points).tolist() == [[-1.0, 4.0, 3.0, 9.0]]
+
+
+angles = st.floats(-np.pi, np.pi)
+
+
+@settings(deadline=None)
+@given(layout=st.sampled_from([WFLW98, W300_68, COFW29, FIVE]), angle=angles)
+def test_the_roll_of_a_turned_face_is_its_angle(layout: Layout, angle: float) -> None:
+    narrow = layout.mean_shape * (0.4, 1)  # as a face seen from the side
+    for shape in (layout.mean_shape, narrow):
+        turned = turn(90 * shape[None], np.array([angle])) + np.array([300, -20])
+        difference = rolls(turned, layout.mean_shape) - angle
+        assert np.allclose(np.cos(difference), 1)  # pi and -pi are the same
+
+
+def test_turned_clockwise_is_a_positive_roll() -> None:
+    right_of_it_is_now_below = turn(np.array([[[1.0, 0.0]]]), np.array([np.pi / 2]))
+    assert np.allclose(right_of_it_is_now_below, [[[0, 1]]])
+
+
+@pytest.mark.parametrize("layout", [WFLW98, W300_68, COFW29])
+def test_a_few_wild_points_hardly_change_the_roll(layout: Layout) -> None:
+    points = turn(layout.mean_shape[None], np.array([1.0]))
+    points[:, layout.ocular_pair[0]] += (0.3, -0.3)
+    points[:, layout.parts["jaw"][0]] += (-0.2, 0.3)
+    assert np.abs(rolls(points, layout.mean_shape) - 1.0) < np.deg2rad(8)
+
+
+def test_only_faces_that_are_turned_a_lot_get_a_turned_crop() -> None:
+    turned = np.array([0, 3, -20.4, 20.4, 20.6, -40.2, 179.7])
+    points = turn(np.tile(WFLW98.mean_shape, (len(turned), 1, 1)), np.deg2rad(turned))
+    degrees = np.rad2deg(crop_angles(points, WFLW98.mean_shape))
+    assert np.allclose(degrees, [0, 0, 0, 0, 21, -40, 180])
+
+
+def test_points_that_fell_together_have_an_upright_crop() -> None:
+    assert crop_angles(np.full((1, 29, 2), 7.0), COFW29.mean_shape) == 0
+
+
+@settings(deadline=None)
+@given(angle=angles)
+def test_the_crop_of_a_turned_face_is_that_of_the_upright_one(angle: float) -> None:
+    box_map = BoxMap((0.1, -0.2), 1.4)
+    face = np.random.default_rng(0).normal(size=(1, 12, 2)) * 30 + 200
+    turned = turn(face, np.array([angle]))
+    upright = box_map.squares(tight_boxes(face))
+    square = box_map.squares_around(turned, np.array([angle]))
+    seen = transform_points(crop_matrix(square, 256), turned)
+    assert np.allclose(seen, transform_points(crop_matrix(upright, 256), face), atol=1e-6)
+
+
+def test_points_of_an_upright_face_have_the_square_of_their_box() -> None:
+    box_map = BoxMap((0.1, -0.2), 1.4)
+    points = np.random.default_rng(0).normal(size=(5, 12, 2)) * 30 + 200
+    squares = box_map.squares_around(points, np.zeros(5))
+    assert np.array_equal(squares, box_map.squares(tight_boxes(points)))
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_a_box_and_its_angle_give_the_crop_that_the_turned_picture_gives(quarters: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    turned = np.ascontiguousarray(np.rot90(image, quarters))
+    width, height = turned.shape[1] - 1, turned.shape[0] - 1
+    box_map = BoxMap((0.0, 0.125), 2.0)
+    # A box of 8 x 8 in the middle, so that it is the same in all turns, about another middle.
+    box, in_turned = (
+        np.array([[x / 2 - 4, y / 2 - 4, x / 2 + 4, y / 2 + 4]])
+        for x, y in ((79, 59), (width, height))
+    )
+    crop = cut_crop(image, box_map.squares(box, np.array([quarters * np.pi / 2]))[0], 16)
+    assert np.array_equal(crop, cut_crop(turned, box_map.squares(in_turned)[0], 16))

@@ -24,6 +24,7 @@ from hihlandmark import weights as weights_module
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.heatmap import Activation, Decoder
 from hihlandmark.models.registry import build_model
+from hihlandmark.shape_prior import ShapePrior
 from hihlandmark.weights import (
     ACTIVATIONS,
     DECODERS,
@@ -36,6 +37,7 @@ from hihlandmark.weights import (
     pull_weights,
     read_weights,
     save_weights,
+    shape_prior_tensors,
     verify_weights,
 )
 
@@ -160,7 +162,7 @@ def test_card_that_is_no_json_object_is_refused(text: str) -> None:
 
 
 def test_saved_network_computes_the_same_to_half_precision(saved: Path) -> None:
-    network, read_card = load_model(saved)
+    network, read_card, _ = load_model(saved)
     original = tiny_network().eval()
     crop = torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
@@ -170,6 +172,29 @@ def test_saved_network_computes_the_same_to_half_precision(saved: Path) -> None:
     assert read_card.name == "tiny"
     torch.testing.assert_close(actual.integer, expected.integer, rtol=0, atol=5e-3)
     torch.testing.assert_close(actual.decimal, expected.decimal, rtol=0, atol=5e-3)
+
+
+def test_shape_priors_travel_with_the_weights(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    prior = ShapePrior(rng.normal(size=(29, 2)), rng.normal(size=(3, 29, 2)), 0.02, 0.3)
+    tensors = tiny_network().state_dict() | shape_prior_tensors("COFW29", prior)
+    _, _, priors = load_model(save_weights(tmp_path, card(), tensors))
+    assert list(priors) == ["COFW29"]
+    read = priors["COFW29"]
+    assert read.mean == pytest.approx(prior.mean, abs=2e-3)
+    assert read.modes == pytest.approx(prior.modes, abs=2e-3)
+    assert (read.noise, read.covariance_scale) == pytest.approx((0.02, 0.3), rel=1e-3)
+
+
+@pytest.mark.parametrize("lost", ["mean", "modes", "scales"])
+def test_a_broken_shape_prior_is_refused(tmp_path: Path, lost: str) -> None:
+    prior = shape_prior_tensors("COFW29", ShapePrior(np.zeros((29, 2)), np.zeros((3, 29, 2)), 0.02))
+    for broken in (torch.zeros(5), None):
+        tensors = {**prior, f"shape_prior.COFW29.{lost}": broken}
+        kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        path = save_weights(tmp_path, card(), tiny_network().state_dict() | kept)
+        with pytest.raises(WeightsError, match="shape prior of COFW29"):
+            load_model(path)
 
 
 def test_floats_are_stored_in_half_and_integers_as_they_are(tmp_path: Path) -> None:
@@ -610,7 +635,7 @@ def test_official_checkpoint_is_converted(tmp_path: Path, prefix: str) -> None:
     state = {f"{prefix}{name}": tensor for name, tensor in official_state().items()}
     checkpoint = write_checkpoint(tmp_path / "best.pth", state)
     card_path = convert_checkpoint(checkpoint, tmp_path / "out", "hih-cofw", layout="COFW29")
-    network, read_card = load_model(card_path)
+    network, read_card, _ = load_model(card_path)
     assert read_card.configuration["layouts"] == {"COFW29": 29}
     assert read_card.crop["pixel_origin"] == 0.0
     assert read_card.crop["boxes"]["landmarks:COFW29"] == {"shift": [0.0, 0.0], "scale": 1.2}

@@ -314,7 +314,13 @@ def label(
     if cut is not None:
         options = {"face_detector": FaceInTheMiddle(cut, MTCNNFaceDetector.name)}
     detector = make_detector(
-        layout, model, weights=weights, device=device, refine=refine, mirror=mirror, **options
+        layout,
+        model,
+        weights=weights,
+        device=device,
+        refine=refine,
+        mirror=None if mirror else False,
+        **options,
     )
     sources = list(find_images(paths))
     problems = [str(item) for item in sources if isinstance(item, ImageError)]

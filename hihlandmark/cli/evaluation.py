@@ -13,6 +13,7 @@ from hihlandmark.cli.options import (
     LayoutName,
     MirrorOption,
     ModelOption,
+    ShapePriorOption,
     WeightsOption,
     make_detector,
 )
@@ -101,6 +102,7 @@ def evaluate_split(
         int, typer.Option("--batch-size", min=1, help="Faces a batch; more for a GPU.")
     ] = 8,
     mirror: MirrorOption = True,
+    shape_prior: ShapePriorOption = True,
     decoder: Annotated[
         str | None,
         typer.Option("--decoder", help="argmax or expectation; default: the model card's."),
@@ -145,6 +147,7 @@ def evaluate_split(
         batch_size=batch_size,
         decoder=decoder,
         mirror=None if mirror else False,
+        shape_prior=None if shape_prior else False,
     )
     options: dict[str, Any] = {"boxes": boxes.value}
     if boxes is BoxOrigin.OFFICIAL:
@@ -180,6 +183,7 @@ def evaluate_split(
         "refine": refine,
         "decoder": detector.decoder,
         "mirror": detector.mirror,
+        "shape_prior": detector.shape_prior is not None,
     }
     if every > 1:
         settings["every"] = every

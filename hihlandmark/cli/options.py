@@ -34,6 +34,20 @@ RefineOption = Annotated[
 MirrorOption = Annotated[
     bool, typer.Option("--mirror/--no-mirror", help="Twice the network's time for better points.")
 ]
+ShapePriorOption = Annotated[
+    bool,
+    typer.Option(
+        "--shape-prior/--no-shape-prior",
+        help="Correct points by the others of the face, where the weights say how.",
+    ),
+]
+AnyRotationOption = Annotated[
+    bool,
+    typer.Option(
+        "--any-rotation",
+        help="Find faces on their side and upside down, too: some eight times slower.",
+    ),
+]
 
 
 def make_detector(layout: Any, model: str, **options: Any) -> Detector:

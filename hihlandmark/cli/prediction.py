@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hihlandmark.cli.options import (
+    AnyRotationOption,
     DeviceOption,
     LayoutName,
     LayoutOption,
     MirrorOption,
     ModelOption,
     RefineOption,
+    ShapePriorOption,
     WeightsOption,
     make_detector,
 )
@@ -66,6 +68,8 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Faces a batch.")] = 32,
     mirror: MirrorOption = True,
+    shape_prior: ShapePriorOption = True,
+    any_rotation: AnyRotationOption = False,
 ) -> None:
     """Find the landmarks of every face in images, folders, globs and URLs."""
     if draw and out is None:
@@ -81,6 +85,8 @@ def predict(
         min_face=min_face,
         batch_size=batch_size,
         mirror=None if mirror else False,
+        shape_prior=None if shape_prior else False,
+        any_rotation=any_rotation,
     )
     images, faces, failures = 0, 0, 0
     for source, result in _predict_sources(detector, paths):

@@ -16,7 +16,7 @@ def train(
         typer.Argument(
             metavar="CONFIG",
             help="A TOML file, or a configuration that we ship: hih-wflw, hih-300w, hih-cofw "
-            "(the paper's), hih-mixed, hih-small.",
+            "(the paper's), hih-mixed, hih-small, hih-small-distilled.",
         ),
     ],
     data: Annotated[

@@ -7,12 +7,14 @@ from collections.abc import Callable
 import torch
 
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.face_detection.any_rotation import AnyRotationFaceDetector
 from hihlandmark.face_detection.given import given_boxes
 from hihlandmark.face_detection.mtcnn import MTCNNFaceDetector
 from hihlandmark.face_detection.protocol import Detections, FaceDetector
 
 __all__ = [
     "FACE_DETECTORS",
+    "AnyRotationFaceDetector",
     "Detections",
     "FaceDetector",
     "MTCNNFaceDetector",

@@ -22,6 +22,10 @@ class Detections:
         five_points: (F, 5, 2) float32: the eyes, the tip of the nose and the corners of the mouth,
             what lies left in the picture first (left eye, right eye, nose, left and right corner);
             None when the detector has no such points.
+        angles: (F,) float32: radians by which the picture stood turned, counter-clockwise, when the
+            face was found upright in it, so by which the face is turned clockwise, roughly. Boxes
+            and points are in pixels of the picture as given all the same; what lies left and right
+            is meant as seen in the turned one. None when nobody looked at turned pictures.
 
     The arrays are read-only float32 copies of what is given.
     Raises `ConfigurationError` when a shape is another.
@@ -30,10 +34,16 @@ class Detections:
     boxes: NDArray[np.floating]
     scores: NDArray[np.floating]
     five_points: NDArray[np.floating] | None = None
+    angles: NDArray[np.floating] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
-        shapes = {"boxes": (count, 4), "scores": (count,), "five_points": (count, 5, 2)}
+        shapes = {
+            "boxes": (count, 4),
+            "scores": (count,),
+            "five_points": (count, 5, 2),
+            "angles": (count,),
+        }
         for name, shape in shapes.items():
             if getattr(self, name) is None:
                 continue
@@ -60,7 +70,8 @@ class Detections:
     def __getitem__(self, which: slice | Sequence[int] | NDArray[Any]) -> Detections:
         """Some of the detections: by a slice, by indices or by a mask (F,) bool."""
         points = None if self.five_points is None else self.five_points[which]
-        return Detections(self.boxes[which], self.scores[which], points)
+        angles = None if self.angles is None else self.angles[which]
+        return Detections(self.boxes[which], self.scores[which], points, angles)
 
 
 @runtime_checkable

@@ -1,17 +1,25 @@
-"""From a training checkpoint to weights that can be shipped: card, calibration, fp16 files."""
+"""From a checkpoint to weights that can be shipped: card, shapes, calibration, fp16 files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hihlandmark.calibration import Calibration
 from hihlandmark.detector import Detector
+from hihlandmark.errors import DataError
 from hihlandmark.models.registry import MODELS
+from hihlandmark.shape_prior import fit_shape_prior
 from hihlandmark.training.calibrate import fit_calibration
 from hihlandmark.training.checkpoint import read_average
-from hihlandmark.training.configuration import TrainingConfiguration
-from hihlandmark.training.datasets import read_faces
+from hihlandmark.training.configuration import FaceSet, TrainingConfiguration
+from hihlandmark.training.datasets import AnnotatedFaces, read_faces
 from hihlandmark.training.objective import decoding_of
 from hihlandmark.weights import (
     IMAGENET_MEAN,
@@ -20,6 +28,7 @@ from hihlandmark.weights import (
     TrainingData,
     boxes_of,
     save_weights,
+    shape_prior_tensors,
 )
 
 
@@ -29,7 +38,8 @@ def export(
     """Writes the averaged weights of a checkpoint, calibrated, and returns the card's path.
 
     ``data`` is the folder that the run was trained on; scores are fitted on the splits that the
-    configuration names in ``card.calibration``, and stay uncalibrated for layouts without one.
+    configuration names in ``card.calibration``, and stay uncalibrated for layouts without one. The
+    faces of ``card.shapes`` make the layouts' shape priors.
     """
     state = read_average(checkpoint)
     fields = configuration.network_configuration()
@@ -46,11 +56,56 @@ def export(
         licence=configuration.card.licence,
     )
     path = save_weights(folder, card, state)
-    calibration = {}
-    for faces in configuration.card.calibration:
-        detector = Detector(faces.of, configuration.model, weights=path)
-        annotated = read_faces(
-            data / faces.folder, faces.split, format=faces.format, layout=faces.layout
+    calibrations = _calibrations(path, configuration, data)
+    if configuration.card.shapes:
+        state |= _shape_priors(configuration, data, calibrations)
+        path = save_weights(folder, card, state)
+        calibrations = _calibrations(path, configuration, data)
+    fitted = {layout: calibration.to_dict() for layout, calibration in calibrations.items()}
+    return save_weights(folder, replace(card, calibration=fitted), state)
+
+
+def _calibrations(
+    weights: Path, configuration: TrainingConfiguration, data: Path
+) -> dict[str, Calibration]:
+    """Fitted to the weights as they are, by layout."""
+    return {
+        faces.of: fit_calibration(
+            Detector(faces.of, configuration.model, weights=weights), _read(data, faces)
         )
-        calibration[faces.of] = fit_calibration(detector, annotated).to_dict()
-    return save_weights(folder, replace(card, calibration=calibration), state)
+        for faces in configuration.card.calibration
+    }
+
+
+def _shape_priors(
+    configuration: TrainingConfiguration, data: Path, calibrations: Mapping[str, Calibration]
+) -> dict[str, torch.Tensor]:
+    """The tensors of the prior of each layout that ``card.shapes`` has faces of.
+
+    ``calibrations``: of the weights without priors.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for each in configuration.card.shapes:
+        faces = _read(data, each)
+        prior = fit_shape_prior(faces_and_mirror_images(faces))
+        scale = calibrations.get(faces.layout, Calibration()).covariance_scale
+        tensors |= shape_prior_tensors(faces.layout, replace(prior, covariance_scale=scale))
+    return tensors
+
+
+def faces_and_mirror_images(faces: AnnotatedFaces) -> NDArray[np.float64]:
+    """The shapes (2N, P, 2) of the N faces that are annotated completely, and their mirror images.
+
+    Raises `DataError` when that are fewer than two.
+    """
+    points = np.array([face.points for face in faces])
+    complete = points[np.isfinite(points).all(axis=(1, 2))]
+    if len(complete) < 2:
+        raise DataError(
+            f"{faces.name} has {len(complete)} completely annotated faces, too few for card.shapes"
+        )
+    return np.concatenate([complete, (complete * (-1, 1))[:, faces.mirror]])
+
+
+def _read(data: Path, faces: FaceSet) -> AnnotatedFaces:
+    return read_faces(data / faces.folder, faces.split, format=faces.format, layout=faces.layout)
