@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hihlandmark.crop import BoxMap, tight_boxes
 from hihlandmark.detector import CropLandmarks
 from hihlandmark.face_detection import Detections
 from hihlandmark.layouts import convert, get_layout
+from hihlandmark.weights import find_weights, load_model, save_weights
 
 DetectorOf = Callable[[int], Detector]
 Photo = NDArray[np.uint8]
@@ -245,3 +247,30 @@ def test_points_that_fall_together_still_have_a_crop(
     monkeypatch.setattr(detector, "predict_crops", collapsed)
     (face,) = detector.predict(astronaut, boxes=[[180, 61, 267, 172]])
     assert np.isfinite(face.points).all()
+
+
+@pytest.mark.parametrize("layout", [98, 68, 29])
+def test_a_hidden_part_of_the_face_is_where_the_rest_says(layout: int, astronaut: Photo) -> None:
+    """A grey square over one eye: with the shape prior its points stay nearer to the true ones."""
+    plain = Detector(layout, device="cpu", refine=0, shape_prior=False)
+    with_prior = Detector(layout, device="cpu", refine=0)
+    assert plain.shape_prior is None
+    boxes = {"boxes": [[180, 61, 267, 172]], "box_kind": "mtcnn"}
+    (face,) = plain.predict(astronaut, **boxes)
+    hidden = astronaut.copy()
+    hidden[85:125, 180:222] = 128
+    part = list(plain.layout.parts["left_eye"])
+    errors = [
+        np.linalg.norm(detector.predict(hidden, **boxes)[0].points - face.points, axis=1)[part]
+        for detector in (plain, with_prior)
+    ]
+    assert errors[1].mean() < errors[0].mean()
+
+
+def test_a_shape_prior_that_the_weights_do_not_bring_is_named(tmp_path: Path) -> None:
+    card = find_weights("hih-small").card
+    network = load_model("hih-small").network
+    save_weights(tmp_path, card, network.state_dict())
+    assert Detector(98, weights=tmp_path, device="cpu").shape_prior is None
+    with pytest.raises(ConfigurationError, match="brings no shape prior of WFLW98"):
+        Detector(98, weights=tmp_path, device="cpu", shape_prior=True)

@@ -127,7 +127,7 @@ def robustness_figure(robustness: Robustness, normalisation: str) -> bytes:
     return _png(figure)
 
 
-def failure_gallery(evaluation: Evaluation, faces: AnnotatedFaces, count: int = 20) -> bytes:
+def failure_gallery(evaluation: Evaluation, faces: AnnotatedFaces, count: int = 40) -> bytes:
     """The worst faces, missed ones first: true points green, predicted ones red, joined by lines.
 
     Below each its NME and its name. ``faces`` has the photos of the evaluation's faces.

@@ -25,6 +25,7 @@ from hihlandmark.evaluation.protocol import (
     part_of,
     tight_box,
 )
+from hihlandmark.training.augmentation import compressed, without_colour
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -124,16 +125,11 @@ def _blurred(picture: Image, per_cent: float, face_side: float) -> Image:
 
 
 def _compressed(picture: Image, quality: float, face_side: float) -> Image:
-    # OpenCV compresses BGR: JPEG keeps less of the colours than of the brightness.
-    flags = [cv2.IMWRITE_JPEG_QUALITY, round(quality)]
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), flags)
-    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return compressed(picture, round(quality))
 
 
 def _grey(picture: Image, share: float, face_side: float) -> Image:
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(grey, share, picture, 1 - share, 0)
+    return cv2.addWeighted(without_colour(picture), share, picture, 1 - share, 0)
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Augmentation:
         if rng.random() < self.colour:
             crop = _colour(crop, rng)
         if rng.random() < self.grey:
-            crop = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            crop = without_colour(crop)
         if rng.random() < self.shrink:
             crop = _shrink(crop, rng)
         if rng.random() < self.blur and (sigma := rng.uniform(*self.blur_sigma)) > 0:
@@ -178,7 +178,7 @@ class Augmentation:
         if rng.random() < self.motion_blur:
             crop = _motion_blur(crop, rng)
         if rng.random() < self.jpeg:
-            crop = _compress(crop, rng)
+            crop = compressed(crop, int(rng.integers(20, 71)))
         if rng.random() < self.patch and other is not None:
             picture = other() if callable(other) else other
             crop = _patch(crop, picture, self.occlusion_side, rng)
@@ -264,12 +264,18 @@ def _motion_blur(crop: Image, rng: np.random.Generator) -> Image:
     return cv2.filter2D(crop, -1, kernel)
 
 
-def _compress(crop: Image, rng: np.random.Generator) -> Image:
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 71))]
+def compressed(image: Image, quality: int) -> Image:
+    """An RGB image (H, W, 3) uint8 after JPEG of a quality in 0..100."""
     # OpenCV compresses BGR: JPEG keeps less of the colours than of the brightness.
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), quality)
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def without_colour(image: Image) -> Image:
+    """An RGB image (H, W, 3) uint8 in grey, with three equal channels."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def _occlude(
