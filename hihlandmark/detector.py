@@ -37,6 +37,8 @@ from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
 from hihlandmark.weights import DECODERS, load_model
 
+FloatArray = NDArray[np.floating]
+
 # Crops at these angles are tried for a face that may stand at any: up to 45 degrees off, the points
 # are good enough to turn the next crop upright.
 QUARTER_TURNS = np.arange(4) * (np.pi / 2)
@@ -49,9 +51,9 @@ class CropLandmarks(NamedTuple):
     the share of the integer heatmap around its peak.
     """
 
-    points: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    mass: NDArray[np.float64]
+    points: FloatArray
+    covariance: FloatArray
+    mass: FloatArray
 
 
 @dataclass
@@ -257,8 +259,10 @@ class Detector:
             integer, decimal, self.decoder, bin_centre=self.card.decoding["bin_centre"]
         )
         # The origin is 0.5 where the centre of a pixel is (0, 0), as everywhere in this package.
-        points = decoded.points.cpu().double().numpy() + (0.5 - self.card.crop["pixel_origin"])
-        covariance = decoded.covariance.cpu().double().numpy()
+        points: FloatArray = decoded.points.cpu().double().numpy() + (
+            0.5 - self.card.crop["pixel_origin"]
+        )
+        covariance: FloatArray = decoded.covariance.cpu().double().numpy()
         if self.shape_prior is not None:
             points, covariance = self.shape_prior.correct(points, covariance, self.crop_size)
         return CropLandmarks(points, covariance, decoded.mass.cpu().double().numpy())

@@ -29,8 +29,8 @@ ROUNDS = 3
 class Corrected(NamedTuple):
     """``points`` (N, P, 2) and the ``covariance`` (N, P, 2, 2) of what is left unknown."""
 
-    points: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    points: FloatArray
+    covariance: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class ShapePrior:
             errors, as `Calibration.covariance_scale` of points without prior.
     """
 
-    mean: NDArray[np.float64]
-    modes: NDArray[np.float64]
+    mean: FloatArray
+    modes: FloatArray
     noise: float
     covariance_scale: float = 1.0
 
@@ -56,11 +56,11 @@ class ShapePrior:
         ``points`` (N, P, 2), NaN where a heatmap says nothing, and ``covariance`` (N, P, 2, 2) in
         pixels of a crop with sides of ``crop_size``. What is NaN stays NaN.
         """
-        known = np.isfinite(points).all(axis=-1)
+        known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=-1))
         points = np.where(known[..., None], points, 0)
         floor = (LEAST_DEVIATION * crop_size) ** 2 * np.eye(2)
-        own = np.where(known[..., None, None], covariance, 0) * self.covariance_scale + floor
-        weights = known.astype(np.float64)
+        own: FloatArray = np.where(known[..., None, None], covariance, 0) * self.covariance_scale + floor
+        weights: FloatArray = known.astype(np.float64)
         found, left = points, own
         for _ in range(ROUNDS):
             transform = _similarities(found, self.mean, known)
@@ -68,7 +68,7 @@ class ShapePrior:
             observed = _apply(transform, points)
             spread = linear @ own @ np.swapaxes(linear, -1, -2)
             corrected, left = self._posterior(observed, spread, weights)
-            weights = known * _student_weights(observed - corrected, spread)
+            weights = np.where(known, _student_weights(observed - corrected, spread), 0)
             back = np.linalg.inv(transform[..., :2])
             found = (corrected - transform[:, None, :, 2]) @ np.swapaxes(back, -1, -2)
             left = back[:, None] @ left @ np.swapaxes(back[:, None], -1, -2)
@@ -78,7 +78,7 @@ class ShapePrior:
 
     def _posterior(
         self, observed: FloatArray, spread: FloatArray, weights: FloatArray
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[FloatArray, FloatArray]:
         """Mean (N, P, 2) and covariance (N, P, 2, 2) of the shape, in the frame of ``mean``.
 
         ``spread``: covariance of each observed point; ``weights`` (N, P) multiply its inverse. By
@@ -109,7 +109,7 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
     ``noise``: in root mean square distances of a shape's points from its centre. Modes that vary
     less are left out. Give faces and their mirror images.
     """
-    aligned = np.asarray(shapes, np.float64)
+    aligned: FloatArray = np.asarray(shapes, np.float64)
     mean = _normalised(aligned[0])
     for _ in range(5):  # generalised Procrustes analysis (Gower 1975)
         everywhere = np.ones(aligned.shape[:2], bool)

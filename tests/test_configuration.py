@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ def test_a_file_gives_the_configuration_that_was_written(file: Path) -> None:
 @pytest.mark.parametrize("name", shipped_configurations())
 def test_shipped_configurations_can_be_read_and_built(name: str) -> None:
     configuration = read_configuration(name)
-    assert configuration.name == name.removesuffix("-mixed")
+    ways = "mixed|distilled|continued"  # of training the same network
+    assert configuration.name == re.sub(f"-({ways})$", "", name)
     fields = configuration.network_configuration()
     assert build_model("hih", fields)
     taught = {faces.layout for faces in configuration.sets if faces.layout}
@@ -97,6 +99,13 @@ def test_what_makes_no_sense_is_named(file: Path, setting: str, message: str) ->
     with pytest.raises(ConfigurationError) as error:
         build()
     assert message in str(error.value)
+
+
+def test_a_run_begun_without_a_teacher_goes_on_with_the_same_fingerprint() -> None:
+    assert "distillation" not in tiny().fingerprint()
+    here, there = (tiny(distillation={"weights": place}).fingerprint() for place in "ab")
+    assert here == there, "the content of the weights counts, which the loop adds"
+    assert here != tiny(distillation={"weights": "a", "weight": 2.0}).fingerprint()
 
 
 def test_a_file_can_extend_another(file: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,20 @@ from hihlandmark import ConfigurationError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.errors import TrainingError
 from hihlandmark.layouts import COFW29
-from hihlandmark.models.hih import HIH
+from hihlandmark.models.hih import HIH, Heatmaps
 from hihlandmark.training import checkpoint as checkpoints
 from hihlandmark.training import loop
-from hihlandmark.training.configuration import TrainingConfiguration
+from hihlandmark.training.configuration import Distillation, TrainingConfiguration
+from hihlandmark.training.distillation import Teacher, read_teacher
 from hihlandmark.training.distributed import SynchronisedBatchNorm, replace_batch_norm
 from hihlandmark.training.loop import RunSummary, build_training_network, train
 from hihlandmark.training.objective import Objective, decoding_of, teach
+from hihlandmark.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ModelCard,
+    save_weights,
+)
 
 CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
@@ -45,6 +54,31 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The card of a network that teaches, with random weights."""
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def write_teacher(folder: Path, changes: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """Writes untrained weights of `tiny` with these settings; ``changes``: of their card."""
+    configuration = tiny(**{"seed": 7, **settings})
+    card = ModelCard(
+        name="teacher",
+        architecture="hih",
+        configuration=configuration.network_configuration(),
+        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        crop={"pixel_origin": 0.5, "boxes": {}},
+        decoding=decoding_of(configuration.loss),
+        training_data=[],
+        licence="none",
+    )
+    state = build_training_network(configuration).state_dict()
+    for head in ("stacks.0.predict", "decimal_head.predict"):
+        state[f"{head}.weight"] *= 10  # heatmaps that are not flat
+    return save_weights(folder, replace(card, **(changes or {})), state)
 
 
 def run(
@@ -72,12 +106,19 @@ def command(toml: Path, data: Path, folder: Path, *options: str) -> list[str]:
     return ["hihlandmark", *own, "--workers", "0", *options]
 
 
-def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(data: Path, tmp_path: Path) -> None:
-    stages = [{"steps": 8, "crop_size": 64, "batch_size": 2}, {"steps": 7, "crop_size": 96}]
-    teacher = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 5, "faces": 1}
+def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    stages = [{"steps": 8, "crop_size": 64, "batch_size": 2}, {"steps": 7, "crop_size": 128}]
+    unlabelled = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 5, "faces": 1}
     validation = {"every": 4, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 0}
     stages[1]["batch_size"] = 2
-    configuration = tiny(stages=stages, self_training=teacher, validation=validation)
+    configuration = tiny(
+        stages=stages,
+        self_training=unlabelled,
+        distillation={"weights": str(teacher)},
+        validation=validation,
+    )
     toml = tmp_path / "tiny.toml"
     toml.write_text(as_toml(configuration))
     folder = tmp_path / "killed"
@@ -102,11 +143,14 @@ def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(data: Path, tmp_path:
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["synchronised", "frozen"])
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
-    data: Path, tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch
+    data: Path, teacher: Path, tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def part(batch_size: int, unlabelled: int) -> TrainingConfiguration:
-        stage = {"steps": 5, "crop_size": 64, "batch_size": batch_size, "learning_rate": 1e-2}
-        teacher = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 2}
+    def part(batch_size: int, faces: int) -> TrainingConfiguration:
+        # Adam makes whole steps of rounding errors: with synchronised statistics and crops of 128
+        # pixels, as the teacher wants them, they soon show.
+        size = 128 if frozen else 64
+        stage = {"steps": 5, "crop_size": size, "batch_size": batch_size, "learning_rate": 1e-2}
+        unlabelled = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 2}
         return tiny(
             stages=[stage],
             # As the paper's network: with parameters that no gradient reaches.
@@ -114,11 +158,12 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
             auxiliary_layouts={"SCUT86": 86},  # nor this head: no set teaches it
             frozen_statistics=frozen,
             validation={"every": 2, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 0},
-            self_training={**teacher, "faces": unlabelled},
+            self_training={**unlabelled, "faces": faces},
+            distillation={"weights": str(teacher)} if frozen else None,
         )
 
     toml = tmp_path / "tiny.toml"
-    toml.write_text(as_toml(part(batch_size=2, unlabelled=1)))
+    toml.write_text(as_toml(part(batch_size=2, faces=1)))
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     subprocess.run(
         [sys.executable, "-m", *launch, *command(toml, data, tmp_path / "two")],
@@ -128,9 +173,9 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     )
     # PyTorch's own batch normalisation sums less exactly on a CPU, and its errors grow.
     monkeypatch.setattr(loop, "build_training_network", with_our_batch_norm)
-    run(part(batch_size=4, unlabelled=2), data, tmp_path / "one")
+    run(part(batch_size=4, faces=2), data, tmp_path / "one")
     two, one = log_of(tmp_path / "two"), log_of(tmp_path / "one")
-    for name in ("integer", "decimal", "nme/mean"):
+    for name in ("integer", "decimal", "distillation", "nme/mean"):
         a, b = ([row[name] for row in log if name in row] for log in (two, one))
         assert len(a) == (3 if name == "nme/mean" else 5)
         assert a == pytest.approx(b, rel=1e-5), name
@@ -157,15 +202,16 @@ def test_our_batch_norm_is_pytorchs_where_there_is_one_process() -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_accumulated_batches_count_as_one_large_batch(data: Path, tmp_path: Path) -> None:
+def test_accumulated_batches_count_as_one_large_batch(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
     """With frozen statistics, since each batch is normalised by its own otherwise."""
-    fixed = {"frozen_statistics": True, "optimiser": {"accumulation": 2}}
-    stages = [{"steps": 3, "crop_size": 64, "batch_size": 2, "learning_rate": 1e-2}]
-    run(tiny(stages=stages, **fixed), data, tmp_path / "parts")
-    whole = tiny(stages=[{**stages[0], "batch_size": 4}], frozen_statistics=True)
-    run(whole, data, tmp_path / "whole")
+    fixed = {"frozen_statistics": True, "distillation": {"weights": str(teacher)}}
+    stages = [{"steps": 3, "crop_size": 128, "batch_size": 2, "learning_rate": 1e-2}]
+    run(tiny(stages=stages, optimiser={"accumulation": 2}, **fixed), data, tmp_path / "parts")
+    run(tiny(stages=[{**stages[0], "batch_size": 4}], **fixed), data, tmp_path / "whole")
     parts, whole_log = log_of(tmp_path / "parts"), log_of(tmp_path / "whole")
-    for name in ("integer", "decimal"):
+    for name in ("integer", "decimal", "distillation"):
         expected = [row[name] for row in whole_log]
         assert [row[name] for row in parts] == pytest.approx(expected, rel=1e-4)
 
@@ -367,10 +413,126 @@ def test_a_face_teaches_its_own_head_alone(data: Path) -> None:
     assert gradient[: 98 + 68].abs().sum() == 0
 
 
+def test_distillation_is_the_mean_divergence_from_the_teachers_distributions() -> None:
+    from hihlandmark.training.batches import Batch
+
+    configuration = tiny()
+    student, trained = (build_training_network(configuration) for _ in range(2))
+    faces, size = 2, 32
+    # The student knows nothing; the teacher puts half of its belief on one cell, of 98 points of
+    # 195, and half on one bin, of all points.
+    maps, bins = torch.zeros(faces, 195, size, size), torch.zeros(faces, 195, 8, 8)
+    student.forward_stacks = lambda crops: ([maps, maps], bins, torch.zeros(faces, 8, size, size))
+    taught, taught_bins = maps.clone(), bins.clone()
+    taught[:, :98, 3, 5] = math.log(size**2 - 1)
+    taught_bins[:, :, 1, 2] = math.log(63)
+    places = {"WFLW98": slice(0, 98), "W300_68": slice(98, 166), "COFW29": slice(166, 195)}
+    trained.forward = lambda crops: {
+        name: Heatmaps(taught[:, place], taught_bins[:, place]) for name, place in places.items()
+    }
+    unlabelled = Batch(
+        torch.zeros(faces, 4 * size, 4 * size, 3, dtype=torch.uint8),
+        torch.zeros(faces, 195, 2),
+        torch.zeros(faces, 195),
+        torch.zeros(faces),
+    )
+
+    def divergence(count: int) -> float:
+        return math.log(count) - (math.log(2) + math.log(2 * (count - 1))) / 2
+
+    for layouts, share in ((("WFLW98",), 1.0), (("COFW29",), 0.0), (tuple(places), 98 / 195)):
+        objective = Objective(student, configuration.loss, Teacher(trained, layouts, 3.0, ""))
+        found = objective(unlabelled, objective.totals(unlabelled))
+        expected = share * divergence(size**2) + 0.5 * divergence(64)
+        assert found.tolist() == pytest.approx([0, 0, 0, expected], rel=1e-5)
+        assert objective.weigh(found).item() == pytest.approx(3 * expected, rel=1e-5)
+
+
+def test_a_teacher_teaches_heads_without_labels_and_stays_as_it_is(
+    data: Path, teacher: Path
+) -> None:
+    from test_batches import batches
+
+    configuration = tiny(distillation={"weights": str(teacher)})
+    network = build_training_network(configuration)
+    read = read_teacher(
+        Distillation(weights=str(teacher)),
+        configuration,
+        network.configuration,
+        torch.device("cpu"),
+    )
+    before = {name: tensor.clone() for name, tensor in read.network.state_dict().items()}
+    objective = Objective(network, configuration.loss, read)
+    assert len(list(objective.parameters())) == len(list(network.parameters()))
+    sets, loss = [{"folder": "COFW29"}], {"shared_weight": 0.0}
+    small, large = (batches(data, sets=sets, loss=loss)[step][0] for step in (0, 4))
+    assert objective(small, objective.totals(small))[-1] == 0, "it does not know so small crops"
+    objective.train()
+    objective.weigh(objective(large, objective.totals(large))).backward()
+    gradient = network.stacks[0].predict.weight.grad
+    assert (gradient.abs().flatten(1).sum(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in read.network.parameters())
+    assert not read.network.training
+    assert_same(before, read.network.state_dict())
+
+
+def test_a_run_goes_on_with_the_same_teacher_alone(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    def taught_by(card: Path) -> TrainingConfiguration:
+        return tiny(distillation={"weights": str(card)})
+
+    run(taught_by(teacher), data, tmp_path / "run")
+    run(taught_by(write_teacher(tmp_path / "moved")), data, tmp_path / "run")
+    other = write_teacher(tmp_path / "other", seed=2)
+    for configuration in (taught_by(other), tiny()):
+        with pytest.raises(ConfigurationError, match="of another teacher"):
+            run(configuration, data, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("card", "settings", "message"),
+    [
+        ({"crop": {"pixel_origin": 0.0, "boxes": {}}}, {}, "its pixel origin is 0.0, ours 0.5"),
+        (
+            {"normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}},
+            {},
+            "its crops are normalised by",
+        ),
+        (
+            {"decoding": decoding_of(tiny(loss={"integer": "mse"}).loss)},
+            {},
+            "its heatmaps are read by",
+        ),
+        ({}, {"loss": {"integer": "mse"}}, "loss.integer='mse' teaches values"),
+        ({}, {"distillation": {"layouts": ["HELEN"]}}, "distillation.layouts: HELEN cannot be"),
+        ({}, {"layouts": ["WFLW98"], "distillation": {"layouts": ["COFW29"]}}, "COFW29 cannot be"),
+        (
+            {},
+            {"network": {**tiny().network, "decimal_bins": 4}},
+            "has 8 decimal bins a side, ours 4",
+        ),
+        ({}, {"stages": [{"steps": 1, "crop_size": 64}]}, "crops of 128 pixels, and no stage has"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_named(
+    tmp_path: Path, card: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    path = write_teacher(tmp_path, card)
+    distillation = {"weights": str(path), **settings.get("distillation", {})}
+    configuration = tiny(**{**settings, "distillation": distillation})
+    student = build_training_network(configuration).configuration
+    assert configuration.distillation is not None
+    with pytest.raises(ConfigurationError) as error:
+        read_teacher(configuration.distillation, configuration, student, torch.device("cpu"))
+    assert message in str(error.value)
+
+
 def test_the_command_trains_exports_and_the_weights_predict(data: Path, tmp_path: Path) -> None:
     toml = tmp_path / "tiny.toml"
     calibration = [{"of": "COFW29", "folder": "COFW29", "split": "val"}]
-    card = {"licence": "research only", "calibration": calibration}
+    shapes = [{"folder": "COFW29"}]
+    card = {"licence": "research only", "calibration": calibration, "shapes": shapes}
     toml.write_text(as_toml(tiny(card=card, canonical_scale=1.2)))
     options = ["--set", "stages.0.steps=2", "--export", str(tmp_path / "weights")]
     result = CliRunner().invoke(app, command(toml, data, tmp_path / "run", *options)[1:])
@@ -380,6 +542,8 @@ def test_the_command_trains_exports_and_the_weights_predict(data: Path, tmp_path
     assert detector.card.licence == "research only"
     assert detector.box_map("landmarks").scale == pytest.approx(1.4707 * 1.2 / 1.4, abs=1e-3)
     assert detector.card.calibration.keys() == {"COFW29"}
+    assert detector.shape_prior is not None
+    assert detector.shape_prior.covariance_scale != 1, "fitted without the prior first"
     image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     (face,) = detector.predict(image, boxes=[[10, 10, 80, 80]])
     assert face.points.shape == (29, 2)

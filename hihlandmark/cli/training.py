@@ -16,7 +16,8 @@ def train(
         typer.Argument(
             metavar="CONFIG",
             help="A TOML file, or a configuration that we ship: hih-wflw, hih-300w, hih-cofw "
-            "(the paper's), hih-mixed, hih-small, hih-small-distilled.",
+            "(the paper's), hih-mixed, hih-small, hih-small-continued, "
+            "hih-small-distilled.",
         ),
     ],
     data: Annotated[
@@ -61,10 +62,10 @@ def train(
         from hihlandmark.training.configuration import read_configuration
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.loop import train as run_training
-    from hihlandmark.weights import find_weights, read_weights
+    from hihlandmark.weights import load_model
 
     chosen = read_configuration(configuration, settings or ())
-    start = read_weights(find_weights(initial)) if initial else None
+    start = load_model(initial).network.state_dict() if initial else None
     summary = run_training(chosen, data, run, device=device, initial=start, workers=workers)
     if not PartialState().is_main_process:
         return

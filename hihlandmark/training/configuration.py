@@ -166,6 +166,24 @@ class SelfTraining(_Table):
     """Standard deviation, in cells of the heatmap, at which a point counts half."""
 
 
+class Distillation(_Table):
+    """Learning from the heatmaps of a trained network (Hinton et al., arXiv 1503.02531).
+
+    The teacher sees the crops of the student, labelled and unlabelled ones, in the stages whose
+    crops are as large as its input. Its softmaxes over cells and bins are the targets of every
+    point of every layout that it teaches, also of faces annotated in another layout. There is no
+    temperature: the teacher's own targets were Gaussians and not single cells, so that its softmax
+    is soft.
+    """
+
+    weights: str
+    """Of the teacher: path, packaged name or Hub repository."""
+    weight: float = Field(1.0, gt=0)
+    """Of the divergence between both networks' distributions, a mean over points and faces."""
+    layouts: tuple[str, ...] | None = None
+    """Layouts to teach; None: all that both networks predict."""
+
+
 class TrainingData(_Table):
     """A line of the model card about where the weights come from."""
 
@@ -182,11 +200,13 @@ class CalibrationSet(FaceSet):
 
 
 class Card(_Table):
-    """What the model card of the exported weights says."""
+    """What the model card of the exported weights says, and what goes with them."""
 
     licence: str = "Unknown: set card.licence in the training configuration."
     training_data: tuple[TrainingData, ...] = ()
     calibration: tuple[CalibrationSet, ...] = ()
+    shapes: tuple[FaceSet, ...] = ()
+    """Faces whose shapes make the `ShapePrior` of their layout."""
 
 
 class TrainingConfiguration(_Table):
@@ -221,6 +241,7 @@ class TrainingConfiguration(_Table):
     data."""
     validation: Validation = Validation()
     self_training: SelfTraining | None = None
+    distillation: Distillation | None = None
     save_every: int = Field(200, ge=1)
     """Steps between two checkpoints and two lines of the log."""
     seed: int = 1
@@ -241,8 +262,14 @@ class TrainingConfiguration(_Table):
         return canonical_crop(self.canonical_scale)
 
     def fingerprint(self) -> str:
-        """What must be equal for a run to be resumed: all but what only looks at it."""
-        return self.model_dump_json(exclude={"validation", "card", "save_every"})
+        """What must be equal for a run to be resumed: all but what only looks at it.
+
+        Of a teacher's weights the content counts, which the loop knows, not the place.
+        """
+        looks: dict[str, Any] = dict.fromkeys(("validation", "card", "save_every"), True)
+        # Without a teacher the table is left out: runs begun before there was one go on.
+        teacher = True if self.distillation is None else {"weights"}
+        return self.model_dump_json(exclude={**looks, "distillation": teacher})
 
 
 def shipped_configurations() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -38,6 +38,7 @@ from hihlandmark.training.configuration import (
     TrainingSet,
 )
 from hihlandmark.training.datasets import AnnotatedFaces, read_faces
+from hihlandmark.training.distillation import Teacher, read_teacher
 from hihlandmark.training.distributed import freeze_statistics, summed, synchronise_statistics
 from hihlandmark.training.log import RunLog, progress_bar
 from hihlandmark.training.objective import LOSS_NAMES, Objective, decoding_of, join, teach
@@ -126,10 +127,10 @@ def train(
     TensorBoard's files and ``pictures/``.
 
     Raises:
-        ConfigurationError: the configuration does not fit the data, or the folder holds a run of
-            another one.
+        ConfigurationError: the configuration does not fit the data or the teacher, or the folder
+            holds a run of another one.
         DataError: a data set is not what its format says.
-        WeightsError: the initial weights are of another network.
+        WeightsError: the initial weights are of another network, or the teacher's cannot be read.
         TrainingError: the checkpoint is damaged, cannot be written, or the loss is not finite.
     """
     accelerator = _accelerator(configuration.optimiser, device, run)
@@ -159,11 +160,18 @@ def train(
         accelerator.num_processes,
     )
 
-    state = _start(configuration, network, accelerator, initial)
+    distillation = configuration.distillation
+    teacher = (
+        read_teacher(distillation, configuration, network.configuration, accelerator.device)
+        if distillation
+        else None
+    )
+    state = _start(configuration, network, accelerator, initial, teacher)
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
     sizes = [len(each) for each in (*sets, *unlabelled)]
     fingerprint = f"{configuration.fingerprint()} group {group} faces {sizes}"
+    fingerprint += f" teacher {teacher.digest}" if teacher else ""
     if (run / LAST).exists():
         _resume(state, run, fingerprint)
     log = RunLog(run, state.step, accelerator)
@@ -330,7 +338,7 @@ class _Trainer:
 
 
 class _Step:
-    """One step of the optimiser; gives its losses (3,), detached."""
+    """One step of the optimiser; gives its losses, one of each of `LOSS_NAMES`, detached."""
 
     def __init__(
         self,
@@ -348,7 +356,7 @@ class _Step:
         self.model.train()
         if self.configuration.frozen_statistics:
             freeze_statistics(self.model)
-        parts = self._parts(_to(batch, accelerator.device), extra)
+        parts = self._parts(Batch(*_to(batch, accelerator.device)), extra)
         objective = self.run.objective
         totals = summed(torch.stack([objective.totals(part) for part in parts]).sum(dim=0))
         losses = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
@@ -376,7 +384,7 @@ class _Step:
             assert isinstance(teacher, HIH)
             taught = teach(
                 teacher,
-                UnlabelledBatch(*(t.to(self.accelerator.device) for t in extra)),
+                UnlabelledBatch(*_to(extra, self.accelerator.device)),
                 settings,
                 decoding_of(self.configuration.loss),
                 self.row,
@@ -386,8 +394,8 @@ class _Step:
         return parts
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return Batch(*(part.to(device, non_blocking=True) for part in batch))
+def _to(batch: Batch | UnlabelledBatch, device: torch.device) -> Iterator[torch.Tensor]:
+    return (part.to(device, non_blocking=True) for part in batch)
 
 
 def _read(data: Path, face_set: FaceSet) -> AnnotatedFaces:
@@ -430,6 +438,7 @@ def _start(
     network: HIH,
     accelerator: Accelerator,
     initial: Mapping[str, torch.Tensor] | None,
+    teacher: Teacher | None,
 ) -> _Run:
     if initial is not None:
         _load_initial(network, initial)
@@ -442,7 +451,7 @@ def _start(
     for name, parameter in network.named_parameters():
         if ".idle_skip." in name:  # never used: other processes would wait for their gradients
             parameter.requires_grad_(False)
-    objective = Objective(synchronised, configuration.loss).to(accelerator.device)
+    objective = Objective(synchronised, configuration.loss, teacher).to(accelerator.device)
     settings = configuration.optimiser
     optimiser = OPTIMISERS[settings.name](
         [p for p in network.parameters() if p.requires_grad],
@@ -472,8 +481,8 @@ def _resume(run: _Run, folder: Path, fingerprint: str) -> None:
     saved = load_checkpoint(folder / LAST)
     if saved.get("fingerprint") != fingerprint:
         raise ConfigurationError(
-            f"{folder / LAST} is of another configuration, of other data, or of another number of "
-            "processes; give the run a new folder, or remove the old one"
+            f"{folder / LAST} is of another configuration, of other data, of another teacher, or "
+            "of another number of processes; give the run a new folder, or remove the old one"
         )
     run.load(saved)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,25 +21,30 @@ from hihlandmark.training.losses import (
     HEATMAP_LOSSES,
     POINT_LOSSES,
     contour_normals,
+    csc,
 )
 from hihlandmark.weights import IMAGENET_MEAN, IMAGENET_STD, Decoding
 
-LOSS_NAMES = ("integer", "decimal", "point")
+if TYPE_CHECKING:
+    from hihlandmark.training.distillation import Teacher
+
+LOSS_NAMES = ("integer", "decimal", "point", "distillation")
 
 
 class Objective(nn.Module):
     """A network and what it is trained for; `forward` gives the losses of a batch.
 
-    A face teaches the heads of its own layout, and the points that another layout shares with it.
-    Raises `ConfigurationError` for losses that there are not.
+    A face teaches the heads of its own layout, and the points that another layout shares with it; a
+    ``teacher`` teaches all its layouts on every face. Raises `ConfigurationError` for losses that
+    there are not.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, network: HIH, loss: Loss) -> None:
+    def __init__(self, network: HIH, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.network, self.loss = network, loss
+        self.network, self.loss, self.teacher = network, loss, teacher
         self.integer_loss = _row(HEATMAP_LOSSES, loss.integer, "loss.integer")
         self.decimal_loss = _row(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
         named = loss.point != "none"
@@ -53,20 +58,23 @@ class Objective(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
 
     def totals(self, batch: Batch) -> torch.Tensor:
-        """What the sums over a batch's points are divided by: (2,), all layouts' and the shipped
-        ones'. Of several batches or processes they are added up."""
-        shipped = self.network.configuration.points
-        return torch.stack([batch.weights.sum(), batch.weights[:, :shipped].sum()])
+        """What the sums over a batch's points are divided by: (3,), all layouts', the shipped ones'
+        and those that the teacher teaches. Of several batches or processes they are added up."""
+        shipped, weights = self.network.configuration.points, batch.weights
+        teacher = self._teacher_of(batch.crops.shape[1])
+        distilled = weights.new_tensor(len(weights) * teacher.points if teacher else 0)
+        return torch.stack([weights.sum(), weights[:, :shipped].sum(), distilled])
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (3,) of `forward` -> the number to be minimised."""
-        weights = (1.0, self.loss.decimal_weight, self.loss.point_weight)
+        """The losses (4,) of `forward` -> the number to be minimised."""
+        distilled = self.teacher.weight if self.teacher else 0.0
+        weights = (1.0, self.loss.decimal_weight, self.loss.point_weight, distilled)
         return losses @ losses.new_tensor(weights)
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
-        """Weighted sums of the losses over the points, over ``totals`` (2,): (3,), `LOSS_NAMES`.
+        """Weighted sums of the losses over the points, over ``totals`` (3,): (4,), `LOSS_NAMES`.
 
-        The integer and the point loss are means over the stacks.
+        All but the decimal loss are means over the stacks.
         """
         crops = normalise(batch.crops, self.mean, self.std)
         integers, decimals, features = self.network.forward_stacks(crops)
@@ -103,8 +111,46 @@ class Objective(nn.Module):
                 # The integer heatmap stands for the cell, the decimal one for the rest.
                 losses = self.point_loss(distributions, cells[:, shipped][taught], normals)
                 point = point + (losses * weights[taught]).sum() / len(integers)
-        total, shipped_total = totals.clamp(min=1e-6)
-        return torch.stack([integer / total, decimal / shipped_total, point / shipped_total])
+        distilled = self._distillation_sum(crops, integers, decimals)
+        total, shipped_total, distilled_total = totals.clamp(min=1e-6)
+        return torch.stack(
+            [
+                integer / total,
+                decimal / shipped_total,
+                point / shipped_total,
+                distilled / distilled_total,
+            ]
+        )
+
+    def _distillation_sum(
+        self, crops: torch.Tensor, integers: Sequence[torch.Tensor], decimals: torch.Tensor
+    ) -> torch.Tensor:
+        """Divergences of the student's distributions from the teacher's, over faces and points.
+
+        A decimal heatmap counts by ``decimal_weight``, as it does for the labels. At temperature 1
+        the gradient is that of Hinton et al., arXiv 1503.02531, equation 2.
+        """
+        total = torch.zeros((), device=crops.device)
+        teacher = self._teacher_of(crops.shape[-1])
+        if teacher is None:
+            return total
+        stacks = [self._by_layout(maps) for maps in integers]
+        own_decimals = self._by_layout(decimals)
+        for name, taught in teacher(crops).items():
+            for stack in stacks:
+                total = total + csc(stack[name], taught.integer).sum() / len(stacks)
+            decimal = csc(own_decimals[name], taught.decimal).sum()
+            total = total + self.loss.decimal_weight * decimal
+        return total
+
+    def _teacher_of(self, crop_size: int) -> Teacher | None:
+        """Who teaches on crops of this size."""
+        return self.teacher if self.teacher and self.teacher.crop_size == crop_size else None
+
+    def _by_layout(self, maps: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maps (B, P, h, h) of the shipped layouts' points, by the name of the layout."""
+        layouts = self.network.configuration.layouts
+        return dict(zip(layouts, maps.split(list(layouts.values()), dim=1), strict=True))
 
     def _integer_sum(
         self, maps: torch.Tensor, cells: torch.Tensor, weights: torch.Tensor, place: slice
