@@ -59,7 +59,8 @@ class ShapePrior:
         known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=-1))
         points = np.where(known[..., None], points, 0)
         floor = (LEAST_DEVIATION * crop_size) ** 2 * np.eye(2)
-        own: FloatArray = np.where(known[..., None, None], covariance, 0) * self.covariance_scale + floor
+        scaled = np.where(known[..., None, None], covariance, 0) * self.covariance_scale
+        own: FloatArray = scaled + floor
         weights: FloatArray = known.astype(np.float64)
         found, left = points, own
         for _ in range(ROUNDS):
