@@ -46,6 +46,31 @@ def transform_points(matrix: FloatArray, points: FloatArray) -> FloatArray:
     return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
 
 
+def similarities(
+    points: FloatArray, target: FloatArray, known: NDArray[np.bool_] | None = None
+) -> FloatArray:
+    """Least-squares similarities (N, 2, 3) from points (N, P, 2) to ``target`` (P, 2).
+
+    ``known`` (N, P): the points that count; None: all. Where they fell together, or are none or
+    NaN, only their centre is moved.
+    """
+    known = np.ones(points.shape[:-1], bool) if known is None else known
+    share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    centre, target_centre = share[:, None] @ points, share[:, None] @ target
+    p, t = points - centre, target - target_centre
+    size = np.einsum("np,npi,npi->n", share, p, p)
+    along = np.einsum("np,npi,npi->n", share, p, t)
+    across = np.einsum("np,np->n", share, p[..., 0] * t[..., 1] - p[..., 1] * t[..., 0])
+    # Of points that fell together, or are none, any similarity is as good that has an inverse.
+    apart = size > 1e-24 * (centre**2).sum(axis=(1, 2))  # by more than the rounding of their centre
+    fits = apart & (np.hypot(along, across) > 1e-9 * size)
+    cos = np.where(fits, along / np.where(fits, size, 1), 1)
+    sin = np.where(fits, across / np.where(fits, size, 1), 0)
+    linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=-2)
+    shift = target_centre - centre @ np.swapaxes(linear, -1, -2)
+    return np.concatenate([linear, np.swapaxes(shift, -1, -2)], axis=-1)
+
+
 @dataclass(frozen=True)
 class BoxMap:
     """From the boxes of one detector to the canonical crop square, as fitted once on data.
@@ -96,10 +121,8 @@ def rolls(points: FloatArray, upright: FloatArray) -> FloatArray:
     as `Layout.mean_shape`. The rotation of the similarity that fits best, in least squares, on all
     points: a single point that is far off, or a side of the face that is hidden, moves it little.
     """
-    centred = points - points.mean(axis=-2, keepdims=True)
-    along = (centred * upright).sum(axis=(-2, -1))
-    across = (centred[..., 1] * upright[:, 0] - centred[..., 0] * upright[:, 1]).sum(axis=-1)
-    return np.arctan2(across, along)
+    to_upright = similarities(points, upright)
+    return np.arctan2(to_upright[:, 0, 1], to_upright[:, 0, 0])
 
 
 UPRIGHT_WITHIN = 20

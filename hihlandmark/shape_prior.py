@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.crop import invert, similarities, transform_points
+
 FloatArray = NDArray[np.floating]
 
 LEAST_DEVIATION = 1 / 256
@@ -62,17 +64,18 @@ class ShapePrior:
         scaled = np.where(known[..., None, None], covariance, 0) * self.covariance_scale
         own: FloatArray = scaled + floor
         weights: FloatArray = known.astype(np.float64)
-        found, left = points, own
+        found = points
         for _ in range(ROUNDS):
-            transform = _similarities(found, self.mean, known)
+            transform = similarities(found, self.mean, known)
             linear = transform[:, None, :, :2]
-            observed = _apply(transform, points)
+            observed = transform_points(transform, points)
             spread = linear @ own @ np.swapaxes(linear, -1, -2)
             corrected, left = self._posterior(observed, spread, weights)
             weights = np.where(known, _student_weights(observed - corrected, spread), 0)
-            back = np.linalg.inv(transform[..., :2])
-            found = (corrected - transform[:, None, :, 2]) @ np.swapaxes(back, -1, -2)
-            left = back[:, None] @ left @ np.swapaxes(back[:, None], -1, -2)
+            back = invert(transform)
+            found = transform_points(back, corrected)
+        linear = back[:, None, :, :2]
+        left = linear @ left @ np.swapaxes(linear, -1, -2)
         unknown = ~known
         found[unknown], left[unknown] = np.nan, np.nan
         return Corrected(found, left / self.covariance_scale)
@@ -113,8 +116,7 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
     aligned: FloatArray = np.asarray(shapes, np.float64)
     mean = _normalised(aligned[0])
     for _ in range(5):  # generalised Procrustes analysis (Gower 1975)
-        everywhere = np.ones(aligned.shape[:2], bool)
-        aligned = _apply(_similarities(aligned, mean, everywhere), aligned)
+        aligned = transform_points(similarities(aligned, mean), aligned)
         mean = _normalised(aligned.mean(axis=0))
     deviations = (aligned - mean).reshape(len(aligned), -1)
     deviations -= deviations.mean(axis=0)
@@ -128,27 +130,6 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
 def _normalised(shape: FloatArray) -> FloatArray:
     centred = shape - shape.mean(axis=0)
     return centred / np.sqrt((centred**2).sum(axis=1).mean())
-
-
-def _similarities(points: FloatArray, target: FloatArray, known: NDArray[np.bool_]) -> FloatArray:
-    """Least-squares similarities (N, 2, 3) from known points of (N, P, 2) to ``target`` (P, 2)."""
-    share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
-    centre, target_centre = share[:, None] @ points, share[:, None] @ target
-    p, t = points - centre, target - target_centre
-    size = np.einsum("np,npi,npi->n", share, p, p)
-    along = np.einsum("np,npi,npi->n", share, p, t)
-    across = np.einsum("np,np->n", share, p[..., 0] * t[..., 1] - p[..., 1] * t[..., 0])
-    # Of points that fell together, or are none, any similarity is as good that has an inverse.
-    aligned = np.hypot(along, across) > 1e-9 * size
-    cos = np.where(aligned, along / np.where(aligned, size, 1), 1)
-    sin = np.where(aligned, across / np.where(aligned, size, 1), 0)
-    linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=-2)
-    shift = target_centre - centre @ np.swapaxes(linear, -1, -2)
-    return np.concatenate([linear, np.swapaxes(shift, -1, -2)], axis=-1)
-
-
-def _apply(transform: FloatArray, points: FloatArray) -> FloatArray:
-    return points @ np.swapaxes(transform[..., :2], -1, -2) + transform[:, None, :, 2]
 
 
 def _student_weights(residual: FloatArray, spread: FloatArray) -> FloatArray:

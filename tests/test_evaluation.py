@@ -168,14 +168,6 @@ def split_of(faces: Sequence[AnnotatedFace], layout: int | str = 68) -> Annotate
 
 
 @pytest.fixture(scope="module")
-def detector(detector_of: Callable[[int], Detector]) -> Detector:
-    """The detector of 68 points at its quickest: one crop a face, no mirror image."""
-    quick = copy(detector_of(68))
-    quick.refine, quick.mirror = 0, False
-    return quick
-
-
-@pytest.fixture(scope="module")
 def points(astronaut: NDArray[np.uint8], detector: Detector) -> Array:
     """The astronaut's 68 points as this detector sees them, from a crop around such points."""
     careful = copy(detector)

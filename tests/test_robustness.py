@@ -1,8 +1,6 @@
 import csv
 import json
 import pickle
-from collections.abc import Callable
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -213,14 +211,6 @@ def test_unknown_points_stay_unknown() -> None:
 
 
 # ------------------------------------------------------------------------------------- measuring
-
-
-@pytest.fixture(scope="module")
-def detector(detector_of: Callable[[int], Detector]) -> Detector:
-    """The detector of 68 points at its quickest: one crop a face, no mirror image."""
-    quick = copy(detector_of(68))
-    quick.refine, quick.mirror = 0, False
-    return quick
 
 
 @pytest.fixture(scope="module")

@@ -319,7 +319,7 @@ def label(
         weights=weights,
         device=device,
         refine=refine,
-        mirror=None if mirror else False,
+        mirror=mirror,
         **options,
     )
     sources = list(find_images(paths))

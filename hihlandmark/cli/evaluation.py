@@ -146,8 +146,8 @@ def evaluate_split(
         refine=refine,
         batch_size=batch_size,
         decoder=decoder,
-        mirror=None if mirror else False,
-        shape_prior=None if shape_prior else False,
+        mirror=mirror,
+        shape_prior=shape_prior,
     )
     options: dict[str, Any] = {"boxes": boxes.value}
     if boxes is BoxOrigin.OFFICIAL:

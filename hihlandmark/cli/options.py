@@ -51,8 +51,12 @@ AnyRotationOption = Annotated[
 
 
 def make_detector(layout: Any, model: str, **options: Any) -> Detector:
-    """The detector of a command's options; ``layout`` may be the option's enum."""
+    """The detector of a command's options; ``layout`` may be the option's enum.
+
+    ``mirror`` and ``shape_prior`` are wanted where the weights allow them: None for the detector.
+    """
     from hihlandmark.detector import Detector
 
+    options |= {name: None for name in ("mirror", "shape_prior") if options.get(name)}
     value = layout.value if isinstance(layout, Enum) else layout
     return Detector(layout=value, model=model, **options)

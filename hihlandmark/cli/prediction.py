@@ -84,8 +84,8 @@ def predict(
         refine=refine,
         min_face=min_face,
         batch_size=batch_size,
-        mirror=None if mirror else False,
-        shape_prior=None if shape_prior else False,
+        mirror=mirror,
+        shape_prior=shape_prior,
         any_rotation=any_rotation,
     )
     images, faces, failures = 0, 0, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,7 +24,8 @@ from hihlandmark.crop import (
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import EXACT_98_29, EXACT_98_68
 from hihlandmark.training.augmentation import Image, generator
-from hihlandmark.training.configuration import TrainingConfiguration, TrainingSet
+from hihlandmark.training.configuration import FaceSet, TrainingConfiguration, TrainingSet
+from hihlandmark.training.datasets import read_faces
 from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.training.plan import Draw, Plan, Sampler
 
@@ -240,6 +242,12 @@ def _check_layout(faces: AnnotatedFaces, layouts: Mapping[str, int]) -> None:
         raise ConfigurationError(
             f"{faces.name} has {points} points a face, {faces.layout} {layouts[faces.layout]}"
         )
+
+
+def read_face_set(data: Path, face_set: FaceSet) -> AnnotatedFaces:
+    """The faces of a set of a configuration, whose folder lies within ``data``."""
+    folder = data / face_set.folder
+    return read_faces(folder, face_set.split, format=face_set.format, layout=face_set.layout)
 
 
 def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedFaces:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from hihlandmark.calibration import Calibration
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
+from hihlandmark.layouts import mirror_points
 from hihlandmark.models.registry import MODELS
 from hihlandmark.shape_prior import fit_shape_prior
+from hihlandmark.training.batches import read_face_set
 from hihlandmark.training.calibrate import fit_calibration
 from hihlandmark.training.checkpoint import read_average
-from hihlandmark.training.configuration import FaceSet, TrainingConfiguration
-from hihlandmark.training.datasets import AnnotatedFaces, read_faces
+from hihlandmark.training.configuration import TrainingConfiguration
+from hihlandmark.training.datasets import AnnotatedFaces
 from hihlandmark.training.objective import decoding_of
 from hihlandmark.weights import (
     IMAGENET_MEAN,
@@ -71,7 +73,7 @@ def _calibrations(
     """Fitted to the weights as they are, by layout."""
     return {
         faces.of: fit_calibration(
-            Detector(faces.of, configuration.model, weights=weights), _read(data, faces)
+            Detector(faces.of, configuration.model, weights=weights), read_face_set(data, faces)
         )
         for faces in configuration.card.calibration
     }
@@ -86,7 +88,7 @@ def _shape_priors(
     """
     tensors: dict[str, torch.Tensor] = {}
     for each in configuration.card.shapes:
-        faces = _read(data, each)
+        faces = read_face_set(data, each)
         prior = fit_shape_prior(faces_and_mirror_images(faces))
         scale = calibrations.get(faces.layout, Calibration()).covariance_scale
         tensors |= shape_prior_tensors(faces.layout, replace(prior, covariance_scale=scale))
@@ -104,8 +106,4 @@ def faces_and_mirror_images(faces: AnnotatedFaces) -> NDArray[np.float64]:
         raise DataError(
             f"{faces.name} has {len(complete)} completely annotated faces, too few for card.shapes"
         )
-    return np.concatenate([complete, (complete * (-1, 1))[:, faces.mirror]])
-
-
-def _read(data: Path, faces: FaceSet) -> AnnotatedFaces:
-    return read_faces(data / faces.folder, faces.split, format=faces.format, layout=faces.layout)
+    return np.concatenate([complete, mirror_points(complete, faces.mirror, width=0)])

@@ -22,7 +22,13 @@ from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.hih import HIH
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.pytorch import resolve_device
-from hihlandmark.training.batches import Batch, TrainingBatches, UnlabelledBatch, usable_faces
+from hihlandmark.training.batches import (
+    Batch,
+    TrainingBatches,
+    UnlabelledBatch,
+    read_face_set,
+    usable_faces,
+)
 from hihlandmark.training.checkpoint import (
     BEST,
     LAST,
@@ -31,13 +37,11 @@ from hihlandmark.training.checkpoint import (
     save_checkpoint,
 )
 from hihlandmark.training.configuration import (
-    FaceSet,
     Optimiser,
     Stage,
     TrainingConfiguration,
     TrainingSet,
 )
-from hihlandmark.training.datasets import AnnotatedFaces, read_faces
 from hihlandmark.training.distillation import Teacher, read_teacher
 from hihlandmark.training.distributed import freeze_statistics, summed, synchronise_statistics
 from hihlandmark.training.log import RunLog, progress_bar
@@ -134,13 +138,15 @@ def train(
         TrainingError: the checkpoint is damaged, cannot be written, or the loss is not finite.
     """
     accelerator = _accelerator(configuration.optimiser, device, run)
-    sets = [usable_faces(each, _read(data, each)) for each in configuration.sets]
+    sets = [usable_faces(each, read_face_set(data, each)) for each in configuration.sets]
     settings = configuration.self_training
-    unlabelled = [usable_faces(s, _read(data, s)) for s in settings.sets] if settings else []
+    unlabelled = (
+        [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
+    )
     network = build_training_network(configuration)
     validator = Validator(
         {
-            each.title: usable_faces(TrainingSet(), _read(data, each))
+            each.title: usable_faces(TrainingSet(), read_face_set(data, each))
             for each in configuration.validation.sets
         },
         list(network.configuration.layouts),
@@ -396,11 +402,6 @@ class _Step:
 
 def _to(batch: Batch | UnlabelledBatch, device: torch.device) -> Iterator[torch.Tensor]:
     return (part.to(device, non_blocking=True) for part in batch)
-
-
-def _read(data: Path, face_set: FaceSet) -> AnnotatedFaces:
-    folder = data / face_set.folder
-    return read_faces(folder, face_set.split, format=face_set.format, layout=face_set.layout)
 
 
 def _accelerator(optimiser: Optimiser, device: str | torch.device, run: Path) -> Accelerator:
