@@ -34,6 +34,7 @@ from hihlandmark.face_detection import (
 from hihlandmark.heatmap import Decoder, decode, mirrored, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
+from hihlandmark.models.network import Heatmaps
 from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
 from hihlandmark.weights import DECODERS, load_model
 
@@ -98,7 +99,8 @@ class Detector:
         refine: how often the crop is cut anew around the points found, and turned upright with the
             face if that is turned by more than 20 degrees; 0 takes the box as it is.
         batch_size: crops run through the network at once.
-        decoder: "expectation" or "argmax"; None takes what the model card says.
+        decoder: "expectation" or "argmax", of networks without decimal heatmaps also
+            "quarter_shift" or "mean" (see `heatmap.decode`); None takes what the model card says.
         mirror: run the network on each crop and on its mirror image, and take the mean of both
             heatmaps: more accurate, at twice the network's time. None does so where the model
             card's pixel convention is symmetric, as that of our weights is.
@@ -250,13 +252,18 @@ class Detector:
 
     def predict_crops(self, crops: NDArray[np.uint8]) -> CropLandmarks:
         """Network and decoding alone: crops (N, S, S, 3) uint8 RGB -> `CropLandmarks`."""
-        integer, decimal = self._heatmaps(crops)
+        maps = self._heatmaps(crops)
         if self.mirror:
-            table = torch.from_numpy(self.layout.mirror.copy()).to(integer.device)
+            table = torch.from_numpy(self.layout.mirror.copy()).to(self.device)
             other = mirrored(*self._heatmaps(np.ascontiguousarray(crops[:, :, ::-1])), table)
-            integer, decimal = (integer + other[0]) / 2, (decimal + other[1]) / 2
+            integer = (maps.integer + other[0]) / 2
+            maps = Heatmaps(integer, _mean(maps.decimal, other[1]))
+        decoding = self.card.decoding
         decoded = decode(
-            integer, decimal, self.decoder, bin_centre=self.card.decoding["bin_centre"]
+            *maps,
+            self.decoder,
+            bin_centre=decoding["bin_centre"],
+            aligned_corners=decoding.get("aligned_corners", False),
         )
         # The origin is 0.5 where the centre of a pixel is (0, 0), as everywhere in this package.
         points: FloatArray = decoded.points.cpu().double().numpy() + (
@@ -267,8 +274,8 @@ class Detector:
             points, covariance = self.shape_prior.correct(points, covariance, self.crop_size)
         return CropLandmarks(points, covariance, decoded.mass.cpu().double().numpy())
 
-    def _heatmaps(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-        return to_distributions(*self.runtime(crops), self.card.decoding["activation"])
+    def _heatmaps(self, crops: NDArray[np.uint8]) -> Heatmaps:
+        return Heatmaps(*to_distributions(*self.runtime(crops), self.card.decoding["activation"]))
 
     def find_landmarks(
         self,
@@ -367,6 +374,10 @@ class Detector:
     def _cut(self, face: _FaceJob) -> NDArray[np.uint8]:
         assert face.owner.image is not None  # freed only when all its faces are done
         return cut_crop(face.owner.image, face.square, self.crop_size)
+
+
+def _mean(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    return None if one is None or other is None else (one + other) / 2
 
 
 def _finished(images: deque[_ImageJob]) -> Iterator[list[Face] | ImageError]:

@@ -9,6 +9,9 @@ Bin b holds the fractions [b / bins, (b + 1) / bins) and decodes to its centre. 
 ``bins * fraction`` instead, which leaves the fractions above 15/16 without a bin: a point in the
 last sixteenth of a cell is then off by up to 1/8 cell. `decode` reads that older convention too
 (``bin_centre=0``), because converted checkpoints were trained with it.
+
+Networks without a decimal heatmap (ADNet, Adaptive Wing) have None in its place: their integer
+heatmap's shape says where in the cell the point is.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Decoder = Literal["argmax", "expectation"]
+Decoder = Literal["argmax", "expectation", "quarter_shift", "mean"]
 Activation = Literal["softmax", "linear"]
 
 INTEGER_SIGMA = 1.5
@@ -88,8 +91,8 @@ def encode(
 
 
 def to_distributions(
-    integer: torch.Tensor, decimal: torch.Tensor, activation: Activation = "softmax"
-) -> tuple[torch.Tensor, torch.Tensor]:
+    integer: torch.Tensor, decimal: torch.Tensor | None, activation: Activation = "softmax"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A network's raw heatmaps (..., h, h) and (..., b, b) -> non-negative ones, as `decode` wants.
 
     ``softmax`` is for networks trained with a cross-entropy over cells; ``linear`` for those
@@ -97,32 +100,34 @@ def to_distributions(
     Decimal heatmaps are trained through a softmax either way (CSC).
     """
     integer = _softmax(integer) if activation == "softmax" else integer.clamp(min=0)
-    return integer, _softmax(decimal)
+    return integer, None if decimal is None else _softmax(decimal)
 
 
 def mirrored(
-    integer: torch.Tensor, decimal: torch.Tensor, mirror: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    integer: torch.Tensor, decimal: torch.Tensor | None, mirror: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The heatmaps (..., P, h, h) and (..., P, b, b) of a mirrored crop as those of the crop.
 
     ``mirror`` (P,): the layout's mirror table. Needs maps that are symmetric about the crop's
     middle: pixel centres at (0, 0) and ``bin_centre=0.5``.
     """
-    return integer[..., mirror, :, :].flip(-1), decimal[..., mirror, :, :].flip(-1)
+    integer = integer[..., mirror, :, :].flip(-1)
+    return integer, None if decimal is None else decimal[..., mirror, :, :].flip(-1)
 
 
 def decode(
     integer: torch.Tensor,
-    decimal: torch.Tensor,
+    decimal: torch.Tensor | None,
     decoder: Decoder = "expectation",
     *,
     stride: int = 4,
     bin_centre: float = 0.5,
     decimal_sigma: float = DECIMAL_SIGMA,
+    aligned_corners: bool = False,
 ) -> Decoded:
     """Non-negative heatmaps (..., P, h, h) and (..., P, b, b) -> `Decoded`.
 
-    ``argmax`` is the paper's: the highest cell plus the highest bin. On targets it is exact to half
+    ``argmax`` is HIH's: the highest cell plus the highest bin. On targets it is exact to half
     a bin, 1/16 cell.
 
     ``expectation`` adds the mean of the integer heatmap, around the highest cell of where most of
@@ -130,8 +135,14 @@ def decode(
     cell and the start of the next, the two means move in opposite directions and their sum stays
     right, while two maxima may disagree by a whole cell.
     On targets it is exact to 1/10,000 cell. Differentiable.
+
+    Without a decimal heatmap (None), ``argmax`` gives the middle of the cell, ``expectation`` the
+    mean around the highest one, and there are two decoders more: ``quarter_shift`` moves the middle
+    of the highest cell by a quarter of a cell towards the higher neighbour, in x and in y (Adaptive
+    Wing and stacked hourglasses before it); ``mean`` is the mean of the whole map, ADNet's
+    soft-argmax. ``aligned_corners`` stretches the cells' grid, so that the middles of the first and
+    the last one lie on the crop's edges, as the mean of ADNet's released code does.
     """
-    bins = decimal.shape[-1]
     cell = _highest(integer)
     if decoder == "expectation":
         # A lone spike on a face half hidden is not where most of the belief lies.
@@ -141,25 +152,55 @@ def decode(
 
     window = _window(integer, cell, symmetric=False)
     mass = window.sum(dim=(-2, -1)) / total
-    _, integer_covariance = _moments(window)
-    decimal_mean, decimal_covariance = _moments(decimal)
-
-    if decoder == "argmax":
-        u = cell + (_highest(decimal) + bin_centre) / bins
+    mean, covariance = _moments(integer if decoder == "mean" else window)
+    if decoder == "mean":
+        u = mean + 0.5
+    elif decoder == "quarter_shift":
+        u = cell + 0.5 + 0.25 * _slope_signs(integer, cell)
     else:
-        cell_mean, _ = _moments(_window(integer, cell, symmetric=True))
-        bin_position = _untruncated_mean(decimal_mean, bins, decimal_sigma)
-        u = cell_mean + (bin_position + bin_centre) / bins
+        if decoder == "expectation":
+            cell, _ = _moments(_window(integer, cell, symmetric=True))
+        fraction, spread = _fraction(decimal, decoder, bin_centre, decimal_sigma)
+        u, covariance = cell + fraction, covariance + spread
+    if aligned_corners:
+        size = integer.shape[-1]
+        u = (u - 0.5) * (size / (size - 1))
 
-    covariance = (integer_covariance + decimal_covariance / bins**2) * stride**2
     points = u * stride - 0.5
     nowhere = ~inside
     return Decoded(
         points.masked_fill(nowhere[..., None], torch.nan),
         mass.masked_fill(nowhere, 0),
-        covariance.masked_fill(nowhere[..., None, None], torch.nan),
+        (covariance * stride**2).masked_fill(nowhere[..., None, None], torch.nan),
         inside,
     )
+
+
+def _fraction(
+    decimal: torch.Tensor | None, decoder: Decoder, bin_centre: float, sigma: float
+) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Where in its cell a point is, (..., 2) in cells, and the covariance of that (..., 2, 2)."""
+    if decimal is None:
+        return 0.5, 0.0
+    bins = decimal.shape[-1]
+    mean, covariance = _moments(decimal)
+    highest = decoder == "argmax"
+    place = _highest(decimal) if highest else _untruncated_mean(mean, bins, sigma)
+    return (place + bin_centre) / bins, covariance / bins**2
+
+
+def _slope_signs(maps: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """-1, 0 or 1 (..., 2) as (x, y): where the higher neighbour of a cell is; 0 at the border."""
+    size = maps.shape[-1]
+    inner = ((cell > 0) & (cell < size - 1)).all(dim=-1, keepdim=True)
+    x, y = cell.clamp(1, size - 2).unbind(dim=-1)
+    flat = maps.flatten(-2)
+
+    def at(column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return flat.gather(-1, (row * size + column).unsqueeze(-1)).squeeze(-1)
+
+    slopes = torch.stack([at(x + 1, y) - at(x - 1, y), at(x, y + 1) - at(x, y - 1)], dim=-1)
+    return slopes.sign() * inner
 
 
 def _softmax(maps: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,13 @@ class Layout:
     mean_shape: NDArray[np.float64]
     """(P, 2), read-only: an upright frontal face, x right and y down, symmetric about x = 0, its
     tight box centred at (0, 0) with a longer side of 1."""
+    other_edges: tuple[Contour, ...] = ()
+    """ADNet's edges, where its released table has others than the contours."""
+
+    @property
+    def edges(self) -> tuple[Contour, ...]:
+        """The lines of which ADNet predicts maps (arXiv 2109.05721, and its released tables)."""
+        return self.other_edges or self.contours
 
     @property
     def size(self) -> int:
@@ -293,6 +300,17 @@ COFW29 = Layout(
     ocular_pair=(8, 9),
     pupils=((16,), (17,)),
     mean_shape=_MEAN_SHAPES["COFW29"],
+    other_edges=(
+        Contour((0, 4, 2, 5), closed=True),
+        Contour((1, 6, 3, 7), closed=True),
+        Contour((8, 12, 10, 13), closed=True),
+        # The released table forgets to close the line of this eye.
+        Contour((9, 14, 11, 15), closed=True),
+        Contour((18, 20, 19, 21), closed=True),
+        # Lips as two rings through the corners, where the contours have an outer and an inner one.
+        Contour((22, 26, 23, 27), closed=True),
+        Contour((22, 24, 23, 25), closed=True),
+    ),
 )
 
 FIVE = Layout(

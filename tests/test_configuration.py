@@ -90,11 +90,11 @@ def test_settings_reach_into_tables_and_lists(file: Path) -> None:
 )
 def test_what_makes_no_sense_is_named(file: Path, setting: str, message: str) -> None:
     from hihlandmark.training.loop import build_training_network
-    from hihlandmark.training.objective import Objective
+    from hihlandmark.training.objectives import make_objective
 
     def build() -> None:
         configuration = read_configuration(file, [setting])
-        Objective(build_training_network(configuration), configuration.loss)
+        make_objective(configuration, build_training_network(configuration))
 
     with pytest.raises(ConfigurationError) as error:
         build()

@@ -31,7 +31,8 @@ from hihlandmark.training.configuration import Distillation, TrainingConfigurati
 from hihlandmark.training.distillation import Teacher, read_teacher
 from hihlandmark.training.distributed import SynchronisedBatchNorm, replace_batch_norm
 from hihlandmark.training.loop import RunSummary, build_training_network, train
-from hihlandmark.training.objective import Objective, decoding_of, teach
+from hihlandmark.training.objectives import decoding_of, make_objective
+from hihlandmark.training.self_training import teach
 from hihlandmark.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -71,7 +72,7 @@ def write_teacher(folder: Path, changes: dict[str, Any] | None = None, **setting
         configuration=configuration.network_configuration(),
         normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         crop={"pixel_origin": 0.5, "boxes": {}},
-        decoding=decoding_of(configuration.loss),
+        decoding=decoding_of(configuration),
         training_data=[],
         licence="none",
     )
@@ -385,7 +386,7 @@ def test_the_teachers_points_move_with_the_crop_and_count_by_their_spread() -> N
     still = torch.eye(2, 3).expand(2, 2, 3).clone()
     moved = still.clone()
     moved[:, 0, 2] = 3.0
-    decoding = decoding_of(configuration.loss)
+    decoding = decoding_of(configuration)
     row = 98 + 68 + 29
     one, two = (
         teach(teacher, UnlabelledBatch(crops, crops, each), settings, decoding, row, nullcontext())
@@ -404,7 +405,7 @@ def test_a_face_teaches_its_own_head_alone(data: Path) -> None:
 
     # Without the decimal loss, since the decimal head sees the integer heatmaps of all layouts.
     configuration = tiny(loss={"decimal_weight": 0.0})
-    objective = Objective(build_training_network(configuration), configuration.loss)
+    objective = make_objective(configuration, build_training_network(configuration))
     sets = [{"folder": "COFW29"}]
     batch, _ = batches(data, sets=sets, loss={"shared_weight": 0.0})[0]
     objective.weigh(objective(batch, objective.totals(batch))).backward()
@@ -441,7 +442,7 @@ def test_distillation_is_the_mean_divergence_from_the_teachers_distributions() -
         return math.log(count) - (math.log(2) + math.log(2 * (count - 1))) / 2
 
     for layouts, share in ((("WFLW98",), 1.0), (("COFW29",), 0.0), (tuple(places), 98 / 195)):
-        objective = Objective(student, configuration.loss, Teacher(trained, layouts, 3.0, ""))
+        objective = make_objective(configuration, student, Teacher(trained, layouts, 3.0, ""))
         found = objective(unlabelled, objective.totals(unlabelled))
         expected = share * divergence(size**2) + 0.5 * divergence(64)
         assert found.tolist() == pytest.approx([0, 0, 0, expected], rel=1e-5)
@@ -462,7 +463,7 @@ def test_a_teacher_teaches_heads_without_labels_and_stays_as_it_is(
         torch.device("cpu"),
     )
     before = {name: tensor.clone() for name, tensor in read.network.state_dict().items()}
-    objective = Objective(network, configuration.loss, read)
+    objective = make_objective(configuration, network, read)
     assert len(list(objective.parameters())) == len(list(network.parameters()))
     sets, loss = [{"folder": "COFW29"}], {"shared_weight": 0.0}
     small, large = (batches(data, sets=sets, loss=loss)[step][0] for step in (0, 4))
@@ -500,7 +501,7 @@ def test_a_run_goes_on_with_the_same_teacher_alone(
             "its crops are normalised by",
         ),
         (
-            {"decoding": decoding_of(tiny(loss={"integer": "mse"}).loss)},
+            {"decoding": decoding_of(tiny(loss={"integer": "mse"}))},
             {},
             "its heatmaps are read by",
         ),

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import nn
 
+Block = Callable[[int, int], nn.Module]
+"""Makes a residual block of a number of input and of output channels."""
+
 
 class ConvBlock(nn.Sequential):
-    """Convolution without bias, batch norm and, unless ``relu=False``, ReLU; "same" padding."""
+    """Convolution, batch norm and, unless ``relu=False``, ReLU; "same" padding."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, relu: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        stride: int = 1,
+        relu: bool = True,
+        bias: bool = False,
     ) -> None:
         layers: list[nn.Module] = [
-            nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+            nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias),
             nn.BatchNorm2d(outputs),
         ]
         if relu:
@@ -45,6 +57,79 @@ class Bottleneck(nn.Module):
         return self.relu(self.residual(x) + self.skip(x))
 
 
+class PreActivation(nn.Sequential):
+    """Batch norm, ReLU, convolution, in this order (He et al., arXiv 1603.05027)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, bias: bool = True) -> None:
+        super().__init__(
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias),
+        )
+
+
+class PreActivationBottleneck(nn.Module):
+    """`Bottleneck` with activations before the convolutions, as ADNet has it.
+
+    ``idle_skip`` as there.
+    """
+
+    def __init__(self, inputs: int, outputs: int, idle_skip: bool = False) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            PreActivation(inputs, outputs // 2),
+            PreActivation(outputs // 2, outputs // 2, kernel=3),
+            PreActivation(outputs // 2, outputs),
+        )
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        if idle_skip and inputs == outputs:
+            self.idle_skip = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(N, inputs, H, W)`` -> ``(N, outputs, H, W)``."""
+        return self.residual(x) + self.skip(x)
+
+
+class HierarchicalBlock(nn.Module):
+    """Three 3x3 convolutions in a row whose outputs lie side by side (Bulat et al., 1703.00862).
+
+    The residual block of FAN (arXiv 1703.07332), from which Adaptive Wing has it.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.wide = PreActivation(inputs, outputs // 2, kernel=3, bias=False)
+        self.middle = PreActivation(outputs // 2, outputs // 4, kernel=3, bias=False)
+        self.narrow = PreActivation(outputs // 4, outputs // 4, kernel=3, bias=False)
+        self.skip = (
+            nn.Identity() if inputs == outputs else PreActivation(inputs, outputs, bias=False)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(N, inputs, H, W)`` -> ``(N, outputs, H, W)``."""
+        wide = self.wide(x)
+        middle = self.middle(wide)
+        return torch.cat([wide, middle, self.narrow(middle)], dim=1) + self.skip(x)
+
+
+class BlurPool(nn.Module):
+    """Halves the resolution without aliasing (Zhang, arXiv 1904.11486): highest of 2x2, then blur."""
+
+    kernel: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("kernel", (binomial[:, None] * binomial)[None, None], persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(N, C, H, W)`` -> ``(N, C, H / 2, W / 2)``; H and W are even."""
+        channels = x.shape[1]
+        x = nn.functional.pad(nn.functional.max_pool2d(x, 2, stride=1), (1, 1, 1, 1), "reflect")
+        kernel = self.kernel.expand(channels, -1, -1, -1)
+        return nn.functional.conv2d(x, kernel, stride=2, groups=channels)
+
+
 class DownBlock(nn.Module):
     """Residual basic block that halves the resolution."""
 
@@ -63,24 +148,102 @@ class DownBlock(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """One hourglass (Newell et al., arXiv 1603.06937): ``depth`` halvings with skip branches."""
+    """One hourglass (Newell et al., arXiv 1603.06937): ``depth`` halvings with skip branches.
 
-    def __init__(self, depth: int, features: int, idle_skips: bool = False) -> None:
+    ``pool`` halves the resolution; bilinear up-sampling aligns the corners, as HIH does.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        features: int,
+        block: Block,
+        pool: nn.Module,
+        upsampling: Literal["bilinear", "nearest"],
+    ) -> None:
         super().__init__()
-        self.upper = Bottleneck(features, features, idle_skips)
-        self.pool = nn.MaxPool2d(2)
-        self.down = Bottleneck(features, features, idle_skips)
+        self.upper = block(features, features)
+        self.pool = pool
+        self.down = block(features, features)
         self.inner: nn.Module = (
-            Hourglass(depth - 1, features, idle_skips)
+            Hourglass(depth - 1, features, block, pool, upsampling)
             if depth > 1
-            else Bottleneck(features, features, idle_skips)
+            else block(features, features)
         )
-        self.up = Bottleneck(features, features, idle_skips)
+        self.up = block(features, features)
+        self.upsampling, self.align_corners = upsampling, upsampling == "bilinear" or None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` -> same shape; H and W are multiples of ``2**depth``."""
         lower = self.up(self.inner(self.down(self.pool(x))))
         lower = nn.functional.interpolate(
-            lower, scale_factor=2, mode="bilinear", align_corners=True
+            lower, scale_factor=2, mode=self.upsampling, align_corners=self.align_corners
         )
         return self.upper(x) + lower
+
+
+BOUNDARY_THRESHOLD = 0.05
+"""Where a boundary map is higher, `CoordConv` shows the coordinates: the released code's number."""
+
+
+class CoordConv(nn.Conv2d):
+    """Convolution that also sees where it is (Liu et al., arXiv 1807.03247), with "same" padding.
+
+    Channels are added for row, column, both in -1..1, and the distance from the middle in 0..1.
+    With ``boundary`` there are two more: row and column where a map of the face's lines is high
+    and 0 elsewhere (Adaptive Wing, arXiv 1904.07399, section "CoordConv with boundary").
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, boundary: bool = False
+    ) -> None:
+        added = 5 if boundary else 3
+        super().__init__(inputs + added, outputs, kernel, stride, padding=kernel // 2)
+
+    def forward(self, x: torch.Tensor, boundary: torch.Tensor | None = None) -> torch.Tensor:
+        """``(N, inputs, H, W)``, boundary map ``(N, 1, H, W)`` -> ``(N, outputs, ...)``."""
+        height, width = x.shape[-2:]
+        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None]
+        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)[None]
+        place = torch.stack([rows.expand(height, width), columns.expand(height, width)])
+        radius = place.square().sum(dim=0, keepdim=True).sqrt() / 2**0.5
+        where = torch.cat([place, radius]).expand(len(x), -1, -1, -1)
+        seen = [x, where]
+        if boundary is not None:
+            seen.append(place * (boundary > BOUNDARY_THRESHOLD))
+        return super().forward(torch.cat(seen, dim=1))
+
+
+class CoordStem(nn.Sequential):
+    """From a crop (N, 3, S, S) to a trunk (N, features, S / 4, S / 4), with coordinates."""
+
+    def __init__(self, features: int, block: Block, pool: nn.Module) -> None:
+        super().__init__(
+            CoordConv(3, features // 4, kernel=7, stride=2),
+            nn.BatchNorm2d(features // 4),
+            nn.ReLU(inplace=True),
+            block(features // 4, features // 2),
+            pool,
+            block(features // 2, features // 2),
+            block(features // 2, features),
+        )
+
+
+class CoordHourglass(nn.Module):
+    """From a trunk to a stack's features: of ADNet and Adaptive Wing.
+
+    ``boundary``: whether it sees the boundary map of the stack before.
+    """
+
+    def __init__(
+        self, depth: int, features: int, block: Block, pool: nn.Module, boundary: bool
+    ) -> None:
+        super().__init__()
+        self.coordinates = CoordConv(features, features, boundary=boundary)
+        self.hourglass = Hourglass(depth, features, block, pool, "nearest")
+        self.residual = block(features, features)
+        self.linear = ConvBlock(features, features, bias=True)
+
+    def forward(self, x: torch.Tensor, boundary: torch.Tensor | None) -> torch.Tensor:
+        """Trunk ``(N, C, h, h)``, boundary ``(N, 1, h, h)`` -> features ``(N, C, h, h)``."""
+        return self.linear(self.residual(self.hourglass(self.coordinates(x, boundary))))

@@ -8,10 +8,12 @@ from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
-
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.layouts import get_layout
+from hihlandmark.models.adnet import ADNet, ADNetConfiguration
+from hihlandmark.models.awing import AWing, AWingConfiguration
 from hihlandmark.models.hih import HIH, HIHConfiguration
+from hihlandmark.models.network import LandmarkNetwork
 
 Row = TypeVar("Row")
 
@@ -23,7 +25,7 @@ class Architecture(NamedTuple):
     """A network and the dataclass that configures it."""
 
     configuration: type[Any]
-    network: Callable[[Any], nn.Module]
+    network: Callable[[Any], LandmarkNetwork]
 
 
 @dataclass(frozen=True)
@@ -35,43 +37,52 @@ class ModelEntry:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {"hih": Architecture(HIHConfiguration, HIH)}
+    {
+        "hih": Architecture(HIHConfiguration, HIH),
+        "adnet": Architecture(ADNetConfiguration, ADNet),
+        "awing": Architecture(AWingConfiguration, AWing),
+    }
+)
+
+# The four stacks of all three papers.
+_PAPER: Mapping[str, Any] = MappingProxyType(
+    {
+        "stacks": 4,
+        "features": 256,
+        "depth": 4,
+        "input_size": 256,
+        "layouts": {"WFLW98": 98},
+        "auxiliary_layouts": {},
+    }
+)
+# One trunk for all layouts, small enough to be packaged.
+_SMALL: Mapping[str, Any] = MappingProxyType(
+    {**_PAPER, "stacks": 1, "features": 128, "layouts": dict(LAYOUT_POINTS)}
 )
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
     {
         # The network of the paper (Lan et al., arXiv 2104.03100, section 4.2), as released.
         "hih": ModelEntry(
-            "hih",
-            {
-                "stacks": 4,
-                "features": 256,
-                "depth": 4,
-                "decimal_features": 384,
-                "input_size": 256,
-                "layouts": {"WFLW98": 98},
-                "auxiliary_layouts": {},
-                "decimal_bins": 8,
-                "idle_skips": True,
-            },
+            "hih", {**_PAPER, "decimal_features": 384, "decimal_bins": 8, "idle_skips": True}
         ),
-        # One trunk for all layouts, small enough to be packaged.
         "hih-small": ModelEntry(
-            "hih",
-            {
-                "stacks": 1,
-                "features": 128,
-                "depth": 4,
-                "decimal_features": 128,
-                "input_size": 256,
-                "layouts": dict(LAYOUT_POINTS),
-                "auxiliary_layouts": {},
-                "decimal_bins": 8,
-                "idle_skips": False,
-            },
+            "hih", {**_SMALL, "decimal_features": 128, "decimal_bins": 8, "idle_skips": False}
         ),
+        # ADNet (Huang et al., arXiv 2109.05721), as released.
+        "adnet": ModelEntry("adnet", {**_PAPER, "idle_skips": True}),
+        "adnet-small": ModelEntry("adnet", {**_SMALL, "idle_skips": False}),
+        # Adaptive Wing (Wang et al., arXiv 1904.07399), as released.
+        "awing": ModelEntry("awing", _PAPER),
+        # Two stacks, because it is the second one that sees a boundary.
+        "awing-small": ModelEntry("awing", {**_SMALL, "stacks": 2, "features": 80}),
     }
 )
+
+
+def architecture_of(model: str) -> str:
+    """The architecture of a model of `MODELS`. Raises `ConfigurationError` for an unknown one."""
+    return _row(MODELS, model, "model").architecture
 
 
 def configuration_of(model: str, layouts: Iterable[str] | None = None) -> dict[str, Any]:
@@ -80,13 +91,19 @@ def configuration_of(model: str, layouts: Iterable[str] | None = None) -> dict[s
     ``layouts`` names the layouts to predict, in the order of the channels; None keeps the model's
     own. Raises `ConfigurationError` for an unknown model or layout.
     """
-    configuration = dict(deepcopy(_row(MODELS, model, "model").configuration))
+    entry = _row(MODELS, model, "model")
+    configuration = dict(deepcopy(dict(entry.configuration)))
     if layouts is not None:
         configuration["layouts"] = {name: _row(LAYOUT_POINTS, name, "layout") for name in layouts}
+    if entry.architecture == "adnet":
+        configuration["edges"] = {
+            name: [list(edge.indices) for edge in get_layout(name).edges]
+            for name in configuration["layouts"]
+        }
     return configuration
 
 
-def build_model(architecture: str, configuration: Mapping[str, object]) -> nn.Module:
+def build_model(architecture: str, configuration: Mapping[str, object]) -> LandmarkNetwork:
     """A network of `ARCHITECTURES` with random weights, in training mode, on the default device.
 
     Raises `ConfigurationError` for an unknown architecture, for missing or unknown fields of its

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from hihlandmark.models.hih import Heatmaps
+    from hihlandmark.models.network import Heatmaps
 
 
 class Runtime(Protocol):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.models.hih import Heatmaps
+from hihlandmark.models.network import Heatmaps
 
 logger = logging.getLogger(__name__)
 

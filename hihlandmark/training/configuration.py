@@ -106,23 +106,34 @@ class Loss(_Table):
     """Names of `losses.HEATMAP_LOSSES` and `losses.POINT_LOSSES`, and their weights."""
 
     integer: str = "cross_entropy"
+    """Of integer heatmaps, Adaptive Wing's heatmaps and boundary, ADNet's edge and point maps."""
     decimal: str = "cross_entropy"
+    """Of HIH's decimal heatmaps."""
     point: str = "none"
+    """Of the heatmaps' means; ADNet's landmarks."""
     decimal_weight: float = Field(0.5, ge=0)
     point_weight: float = Field(0.0, ge=0)
     integer_sigma: float = Field(1.25, gt=0)
     """Of the integer target, in cells. The paper's MSE takes 1.5; a cross-entropy needs no wide
     basin to find the peak."""
+    sub_cell: bool = False
+    """Centres the Gaussians of Adaptive Wing on the exact point instead of on its cell: without a
+    decimal heatmap, the decoder has nothing else to tell the place within a cell."""
+    line_sigma: float = Field(1.0, gt=0)
+    """Across ADNet's edges and Adaptive Wing's boundary, in cells."""
+    map_weight: float = Field(10.0, ge=0)
+    """Of ADNet's edge and point maps."""
     shared_weight: float = Field(0.3, ge=0)
     """Weight of points that a face lends to another layout: annotators of two data sets agree only
     so far on where the same point is."""
 
 
 class Optimiser(_Table):
-    """Adam or AdamW."""
+    """Adam, AdamW or RMSprop."""
 
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adam", "adamw", "rmsprop"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of the gradient and of its square; RMSprop takes the first for its momentum."""
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(5.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""

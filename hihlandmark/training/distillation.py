@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.models.hih import HIH, Heatmaps, HIHConfiguration
+from hihlandmark.models.hih import HIH, HIHConfiguration
+from hihlandmark.models.network import Heatmaps, NetworkConfiguration
 from hihlandmark.training.configuration import Distillation, TrainingConfiguration
-from hihlandmark.training.objective import decoding_of
+from hihlandmark.training.objectives import decoding_of
 from hihlandmark.weights import IMAGENET_MEAN, IMAGENET_STD, ModelCard, load_model
 
 
@@ -53,7 +54,7 @@ class Teacher:
 def read_teacher(
     settings: Distillation,
     configuration: TrainingConfiguration,
-    student: HIHConfiguration,
+    student: NetworkConfiguration,
     device: torch.device,
 ) -> Teacher:
     """The teacher that a configuration names, on the device.
@@ -62,6 +63,11 @@ def read_teacher(
     heatmaps cannot be compared with the student's, cell by cell.
     """
     name = f"distillation.weights={settings.weights!r}"
+    if not isinstance(student, HIHConfiguration):
+        raise ConfigurationError(
+            f"distillation compares the heatmaps of HIH networks, and {configuration.model} is "
+            "none: leave the table out"
+        )
     try:
         network, card, _ = load_model(settings.weights, model="hih")  # of a folder with several
     except WeightsError as error:
@@ -105,7 +111,7 @@ def _problems(
         yield f"its crops are normalised by {card.normalisation}, ours by ImageNet's mean and std"
     if (origin := card.crop["pixel_origin"]) != 0.5:
         yield f"its pixel origin is {origin}, ours 0.5"
-    own = decoding_of(configuration.loss)
+    own = decoding_of(configuration)
     if own["activation"] != "softmax":
         yield (
             f"loss.integer={configuration.loss.integer!r} teaches values, no distribution over "

@@ -22,7 +22,7 @@ from hihlandmark.training.calibrate import fit_calibration
 from hihlandmark.training.checkpoint import read_average
 from hihlandmark.training.configuration import TrainingConfiguration
 from hihlandmark.training.datasets import AnnotatedFaces
-from hihlandmark.training.objective import decoding_of
+from hihlandmark.training.objectives import decoding_of
 from hihlandmark.weights import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -51,7 +51,7 @@ def export(
         configuration=fields,
         normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         crop={"pixel_origin": 0.5, "boxes": boxes_of(configuration.box_maps())},
-        decoding=decoding_of(configuration.loss),
+        decoding=decoding_of(configuration),
         training_data=[
             cast(TrainingData, source.model_dump()) for source in configuration.card.training_data
         ],

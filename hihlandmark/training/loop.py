@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
-from hihlandmark.models.hih import HIH
+from hihlandmark.models.network import LandmarkNetwork
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.training.batches import (
@@ -45,15 +45,26 @@ from hihlandmark.training.configuration import (
 from hihlandmark.training.distillation import Teacher, read_teacher
 from hihlandmark.training.distributed import freeze_statistics, summed, synchronise_statistics
 from hihlandmark.training.log import RunLog, progress_bar
-from hihlandmark.training.objective import LOSS_NAMES, Objective, decoding_of, join, teach
+from hihlandmark.training.objectives import Objective, decoding_of, make_objective
 from hihlandmark.training.plan import Plan
+from hihlandmark.training.self_training import join, teach
 from hihlandmark.training.validation import Validator, draw_pictures
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 
-OPTIMISERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+OPTIMISERS: Mapping[str, Callable[[list[nn.Parameter], Optimiser], torch.optim.Optimizer]] = {
+    "adam": lambda parameters, settings: torch.optim.Adam(
+        parameters, betas=settings.betas, weight_decay=settings.weight_decay
+    ),
+    "adamw": lambda parameters, settings: torch.optim.AdamW(
+        parameters, betas=settings.betas, weight_decay=settings.weight_decay
+    ),
+    "rmsprop": lambda parameters, settings: torch.optim.RMSprop(
+        parameters,
+        momentum=settings.betas[0],
+        alpha=settings.betas[1],
+        weight_decay=settings.weight_decay,
+    ),
 }
 
 
@@ -193,14 +204,12 @@ def train(
     )
 
 
-def build_training_network(configuration: TrainingConfiguration) -> HIH:
+def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetwork:
     """The configuration's network with its auxiliary heads, newly initialised."""
     torch.manual_seed(configuration.seed)
     fields = configuration.network_configuration()  # raises for a model that there is not
     fields["auxiliary_layouts"] = dict(configuration.auxiliary_layouts)
     network = build_model(MODELS[configuration.model].architecture, fields)
-    if not isinstance(network, HIH):
-        raise ConfigurationError(f"{configuration.model} is not trained by this loop")
     _check_fit(configuration, network)
     if configuration.initial_spread:
         for module in network.modules():
@@ -209,7 +218,7 @@ def build_training_network(configuration: TrainingConfiguration) -> HIH:
     return network
 
 
-def _check_fit(configuration: TrainingConfiguration, network: HIH) -> None:
+def _check_fit(configuration: TrainingConfiguration, network: LandmarkNetwork) -> None:
     """Raises `ConfigurationError` for settings that this network cannot follow."""
     own = network.configuration
     if both := own.layouts.keys() & own.auxiliary_layouts.keys():
@@ -244,7 +253,7 @@ class _Trainer:
         self.configuration, self.plan, self.run = configuration, plan, run
         self.accelerator, self.validator, self.log = accelerator, validator, log
         self.fingerprint = fingerprint
-        self.losses = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
+        self.losses = torch.zeros(len(run.objective.names), device=accelerator.device)
         self.steps_in_losses = 0
         self.stand_ins = 0
 
@@ -278,9 +287,10 @@ class _Trainer:
                 run.average.update_parameters(run.objective.network)
                 run.step += 1
                 bar.advance(task, len(batch.crops) * accelerator.num_processes)
-                integer = self._look_and_save(moment.stage)
-                if integer is not None:
-                    bar.update(task, losses=f"integer {integer:.3f}")
+                means = self._look_and_save(moment.stage)
+                if means:
+                    name, mean = next(iter(means.items()))
+                    bar.update(task, losses=f"{name} {mean:.3f}")
                 if self._out_of_patience():
                     break
         self.stand_ins = int(summed(torch.tensor(self.stand_ins, device=accelerator.device)))
@@ -288,8 +298,8 @@ class _Trainer:
     def _out_of_patience(self) -> bool:
         return 0 < self.configuration.validation.patience <= self.run.looks_since_best
 
-    def _look_and_save(self, stage: Stage) -> float | None:
-        """What is due after a step; the mean integer loss where it was logged."""
+    def _look_and_save(self, stage: Stage) -> dict[str, float]:
+        """What is due after a step; the mean losses where they were logged."""
         run, configuration, last = self.run, self.configuration, self.run.step == self.plan.steps
         looks = bool(self.validator.sets) and (
             run.step % configuration.validation.every == 0 or last
@@ -301,16 +311,16 @@ class _Trainer:
             mine = run.looks_since_best if self.accelerator.is_main_process else 0
             run.looks_since_best = int(summed(torch.tensor(mine, device=self.accelerator.device)))
         saves = run.step % configuration.save_every == 0 or last or self._out_of_patience()
-        means = self._log_losses() if saves else None
+        means = self._log_losses() if saves else {}
         if saves and self.accelerator.is_main_process:
             save_checkpoint(self.log.folder / LAST, run.state(self.fingerprint))
         if looks or saves:
             self.accelerator.wait_for_everyone()
-        return means["integer"] if means else None
+        return means
 
     def _log_losses(self) -> dict[str, float]:
         mean = (self.losses / self.steps_in_losses).tolist()
-        means = dict(zip(LOSS_NAMES, mean, strict=True))
+        means = dict(zip(self.run.objective.names, mean, strict=True))
         self.losses.zero_()
         self.steps_in_losses = 0
         _require_finite(means, self.run, self.log.folder)
@@ -325,8 +335,8 @@ class _Trainer:
         """
         run = self.run
         network = run.average.module
-        assert isinstance(network, HIH)
-        decoding = decoding_of(self.configuration.loss)
+        assert isinstance(network, LandmarkNetwork)
+        decoding = decoding_of(self.configuration)
         measured = self.validator.measure(network.eval(), decoding, stage.crop_size)
         errors = {name: each.nme for name, each in measured.items()}
         errors["mean"] = sum(errors.values()) / len(errors)
@@ -344,7 +354,7 @@ class _Trainer:
 
 
 class _Step:
-    """One step of the optimiser; gives its losses, one of each of `LOSS_NAMES`, detached."""
+    """One step of the optimiser; gives its losses, detached, in the order of `Objective.names`."""
 
     def __init__(
         self,
@@ -365,7 +375,7 @@ class _Step:
         parts = self._parts(Batch(*_to(batch, accelerator.device)), extra)
         objective = self.run.objective
         totals = summed(torch.stack([objective.totals(part) for part in parts]).sum(dim=0))
-        losses = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
+        losses = torch.zeros(len(objective.names), device=accelerator.device)
         for number, part in enumerate(parts, 1):
             waits = number < len(parts)  # gradients of processes meet once a step
             with accelerator.no_sync(self.model) if waits else nullcontext():
@@ -387,12 +397,12 @@ class _Step:
         settings = self.configuration.self_training
         if extra is not None and settings is not None:
             teacher = self.run.average.module.eval()
-            assert isinstance(teacher, HIH)
+            assert isinstance(teacher, LandmarkNetwork)
             taught = teach(
                 teacher,
                 UnlabelledBatch(*_to(extra, self.accelerator.device)),
                 settings,
-                decoding_of(self.configuration.loss),
+                decoding_of(self.configuration),
                 self.row,
                 self.accelerator.autocast(),
             )
@@ -436,7 +446,7 @@ def _accelerator(optimiser: Optimiser, device: str | torch.device, run: Path) ->
 
 def _start(
     configuration: TrainingConfiguration,
-    network: HIH,
+    network: LandmarkNetwork,
     accelerator: Accelerator,
     initial: Mapping[str, torch.Tensor] | None,
     teacher: Teacher | None,
@@ -448,21 +458,18 @@ def _start(
         network, multi_avg_fn=_moving_average(configuration.average_decay), use_buffers=True
     )
     synchronised = synchronise_statistics(network, accelerator.device)
-    assert isinstance(synchronised, HIH)
+    assert isinstance(synchronised, LandmarkNetwork)
     for name, parameter in network.named_parameters():
         if ".idle_skip." in name:  # never used: other processes would wait for their gradients
             parameter.requires_grad_(False)
-    objective = Objective(synchronised, configuration.loss, teacher).to(accelerator.device)
+    objective = make_objective(configuration, synchronised, teacher)
     settings = configuration.optimiser
-    optimiser = OPTIMISERS[settings.name](
-        [p for p in network.parameters() if p.requires_grad],
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )
-    return _Run(objective, average, optimiser, accelerator.scaler)
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimiser = OPTIMISERS[settings.name](learned, settings)
+    return _Run(objective.to(accelerator.device), average, optimiser, accelerator.scaler)
 
 
-def _load_initial(network: HIH, initial: Mapping[str, torch.Tensor]) -> None:
+def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:
     """Takes weights that must fit, but for auxiliary heads, which exported weights lack."""
     own = network.state_dict()
     missing = [n for n in own if n not in initial and not n.startswith("auxiliary_heads.")]

@@ -142,7 +142,7 @@ def wing(
 def direction_loss(
     errors: torch.Tensor,
     normals: torch.Tensor,
-    normal_to_tangent: float = NORMAL_TO_TANGENT,
+    normal_to_tangent: float | torch.Tensor = NORMAL_TO_TANGENT,
     quadratic_below: float = QUADRATIC_BELOW,
 ) -> torch.Tensor:
     """Anisotropic direction loss: errors (K, 2) in cells, unit normals (K, 2) -> (K,) in cells.
@@ -150,6 +150,7 @@ def direction_loss(
     ADNet (Huang et al., arXiv 2109.05721, section "Anisotropic Direction Loss"): the smooth L1 of
     ``sqrt(2 lambda / (1 + lambda) n^2 + 2 / (1 + lambda) t^2)`` with n the error across the contour
     and t the one along it, where annotators disagree more. Without a normal it is `smooth_l1`.
+    ``normal_to_tangent`` is lambda, one number or (K,).
     """
     errors, normals = _at_least_single(errors, normals)
     across = (errors * normals).sum(dim=-1).square()
@@ -244,6 +245,28 @@ def star(
     return loss
 
 
+STRONGEST_DIRECTION = 9.0
+"""Upper end of lambda in `anisotropic_direction`, the released code's; the lower one is 1."""
+
+
+def anisotropic_direction(
+    distributions: torch.Tensor, truth: torch.Tensor, normals: torch.Tensor
+) -> torch.Tensor:
+    """`direction_loss` weighted by the heatmap's spread: a `PointLoss`, in cells.
+
+    Lambda is the variance of the distribution along the contour over that across it, within 1 and
+    `STRONGEST_DIRECTION`, and a constant for the gradient: ADNet's released code (the paper
+    fixes it at 2), which takes the last stack's spread for all, where this takes each stack's own.
+    """
+    distributions, truth, normals = _at_least_single(distributions, truth, normals)
+    spread = unbiased_spread(distributions.detach())
+    nx, ny = normals.unbind(dim=-1)
+    across = spread.xx * nx.square() + spread.yy * ny.square() + 2 * spread.xy * nx * ny
+    along = spread.xx * ny.square() + spread.yy * nx.square() - 2 * spread.xy * nx * ny
+    direction = (along / across.clamp(min=1e-6)).clamp(1, STRONGEST_DIRECTION)
+    return direction_loss(_errors(distributions, truth), normals, direction)
+
+
 def _errors(distributions: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return expected_points(distributions) - _at_least_single(truth)[0]
 
@@ -252,6 +275,7 @@ POINT_LOSSES: Mapping[str, PointLoss] = {
     "smooth_l1": lambda maps, truth, normals: smooth_l1(_errors(maps, truth)),
     "wing": lambda maps, truth, normals: wing(_errors(maps, truth)),
     "direction": lambda maps, truth, normals: direction_loss(_errors(maps, truth), normals),
+    "anisotropic_direction": anisotropic_direction,
     "star": lambda maps, truth, normals: star(maps, truth),
 }
 

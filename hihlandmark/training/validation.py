@@ -22,7 +22,7 @@ from hihlandmark.evaluation import mean_error, normalised_errors
 from hihlandmark.evaluation.metrics import face_errors
 from hihlandmark.heatmap import decode, to_distributions
 from hihlandmark.layouts import get_layout
-from hihlandmark.models.hih import HIH
+from hihlandmark.models.network import LandmarkNetwork
 from hihlandmark.runtimes.pytorch import normalise
 from hihlandmark.training.contact_sheet import Tile, contact_sheet
 from hihlandmark.training.datasets.faces import AnnotatedFaces
@@ -57,7 +57,9 @@ class Validator:
                 )
         self.sets, self.box_maps, self.pictures = sets, box_maps, pictures
 
-    def measure(self, network: HIH, decoding: Decoding, crop_size: int) -> dict[str, Measured]:
+    def measure(
+        self, network: LandmarkNetwork, decoding: Decoding, crop_size: int
+    ) -> dict[str, Measured]:
         """The error on each split by its name, of a network in eval mode."""
         return {
             name: self._measure(network, faces, decoding, crop_size)
@@ -66,7 +68,7 @@ class Validator:
 
     @torch.no_grad()
     def _measure(
-        self, network: HIH, faces: AnnotatedFaces, decoding: Decoding, size: int
+        self, network: LandmarkNetwork, faces: AnnotatedFaces, decoding: Decoding, size: int
     ) -> Measured:
         device = next(network.parameters()).device
         mean = torch.tensor(IMAGENET_MEAN, device=device)
@@ -75,7 +77,7 @@ class Validator:
         pictures: list[Tile] = []
         for crops, truths, matrices, names in self._crops(faces, size):
             heatmaps = network(normalise(torch.from_numpy(crops).to(device), mean, std))
-            integer, decimal = (maps.float() for maps in heatmaps[faces.layout])
+            integer, decimal = heatmaps[faces.layout].float()
             maps = to_distributions(integer, decimal, decoding["activation"])
             stride = size // integer.shape[-1]
             found = decode(*maps, decoding["decoder"], stride=stride).points.cpu().double().numpy()

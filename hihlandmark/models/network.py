@@ -1,0 +1,121 @@
+"""What all architectures have in common: their configuration's core, their output, their base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from hihlandmark.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfiguration:
+    """What fixes the shape of every parameter of a stacked-hourglass network.
+
+    ``stacks`` hourglasses of ``depth`` halvings with ``features`` channels. ``input_size``: side of
+    the square crop in pixels. ``layouts`` maps a layout's name to its number of points, in the
+    order of the channels. ``auxiliary_layouts`` are heads used in training only: they read the last
+    stack's features, feed nothing back, and are dropped from packaged weights.
+
+    Raises `ConfigurationError` for values that no network can have.
+    """
+
+    stacks: int
+    features: int
+    depth: int
+    input_size: int
+    layouts: Mapping[str, int]
+    auxiliary_layouts: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        if problems := list(self.problems()):
+            name = type(self).__name__.removesuffix("Configuration")
+            raise ConfigurationError(f"no {name} network can be built: {'; '.join(problems)}")
+
+    @property
+    def heatmap_size(self) -> int:
+        """Cells a side of a heatmap: the trunk's stride is 4."""
+        return self.input_size // 4
+
+    @property
+    def points(self) -> int:
+        """Points of all layouts together, auxiliary ones excluded."""
+        return sum(self.layouts.values())
+
+    def problems(self) -> Iterator[str]:
+        """What keeps a network from being built; values may come from a file, of any type."""
+        yield from self._problems_of_types() or self._problems_of_sizes()
+
+    def _problems_of_types(self) -> list[str]:
+        mappings = ("layouts", "auxiliary_layouts")
+        if not all(isinstance(getattr(self, name), Mapping) for name in mappings):
+            return ["layouts and auxiliary_layouts must map names to numbers of points"]
+        values = {field.name: (field.type, getattr(self, field.name)) for field in fields(self)}
+        counts: dict[str, Any] = {n: value for n, (kind, value) in values.items() if kind == "int"}
+        for layouts in (self.layouts, self.auxiliary_layouts):
+            counts |= {f"points of {name}": points for name, points in layouts.items()}
+        wrong = [f"{name}={n!r}" for name, n in counts.items() if type(n) is not int or n < 1]
+        return [f"{', '.join(wrong)} must be whole numbers above 0"] if wrong else []
+
+    def _problems_of_sizes(self) -> Iterator[str]:
+        if not self.layouts:
+            yield "layouts is empty"
+        if self.features % 4:
+            yield f"features={self.features} is not a multiple of 4"
+        if self.input_size % 4 or halvings(self.heatmap_size) < self.depth:
+            yield (
+                f"input_size={self.input_size} is not a multiple of 4 * 2**depth with "
+                f"depth={self.depth}"
+            )
+
+
+def halvings(number: int) -> int:
+    """How often a number above 0 can be halved without remainder."""
+    return (number & -number).bit_length() - 1
+
+
+class Heatmaps(NamedTuple):
+    """Raw output of a network for one layout of P points, as ``heatmap.decode`` wants it.
+
+    ``integer``: (N, P, h, h), scores of the last stack over cells of the crop. ``decimal``:
+    (N, P, b, b), scores over the b x b bins inside the cell; None of networks without such a head.
+    """
+
+    integer: torch.Tensor
+    decimal: torch.Tensor | None
+
+    def float(self) -> Heatmaps:
+        """In float32."""
+        return Heatmaps(
+            self.integer.float(), None if self.decimal is None else self.decimal.float()
+        )
+
+
+class LandmarkNetwork(nn.Module):
+    """Crops in, heatmaps of every layout out."""
+
+    configuration: NetworkConfiguration
+    auxiliary_heads: nn.ModuleDict
+
+    def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
+        """Crops (N, 3, S, S), normalised -> `Heatmaps` of every layout, from the last stack."""
+        raise NotImplementedError
+
+    def by_layout(self, maps: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maps (N, P, h, h) of all layouts' points -> those of each layout by its name."""
+        layouts = self.configuration.layouts
+        return dict(zip(layouts, maps.split(list(layouts.values()), dim=1), strict=True))
+
+
+def auxiliary_heads(configuration: NetworkConfiguration) -> nn.ModuleDict:
+    """A layer for each auxiliary layout that predicts its heatmaps from a stack's features."""
+    return nn.ModuleDict(
+        {
+            name: nn.Conv2d(configuration.features, points, 1)
+            for name, points in configuration.auxiliary_layouts.items()
+        }
+    )

@@ -1,0 +1,142 @@
+"""What ADNet is trained for: landmarks, maps of edges and maps of points, every stack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.layouts import get_layout
+from hihlandmark.models.adnet import ADNet, StackMaps
+from hihlandmark.runtimes.pytorch import normalise
+from hihlandmark.training.batches import Batch
+from hihlandmark.training.configuration import Loss
+from hihlandmark.training.losses import ACTIVATION
+from hihlandmark.training.objectives.base import Objective, point_loss_of
+from hihlandmark.training.objectives.lines import LineMaps
+from hihlandmark.weights import Decoding
+
+if TYPE_CHECKING:
+    from hihlandmark.training.distillation import Teacher
+
+SMALLEST_MASS = 1e-6
+"""An attended heatmap with less in it is taken for empty: the released code's number."""
+
+
+class ADNetObjective(Objective):
+    """`Objective` of `ADNet` (arXiv 2109.05721, section "Loss"): a loss of every stack's landmarks,
+    and heatmap losses of its edge and point maps, each stack counting twice as much as the last.
+    """
+
+    names = ("point", "edge_map", "point_map")
+
+    def __init__(self, network: ADNet, loss: Loss, teacher: Teacher | None = None) -> None:
+        super().__init__(network, loss, teacher)
+        if teacher is not None:
+            raise ConfigurationError("distillation is of HIH's heatmaps: adnet has no decimal ones")
+        point_loss = point_loss_of(loss)
+        if point_loss is None:
+            raise ConfigurationError(
+                "adnet is trained on landmarks: take anisotropic_direction for loss.point"
+            )
+        if ACTIVATION[loss.integer] != "linear":
+            raise ConfigurationError(
+                f"loss.integer={loss.integer!r} is of distributions, and adnet's edge and point "
+                "maps are masks in 0..1: take adaptive_wing or mse"
+            )
+        self.point_loss = point_loss
+        layouts = {name: get_layout(name) for name in network.configuration.layouts}
+        self.lines = nn.ModuleDict(
+            {name: LineMaps(layout.edges, layout.size) for name, layout in layouts.items()}
+        )
+
+    @staticmethod
+    def decoding(loss: Loss) -> Decoding:
+        """The landmark is the mean of the attended heatmap, whatever the losses."""
+        return {"decoder": "mean", "bin_centre": 0.5, "activation": "linear"}
+
+    def totals(self, batch: Batch) -> torch.Tensor:
+        """Sums of weights (3,): of the predicted layouts' points, of edges, of all points."""
+        edges = self._edge_weights(batch.weights)
+        predicted = batch.weights[:, self.shipped]
+        return torch.stack([predicted.sum(), edges.sum(), batch.weights.sum()])
+
+    def weigh(self, losses: torch.Tensor) -> torch.Tensor:
+        """The losses (3,) of `forward` -> the number to be minimised."""
+        weights = (self.loss.point_weight, self.loss.map_weight, self.loss.map_weight)
+        return losses @ losses.new_tensor(weights)
+
+    def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
+        """Weighted sums over points, edges and points, over ``totals`` (3,): (3,), `names`."""
+        crops = normalise(batch.crops, self.mean, self.std)
+        stacks, features = self.network.forward_stacks(crops)
+        size = stacks[-1].attended.shape[-1]
+        centres = self.in_cells(batch, size) - 0.5
+        edges, edge_weights = self._edges(batch, centres[:, self.shipped], size)
+        normals = self.normals(batch)
+        losses = torch.zeros(3, device=crops.device)
+        for number, maps in enumerate(stacks, 1):
+            # "The stack weights of the paper": 1/8, 1/4, 1/2 and 1 for four.
+            share = 2.0 ** (number - len(stacks))
+            found = self._stack_sums(batch, maps, centres, normals, edges, edge_weights)
+            losses = losses + share * found
+        auxiliary = self.auxiliary_sum(features, centres, batch.weights, torch.sigmoid)
+        return (losses + auxiliary * losses.new_tensor([0, 0, 1])) / totals.clamp(min=1e-6)
+
+    def _stack_sums(
+        self,
+        batch: Batch,
+        maps: StackMaps,
+        centres: torch.Tensor,
+        normals: torch.Tensor,
+        edges: torch.Tensor,
+        edge_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """A stack's losses (3,), before they are divided; ``edges`` (B, E, h, h): the targets."""
+        weights = batch.weights[:, self.shipped]
+        taught = weights > 0
+        attended = maps.attended[taught].float()
+        mass = attended.sum(dim=(-2, -1), keepdim=True)
+        place = centres[:, self.shipped]
+        point = self.point_loss(
+            attended / mass.clamp(min=SMALLEST_MASS), place[taught], normals[taught]
+        )
+        on_edge = edge_weights > 0
+        edge = self.integer_loss(maps.edges[on_edge].float().sigmoid(), edges[on_edge])
+        return torch.stack(
+            [
+                (point * weights[taught]).sum(),
+                (edge * edge_weights[on_edge]).sum(),
+                self.map_sum(maps.points.float().sigmoid(), place, weights),
+            ]
+        )
+
+    def _edges(
+        self, batch: Batch, centres: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Target maps (B, E, size, size) of all layouts' edges, and their weights (B, E)."""
+        weights = self._edge_weights(batch.weights)
+        maps = centres.new_zeros(*weights.shape, size, size)
+        groups = centres.split(list(self.network.configuration.layouts.values()), dim=1)
+        start = 0
+        for lines, points in zip(self.lines.values(), groups, strict=True):
+            assert isinstance(lines, LineMaps)
+            place = slice(start, start + len(lines.lengths))
+            start = place.stop
+            faces = (weights[:, place] > 0).any(dim=1)
+            if faces.any():
+                maps[faces, place] = lines(points[faces], size, self.loss.line_sigma)
+        return maps, weights
+
+    def _edge_weights(self, weights: torch.Tensor) -> torch.Tensor:
+        """Weights of points (B, P) -> of all layouts' edges (B, E)."""
+        sizes = list(self.network.configuration.layouts.values())
+        groups = weights[:, self.shipped].split(sizes, dim=1)
+        pairs = zip(self.lines.values(), groups, strict=True)
+        found = []
+        for lines, group in pairs:
+            assert isinstance(lines, LineMaps)
+            found.append(lines.weights(group))
+        return torch.cat(found, dim=1)

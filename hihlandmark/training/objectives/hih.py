@@ -1,0 +1,130 @@
+"""What HIH is trained for: integer heatmaps of every stack, and decimal heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.heatmap import DECIMAL_SIGMA, gaussian, to_distributions
+from hihlandmark.models.hih import HIH
+from hihlandmark.runtimes.pytorch import normalise
+from hihlandmark.training.batches import Batch
+from hihlandmark.training.configuration import Loss
+from hihlandmark.training.losses import ACTIVATION, HEATMAP_LOSSES, csc
+from hihlandmark.training.objectives.base import Objective, _row, point_loss_of
+from hihlandmark.weights import Decoding
+
+if TYPE_CHECKING:
+    from hihlandmark.training.distillation import Teacher
+
+
+class HIHObjective(Objective):
+    """`Objective` of `HIH` (arXiv 2104.03100, section 3.3, and what does better)."""
+
+    names = ("integer", "decimal", "point", "distillation")
+
+    def __init__(self, network: HIH, loss: Loss, teacher: Teacher | None = None) -> None:
+        super().__init__(network, loss, teacher)
+        self.decimal_loss = _row(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
+        self.point_loss = point_loss_of(loss)
+        if self.point_loss and loss.integer == "csc":
+            raise ConfigurationError(
+                "loss.point needs an integer heatmap whose mean is the point, and csc teaches an "
+                "almost flat one: take cross_entropy, mse or adaptive_wing for loss.integer"
+            )
+
+    @staticmethod
+    def decoding(loss: Loss) -> Decoding:
+        """How heatmaps trained with these losses are read, as a model card states it.
+
+        All losses but the cross-entropy leave the softmax of the decimal heatmap almost flat (CSC
+        teaches the softmax of a Gaussian, not the Gaussian): only its maximum can be read.
+        """
+        return {
+            "decoder": "expectation" if loss.decimal == "cross_entropy" else "argmax",
+            "bin_centre": 0.5,
+            "activation": ACTIVATION[loss.integer],
+        }
+
+    def totals(self, batch: Batch) -> torch.Tensor:
+        """Sums of weights (3,): all layouts', the predicted ones', and those of the teacher."""
+        weights = batch.weights
+        teacher = self._teacher_of(batch.crops.shape[1])
+        distilled = weights.new_tensor(len(weights) * teacher.points if teacher else 0)
+        return torch.stack([weights.sum(), weights[:, self.shipped].sum(), distilled])
+
+    def weigh(self, losses: torch.Tensor) -> torch.Tensor:
+        """The losses (4,) of `forward` -> the number to be minimised."""
+        distilled = self.teacher.weight if self.teacher else 0.0
+        weights = (1.0, self.loss.decimal_weight, self.loss.point_weight, distilled)
+        return losses @ losses.new_tensor(weights)
+
+    def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
+        """Weighted sums of the losses over the points, over ``totals`` (3,): (4,), `names`.
+
+        All but the decimal loss are means over the stacks.
+        """
+        crops = normalise(batch.crops, self.mean, self.std)
+        integers, decimals, features = self.network.forward_stacks(crops)
+        size, bins, shipped = integers[-1].shape[-1], decimals.shape[-1], self.shipped
+        u = self.in_cells(batch, size)
+        cells = u.floor().clamp(0, size - 1)
+
+        weights = batch.weights[:, shipped]
+        sums = [self.map_sum(maps, cells[:, shipped], weights) for maps in integers]
+        integer = torch.stack(sums).mean() + self.auxiliary_sum(features, cells, batch.weights)
+
+        taught = weights > 0
+        fractions = (u - cells)[:, shipped][taught]
+        targets = gaussian(fractions * bins - 0.5, bins, DECIMAL_SIGMA)
+        decimal = (self.decimal_loss(decimals[taught].float(), targets) * weights[taught]).sum()
+
+        point = torch.zeros((), device=crops.device)
+        if self.point_loss is not None:
+            normals = self.normals(batch)[taught]
+            for maps in integers:
+                distributions, _ = to_distributions(
+                    maps[taught].float(), None, ACTIVATION[self.loss.integer]
+                )
+                # The integer heatmap stands for the cell, the decimal one for the rest.
+                losses = self.point_loss(distributions, cells[:, shipped][taught], normals)
+                point = point + (losses * weights[taught]).sum() / len(integers)
+        distilled = self._distillation_sum(crops, integers, decimals)
+        total, shipped_total, distilled_total = totals.clamp(min=1e-6)
+        return torch.stack(
+            [
+                integer / total,
+                decimal / shipped_total,
+                point / shipped_total,
+                distilled / distilled_total,
+            ]
+        )
+
+    def _distillation_sum(
+        self, crops: torch.Tensor, integers: Sequence[torch.Tensor], decimals: torch.Tensor
+    ) -> torch.Tensor:
+        """Divergences of the student's distributions from the teacher's, over faces and points.
+
+        A decimal heatmap counts by ``decimal_weight``, as it does for the labels. At temperature 1
+        the gradient is that of Hinton et al., arXiv 1503.02531, equation 2.
+        """
+        total = torch.zeros((), device=crops.device)
+        teacher = self._teacher_of(crops.shape[-1])
+        if teacher is None:
+            return total
+        stacks = [self.network.by_layout(maps) for maps in integers]
+        own_decimals = self.network.by_layout(decimals)
+        for name, taught in teacher(crops).items():
+            for stack in stacks:
+                total = total + csc(stack[name], taught.integer).sum() / len(stacks)
+            assert taught.decimal is not None  # the teacher is an HIH network
+            decimal = csc(own_decimals[name], taught.decimal).sum()
+            total = total + self.loss.decimal_weight * decimal
+        return total
+
+    def _teacher_of(self, crop_size: int) -> Teacher | None:
+        """Who teaches on crops of this size."""
+        return self.teacher if self.teacher and self.teacher.crop_size == crop_size else None

@@ -1,0 +1,66 @@
+"""From what a teacher says of unlabelled faces to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from hihlandmark.heatmap import decode, to_distributions
+from hihlandmark.models.network import LandmarkNetwork
+from hihlandmark.runtimes.pytorch import normalise
+from hihlandmark.training.batches import Batch, UnlabelledBatch
+from hihlandmark.training.configuration import SelfTraining
+from hihlandmark.weights import IMAGENET_MEAN, IMAGENET_STD, Decoding
+
+
+@torch.no_grad()
+def teach(
+    teacher: LandmarkNetwork,
+    unlabelled: UnlabelledBatch,
+    settings: SelfTraining,
+    decoding: Decoding,
+    row: int,
+    autocast: AbstractContextManager[Any],
+) -> Batch:
+    """What a teacher says of unlabelled faces, as a batch of the student's crops.
+
+    ``teacher``: a network in eval mode, ``decoding`` how its heatmaps are read (`decoding_of`);
+    ``row``: points of all layouts, auxiliary ones too; ``autocast``: its precision. The
+    teacher's variance v, in squared cells, weighs each point by ``weight * s^2 / (s^2 + v)``
+    (`SelfTraining`).
+    """
+    device = unlabelled.plain.device
+    mean = torch.tensor(IMAGENET_MEAN, device=device)
+    std = torch.tensor(IMAGENET_STD, device=device)
+    with autocast:  # the network alone: positions want all their digits
+        heatmaps = teacher(normalise(unlabelled.plain, mean, std))
+    faces, size = unlabelled.plain.shape[:2]
+    points = torch.zeros(faces, row, 2, device=device)
+    weights = torch.zeros(faces, row, device=device)
+    start = 0
+    for name, count in teacher.configuration.layouts.items():
+        place = slice(start, start + count)
+        start = place.stop
+        if name not in settings.layouts:
+            continue
+        integer, decimal = heatmaps[name].float()
+        stride = size // integer.shape[-1]
+        maps = to_distributions(integer, decimal, decoding["activation"])
+        found = decode(*maps, decoding["decoder"], stride=stride)
+        variance = found.covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1) / stride**2
+        trusted = settings.trusted_spread**2
+        linear, shift = unlabelled.matrices[:, None, :, :2], unlabelled.matrices[:, None, :, 2]
+        moved = (linear @ found.points[..., None]).squeeze(-1) + shift
+        inside = ((moved >= -0.5) & (moved < size - 0.5)).all(dim=-1) & found.inside
+        points[:, place] = torch.where(inside[..., None], moved, 0)
+        weights[:, place] = settings.weight * trusted / (trusted + variance) * inside
+    unreadable = torch.zeros(faces, dtype=torch.int64, device=device)
+    return Batch(unlabelled.disturbed, points, weights.nan_to_num(), unreadable)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches of crops of one size, one after another."""
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
