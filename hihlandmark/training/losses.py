@@ -255,8 +255,8 @@ def anisotropic_direction(
     """`direction_loss` weighted by the heatmap's spread: a `PointLoss`, in cells.
 
     Lambda is the variance of the distribution along the contour over that across it, within 1 and
-    `STRONGEST_DIRECTION`, and a constant for the gradient: ADNet's released code (the paper
-    fixes it at 2), which takes the last stack's spread for all, where this takes each stack's own.
+    `STRONGEST_DIRECTION`, and a constant for the gradient, as in ADNet's released code, which takes
+    the spread in the last stack for all, where this takes each stack's own.
     """
     distributions, truth, normals = _at_least_single(distributions, truth, normals)
     spread = unbiased_spread(distributions.detach())

@@ -1,0 +1,153 @@
+"""Draws the two pictures of docs/three-systems.md with the packaged weights.
+
+    python docs/figures/three_systems.py
+
+Writes ``heatmaps.png`` (what the networks see on a face: scikit-image's astronaut, public domain)
+and ``losses.png`` (what they are taught by) beside this file. Needs matplotlib and scikit-image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.data import astronaut
+
+from hihlandmark import Detector
+from hihlandmark.crop import cut_crop
+from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.heatmap import gaussian, to_distributions
+from hihlandmark.models.adnet import ADNet
+from hihlandmark.models.awing import AWing
+from hihlandmark.models.hih import HIH
+from hihlandmark.runtimes.pytorch import TorchRuntime, normalise
+from hihlandmark.training.losses import adaptive_wing, direction_loss
+
+FOLDER = Path(__file__).parent
+LAYOUT = 98
+POINT = 64
+"""The inner corner of the eye on the left, whose decimal heatmap is shown."""
+
+Crop = NDArray[np.uint8]
+
+
+def face_crop(detector: Detector) -> Crop:
+    """The crop (S, S, 3) that a network sees of the astronaut."""
+    photo = astronaut()
+    (face,) = detector.predict(photo)
+    square = detector.box_map("landmarks").squares_around(
+        face.points[None].astype(float), np.zeros(1)
+    )[0]
+    return np.asarray(cut_crop(photo, square, detector.crop_size))
+
+
+def network_of(detector: Detector) -> tuple[torch.nn.Module, TorchRuntime]:
+    """The network of a detector, and the runtime that knows its normalisation."""
+    return detector.runtime.network, detector.runtime
+
+
+@torch.inference_mode()
+def maps_of(detector: Detector, crop: Crop) -> dict[str, NDArray[np.floating]]:
+    """Maps (h, h) of one crop by their captions, each the highest value of all points or lines."""
+    network, runtime = network_of(detector)
+    batch = normalise(torch.from_numpy(crop[None]), runtime.mean, runtime.std)
+    shown: dict[str, torch.Tensor] = {}
+    if isinstance(network, HIH):
+        integers, decimals, _ = network.forward_stacks(batch)
+        integer, decimal = to_distributions(
+            network.by_layout(integers[-1])["WFLW98"], network.by_layout(decimals)["WFLW98"]
+        )
+        assert decimal is not None
+        peaks = integer / integer.amax(dim=(-2, -1), keepdim=True)
+        shown["integer heatmaps"] = peaks.amax(dim=1)[0]
+        shown["decimal heatmap of the inner eye corner"] = decimal[0, POINT]
+    elif isinstance(network, ADNet):
+        stacks, _ = network.forward_stacks(batch)
+        edges = len(network.configuration.edges["WFLW98"])
+        shown["edge maps"] = stacks[-1].edges.sigmoid()[0, :edges].amax(dim=0)
+        shown["point maps"] = network.by_layout(stacks[-1].points.sigmoid())["WFLW98"][0].amax(0)
+        attended = network.by_layout(stacks[-1].attended)["WFLW98"][0]
+        shown["heatmaps after attention"] = (
+            attended / attended.amax(dim=(-2, -1), keepdim=True)
+        ).amax(dim=0)
+    elif isinstance(network, AWing):
+        stacks, _ = network.forward_stacks(batch)
+        shown["boundary"] = stacks[-1][0, network.configuration.points].clamp(0, 1)
+        shown["heatmaps"] = network.by_layout(stacks[-1][:, : network.configuration.points])[
+            "WFLW98"
+        ][0].amax(dim=0)
+    return {name: each.float().numpy() for name, each in shown.items()}
+
+
+def draw_heatmaps() -> Any:
+    """Rows of systems: the crop with a map over it."""
+    rows = {
+        "HIH": Detector(LAYOUT, model="hih-small"),
+        "ADNet": Detector(LAYOUT, model="adnet-small"),
+        "Adaptive Wing": Detector(LAYOUT, model="awing-small"),
+    }
+    crop = face_crop(rows["HIH"])
+    figure = new_figure(9.6, 10)
+    axes = figure.subplots(3, 3)
+    for (name, detector), line in zip(rows.items(), axes, strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, (caption, shown) in zip(line, maps_of(detector, crop).items(), strict=False):
+            if shown.shape[0] < 16:
+                axis.imshow(shown, cmap="magma")
+            else:
+                axis.imshow(crop, extent=(0, 1, 1, 0))
+                axis.imshow(shown, cmap="magma", alpha=0.65, extent=(0, 1, 1, 0))
+            axis.set_title(f"{name}: {caption}", fontsize=10)
+    return figure
+
+
+def draw_losses() -> Any:
+    """The shapes of the losses: Adaptive Wing's over the error, its weights, ADNet's direction."""
+    figure = new_figure(11, 3.6)
+    curves, weights, direction = figure.subplots(1, 3)
+
+    errors = torch.linspace(0, 1, 201)
+    for label, target, style in (("at a peak", 1.0, "-"), ("on the background", 0.0, "--")):
+        maps = torch.full((201, 1, 1), target)
+        losses = adaptive_wing(maps - errors[:, None, None], maps) / (1 + 10 * (target > 0.2))
+        curves.plot(errors, losses / 14, style, color="tab:red", label=f"Adaptive Wing {label}")
+    curves.plot(errors, errors.square(), color="tab:blue", label="squared error")
+    curves.set_xlabel("error of a heatmap's value")
+    curves.set_ylabel("loss (Adaptive Wing: of its 14)")
+    curves.legend(fontsize=8)
+
+    target = gaussian(torch.tensor([[8.0, 8.0]]), 17, 1.5)
+    dilated = torch.nn.functional.max_pool2d(target[None], 3, stride=1, padding=1)[0, 0]
+    weights.imshow(1 + 10 * (dilated > 0.2), cmap="Reds")
+    weights.contour(target[0], levels=[0.2, 0.5, 0.9], colors="black", linewidths=0.8)
+    weights.set_title("Adaptive Wing: weights 1 and 11\naround a target (lines)", fontsize=9)
+    weights.axis("off")
+
+    axis = torch.linspace(-3, 3, 121)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(-1, 2)
+    normal = torch.tensor([[0.0, 1.0]]).expand(len(grid), -1)
+    for strength, colour in ((1.0, "tab:blue"), (9.0, "tab:red")):
+        losses = direction_loss(grid, normal, strength).view(121, 121)
+        direction.contour(axis, axis, losses, levels=[0.5, 1.5, 2.5], colors=colour)
+        direction.plot([], [], color=colour, label=f"λ = {strength:g}")
+    direction.axhline(0, color="grey", linewidth=2, alpha=0.5)
+    direction.set_aspect("equal")
+    direction.set_title("ADNet: errors of equal loss\naround a point on a contour (grey)", fontsize=9)
+    direction.set_xlabel("along the contour, cells")
+    direction.set_ylabel("across, cells")
+    direction.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def main() -> None:
+    """Draw both."""
+    draw_losses().savefig(FOLDER / "losses.png", dpi=110)
+    draw_heatmaps().savefig(FOLDER / "heatmaps.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
