@@ -4,7 +4,7 @@
 
 DIR of the data holds the sets of the configuration ``hih-small``. Each of `SYSTEMS` is trained from
 random weights by its own configuration, with the stages of `STAGES` and the same batches; its
-averaged weights are exported to ``RUNS/NAME/weights`` and measured by what `hihlandmark eval` calls.
+averaged weights are exported to ``RUNS/NAME/weights`` and measured as `hihlandmark eval` does.
 Milliseconds a face are of the network and the decoding, in batches of `BATCH` crops on the chosen
 device, the systems taking turns: the median, and the middle half in brackets. A run that was
 stopped goes on, and one that is finished is not repeated. Without mirrored crops and shape priors,

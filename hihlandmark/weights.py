@@ -1,4 +1,4 @@
-"""Weight files and their model cards: find, fetch, verify, read, write, convert. No network code.
+"""Weight files and their model cards: find, fetch, verify, read, write. No network code.
 
 Weights are safetensors, in one file ``NAME.safetensors`` or in shards
 ``NAME-00001-of-00003.safetensors``, with the model card ``NAME.json`` beside them. The card names
@@ -7,14 +7,13 @@ every file with its SHA-256; nothing is read from a file before it has been veri
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
@@ -43,7 +42,7 @@ SHARD_BYTES = 16 * 2**20
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
-DECODERS = ("argmax", "expectation")
+DECODERS = ("argmax", "expectation", "quarter_shift", "mean")
 """Those of ``heatmap.Decoder``, which cannot be imported here without torch."""
 ACTIVATIONS = ("linear", "softmax")
 """Those of ``heatmap.Activation``, likewise."""
@@ -57,9 +56,6 @@ _SHAPE_PRIOR = re.compile(r"shape_prior\.(?P<layout>\w+)\.(?P<part>mean|modes|sc
 _PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".tar", ".bin"}
 _HEADER_BYTES_PER_TENSOR = 160
 """Room for a tensor's entry in a safetensors header besides its name: dtype, shape, offsets."""
-_OFFICIAL_CROP_SCALE = 1.2
-"""Side of the HIH authors' crops in longer sides of the landmarks' box: they follow the practice of
-PFLD (github.com/guoqiangqi/PFLD), whose crops are 1.2 times as large as the face."""
 _HUB_TIMEOUT = 10.0
 """Seconds to wait for the Hub's listing of a repository: huggingface_hub itself sets no limit."""
 
@@ -93,12 +89,19 @@ class CropContract(TypedDict):
     boxes: dict[str, BoxMap]
 
 
-class Decoding(TypedDict):
-    """How heatmaps become points: the arguments of these names in ``heatmap``."""
-
+class _RequiredDecoding(TypedDict):
     decoder: Decoder
     bin_centre: float
     activation: Activation
+
+
+class Decoding(_RequiredDecoding, total=False):
+    """How heatmaps become points: the arguments of these names in ``heatmap``.
+
+    ``aligned_corners`` may be left out, for False.
+    """
+
+    aligned_corners: bool
 
 
 class TrainingData(TypedDict):
@@ -640,102 +643,9 @@ def _shards(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]
     return shards
 
 
-# Converting
-
-
-def convert_checkpoint(
-    checkpoint: Path, folder: Path, name: str, layout: str | None = None
-) -> Path:
-    """Convert a checkpoint of the HIH authors' code to safetensors; return the path of the card.
-
-    The checkpoint is a pickle of ``{"state_dict": ..., "best_nme": ...}``, its keys with or without
-    "module." in front; it is opened with ``weights_only=True``. ``layout``: the layout that it must
-    be of, such as "WFLW98"; None takes the one with as many points. The card states the pixel and
-    bin convention of that code (x / 4 for the heatmap position, bins at b / 8) and the maps from
-    boxes to its tighter crops, so that it runs on photos. Raises `WeightsError` when it is no such
-    checkpoint or holds other objects.
-    """
-    from hihlandmark.models.official_hih import from_official
-
-    state = _read_checkpoint(checkpoint)
-    try:
-        configuration, state = from_official(state)
-    except (ConfigurationError, WeightsError) as error:
-        raise WeightsError(f"{checkpoint} is not a checkpoint of HIH: {error}") from error
-    layouts = list(configuration["layouts"])
-    if layout is not None and layouts != [layout]:
-        raise WeightsError(f"{checkpoint} has the layout {_some(layouts)}, not {layout}.")
-    card = ModelCard(
-        name=name,
-        architecture="hih",
-        configuration=configuration,
-        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        crop={"pixel_origin": 0.0, "boxes": boxes_of(_official_crop(*configuration["layouts"]))},
-        decoding={"decoder": "argmax", "bin_centre": 0.0, "activation": "linear"},
-        training_data=[],
-        licence="not stated by the checkpoint: see where it is from",
-    )
-    return save_weights(folder, card, state)
-
-
 def boxes_of(maps: Mapping[str, crop.BoxMap]) -> dict[str, BoxMap]:
     """Maps from boxes to crops as a card holds them."""
     return {kind: {"shift": list(m.shift), "scale": round(m.scale, 4)} for kind, m in maps.items()}
-
-
-def _official_crop(layout: str) -> dict[str, crop.BoxMap]:
-    """The maps to the HIH authors' crops, which fit the landmarks more tightly than ours."""
-    from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE, canonical_crop
-
-    own = f"landmarks:{layout}"
-    scale = CANONICAL_SCALE * _OFFICIAL_CROP_SCALE / CANONICAL_CROP[own].scale
-    return {
-        kind: box_map
-        for kind, box_map in canonical_crop(scale).items()
-        if kind == own or not kind.startswith("landmarks:")
-    }
-
-
-def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a pickled checkpoint, under the names that they have there."""
-    import pickle
-
-    import torch
-
-    try:
-        with _numpy_scalars_allowed():
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is not a checkpoint, or holds objects besides tensors and numbers, which are "
-            f"not opened because they may run code: {error}"
-        ) from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise WeightsError(f"{path} cannot be read as a checkpoint: {error}") from error
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise WeightsError(f'{path} is not a checkpoint of HIH: it has no "state_dict".')
-    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise WeightsError(f'{path} is not a checkpoint of HIH: "state_dict" is not all tensors.')
-    return state
-
-
-def _numpy_scalars_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Lets ``torch.load(weights_only=True)`` read the NumPy numbers of "best_nme", nothing more."""
-    import numpy as np
-    import torch
-
-    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5 reads plain numbers only
-        return contextlib.nullcontext()
-    # The same function under the module names of NumPy 1 and 2.
-    scalar = np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
-    ]
-    return torch.serialization.safe_globals(allowed)
 
 
 # Checking a card
@@ -764,13 +674,18 @@ def _check_card(card: ModelCard) -> None:
 
 
 def _check_decoding(decoding: Decoding) -> None:
-    _expect_fields(decoding, "decoding", {"decoder", "bin_centre", "activation"})
+    _expect_fields(
+        decoding, "decoding", {"decoder", "bin_centre", "activation"}, {"aligned_corners"}
+    )
     decoder, activation = decoding["decoder"], decoding["activation"]
-    _expect(decoder in DECODERS, "decoding.decoder", f"one of {_some(DECODERS)}", decoder)
+    named = f"one of {_some(DECODERS, len(DECODERS))}"
+    _expect(decoder in DECODERS, "decoding.decoder", named, decoder)
     known = activation in ACTIVATIONS
     _expect(known, "decoding.activation", f"one of {_some(ACTIVATIONS)}", activation)
     centre = decoding["bin_centre"]
     _expect(_is_number(centre), "decoding.bin_centre", "a number", centre)
+    aligned = decoding.get("aligned_corners", False)
+    _expect(isinstance(aligned, bool), "decoding.aligned_corners", "true or false", aligned)
 
 
 def _check_crop(crop: CropContract) -> None:
@@ -811,9 +726,11 @@ def _expect(holds: object, name: str, expected: str, value: object) -> None:
         raise WeightsError(f"The model card's field {name!r} must be {expected}, not {shown}.")
 
 
-def _expect_fields(value: object, name: str, names: set[str]) -> None:
-    exact = isinstance(value, dict) and value.keys() == names
-    _expect(exact, name, f"an object with the fields {_some(names)}", value)
+def _expect_fields(
+    value: object, name: str, names: set[str], optional: Set[str] = frozenset()
+) -> None:
+    fits = isinstance(value, dict) and value.keys() - optional == names
+    _expect(fits, name, f"an object with the fields {_some(names)}", value)
 
 
 def _is_text(value: object) -> bool:

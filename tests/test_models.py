@@ -1,29 +1,22 @@
-"""The networks: shapes, sizes, the registry, and equality with the official implementation.
-
-``data/hih_golden.npz`` holds numbers computed by the official implementation at commit 7174ea2
-(configuration HIHC_64x8_hg_l2, in float64): the names and shapes of its state dict, and of its
-outputs in evaluation mode some hundred values and the means, for the weights of `official_weights`
-and the crop of `golden_crop`.
-"""
+"""The networks: shapes, sizes and the registry. ``test_official.py`` compares their numbers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import nn
 
-from hihlandmark.errors import ConfigurationError, WeightsError
+from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
-from hihlandmark.models.hih import HIH, Heatmaps, HIHConfiguration
-from hihlandmark.models.official_hih import from_official
+from hihlandmark.models.adnet import ADNet
+from hihlandmark.models.awing import AWing
+from hihlandmark.models.blocks import BlurPool
+from hihlandmark.models.hih import HIH, HIHConfiguration
+from hihlandmark.models.network import Heatmaps, LandmarkNetwork
 from hihlandmark.models.registry import (
     ARCHITECTURES,
     LAYOUT_POINTS,
@@ -32,85 +25,30 @@ from hihlandmark.models.registry import (
     configuration_of,
 )
 
-GOLDEN = Path(__file__).parent / "data" / "hih_golden.npz"
+# Edges that overlap, and points on none.
+SMALL_EDGES = {"WFLW98": [[0, 1, 2], [2, 3]], "COFW29": [[0, 28]]}
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-class RandomStream:
-    """Uniform numbers from the raw bits of PCG64, which every release of NumPy draws alike."""
-
-    def __init__(self, seed: int) -> None:
-        self.bits = np.random.PCG64(seed)
-
-    def between(self, low: float, high: float, shape: tuple[int, ...]) -> torch.Tensor:
-        raw = self.bits.random_raw(int(np.prod(shape, dtype=int)))
-        unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return torch.from_numpy((low + (high - low) * unit).astype(np.float32).reshape(shape))
-
-
-def official_weights(shapes: Shapes, seed: int = 2104) -> dict[str, torch.Tensor]:
-    """Random weights under official names, drawn in the names' order, that keep outputs near 1."""
-    stream = RandomStream(seed)
-    weights = {}
-    for name in sorted(shapes):
-        shape, layer = shapes[name], name.rpartition(".")[2]
-        if layer == "num_batches_tracked":
-            weights[name] = torch.tensor(1000)
-        elif len(shape) == 4:
-            reach = (6 / np.prod(shape[1:])) ** 0.5  # as He et al. initialise before a ReLU
-            weights[name] = stream.between(-reach, reach, shape)
-        elif layer == "weight":  # of batch norms: less than 1, since every residual block adds
-            weights[name] = stream.between(0.1, 0.65, shape)
-        elif layer == "running_var":
-            weights[name] = stream.between(0.5, 1.5, shape)
-        else:
-            weights[name] = stream.between(-0.1, 0.1, shape)
-    return weights
-
-
-def golden_crop() -> torch.Tensor:
-    """One crop (1, 3, 256, 256), normalised."""
-    return RandomStream(98).between(-2, 2, (1, 3, 256, 256))
-
-
-class Golden(NamedTuple):
-    """What the official implementation said; see the module's docstring."""
-
-    shapes: Shapes
-    means: NDArray[np.float64]  # (5,), of the heatmaps in the order below
-    positions: NDArray[np.int64]  # (5, K), in the flattened heatmaps
-    values: NDArray[np.float64]  # (5, K)
-
-
-HEATMAPS = ("stack 0", "stack 1", "stack 2", "stack 3", "decimal")
-
-
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    with np.load(GOLDEN) as data:
-        shapes = {n: tuple(s) for n, s in json.loads(data["shapes"].tobytes()).items()}
-        return Golden(shapes, data["means"], data["positions"], data["values"])
-
-
-@pytest.fixture(scope="module")
-def official(golden: Golden) -> dict[str, torch.Tensor]:
-    """A random state dict of the official implementation."""
-    return official_weights(golden.shapes)
+ITS_OWN: dict[str, dict[str, object]] = {
+    "hih": {"decimal_features": 8, "decimal_bins": 4, "idle_skips": True},
+    "adnet": {"edges": SMALL_EDGES, "idle_skips": True, "blur_pool": True},
+    "awing": {},
+}
 
 
 def small_configuration(**changes: object) -> dict[str, object]:
-    """Two narrow stacks with everything that a configuration can have."""
+    """Two narrow stacks of HIH with everything that a configuration can have."""
+    return small_configuration_of("hih", **changes)
+
+
+def small_configuration_of(architecture: str, **changes: object) -> dict[str, object]:
     return {
         "stacks": 2,
         "features": 16,
         "depth": 2,
-        "decimal_features": 8,
         "input_size": 64,
         "layouts": {"WFLW98": 98, "COFW29": 29},
         "auxiliary_layouts": {"189": 189},
-        "decimal_bins": 4,
-        "idle_skips": True,
+        **ITS_OWN[architecture],
         **changes,
     }
 
@@ -122,114 +60,24 @@ def build_small(**changes: object) -> HIH:
     return model
 
 
+def build_small_adnet() -> ADNet:
+    torch.manual_seed(0)
+    model = build_model("adnet", small_configuration_of("adnet"))
+    assert isinstance(model, ADNet)
+    return model
+
+
+def build_small_awing() -> AWing:
+    torch.manual_seed(0)
+    model = build_model("awing", small_configuration_of("awing"))
+    assert isinstance(model, AWing)
+    return model
+
+
 def on_meta(name: str, layouts: list[str] | None = None) -> nn.Module:
     """A model of the registry without memory or arithmetic: shapes only."""
     with torch.device("meta"):
         return build_model(MODELS[name].architecture, configuration_of(name, layouts))
-
-
-# Equality with the official implementation.
-
-
-def test_hih_computes_what_the_official_implementation_does(
-    golden: Golden, official: dict[str, torch.Tensor]
-) -> None:
-    configuration, weights = from_official(official)
-    with torch.device("meta"):
-        model = build_model("hih", configuration)
-    model.load_state_dict(weights, assign=True)
-    assert isinstance(model, HIH)
-
-    with torch.inference_mode():
-        integers, decimal, _ = model.eval().forward_stacks(golden_crop())
-
-    rows = zip(HEATMAPS, [*integers, decimal], *golden[1:], strict=True)
-    for name, heatmap, mean, positions, values in rows:
-        flat = heatmap.flatten().double().numpy()
-        np.testing.assert_allclose(flat[positions], values, rtol=0, atol=1e-4, err_msg=name)
-        np.testing.assert_allclose(flat.mean(), mean, rtol=0, atol=1e-4, err_msg=name)
-
-
-def test_hih_has_the_official_parameters(golden: Golden) -> None:
-    model = on_meta("hih")
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    official = {n: s for n, s in golden.shapes.items() if not n.endswith(buffers)}
-
-    assert sum(p.numel() for p in model.parameters()) == 22_677_034
-    assert sum(int(np.prod(shape)) for shape in official.values()) == 22_677_034
-    assert sum(1 for _ in model.parameters()) == len(official)
-
-
-@pytest.mark.parametrize("layout", LAYOUT_POINTS)
-def test_from_official_infers_the_configuration(layout: str, golden: Golden) -> None:
-    points = LAYOUT_POINTS[layout]
-    # Only prediction layers know the number of points, at their input or output.
-    shapes = {n: tuple(points if k == 98 else k for k in s) for n, s in golden.shapes.items()}
-    configuration, weights = from_official(
-        {f"module.{n}": torch.empty(s, device="meta") for n, s in shapes.items()}
-    )
-
-    assert configuration == configuration_of("hih", [layout])
-    on_meta("hih", [layout]).load_state_dict(weights, strict=True, assign=True)
-
-
-def test_from_official_reads_a_narrower_and_shallower_network(golden: Golden) -> None:
-    left_out = ("hg2", "hg3", "hg0.res4", "hg1.res4", "offset_head.down_ops.1")
-    narrower = {256: 32, 128: 16, 64: 8, 384: 24}
-    shapes = {
-        name: tuple(narrower.get(n, n) for n in shape)
-        for name, shape in golden.shapes.items()
-        if not name.startswith(left_out)
-    }
-    configuration, weights = from_official(official_weights(shapes))
-
-    inferred = {
-        "stacks": 2,
-        "features": 32,
-        "depth": 3,
-        "decimal_features": 24,
-        "decimal_bins": 16,
-    }
-    assert configuration == configuration_of("hih") | inferred
-    build_model("hih", configuration).load_state_dict(weights, strict=True)
-
-
-def test_from_official_passes_every_tensor_on_once(official: dict[str, torch.Tensor]) -> None:
-    prefixed = {f"module.{name}": tensor for name, tensor in official.items()}
-    _, weights = from_official(prefixed)
-    assert sorted(map(id, weights.values())) == sorted(map(id, official.values()))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hg0.res4_1.conv2.conv.weight": None}, "1 missing: hg0.res4_1.conv2.conv.weight"),
-        ({"pre_conv.3.skip_layer.bn.bias": None}, "1 missing: pre_conv.3.skip_layer.bn.bias"),
-        ({"offset_head.conv1.conv.weight": None}, "1 missing: offset_head.conv1.conv.weight"),
-        ({"hg9_lin1.conv.weight": (1,)}, "1 unknown: hg9_lin1.conv.weight"),
-        ({"fc.weight": (1,), "fc.bias": (1,)}, "2 unknown: fc.bias, fc.weight"),
-        ({"hg3_res1.conv1.bn.bias": (7,)}, "1 of another shape: hg3_res1.conv1.bn.bias"),
-        ({"hg0_conv_pred.weight": (98,)}, "1 of another shape: hg0_conv_pred.weight"),
-        ({"hg0_conv_pred.weight": (51, 256, 1, 1)}, "51 points; known are .* 98, 68, 29"),
-        ({"offset_head.vit.cls_token": (1,)}, "vision transformer"),
-        ({"offset_head.fc.weight": (1,)}, "coordinate regression"),
-        ({"offset_head.conv2.conv.weight": (1,)}, "offset map"),
-    ],
-)
-def test_from_official_refuses_what_does_not_fit_and_names_it(
-    change: dict[str, tuple[int, ...] | None], message: str, golden: Golden
-) -> None:
-    shapes = {n: s for n, s in {**golden.shapes, **change}.items() if s is not None}
-    state_dict = {n: torch.empty(s, device="meta") for n, s in shapes.items()}
-    with pytest.raises(WeightsError, match=message):
-        from_official(state_dict)
-
-
-def test_from_official_refuses_what_is_no_state_dict() -> None:
-    with pytest.raises(WeightsError, match="not tensors: state_dict"):
-        from_official({"state_dict": {}})  # type: ignore[dict-item]
-    with pytest.raises(WeightsError, match=r"missing: hg0_conv_pred\.weight"):
-        from_official({})
 
 
 # The registry.
@@ -237,9 +85,9 @@ def test_from_official_refuses_what_is_no_state_dict() -> None:
 
 @pytest.mark.parametrize(
     ("name", "layouts"),
-    [("hih", None), ("hih", ["COFW29"]), ("hih-small", None)],
+    [*((name, None) for name in MODELS), ("hih", ["COFW29"]), ("adnet", ["COFW29"])],
 )
-def test_models_of_the_registry_give_a_pair_of_heatmaps_a_layout(
+def test_models_of_the_registry_give_heatmaps_of_every_layout(
     name: str, layouts: list[str] | None
 ) -> None:
     configuration = configuration_of(name, layouts)
@@ -249,7 +97,11 @@ def test_models_of_the_registry_give_a_pair_of_heatmaps_a_layout(
     assert list(heatmaps) == list(configuration["layouts"])
     for layout, points in configuration["layouts"].items():
         assert heatmaps[layout].integer.shape == (2, points, 64, 64)
-        assert heatmaps[layout].decimal.shape == (2, points, 8, 8)
+        decimal = heatmaps[layout].decimal
+        if MODELS[name].architecture == "hih":
+            assert decimal.shape == (2, points, 8, 8)
+        else:
+            assert decimal is None
 
 
 def test_every_row_of_the_registry_builds_and_survives_json() -> None:
@@ -257,14 +109,25 @@ def test_every_row_of_the_registry_builds_and_survives_json() -> None:
         configuration = configuration_of(name)
         assert entry.architecture in ARCHITECTURES
         restored = json.loads(json.dumps(configuration))
-        assert restored == configuration == entry.configuration
+        assert restored == configuration
         assert list(restored["layouts"]) == list(configuration["layouts"])
+        # Edges follow from the layouts, for which they are looked up.
+        assert configuration.keys() - entry.configuration.keys() <= {"edges"}
+        assert entry.configuration.items() <= configuration.items()
 
 
-def test_hih_small_answers_every_layout_from_16_mib_in_half_precision() -> None:
-    model = build_model("hih", configuration_of("hih-small")).half()
-    assert list(configuration_of("hih-small")["layouts"]) == list(LAYOUT_POINTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_small_models_answer_every_layout_from_16_mib_in_half_precision(architecture: str) -> None:
+    name = f"{architecture}-small"
+    model = build_model(architecture, configuration_of(name)).half()
+    assert list(configuration_of(name)["layouts"]) == list(LAYOUT_POINTS)
     assert len(save(model.state_dict())) <= 16 * 2**20
+
+
+@pytest.mark.parametrize("layout", LAYOUT_POINTS)
+def test_edges_of_the_configuration_are_those_of_the_layout(layout: str) -> None:
+    edges = configuration_of("adnet", [layout])["edges"]
+    assert edges == {layout: [list(edge.indices) for edge in get_layout(layout).edges]}
 
 
 def test_layouts_of_the_registry_have_the_points_of_the_package() -> None:
@@ -338,6 +201,38 @@ def test_build_model_refuses_impossible_values(change: dict[str, object], messag
         build_model("hih", small_configuration(**change))
 
 
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        (None, "edges must map each layout"),
+        ([[0, 1]], "edges must map each layout"),
+        ({"WFLW98": [[0, 1]]}, "edges must map each layout"),
+        ({**SMALL_EDGES, "COFW29": 3}, "edges must map each layout"),
+        ({**SMALL_EDGES, "COFW29": [3]}, "edges must map each layout"),
+        ({**SMALL_EDGES, "COFW29": []}, "edges must map each layout"),
+        (
+            {**SMALL_EDGES, "COFW29": [[]]},
+            r"edges of COFW29: \[\] are not numbers of points, 0 to 28",
+        ),
+        ({**SMALL_EDGES, "COFW29": [[0, 29]]}, r"\[0, 29\] are not numbers of points, 0 to 28"),
+        ({**SMALL_EDGES, "COFW29": [[-1, 0]]}, r"\[-1, 0\] are not"),
+        ({**SMALL_EDGES, "COFW29": [["0", 1]]}, "are not numbers of points"),
+    ],
+)
+def test_build_model_refuses_edges_of_other_points(edges: object, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        build_model("adnet", small_configuration_of("adnet", edges=edges))
+
+
+def test_build_model_refuses_impossible_values_of_adnet() -> None:
+    configuration = small_configuration_of("adnet", blur_pool=1, idle_skips=None)
+    with pytest.raises(ConfigurationError, match=r"idle_skips=None is neither.*blur_pool=1 is nei"):
+        build_model("adnet", configuration)
+    del configuration["edges"]
+    with pytest.raises(ConfigurationError, match="missing: edges"):
+        build_model("adnet", configuration)
+
+
 # The network.
 
 
@@ -353,6 +248,93 @@ def test_layouts_take_their_channels_in_the_order_of_the_configuration() -> None
         assert isinstance(heatmaps[layout], Heatmaps)
         torch.testing.assert_close(heatmaps[layout].integer, integers[-1][:, channels])
         torch.testing.assert_close(heatmaps[layout].decimal, decimal[:, channels])
+
+
+def assert_slices(model: LandmarkNetwork, maps: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """That a network without decimals gives each layout its channels of the last stack's maps."""
+    crops = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, heatmaps = maps(crops), model(crops)
+    assert list(heatmaps) == ["WFLW98", "COFW29"]
+    for layout, channels in (("WFLW98", slice(0, 98)), ("COFW29", slice(98, 127))):
+        assert heatmaps[layout].decimal is None
+        torch.testing.assert_close(heatmaps[layout].integer, expected[:, channels])
+
+
+def test_layouts_of_adnet_take_their_channels() -> None:
+    model = build_small_adnet().eval()
+    assert_slices(model, lambda crops: model.forward_stacks(crops)[0][-1].attended)
+
+
+def test_layouts_of_awing_take_their_channels_and_leave_the_boundaries() -> None:
+    model = build_small_awing().eval()
+    assert_slices(model, lambda crops: model.forward_stacks(crops)[0][-1])
+    maps, _ = model.forward_stacks(torch.randn(1, 3, 64, 64))
+    assert maps[-1].shape == (1, 98 + 29 + 2, 16, 16)
+
+
+def convolution(layers: nn.ModuleList, number: int) -> nn.Conv2d:
+    layer = layers[number]
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def bias_of(layer: nn.Conv2d) -> torch.Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+def second_stack(model: AWing, first_boundary: float, second_boundary: float) -> torch.Tensor:
+    """What stack 2 says of a crop when stack 1 says these boundaries of the two layouts."""
+    crop = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        # Through the boundary alone: not through what is merged into the trunk.
+        convolution(model.merge_predictions, 0).weight.zero_()
+        predict = convolution(model.predict, 0)
+        predict.weight[127:].zero_()
+        bias_of(predict)[127:] = torch.tensor([first_boundary, second_boundary])
+        return model.forward_stacks(crop)[0][1]
+
+
+def test_boundary_of_the_first_layout_reaches_the_second_stack() -> None:
+    model = build_small_awing().eval()
+    unseen = second_stack(model, 0.04, 0.04)
+    assert torch.equal(unseen, second_stack(model, 0.04, 1.0))
+    assert not torch.allclose(unseen, second_stack(model, 0.06, 0.04))
+
+
+def test_points_of_adnet_on_no_edge_keep_their_heatmaps_without_edges() -> None:
+    model = build_small_adnet().eval()
+    with torch.inference_mode():
+        for number in range(2):  # no edge anywhere
+            bias_of(convolution(model.predict_edges, number)).fill_(-1e4)
+        stacks, _ = model.forward_stacks(torch.randn(1, 3, 64, 64))
+    on_edges = [0, 1, 2, 3, 98 + 0, 98 + 28]
+    found = stacks[-1].attended.amax(dim=(0, 2, 3))
+    assert not found[on_edges].any()
+    elsewhere = [point for point in range(127) if point not in on_edges]
+    assert (found[elsewhere] > 0).all()
+
+
+def test_points_of_adnet_are_looked_for_on_their_edges_only() -> None:
+    model = build_small_adnet().eval()
+    with torch.inference_mode():
+        for number in range(2):  # the first edge is everywhere
+            bias = bias_of(convolution(model.predict_edges, number))
+            bias.copy_(torch.tensor([1e4, -1e4, -1e4]))
+        stacks, _ = model.forward_stacks(torch.randn(1, 3, 64, 64))
+    found = stacks[-1].attended.amax(dim=(0, 2, 3))
+    assert (found[[0, 1, 2]] > 0).all()
+    assert not found[[3, 98 + 0, 98 + 28]].any()
+
+
+def test_blur_pool_halves_maps_and_keeps_what_is_even() -> None:
+    pool = BlurPool()
+    torch.testing.assert_close(pool(torch.full((2, 3, 8, 8), 5.0)), torch.full((2, 3, 4, 4), 5.0))
+    # The highest of two columns; then a quarter, a half and a quarter of three such, mirrored at
+    # the borders.
+    columns = torch.tensor([0.0, 0, 0, 4, 0, 0]).expand(1, 1, 6, 6)
+    torch.testing.assert_close(pool(columns)[0, 0, 0], torch.tensor([0.0, 3, 2]))
 
 
 @pytest.mark.parametrize("side", [32, 48, 64, 80])
@@ -386,6 +368,28 @@ def test_gradient_reaches_every_parameter_but_the_idle_ones() -> None:
     idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert idle == {name for name, _ in model.named_parameters() if ".idle_skip." in name}
     assert idle
+
+
+def test_gradient_reaches_every_parameter_of_adnet_but_the_idle_ones() -> None:
+    model = build_small_adnet()
+    stacks, features = model.forward_stacks(torch.randn(2, 3, 64, 64))
+    auxiliary = [head(features) for head in model.auxiliary_heads.values()]
+    loss = sum((m - 1).square().mean() for m in (*(m for s in stacks for m in s), *auxiliary))
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()
+
+    idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert idle == {name for name, _ in model.named_parameters() if ".idle_skip." in name}
+
+
+def test_gradient_reaches_every_parameter_of_awing() -> None:
+    model = build_small_awing()
+    stacks, features = model.forward_stacks(torch.randn(2, 3, 64, 64))
+    auxiliary = [head(features) for head in model.auxiliary_heads.values()]
+    loss = sum((m - 1).square().mean() for m in (*stacks, *auxiliary))
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 def test_idle_skips_add_parameters_and_change_nothing_else() -> None:

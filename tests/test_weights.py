@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 import torch
 from hub_server import Hub
+from official_states import small_state
 from safetensors.torch import load_file, save
 
 from hihlandmark import weights as weights_module
+from hihlandmark.conversion import convert_checkpoint
+from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.heatmap import Activation, Decoder
 from hihlandmark.models.registry import build_model
@@ -29,8 +32,8 @@ from hihlandmark.weights import (
     ACTIVATIONS,
     DECODERS,
     SHARD_BYTES,
+    Decoding,
     ModelCard,
-    convert_checkpoint,
     find_weights,
     list_weights,
     load_model,
@@ -104,8 +107,12 @@ def as_json(given: ModelCard) -> dict[str, Any]:
 # Cards
 
 
-def test_card_survives_json() -> None:
-    given = card(files={"tiny.safetensors": "0" * 64})
+LINEAR: Decoding = {"decoder": "mean", "bin_centre": 0.5, "activation": "linear"}
+
+
+@pytest.mark.parametrize("decoding", [LINEAR, {**LINEAR, "aligned_corners": True}])
+def test_card_survives_json(decoding: Decoding) -> None:
+    given = card(files={"tiny.safetensors": "0" * 64}, decoding=decoding)
     assert ModelCard.from_json(given.to_json()) == given
 
 
@@ -129,8 +136,11 @@ def test_card_knows_the_decoders_and_activations_of_heatmap() -> None:
         ({"crop": {"pixel_origin": 0, "boxes": {"m": {"shift": [0], "scale": 1}}}}, "m.shift"),
         (
             {"decoding": {"decoder": "guess", "bin_centre": 0, "activation": "softmax"}},
-            "argmax, expectation, not 'guess'",
+            "argmax, expectation, mean, quarter_shift, not 'guess'",
         ),
+        ({"decoding": {**LINEAR, "aligned_corners": 1}}, "decoding.aligned_corners"),
+        ({"decoding": {**LINEAR, "corners": True}}, "an object with the fields activation"),
+        ({"decoding": {"decoder": "mean", "aligned_corners": True}}, "fields activation, bin_cen"),
         ({"files": {}}, "names no weight files"),
         ({"files": {"../../x.safetensors": "0" * 64}}, "'files'"),
         ({"files": {"x.pth": "0" * 64}}, "'files'"),
@@ -579,48 +589,6 @@ def test_hub_out_of_reach_says_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPa
 # Converting
 
 
-def official_state() -> dict[str, torch.Tensor]:
-    """A small random network for COFW29 under the names of the HIH authors' code."""
-    torch.manual_seed(0)
-    state: dict[str, torch.Tensor] = {}
-    features, points = 16, 29
-
-    def convolution(name: str, inputs: int, outputs: int, kernel: int = 1) -> None:
-        state[f"{name}.conv.weight"] = torch.randn(outputs, inputs, kernel, kernel) / inputs
-        for statistic in ("weight", "bias", "running_mean", "running_var"):
-            state[f"{name}.bn.{statistic}"] = torch.rand(outputs) + 0.5
-        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
-
-    def bottleneck(name: str, inputs: int, outputs: int) -> None:
-        convolution(f"{name}.conv1", inputs, outputs // 2)
-        convolution(f"{name}.conv2", outputs // 2, outputs // 2, kernel=3)
-        convolution(f"{name}.conv3", outputs // 2, outputs)
-        convolution(f"{name}.skip_layer", inputs, outputs)
-
-    def prediction(name: str) -> None:
-        state[f"{name}.weight"] = torch.randn(points, features, 1, 1)
-        state[f"{name}.bias"] = torch.randn(points)
-
-    convolution("pre_conv.0", 3, features // 4, kernel=7)
-    bottleneck("pre_conv.1", features // 4, features // 2)
-    bottleneck("pre_conv.3", features // 2, features // 2)
-    bottleneck("pre_conv.4", features // 2, features)
-    for part in (".res1_1", ".res1_2", ".res1_3", ".res_center", "_res1"):
-        bottleneck(f"hg0{part}", features, features)
-    for part in ("lin1", "conv1"):
-        convolution(f"hg0_{part}", features, features)
-    convolution("hg0_conv2", points, features)
-    prediction("hg0_conv_pred")
-    convolution("offset_head.conv1", features, features)
-    for block in ("offset_head.down_ops.0", "offset_head.down_ops.1"):
-        convolution(f"{block}.conv1", features, features, kernel=3)
-        convolution(f"{block}.conv2", features, features, kernel=3)
-        convolution(f"{block}.downsample.0", features, features)
-    convolution("offset_head.head.0", features, features)
-    prediction("offset_head.head.1")
-    return state
-
-
 def write_checkpoint(path: Path, state: dict[str, torch.Tensor], **more: object) -> Path:
     """What the authors' code writes: NumPy numbers and the optimiser's state among it."""
     best_nme = {"epoch": 59, "nme": np.float64(4.08), "loss": np.float32(0.5), "count": np.int64(1)}
@@ -632,7 +600,8 @@ def write_checkpoint(path: Path, state: dict[str, torch.Tensor], **more: object)
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_official_checkpoint_is_converted(tmp_path: Path, prefix: str) -> None:
-    state = {f"{prefix}{name}": tensor for name, tensor in official_state().items()}
+    official = small_state("hih")
+    state = {f"{prefix}{name}": tensor for name, tensor in official.items()}
     checkpoint = write_checkpoint(tmp_path / "best.pth", state)
     card_path = convert_checkpoint(checkpoint, tmp_path / "out", "hih-cofw", layout="COFW29")
     network, read_card, _ = load_model(card_path)
@@ -645,10 +614,74 @@ def test_official_checkpoint_is_converted(tmp_path: Path, prefix: str) -> None:
         "bin_centre": 0.0,
         "activation": "linear",
     }
-    predict = official_state()["offset_head.head.1.weight"]
+    predict = official["offset_head.head.1.weight"]
     assert torch.equal(network.state_dict()["decimal_head.predict.weight"], predict.half().float())
     with pytest.raises(WeightsError, match="layout COFW29, not WFLW98"):
         convert_checkpoint(checkpoint, tmp_path / "out", "hih-wflw", layout="WFLW98")
+
+
+def test_official_checkpoint_of_adnet_is_converted(tmp_path: Path) -> None:
+    official = small_state("adnet")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([parameter])
+    everything = {
+        "net": official,
+        "net_ema": {name: tensor * 0 for name, tensor in official.items()},
+        "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [200, 350]).state_dict(),
+        "epoch": 499,
+    }
+    torch.save(everything, tmp_path / "train.pkl")
+    card_path = convert_checkpoint(tmp_path / "train.pkl", tmp_path / "out", "adnet-cofw")
+    network, read_card, _ = load_model(card_path)
+    assert read_card.architecture == "adnet"
+    assert read_card.configuration["edges"]["COFW29"][0] == [0, 2, 4, 5]
+    assert read_card.normalisation == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    assert read_card.crop["pixel_origin"] == 0.5
+    assert read_card.crop["boxes"]["landmarks:COFW29"] == {"shift": [0.0, 0.0], "scale": 1.0}
+    assert read_card.decoding == {
+        "decoder": "mean",
+        "bin_centre": 0.5,
+        "activation": "linear",
+        "aligned_corners": True,
+    }
+    bgr, rgb = official["pre.0.conv.weight"], network.state_dict()["stem.0.weight"]
+    assert torch.equal(rgb[:, :3], bgr[:, :3].flip(1).half().float())
+    assert torch.equal(rgb[:, 3:], bgr[:, 3:].half().float())  # of coordinates
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_official_checkpoint_of_adaptive_wing_is_converted(tmp_path: Path, alone: bool) -> None:
+    official = small_state("awing")
+    torch.save(official if alone else {"state_dict": official}, tmp_path / "WFLW.pth")
+    card_path = convert_checkpoint(tmp_path / "WFLW.pth", tmp_path / "out", "awing-cofw")
+    network, read_card, _ = load_model(card_path)
+    assert read_card.architecture == "awing"
+    assert read_card.normalisation == {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    assert read_card.crop["pixel_origin"] == 0.0
+    assert read_card.decoding == {
+        "decoder": "quarter_shift",
+        "bin_centre": 0.5,
+        "activation": "linear",
+    }
+    predict = official["l0.weight"]
+    assert torch.equal(network.state_dict()["predict.0.weight"], predict.half().float())
+
+
+def test_converted_crops_are_the_same_square_from_every_box(tmp_path: Path) -> None:
+    """Of a face whose boxes lie as `CANONICAL_CROP` has it, all around one canonical square."""
+    torch.save(small_state("awing"), tmp_path / "WFLW.pth")
+    card_path = convert_checkpoint(tmp_path / "WFLW.pth", tmp_path / "out", "awing-cofw")
+    converted = ModelCard.from_json(card_path.read_text()).crop["boxes"]
+    assert converted.keys() == {"mtcnn", "landmarks:COFW29"}
+    face = 100 / CANONICAL_SCALE  # longer side of the box of 98 points, canonical side 100
+    for kind, square in converted.items():
+        canonical = CANONICAL_CROP[kind]
+        box = 100 / canonical.scale
+        centre = [(s - c) * box for s, c in zip(square["shift"], canonical.shift, strict=True)]
+        # As stated for the 98 points: 0.136 of their box above its centre, 1.48 times as large.
+        assert centre == pytest.approx([0, -0.136 * face], abs=0.02)
+        assert square["scale"] * box == pytest.approx(1.48 * face, abs=0.02)
 
 
 class RunsCode:
@@ -663,14 +696,14 @@ class RunsCode:
 
 def test_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
-    checkpoint = write_checkpoint(tmp_path / "best.pth", official_state(), note=RunsCode(trap))
+    checkpoint = write_checkpoint(tmp_path / "best.pth", small_state("hih"), note=RunsCode(trap))
     with pytest.raises(WeightsError, match="may run code"):
         convert_checkpoint(checkpoint, tmp_path / "out", "hih-cofw")
     assert not trap.exists()
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_checkpoint_of_hih_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_official_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.pth"
     with pytest.raises(WeightsError, match="cannot be read"):
         convert_checkpoint(path, tmp_path, "hih-cofw")
@@ -678,9 +711,33 @@ def test_what_is_no_checkpoint_of_hih_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=r"best\.pth"):
             convert_checkpoint(path, tmp_path, "hih-cofw")
-    torch.save({"weight": torch.ones(1)}, path)
-    with pytest.raises(WeightsError, match='no "state_dict"'):
+    nothing: list[object] = [[torch.ones(1)], {}, {"net": {}}]
+    for no_state in nothing:
+        torch.save(no_state, path)
+        with pytest.raises(WeightsError, match='no state dict and has no "state_dict" or "net"'):
+            convert_checkpoint(path, tmp_path, "hih-cofw")
+    for no_tensors in ({"epoch": 3}, {"net": {"epoch": 3}}):
+        torch.save(no_tensors, path)
+        with pytest.raises(WeightsError, match="not all tensors"):
+            convert_checkpoint(path, tmp_path, "hih-cofw")
+    write_checkpoint(path, {"module.weight": torch.ones(1)})
+    with pytest.raises(WeightsError, match=r"of a known system: .*HIH \(pre_conv.*; it has weight"):
         convert_checkpoint(path, tmp_path, "hih-cofw")
-    write_checkpoint(path, {"weight": torch.ones(1)})
-    with pytest.raises(WeightsError, match=r"best\.pth is not a checkpoint of HIH.*hg0_conv_pred"):
-        convert_checkpoint(path, tmp_path, "hih-cofw")
+
+
+@pytest.mark.parametrize(
+    ("system", "lost", "message"),
+    [
+        ("hih", "hg0_conv_pred.weight", "HIH: .* 1 missing: hg0_conv_pred.weight"),
+        ("adnet", "e2h_transform.bias", "ADNet: .* 1 missing: e2h_transform.bias"),
+        ("awing", "l0.bias", "Adaptive Wing: .* 1 missing: l0.bias"),
+    ],
+)
+def test_official_checkpoint_that_lacks_a_tensor_is_refused(
+    tmp_path: Path, system: str, lost: str, message: str
+) -> None:
+    state = small_state(system)
+    del state[lost]
+    checkpoint = write_checkpoint(tmp_path / "best.pth", state)
+    with pytest.raises(WeightsError, match=rf"best\.pth is not a checkpoint of {message}"):
+        convert_checkpoint(checkpoint, tmp_path, "cofw")

@@ -136,7 +136,7 @@ def draw_losses() -> Any:
         direction.plot([], [], color=colour, label=f"λ = {strength:g}")
     direction.axhline(0, color="grey", linewidth=2, alpha=0.5)
     direction.set_aspect("equal")
-    direction.set_title("ADNet: errors of equal loss\naround a point on a contour (grey)", fontsize=9)
+    direction.set_title("ADNet: errors of equal loss\nat a point on a contour (grey)", fontsize=9)
     direction.set_xlabel("along the contour, cells")
     direction.set_ylabel("across, cells")
     direction.legend(fontsize=8, loc="upper right")

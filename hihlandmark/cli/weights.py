@@ -67,13 +67,18 @@ def path(
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the HIH authors' code (.pth).")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint of the authors of HIH, ADNet or Adaptive Wing (.pth, .pkl)."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the safetensors and the card.")],
     name: Annotated[
         str | None, typer.Option("--name", help="Default: the checkpoint's name.")
     ] = None,
 ) -> None:
-    """Convert a checkpoint of the official HIH code to safetensors with a model card."""
-    from hihlandmark.weights import convert_checkpoint
+    """Convert an official checkpoint of HIH, ADNet or Adaptive Wing to safetensors with a card."""
+    from hihlandmark.conversion import convert_checkpoint
 
     print(convert_checkpoint(checkpoint, out, name or checkpoint.stem))

@@ -48,9 +48,10 @@ class ADNetConfiguration(NetworkConfiguration):
     def _problems_of_types(self) -> list[str]:
         problems = super()._problems_of_types()
         if not problems and not (
-            isinstance(self.edges, Mapping) and self.edges.keys() >= self.layouts.keys()
+            isinstance(self.edges, Mapping)
+            and all(_are_lines(self.edges.get(name)) for name in self.layouts)
         ):
-            problems.append("edges must map each layout to the lines of its face")
+            problems.append("edges must map each layout to lines of its face, lists of points")
         return problems
 
     def _problems_of_sizes(self) -> Iterator[str]:
@@ -147,6 +148,12 @@ class ADNet(LandmarkNetwork):
                 )
                 x = x + self.merge_edges[number](edges) + self.merge_points[number](points)
         return stacks, features
+
+
+def _are_lines(value: object) -> bool:
+    if not isinstance(value, Sequence) or not value:
+        return False
+    return all(isinstance(line, Sequence) for line in value)
 
 
 def _membership(configuration: ADNetConfiguration) -> torch.Tensor:

@@ -113,7 +113,7 @@ class HierarchicalBlock(nn.Module):
 
 
 class BlurPool(nn.Module):
-    """Halves the resolution without aliasing (Zhang, arXiv 1904.11486): highest of 2x2, then blur."""
+    """Halves the resolution without aliasing (Zhang, 1904.11486): highest of 2x2, then a blur."""
 
     kernel: torch.Tensor
 
