@@ -5,7 +5,7 @@ import pytest
 from miniature import as_toml, tiny
 
 from hihlandmark import ConfigurationError
-from hihlandmark.models.registry import build_model
+from hihlandmark.models.registry import architecture_of, build_model
 from hihlandmark.training.configuration import read_configuration, shipped_configurations
 
 
@@ -26,7 +26,7 @@ def test_shipped_configurations_can_be_read_and_built(name: str) -> None:
     ways = "mixed|distilled|continued"  # of training the same network
     assert configuration.name == re.sub(f"-({ways})$", "", name)
     fields = configuration.network_configuration()
-    assert build_model("hih", fields)
+    assert build_model(architecture_of(configuration.model), fields)
     taught = {faces.layout for faces in configuration.sets if faces.layout}
     assert taught <= fields["layouts"].keys() | configuration.auxiliary_layouts.keys()
     calibrated = {faces.of for faces in configuration.card.calibration}

@@ -13,6 +13,7 @@ from hihlandmark.training.losses import (
     HEATMAP_LOSSES,
     POINT_LOSSES,
     adaptive_wing,
+    anisotropic_direction,
     contour_normals,
     csc,
     direction_loss,
@@ -21,6 +22,7 @@ from hihlandmark.training.losses import (
     smooth_l1,
     soft_label_cross_entropy,
     star,
+    unbiased_spread,
     wing,
 )
 
@@ -139,6 +141,53 @@ def test_direction_loss_weighs_the_error_across_twice(
 def test_direction_loss_without_a_normal_is_isotropic() -> None:
     errors = torch.randn(20, 2, dtype=torch.float64)
     assert torch.equal(direction_loss(errors, torch.zeros(20, 2)), smooth_l1(errors))
+
+
+@pytest.mark.parametrize(
+    ("wide", "high", "expected"),
+    [(1.5, 1.5, 1), (2.0, 1.0, 4), (4.0, 1.0, 9), (1.0, 2.0, 1)],
+    ids=["round", "along the contour", "far along it", "across it"],
+)
+def test_anisotropic_direction_takes_lambda_from_the_spread_along_and_across_the_contour(
+    wide: float, high: float, expected: float
+) -> None:
+    maps, truth = blob(16, 15, wide, high, size=32), row(14.2, 15.9)
+    found = anisotropic_direction(maps, truth, row(*UP))
+    errors = expected_points(maps) - truth
+    assert found.item() == pytest.approx(
+        direction_loss(errors, row(*UP), expected).item(), rel=1e-3
+    )
+    # Contour and heatmap turned by a right angle.
+    turned = anisotropic_direction(maps.mT, truth.flip(-1), row(1.0, 0.0))
+    assert turned.item() == pytest.approx(found.item(), rel=1e-9)
+
+
+def test_anisotropic_direction_of_slanted_heatmaps_and_of_points_on_no_contour() -> None:
+    x, y = torch.meshgrid(*[torch.arange(32.0, dtype=torch.float64) - 15] * 2, indexing="xy")
+    along, across = 0.8 * x + 0.6 * y, 0.8 * y - 0.6 * x
+    maps = softmax(-0.5 * ((along / 3).square() + (across / 1.5).square()))[None]
+    errors = expected_points(maps) - row(14.0, 15.5)
+    normal, none = row(-0.6, 0.8), row(0.0, 0.0)
+    found = anisotropic_direction(maps, row(14.0, 15.5), normal)
+    assert found.item() == pytest.approx(direction_loss(errors, normal, 4.0).item(), rel=1e-3)
+    isotropic = anisotropic_direction(maps, row(14.0, 15.5), none)
+    assert torch.equal(isotropic, smooth_l1(errors))
+
+
+def test_anisotropic_direction_holds_lambda_constant_in_the_gradient() -> None:
+    maps, truth, normal = blob(7, 8, 2.0, 1.0), row(5.2, 8.9), row(*UP)
+    spread = unbiased_spread(maps)
+    direction = (spread.xx / spread.yy).item()
+    assert 1.1 < direction < 8.9, "an end would hide the gradient"
+
+    def gradient(loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        logits = maps.log().requires_grad_()
+        (found,) = torch.autograd.grad(loss(softmax(logits)).sum(), logits)
+        return found
+
+    fixed = gradient(lambda p: direction_loss(expected_points(p) - truth, normal, direction))
+    own = gradient(lambda p: anisotropic_direction(p, truth, normal))
+    assert torch.allclose(own, fixed, rtol=1e-6, atol=1e-12)
 
 
 def star_by_hand(p: np.ndarray, truth: tuple[float, float], frozen: np.ndarray) -> float:

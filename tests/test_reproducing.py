@@ -1,6 +1,7 @@
 """The commands of docs/reproducing.md, on miniature data sets and with a tiny network."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,22 @@ from test_datasets import TRAIN as WFLW_TRAIN
 from typer.testing import CliRunner
 
 from hihlandmark.cli import app
+from hihlandmark.training.augmentation import NO_AUGMENTATION, generator
+from hihlandmark.training.configuration import read_configuration
+from hihlandmark.training.loop import build_training_network
+from hihlandmark.training.objectives import decoding_of, make_objective
 from hihlandmark.weights import find_weights
 
-TINY = [
-    "network={stacks=1, features=8, depth=3, decimal_features=8, input_size=128}",
-    "stages=[{epochs=2, crop_size=128, batch_size=2, schedule='step', milestones=[1]}]",
-]
+TINY = {"stacks": 1, "features": 8, "depth": 3, "input_size": 128}
+STAGES = "stages=[{epochs=2, crop_size=128, batch_size=2, schedule='step', milestones=[1]}]"
+HOW_READ = {"hih": "argmax", "adnet": "mean", "awing": "quarter_shift"}
+"""The decoder of each paper."""
+
+
+def tiny_network(model: str) -> str:
+    """Of the model, as a setting on the command line."""
+    fields = {**TINY, "decimal_features": 8} if model == "hih" else TINY
+    return f"network={{{', '.join(f'{name}={value}' for name, value in fields.items())}}}"
 
 
 def write_wflw(root: Path) -> None:
@@ -44,12 +55,15 @@ def write_cofw(root: Path) -> None:
         ("hih-wflw", write_wflw, "test", {"pose", "makeup", "blur"}),
         ("hih-300w", write_w300, "full", {"common", "challenge"}),
         ("hih-cofw", write_cofw, "test", set()),
+        ("adnet-300w", write_w300, "full", {"common", "challenge"}),
+        ("awing-cofw", write_cofw, "test", set()),
     ],
 )
 def test_the_papers_protocol_runs_from_the_published_folder_to_the_report(
     tmp_path: Path, configuration: str, write, test_split: str, subsets: set[str]
 ) -> None:
     data, packed, out = tmp_path / "data", tmp_path / "packed", tmp_path / "run"
+    model = configuration.partition("-")[0]
     write(data)
 
     def run(*arguments: object) -> str:
@@ -59,14 +73,89 @@ def test_the_papers_protocol_runs_from_the_published_folder_to_the_report(
 
     assert test_split in run("data", "info", data)
     run("data", "prepare", data, "--out", packed, "--split", "train", "--split", test_split)
-    settings = [part for setting in TINY for part in ("--set", setting)]
+    settings = [part for setting in (tiny_network(model), STAGES) for part in ("--set", setting)]
     places = ["--data", packed, "--out", out, "--export", out / "export"]
     printed = run("train", configuration, *places, *settings, "--device", "cpu", "--workers", 0)
     assert f"  {test_split}: NME" in printed
     weights = out / "export" / f"{configuration}.json"
-    reading = ["--no-mirror", "--decoder", "argmax", "--device", "cpu", "--json"]
-    where = ["--data", data, "--split", test_split, "--model", "hih", "--weights", weights]
+    reading = ["--no-mirror", "--decoder", HOW_READ[model], "--device", "cpu", "--json"]
+    if configuration.endswith("cofw"):
+        reading += ["--normalise", "interpupil"]
+    where = ["--data", data, "--split", test_split, "--model", model, "--weights", weights]
     figures = json.loads(run("eval", *where, *reading))
     assert figures["faces"] >= 2
     assert set(figures["subsets"]) == subsets
-    assert find_weights(str(weights)).card.decoding["decoder"] == "argmax"
+    assert find_weights(str(weights)).card.decoding["decoder"] == HOW_READ[model]
+
+
+@pytest.mark.parametrize("data", ["wflw", "300w", "cofw"])
+def test_adnets_configurations_have_the_released_values(data: str) -> None:
+    configuration = read_configuration(f"adnet-{data}")
+    (stage,) = configuration.stages
+    assert (stage.epochs, stage.batch_size, stage.learning_rate) == (500, 32, 1e-3)
+    assert (stage.milestones, stage.decay) == ((200, 350, 450), 0.1)
+    assert (configuration.optimiser.name, configuration.optimiser.weight_decay) == ("adam", 0)
+    assert configuration.average_decay == pytest.approx(0.5 ** (8 / 10_000), abs=1e-6)
+    loss = configuration.loss
+    assert (loss.integer, loss.point) == ("adaptive_wing", "anisotropic_direction")
+    assert loss.point_weight == pytest.approx(2 / 63, abs=1e-6)
+    assert (loss.map_weight, 4 * loss.integer_sigma) == (10, 1.5)
+    assert configuration.network_configuration()["edges"].keys() == set(configuration.layouts or ())
+
+
+@pytest.mark.parametrize("data", ["wflw", "300w", "cofw"])
+def test_adaptive_wings_configurations_have_the_published_values(data: str) -> None:
+    configuration = read_configuration(f"awing-{data}")
+    (stage,) = configuration.stages
+    assert (stage.epochs, stage.milestones) == (240, (80, 160))
+    assert (stage.learning_rate, stage.decay) == (1e-4, 0.1)
+    optimiser = configuration.optimiser
+    assert (optimiser.name, optimiser.betas[0], optimiser.weight_decay) == ("rmsprop", 0, 1e-5)
+    loss = configuration.loss
+    assert (loss.integer, loss.integer_sigma, loss.line_sigma) == ("adaptive_wing", 1.75, 1)
+    assert decoding_of(configuration)["decoder"] == "quarter_shift"
+
+
+@pytest.mark.parametrize(
+    ("data", "layout", "faces", "split"),
+    [
+        ("wflw", "WFLW98", 7500, "test"),
+        ("300w", "W300_68", 3148, "full"),
+        ("cofw", "COFW29", 1345, "test"),
+    ],
+)
+def test_what_extends_another_data_sets_configuration_is_its_own(
+    data: str, layout: str, faces: int, split: str
+) -> None:
+    for model, epochs in (("adnet", 10), ("awing", 5)):
+        configuration = read_configuration(f"{model}-{data}")
+        assert configuration.name == f"{model}-{data}"
+        assert configuration.network_configuration()["layouts"].keys() == {layout}
+        every = epochs * faces / configuration.stages[0].batch_size
+        assert configuration.validation.every == pytest.approx(every, abs=1)
+        assert [each.split for each in configuration.validation.sets] == [split]
+
+
+@pytest.mark.parametrize("model", ["adnet-small", "awing-small"])
+def test_small_networks_differ_from_hih_small_in_model_and_losses_alone(model: str) -> None:
+    ours, hih = read_configuration(model), read_configuration("hih-small")
+    differing = {
+        name for name in type(hih).model_fields if getattr(ours, name) != getattr(hih, name)
+    }
+    assert differing == {"name", "model", "loss"}
+    assert (ours.model, ours.loss.integer) == (model, "adaptive_wing")
+    decoder = {"adnet-small": "mean", "awing-small": "expectation"}[model]
+    assert decoding_of(ours)["decoder"] == decoder
+    make_objective(ours, build_training_network(ours))
+
+
+def test_noise_of_the_authors_blends_up_to_half_of_every_pixel() -> None:
+    grey = np.full((64, 64, 3), 100, np.uint8)
+    noisy = replace(NO_AUGMENTATION, noise=1.0)
+    shares = []
+    for number in range(20):
+        look = noisy.look(grey, generator(number))
+        # (1 - share) 100 + share n, n even in 0..255 with a standard deviation of 73.9.
+        shares.append(look.std() / 73.9)
+        assert look.mean() == pytest.approx(100 + shares[-1] * 27.5, abs=1)
+    assert 0 < min(shares) < 0.15 < 0.35 < max(shares) < 0.51

@@ -721,7 +721,9 @@ def test_what_is_no_official_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="not all tensors"):
             convert_checkpoint(path, tmp_path, "hih-cofw")
     write_checkpoint(path, {"module.weight": torch.ones(1)})
-    with pytest.raises(WeightsError, match=r"of a known system: .*HIH \(pre_conv.*; it has weight"):
+    with pytest.raises(
+        WeightsError, match=r"of a known system: .*HIH \(pre_conv.*; its first are weight"
+    ):
         convert_checkpoint(path, tmp_path, "hih-cofw")
 
 

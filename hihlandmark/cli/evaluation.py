@@ -105,7 +105,10 @@ def evaluate_split(
     shape_prior: ShapePriorOption = True,
     decoder: Annotated[
         str | None,
-        typer.Option("--decoder", help="argmax or expectation; default: the model card's."),
+        typer.Option(
+            "--decoder",
+            help="argmax, expectation, quarter_shift or mean; default: the model card's.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -76,6 +76,8 @@ class Augmentation:
     """Smallest and largest standard deviation of the Gaussian blur, in sides."""
     motion_blur: float = 0.08
     """Along a line of any direction, 0.01 to 0.06 sides long."""
+    noise: float = 0.0
+    """Blended with another colour at every pixel, of up to half the weight: ADNet's."""
     jpeg: float = 0.15
     """Compressed with a quality of 20 to 70."""
     patch: float = 0.15
@@ -177,6 +179,9 @@ class Augmentation:
             crop = cv2.GaussianBlur(crop, (0, 0), sigma * len(crop))
         if rng.random() < self.motion_blur:
             crop = _motion_blur(crop, rng)
+        # Not drawn where it is off: other runs see the crops that they saw before there was noise.
+        if self.noise and rng.random() < self.noise:
+            crop = _noisy(crop, rng)
         if rng.random() < self.jpeg:
             crop = compressed(crop, int(rng.integers(20, 71)))
         if rng.random() < self.patch and other is not None:
@@ -262,6 +267,12 @@ def _motion_blur(crop: Image, rng: np.random.Generator) -> Image:
     kernel = np.zeros((y.max() + 1, x.max() + 1), np.float32)
     kernel[y, x] = 1 / len(steps)
     return cv2.filter2D(crop, -1, kernel)
+
+
+def _noisy(crop: Image, rng: np.random.Generator) -> Image:
+    noise = rng.integers(0, 256, size=crop.shape, dtype=np.uint8)
+    share = rng.uniform(0, 0.5)
+    return cv2.addWeighted(crop, 1 - share, noise, share, 0)
 
 
 def compressed(image: Image, quality: int) -> Image:

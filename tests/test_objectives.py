@@ -1,0 +1,390 @@
+"""What ADNet and Adaptive Wing are trained for."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from miniature import PLAIN, tiny, write_data
+from test_batches import batches
+
+from hihlandmark import ConfigurationError, Detector
+from hihlandmark.layouts import COFW29, WFLW98, Contour
+from hihlandmark.models.adnet import StackMaps
+from hihlandmark.training.batches import Batch, UnlabelledBatch
+from hihlandmark.training.configuration import SelfTraining, TrainingConfiguration
+from hihlandmark.training.distillation import Teacher
+from hihlandmark.training.export import export
+from hihlandmark.training.loop import build_training_network, train
+from hihlandmark.training.objectives import Objective, decoding_of, make_objective
+from hihlandmark.training.objectives.lines import LineMaps
+from hihlandmark.training.self_training import teach
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "adnet-small": {"point": "anisotropic_direction", "point_weight": 1.0},
+    "awing-small": {"sub_cell": True, "integer_sigma": 1.5},
+}
+MODELS = sorted(LOSSES)
+WFLW, W300, COFW = slice(0, 98), slice(98, 166), slice(166, 195)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def small(model: str, loss: dict[str, Any] | None = None, **changes: Any) -> TrainingConfiguration:
+    return tiny(
+        **{
+            "model": model,
+            "network": {"features": 8, "depth": 3, "input_size": 128},
+            "loss": {"integer": "adaptive_wing", **LOSSES[model], **(loss or {})},
+            "augmentation": PLAIN,
+            **changes,
+        }
+    )
+
+
+def objective_of(configuration: TrainingConfiguration) -> Objective:
+    return make_objective(configuration, build_training_network(configuration))
+
+
+def batch_of(data: Path, *folders: str) -> Batch:
+    """Three crops of 64 pixels, whose faces lend no points to other layouts."""
+    sets = [{"folder": folder, "share": 1} for folder in folders]
+    configuration = {"sets": sets, "loss": {"shared_weight": 0.0}, "augmentation": PLAIN}
+    return batches(data, **configuration)[0][0]
+
+
+def losses_of(objective: Objective, batch: Batch) -> torch.Tensor:
+    return objective(batch, objective.totals(batch))
+
+
+# ------------------------------------------------------------------------------------- lines
+
+
+def points(*places: tuple[float, float]) -> torch.Tensor:
+    return torch.tensor([places], dtype=torch.float32)
+
+
+def test_a_line_passes_through_its_points() -> None:
+    line = points((4, 4), (9, 6), (14, 5), (17, 12))
+    (map_,) = LineMaps([Contour((0, 1, 2, 3), closed=False)], 4)(line, 24, 0.7)[0]
+    for x, y in line[0].int().tolist():
+        assert map_[y, x].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_line_through_points_in_a_row_is_straight_and_fades_as_a_gaussian() -> None:
+    row = points((3, 10), (6, 10), (12, 10), (20, 10))
+    (map_,) = LineMaps([Contour((0, 1, 2, 3), closed=False)], 4)(row, 24, 1.5)[0]
+    distance = (torch.arange(24.0) - 10).abs()
+    expected = torch.exp(-0.5 * (distance / 1.5) ** 2)[:, None].expand(24, 18)
+    assert torch.allclose(map_[:, 3:21], expected, atol=1e-5)
+    beyond = torch.exp(-0.5 * (torch.arange(1.0, 4) / 1.5) ** 2)
+    assert torch.allclose(map_[10, 21:], beyond, atol=1e-5), "it ends in a half circle"
+
+
+def test_a_thin_line_has_no_gaps_between_points_far_apart() -> None:
+    (map_,) = LineMaps([Contour((0, 1), closed=False)], 2)(points((1, 7), (22, 7)), 24, 0.15)[0]
+    assert map_[7, 1:23].min().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_closed_lines_close() -> None:
+    angles = np.arange(8) * math.tau / 8
+    circle = points(*zip(16 + 10 * np.cos(angles), 16 + 10 * np.sin(angles), strict=True))
+    ring = tuple(range(8))
+    closed, opened = (LineMaps([Contour(ring, end)], 8)(circle, 33, 1.0) for end in (True, False))
+    between = (round(16 - 10 * math.sin(math.pi / 8)), round(16 + 10 * math.cos(math.pi / 8)))
+    assert closed[0, 0][between] > 0.9
+    assert opened[0, 0][between] < 0.1
+    y, x = torch.meshgrid(*[torch.arange(33.0) - 16] * 2, indexing="ij")
+    exact = torch.exp(-0.5 * (torch.hypot(x, y) - 10) ** 2)
+    assert torch.allclose(closed[0, 0], exact, atol=0.06), "a circle, nearly"
+
+
+def test_points_on_one_another_draw_a_dot() -> None:
+    maps = LineMaps([Contour((0, 1, 2), closed=True)], 3)(points(*[(5, 6)] * 3), 12, 1.0)
+    assert maps.isfinite().all()
+    assert maps[0, 0, 6, 5] == 1
+    assert maps[0, 0, 6, 8].item() == pytest.approx(math.exp(-4.5))
+
+
+def test_a_line_weighs_as_its_points_do_and_nothing_where_one_is_unknown() -> None:
+    lines = LineMaps([Contour(line, closed=False) for line in ((0, 1, 2), (3, 4), (4, 5))], 6)
+    weights = lines.weights(torch.tensor([[1, 0.5, 0.3, 1, 1, 0.0]]))
+    assert torch.allclose(weights, torch.tensor([[0.6, 1, 0]]))
+
+
+# -------------------------------------------------------------------------------- objectives
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_losses_are_finite_and_reach_every_layer(model: str, data: Path) -> None:
+    objective = objective_of(small(model, auxiliary_layouts={"SCUT86": 86}))
+    batch = batch_of(data, "WFLW98", "W300_68", "COFW29")
+    faces = len(batch.crops)
+    beside = torch.zeros(faces, 86)
+    beside[0] = 1
+    batch = batch._replace(
+        points=torch.cat([batch.points, torch.full((faces, 86, 2), 30.0)], dim=1),
+        weights=torch.cat([batch.weights, beside], dim=1),
+    )
+    losses = losses_of(objective, batch)
+    assert losses.shape == (len(objective.names),)
+    assert losses.isfinite().all()
+    assert (losses > 0).all()
+    objective.weigh(losses).backward()
+    for name, parameter in objective.network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_batch_that_teaches_nothing_costs_nothing(model: str, data: Path) -> None:
+    objective = objective_of(small(model))
+    batch = batch_of(data, "COFW29")
+    nothing = batch._replace(weights=torch.zeros_like(batch.weights))
+    losses = losses_of(objective, nothing)
+    assert (losses == 0).all()
+    objective.weigh(losses).backward()
+
+
+def test_a_face_teaches_its_own_layouts_layers_of_adnet_alone(data: Path) -> None:
+    objective = objective_of(small("adnet-small"))
+    objective.weigh(losses_of(objective, batch_of(data, "COFW29"))).backward()
+    network, edges = objective.network, len(COFW29.edges)
+    for layer in (network.predict_heatmaps[0], network.predict_points[0]):
+        assert layer.weight.grad[COFW].abs().sum() > 0
+        assert layer.weight.grad[: COFW.start].abs().sum() == 0
+    assert network.predict_edges[0].weight.grad[-edges:].abs().sum() > 0
+    assert network.predict_edges[0].weight.grad[:-edges].abs().sum() == 0
+
+
+def test_a_face_teaches_its_own_layouts_maps_of_awing_alone(data: Path) -> None:
+    objective = objective_of(small("awing-small"))
+    objective.weigh(losses_of(objective, batch_of(data, "W300_68"))).backward()
+    # Of the last stack: it sees what the first one says of all layouts.
+    taught = objective.network.predict[-1].weight.grad.abs().sum(dim=(1, 2, 3)) > 0
+    expected = torch.zeros(195 + 3, dtype=torch.bool)
+    expected[W300] = True
+    expected[195 + 1] = True
+    assert torch.equal(taught, expected)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_halves_of_a_batch_add_up_to_the_whole(model: str, data: Path) -> None:
+    objective = objective_of(small(model)).eval()  # statistics of a half would be others
+    batch = batch_of(data, "WFLW98", "COFW29")
+    batch.weights[0, 5] = 0.3
+    halves = [Batch(*(part[place] for part in batch)) for place in (slice(0, 1), slice(1, 3))]
+    totals = objective.totals(batch)
+    assert torch.allclose(sum(map(objective.totals, halves)), totals)
+    parts = [objective(half, totals) for half in halves]
+    assert torch.allclose(sum(parts), objective(batch, totals), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "shares"), [("adnet-small", (0.5, 1)), ("awing-small", (0.5,) * 2)]
+)
+def test_adnets_stacks_count_twice_the_last_and_awings_alike(
+    model: str, shares: tuple[float, float], data: Path
+) -> None:
+    network = {"features": 8, "depth": 3, "input_size": 128, "stacks": 2}
+    objective = objective_of(small(model, network=network)).eval()
+    batch = batch_of(data, "WFLW98")
+    crops = torch.zeros(len(batch.crops), 3, 64, 64)
+    (first, second), features = objective.network.forward_stacks(crops)
+
+    def losses(*stacks: Any) -> torch.Tensor:
+        objective.network.forward_stacks = lambda crops: (list(stacks), features)
+        return losses_of(objective, batch)
+
+    if model == "awing-small":
+        second = second + 0.5
+    else:
+        second = StackMaps(second.attended.flip(-1), second.edges + 1, second.points + 1)
+    expected = shares[0] * losses(first) + shares[1] * losses(second)
+    assert not torch.allclose(losses(first), losses(second), rtol=1e-3)
+    assert torch.allclose(losses(first, second), expected, rtol=1e-5)
+
+
+def right_maps(model: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What points (3, 195, 16, 16) and lines of WFLW faces on crops of 64 pixels should look like.
+
+    Cell c covers pixels 4 c to 4 c + 3, so that its middle is at 4 c + 1.5.
+    """
+    places = (batch.points - 1.5) / 4
+    columns, rows = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="xy")
+    x, y = places[..., 0, None, None], places[..., 1, None, None]
+    sigma = small(model).loss.integer_sigma
+    right = torch.exp(-0.5 * ((columns - x).square() + (rows - y).square()) / sigma**2)
+    if model == "awing-small":
+        lines = LineMaps(WFLW98.contours, 98)(places[:, WFLW], 16, 1.0)
+        return right, lines.amax(dim=1, keepdim=True).repeat(1, 3, 1, 1)
+    lines = LineMaps(WFLW98.edges, 98)(places[:, WFLW], 16, 1.0)
+    return right, torch.cat([lines, torch.zeros(3, 9 + 7, 16, 16)], dim=1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_maps_that_are_right_cost_next_to_nothing(model: str, data: Path) -> None:
+    batch = batch_of(data, "WFLW98")
+    objective = objective_of(small(model)).eval()
+    _, features = objective.network.forward_stacks(torch.zeros(3, 3, 64, 64))
+    dots, lines = right_maps(model, batch)
+
+    def losses(dots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+        if model == "awing-small":
+            stacks: list[Any] = [torch.cat([dots, lines], dim=1)] * 2
+        else:
+            stacks = [StackMaps(dots, lines.logit(1e-6), dots.logit(1e-6))]
+        objective.network.forward_stacks = lambda crops: (stacks, features)
+        return losses_of(objective, batch)
+
+    assert (losses(dots, lines) < 5e-3).all()
+    shifted = losses(dots.roll(1, -1), lines.roll(1, -1))
+    assert (shifted > 0.1).all()
+    # ADNet's landmarks lie a cell off: the length of the error, but for half of 0.315.
+    if model == "adnet-small":
+        assert 0.5 < shifted[0] < 1.5
+
+
+def test_an_edge_with_an_unknown_point_teaches_adnet_nothing(data: Path) -> None:
+    objective = objective_of(small("adnet-small")).eval()
+    batch = batch_of(data, "WFLW98")
+    whole = objective.totals(batch)
+    assert whole[1] == len(batch.crops) * len(WFLW98.edges)
+    batch.weights[:, 7] = 0  # on the jaw, which is the first edge
+    batch.points[:, 7] = 0
+    assert objective.totals(batch)[1] == len(batch.crops) * (len(WFLW98.edges) - 1)
+    (maps,), features = objective.network.forward_stacks(torch.zeros(3, 3, 64, 64))
+
+    def edge_loss(edge: int) -> float:
+        edges = maps.edges.clone()
+        edges[:, edge] += 5
+        changed = maps._replace(edges=edges)
+        objective.network.forward_stacks = lambda crops: ([changed], features)
+        found = losses_of(objective, batch)
+        assert found.isfinite().all()
+        return found[1].item()
+
+    jaw, brow, of_300w = (edge_loss(edge) for edge in (0, 1, len(WFLW98.edges)))
+    assert jaw == of_300w != brow
+
+
+def test_a_boundary_with_an_unknown_point_teaches_awing_nothing(data: Path) -> None:
+    objective = objective_of(small("awing-small"))
+    batch = batch_of(data, "WFLW98")
+    faces = len(batch.crops)
+    assert objective.totals(batch).item() == faces * (98 + 1)
+    batch.weights[0, 96] = 0  # a pupil: on no contour
+    assert objective.totals(batch).item() == faces * (98 + 1) - 1
+    batch.weights[0, 7] = 0
+    assert objective.totals(batch).item() == faces * (98 + 1) - 3
+    batch.weights[:, 7] = 0
+    losses = losses_of(objective, batch)
+    assert losses[0] > 0
+    assert losses[1] == 0
+
+
+# ---------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"point": "none"}, "take anisotropic_direction for loss.point"),
+        ({"integer": "cross_entropy"}, "masks in 0..1: take adaptive_wing or mse"),
+        ({"integer": "csc"}, "masks in 0..1"),
+        ({"point": "wings"}, "loss.point: no loss 'wings'; there is smooth_l1, wing"),
+    ],
+)
+def test_losses_that_adnet_cannot_follow_are_named(loss: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        objective_of(small("adnet-small", loss))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_there_is_no_distillation_without_decimal_heatmaps(model: str) -> None:
+    configuration = small(model)
+    network = build_training_network(configuration)
+    with pytest.raises(ConfigurationError, match="distillation is of HIH's heatmaps"):
+        make_objective(configuration, network, Teacher(network, ("WFLW98",), 1.0, ""))
+
+
+def test_how_heatmaps_are_read_follows_from_the_losses() -> None:
+    assert decoding_of(small("adnet-small"))["decoder"] == "mean"
+    for sub_cell, decoder in ((True, "expectation"), (False, "quarter_shift")):
+        decoding = decoding_of(small("awing-small", {"sub_cell": sub_cell}))
+        assert (decoding["decoder"], decoding["activation"]) == (decoder, "linear")
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_networks_without_decimal_heatmaps_teach_unlabelled_faces(model: str) -> None:
+    configuration = small(model)
+    teacher = build_training_network(configuration).eval()
+    crops = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    moved = torch.eye(2, 3).repeat(2, 1, 1)
+    moved[:, 0, 2] = 2.0
+    settings = SelfTraining.model_validate({"sets": [{}], "layouts": ["COFW29"], "weight": 0.5})
+    unlabelled = UnlabelledBatch(crops, crops, moved)
+    found = teach(teacher, unlabelled, settings, decoding_of(configuration), 195, nullcontext())
+    taught = found.weights[:, COFW] > 0
+    assert taught.any()
+    assert (found.weights[:, : COFW.start] == 0).all()
+    assert (found.weights <= 0.5).all()
+    assert found.points.isfinite().all()
+    assert (found.points[:, COFW][taught][:, 0] > 1.5).all(), "moved with the crop"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_training_lowers_the_loss_and_its_weights_predict(
+    model: str, data: Path, tmp_path: Path
+) -> None:
+    stage = {"steps": 8, "crop_size": 64, "batch_size": 2, "learning_rate": 5e-3}
+    validation = {"every": 8, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 0}
+    configuration = small(
+        model,
+        name=model,
+        layouts=["COFW29"],
+        sets=[{"folder": "COFW29"}],
+        stages=[stage],
+        validation=validation,
+        save_every=2,
+    )
+    summary = train(configuration, data, tmp_path / "run", device="cpu", workers=0)
+    assert 0 < next(iter(summary.nme.values())) < 10
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    objective = objective_of(configuration)
+    rows = [row for row in map(json.loads, lines) if objective.names[0] in row]
+    first, last = (
+        objective.weigh(torch.tensor([row[name] for name in objective.names])).item()
+        for row in (rows[0], rows[-1])
+    )
+    assert last < 0.95 * first
+
+    card = export(summary.checkpoint, configuration, data, tmp_path / "weights")
+    detector = Detector("29", model, weights=card, device="cpu")
+    assert detector.card.decoding == decoding_of(configuration)
+    image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    (face,) = detector.predict(image, boxes=[[10, 10, 80, 80]])
+    assert face.points.shape == (29, 2)
+    found = np.isfinite(face.points).all(axis=-1)
+    assert found.any()
+    assert np.isfinite(face.covariance[found]).all()
