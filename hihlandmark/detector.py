@@ -35,7 +35,8 @@ from hihlandmark.heatmap import Decoder, decode, mirrored, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.models.network import Heatmaps
-from hihlandmark.runtimes.pytorch import TorchRuntime, resolve_device
+from hihlandmark.runtimes import Precision, make_runtime
+from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.weights import DECODERS, load_model
 
 FloatArray = NDArray[np.floating]
@@ -92,6 +93,10 @@ class Detector:
             "owner/name@revision").
         revision: branch, tag or commit on the Hub.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`. "auto" logs its choice.
+        runtime: what runs the network: "torch", "openvino" or "onnxruntime". "auto" takes the
+            fastest that is installed for the device, or what the environment variable
+            HIHLANDMARK_RUNTIME names, and logs its choice.
+        precision: "fp32", or "bf16", which is faster where the hardware has it.
         face_detector: "mtcnn", or an object that follows `face_detection.FaceDetector`.
         min_face: side in pixels of the smallest face to look for; None keeps the detector's own.
         min_box_score: faces that the face detector is less sure of (0..1) are left out.
@@ -123,6 +128,8 @@ class Detector:
         weights: str | Path | None = None,
         revision: str | None = None,
         device: str | torch.device = "auto",
+        runtime: str = "auto",
+        precision: Precision = "fp32",
         face_detector: str | FaceDetector = "mtcnn",
         min_face: int | None = None,
         min_box_score: float | None = None,
@@ -148,8 +155,8 @@ class Detector:
                 f"{self.card.name} has no head for {self.layout.name}, only for "
                 f"{', '.join(self.card.configuration['layouts'])}: choose one of these layouts"
             )
-        self.runtime = TorchRuntime(
-            network, self.layout.name, **self.card.normalisation, device=self.device
+        self.runtime = make_runtime(
+            runtime, network, self.layout.name, self.card, self.device, precision
         )
         detects_upright = make_face_detector(
             face_detector,

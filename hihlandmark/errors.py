@@ -23,3 +23,7 @@ class DataError(HihlandmarkError):
 
 class TrainingError(HihlandmarkError):
     """A training run cannot go on: its checkpoint is corrupt or unwritable, or its loss is NaN."""
+
+
+class ExportError(HihlandmarkError):
+    """An exported network does not give the points of the original."""

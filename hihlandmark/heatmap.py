@@ -261,7 +261,8 @@ def _untruncated_mean(mean: torch.Tensor, bins: int, sigma: float) -> torch.Tens
     cells = torch.arange(bins, device=mean.device, dtype=mean.dtype)
     profile = torch.exp(-0.5 * ((cells - centres[:, None]) / sigma).square())
     means = (profile @ cells) / profile.sum(dim=-1)
-    upper = torch.searchsorted(means, mean.detach().contiguous()).clamp(1, len(means) - 1)
+    # A comparison with all of them, and no search, which ONNX does not have.
+    upper = (means < mean.detach().unsqueeze(-1)).sum(dim=-1).clamp(1, len(means) - 1)
     lower = upper - 1
     slope = (centres[upper] - centres[lower]) / (means[upper] - means[lower])
     centre = centres[lower] + (mean - means[lower]) * slope

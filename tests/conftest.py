@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from copy import copy
 from functools import cache
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from skimage.data import astronaut as skimage_astronaut
 
 from hihlandmark import Detector
+
+# Converting every network of every test would take minutes; test_runtimes.py does it.
+os.environ["HIHLANDMARK_RUNTIME"] = "torch"
 
 
 @pytest.fixture(scope="session")

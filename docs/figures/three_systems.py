@@ -23,8 +23,9 @@ from hihlandmark.heatmap import gaussian, to_distributions
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
 from hihlandmark.models.hih import HIH
-from hihlandmark.runtimes.pytorch import TorchRuntime, normalise
+from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.losses import adaptive_wing, direction_loss
+from hihlandmark.weights import load_model
 
 FOLDER = Path(__file__).parent
 LAYOUT = 98
@@ -44,16 +45,12 @@ def face_crop(detector: Detector) -> Crop:
     return np.asarray(cut_crop(photo, square, detector.crop_size))
 
 
-def network_of(detector: Detector) -> tuple[torch.nn.Module, TorchRuntime]:
-    """The network of a detector, and the runtime that knows its normalisation."""
-    return detector.runtime.network, detector.runtime
-
-
 @torch.inference_mode()
 def maps_of(detector: Detector, crop: Crop) -> dict[str, NDArray[np.floating]]:
     """Maps (h, h) of one crop by their captions, each the highest value of all points or lines."""
-    network, runtime = network_of(detector)
-    batch = normalise(torch.from_numpy(crop[None]), runtime.mean, runtime.std)
+    network, card, _ = load_model(model=detector.card.name)
+    mean, std = torch.tensor(card.normalisation["mean"]), torch.tensor(card.normalisation["std"])
+    batch = normalise(torch.from_numpy(crop[None]), mean, std)
     shown: dict[str, torch.Tensor] = {}
     if isinstance(network, HIH):
         integers, decimals, _ = network.forward_stacks(batch)

@@ -15,6 +15,7 @@ import typer
 from hihlandmark.cli import data, weights
 from hihlandmark.cli.calibration import calibrate
 from hihlandmark.cli.evaluation import evaluate_split
+from hihlandmark.cli.export import export
 from hihlandmark.cli.prediction import demo, predict
 from hihlandmark.cli.training import train
 from hihlandmark.errors import HihlandmarkError, ImageError
@@ -51,6 +52,7 @@ app.command()(demo)
 app.command("eval")(evaluate_split)
 app.command()(train)
 app.command()(calibrate)
+app.command()(export)
 app.command()(doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

@@ -13,6 +13,7 @@ from hihlandmark.cli.options import (
     LayoutName,
     MirrorOption,
     ModelOption,
+    RuntimeOption,
     ShapePriorOption,
     WeightsOption,
     make_detector,
@@ -97,6 +98,7 @@ def evaluate_split(
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
     # Small batches stay in the caches of a CPU: 8 take two thirds of the time of 32 there.
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Faces a batch; more for a GPU.")
@@ -146,6 +148,7 @@ def evaluate_split(
         model,
         weights=weights,
         device=device,
+        runtime=runtime,
         refine=refine,
         batch_size=batch_size,
         decoder=decoder,
@@ -185,6 +188,7 @@ def evaluate_split(
         "boxes": boxes.value,
         "refine": refine,
         "decoder": detector.decoder,
+        "runtime": detector.runtime.name,
         "mirror": detector.mirror,
         "shape_prior": detector.shape_prior is not None,
     }

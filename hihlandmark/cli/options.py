@@ -28,6 +28,10 @@ WeightsOption = Annotated[
     typer.Option("--weights", help="Path, packaged name or Hub repository; default: the model's."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+RuntimeOption = Annotated[
+    str,
+    typer.Option("--runtime", help="auto (the fastest installed), torch, openvino or onnxruntime."),
+]
 RefineOption = Annotated[
     int, typer.Option("--refine", min=0, help="How often to cut the crop anew around the points.")
 ]

@@ -19,6 +19,7 @@ from hihlandmark.cli.options import (
     MirrorOption,
     ModelOption,
     RefineOption,
+    RuntimeOption,
     ShapePriorOption,
     WeightsOption,
     make_detector,
@@ -61,6 +62,7 @@ def predict(
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
     refine: RefineOption = 1,
     min_face: Annotated[
         int | None,
@@ -81,6 +83,7 @@ def predict(
         model,
         weights=weights,
         device=device,
+        runtime=runtime,
         refine=refine,
         min_face=min_face,
         batch_size=batch_size,

@@ -207,7 +207,7 @@ class CoordConv(nn.Conv2d):
         columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)[None]
         place = torch.stack([rows.expand(height, width), columns.expand(height, width)])
         radius = place.square().sum(dim=0, keepdim=True).sqrt() / 2**0.5
-        where = torch.cat([place, radius]).expand(len(x), -1, -1, -1)
+        where = torch.cat([place, radius]).expand(x.shape[0], -1, -1, -1)
         seen = [x, where]
         if boundary is not None:
             seen.append(place * (boundary > BOUNDARY_THRESHOLD))

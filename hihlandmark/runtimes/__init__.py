@@ -1,5 +1,97 @@
-"""Ways to run a network: a batch of crops in, raw heatmaps out. One file a runtime."""
+"""Ways to run a network: a batch of crops in, raw heatmaps out."""
 
-from hihlandmark.runtimes.protocol import Runtime
+from __future__ import annotations
 
-__all__ = ["Runtime"]
+import logging
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.runtimes.protocol import Precision, Runtime
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from hihlandmark.weights import ModelCard
+
+logger = logging.getLogger(__name__)
+
+RUNTIMES: Mapping[str, str | None] = {
+    "torch": None,
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+}
+"""Names, each with the extra that installs it."""
+RUNTIME_VARIABLE = "HIHLANDMARK_RUNTIME"
+"""Environment variable that says what "auto" stands for."""
+
+
+def choose_runtime(name: str, device: torch.device) -> str:
+    """The runtime that a name stands for; "auto" takes the fastest that is installed.
+
+    That is OpenVINO on a CPU (benchmarks/runtimes.py), then ONNX Runtime, and PyTorch elsewhere.
+    Raises `ConfigurationError` for one that there is not, that is not installed, or that does not
+    run on the device.
+    """
+    asked = name
+    if name == "auto":
+        name = os.environ.get(RUNTIME_VARIABLE, "auto")
+    if name == "auto":
+        installed = [each for each in ("openvino", "onnxruntime") if find_spec(each)]
+        name = installed[0] if device.type == "cpu" and installed else "torch"
+    if name not in RUNTIMES:
+        raise ConfigurationError(
+            f"there is no runtime {name!r}; there is auto, {', '.join(RUNTIMES)}"
+        )
+    extra = RUNTIMES[name]
+    if extra and not find_spec(name):
+        raise ConfigurationError(
+            f"runtime {name!r} is not installed: pip install 'hihlandmark[{extra}]', or take "
+            "runtime='torch'"
+        )
+    if name == "openvino" and device.type != "cpu":
+        raise ConfigurationError(
+            f"runtime 'openvino' runs on a CPU, not on {device}: take device='cpu', or "
+            "runtime='torch'"
+        )
+    if asked == "auto":
+        logger.info("runtime: %s", name)
+    return name
+
+
+def make_runtime(
+    name: str,
+    network: nn.Module,
+    layout: str,
+    card: ModelCard,
+    device: torch.device,
+    precision: Precision = "fp32",
+) -> Runtime:
+    """A network of a card for one layout, run by ``name`` or, with "auto", by the fastest.
+
+    ``precision`` "bf16" is for PyTorch and for OpenVINO. Raises `ConfigurationError`.
+    """
+    from hihlandmark.runtimes.pytorch import TorchRuntime
+
+    name = choose_runtime(name, device)
+    if precision not in ("fp32", "bf16"):
+        raise ConfigurationError(f"precision must be 'fp32' or 'bf16', not {precision!r}")
+    if name == "torch":
+        return TorchRuntime(network, layout, card.normalisation, device, precision)
+    from hihlandmark.runtimes.converted import onnx_runtime, openvino_runtime
+    from hihlandmark.runtimes.graph import CropGraph, folded
+
+    graph = CropGraph(folded(network), layout, card.normalisation)
+    size = card.configuration["input_size"]
+    key = f"{layout} {' '.join(card.files.values())}"
+    if name == "openvino":
+        return openvino_runtime(graph, size, key, precision)
+    if precision != "fp32":
+        raise ConfigurationError("ONNX Runtime computes in fp32: take runtime='openvino' for bf16")
+    return onnx_runtime(graph, size, key, device)
+
+
+__all__ = ["RUNTIMES", "Precision", "Runtime", "choose_runtime", "make_runtime"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from hihlandmark.models.network import Heatmaps
 
+Precision = Literal["fp32", "bf16"]
+
 
 class Runtime(Protocol):
-    """Runs one network for one layout."""
+    """Runs one network for one layout. May be called from several threads."""
+
+    name: str
+    """As in `runtimes.RUNTIMES`."""
+    precision: Precision
+    """In which the network computes; what goes in and comes out is the same in both."""
 
     def __call__(self, crops: NDArray[np.uint8]) -> Heatmaps:
         """Crops (N, S, S, 3) RGB -> raw `Heatmaps`, (N, P, h, h) and (N, P, b, b), float32."""

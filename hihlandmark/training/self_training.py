@@ -10,7 +10,7 @@ import torch
 
 from hihlandmark.heatmap import decode, to_distributions
 from hihlandmark.models.network import LandmarkNetwork
-from hihlandmark.runtimes.pytorch import normalise
+from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.batches import Batch, UnlabelledBatch
 from hihlandmark.training.configuration import SelfTraining
 from hihlandmark.weights import IMAGENET_MEAN, IMAGENET_STD, Decoding

@@ -23,7 +23,7 @@ from hihlandmark.evaluation.metrics import face_errors
 from hihlandmark.heatmap import decode, to_distributions
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.network import LandmarkNetwork
-from hihlandmark.runtimes.pytorch import normalise
+from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.contact_sheet import Tile, contact_sheet
 from hihlandmark.training.datasets.faces import AnnotatedFaces
 from hihlandmark.weights import IMAGENET_MEAN, IMAGENET_STD, Decoding

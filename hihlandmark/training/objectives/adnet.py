@@ -10,7 +10,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.adnet import ADNet, StackMaps
-from hihlandmark.runtimes.pytorch import normalise
+from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.batches import Batch
 from hihlandmark.training.configuration import Loss
 from hihlandmark.training.losses import ACTIVATION

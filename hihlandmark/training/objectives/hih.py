@@ -10,7 +10,7 @@ import torch
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import DECIMAL_SIGMA, gaussian, to_distributions
 from hihlandmark.models.hih import HIH
-from hihlandmark.runtimes.pytorch import normalise
+from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.batches import Batch
 from hihlandmark.training.configuration import Loss
 from hihlandmark.training.losses import ACTIVATION, HEATMAP_LOSSES, csc

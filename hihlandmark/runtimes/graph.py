@@ -1,0 +1,83 @@
+"""What a runtime runs: a network for one layout, from crops as cut to heatmaps or points."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from hihlandmark.heatmap import decode, to_distributions
+from hihlandmark.models.network import Heatmaps
+from hihlandmark.weights import Decoding, Normalisation
+
+
+def normalise(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Crops (N, S, S, 3) uint8 -> (N, 3, S, S) float32 with zero mean and unit spread."""
+    return ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+class CropGraph(nn.Module):
+    """A network in evaluation mode for one layout, with what comes before it and perhaps after it.
+
+    Without ``decoding`` it gives raw heatmaps, with it points. `outputs` names what `forward`
+    returns.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layout: str,
+        normalisation: Normalisation,
+        decoding: Decoding | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.layout, self.decoding = network, layout, decoding
+        self.register_buffer("mean", torch.tensor(normalisation["mean"]), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation["std"]), persistent=False)
+        self.eval()
+
+    def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Crops (N, S, S, 3) uint8 RGB -> heatmaps (N, P, h, h) and, where the network has them,
+        (N, P, b, b), both raw; or points (N, P, 2) in crop pixels, their masses (N, P) and
+        covariances (N, P, 2, 2), all float32."""
+        raw: Heatmaps = self.network(normalise(crops, self.mean, self.std))[self.layout]
+        heatmaps = raw.float()
+        if self.decoding is None:
+            return tuple(maps for maps in heatmaps if maps is not None)
+        integer, decimal = heatmaps
+        maps = to_distributions(integer, decimal, self.decoding["activation"])
+        found = decode(
+            *maps,
+            self.decoding["decoder"],
+            bin_centre=self.decoding["bin_centre"],
+            aligned_corners=self.decoding.get("aligned_corners", False),
+        )
+        return found.points, found.mass, found.covariance
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of what `forward` returns; heatmap networks may lack the last one of the two."""
+        return ("integer", "decimal") if self.decoding is None else ("points", "mass", "covariance")
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose convolutions do the work of the batch norms behind them.
+
+    The same numbers but for rounding, in fewer passes over the data.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for place in range(len(module) - 1):
+            convolution, norm = module[place], module[place + 1]
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module[place] = fuse_conv_bn_eval(convolution, norm)
+                module[place + 1] = nn.Identity()
+    return network
