@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from hihlandmark.heatmap import decode, to_distributions
+from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.models.registry import MODELS
 from hihlandmark.runtimes import RUNTIMES, make_runtime
@@ -65,10 +65,8 @@ def runs_of(model: LoadedModel, device: torch.device, bf16: bool) -> dict[str, R
 
 def points(heatmaps: Heatmaps, model: LoadedModel) -> NDArray[np.floating]:
     """(N, P, 2) in crop pixels."""
-    decoding = model.card.decoding
-    maps = to_distributions(*heatmaps.float(), decoding["activation"])
-    found = decode(*maps, decoding["decoder"], bin_centre=decoding["bin_centre"])
-    return found.points.cpu().numpy()
+    integer, decimal = heatmaps.float()
+    return read_heatmaps(integer, decimal, model.card.decoding).points.cpu().numpy()
 
 
 def milliseconds(

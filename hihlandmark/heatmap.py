@@ -16,9 +16,12 @@ heatmap's shape says where in the cell the point is.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from hihlandmark.weights import Decoding
 
 Decoder = Literal["argmax", "expectation", "quarter_shift", "mean"]
 Activation = Literal["softmax", "linear"]
@@ -173,6 +176,19 @@ def decode(
         mass.masked_fill(nowhere, 0),
         (covariance * stride**2).masked_fill(nowhere[..., None, None], torch.nan),
         inside,
+    )
+
+
+def read_heatmaps(
+    integer: torch.Tensor, decimal: torch.Tensor | None, decoding: Decoding, *, stride: int = 4
+) -> Decoded:
+    """Raw heatmaps, as `to_distributions` and `decode` take them, read as a model card says."""
+    return decode(
+        *to_distributions(integer, decimal, decoding["activation"]),
+        decoding["decoder"],
+        stride=stride,
+        bin_centre=decoding["bin_centre"],
+        aligned_corners=decoding.get("aligned_corners", False),
     )
 
 

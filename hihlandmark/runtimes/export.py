@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError, ExportError
-from hihlandmark.heatmap import decode, to_distributions
+from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
 from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.weights import Decoding, LoadedModel
@@ -282,13 +282,7 @@ def _points(outputs: Outputs, graph: CropGraph, decoding: Decoding) -> NDArray[n
     if graph.decoding is not None:
         return outputs[0]
     integer, *decimal = (torch.from_numpy(np.asarray(each)) for each in outputs)
-    maps = to_distributions(integer, decimal[0] if decimal else None, decoding["activation"])
-    return decode(
-        *maps,
-        decoding["decoder"],
-        bin_centre=decoding["bin_centre"],
-        aligned_corners=decoding.get("aligned_corners", False),
-    ).points.numpy()
+    return read_heatmaps(integer, decimal[0] if decimal else None, decoding).points.numpy()
 
 
 def _missing(extra: str, error: ImportError) -> ConfigurationError:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hihlandmark.heatmap import decode, to_distributions
+from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.weights import Decoding, Normalisation
 
@@ -50,14 +50,7 @@ class CropGraph(nn.Module):
         heatmaps = raw.float()
         if self.decoding is None:
             return tuple(maps for maps in heatmaps if maps is not None)
-        integer, decimal = heatmaps
-        maps = to_distributions(integer, decimal, self.decoding["activation"])
-        found = decode(
-            *maps,
-            self.decoding["decoder"],
-            bin_centre=self.decoding["bin_centre"],
-            aligned_corners=self.decoding.get("aligned_corners", False),
-        )
+        found = read_heatmaps(heatmaps.integer, heatmaps.decimal, self.decoding)
         return found.points, found.mass, found.covariance
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hihlandmark.heatmap import decode, to_distributions
+from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.models.network import LandmarkNetwork
 from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.batches import Batch, UnlabelledBatch
@@ -48,8 +48,7 @@ def teach(
             continue
         integer, decimal = heatmaps[name].float()
         stride = size // integer.shape[-1]
-        maps = to_distributions(integer, decimal, decoding["activation"])
-        found = decode(*maps, decoding["decoder"], stride=stride)
+        found = read_heatmaps(integer, decimal, decoding, stride=stride)
         variance = found.covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1) / stride**2
         trusted = settings.trusted_spread**2
         linear, shift = unlabelled.matrices[:, None, :, :2], unlabelled.matrices[:, None, :, 2]

@@ -20,7 +20,7 @@ from hihlandmark.crop import (
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.evaluation import mean_error, normalised_errors
 from hihlandmark.evaluation.metrics import face_errors
-from hihlandmark.heatmap import decode, to_distributions
+from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.network import LandmarkNetwork
 from hihlandmark.runtimes.graph import normalise
@@ -78,9 +78,9 @@ class Validator:
         for crops, truths, matrices, names in self._crops(faces, size):
             heatmaps = network(normalise(torch.from_numpy(crops).to(device), mean, std))
             integer, decimal = heatmaps[faces.layout].float()
-            maps = to_distributions(integer, decimal, decoding["activation"])
             stride = size // integer.shape[-1]
-            found = decode(*maps, decoding["decoder"], stride=stride).points.cpu().double().numpy()
+            read = read_heatmaps(integer, decimal, decoding, stride=stride)
+            found = read.points.cpu().double().numpy()
             # A point without heatmap is in the middle, so that finding nothing earns nothing.
             found = np.where(np.isfinite(found), found, (size - 1) / 2)
             points = transform_points(invert(matrices), found)
