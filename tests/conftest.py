@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from miniature import write_data
 from numpy.typing import NDArray
 from skimage.data import astronaut as skimage_astronaut
 
@@ -16,6 +19,21 @@ from hihlandmark import Detector
 
 # Converting every network of every test would take minutes; test_runtimes.py does it.
 os.environ["HIHLANDMARK_RUNTIME"] = "torch"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As in the processes that tests start: sums in another order would give other weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature data sets, a copy for each file of tests."""
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

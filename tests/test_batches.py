@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import LAYOUTS, PLAIN, tiny, write_data, write_set
+from miniature import LAYOUTS, PLAIN, tiny, write_set
 
 from hihlandmark import ConfigurationError
 from hihlandmark.crop import tight_boxes
@@ -20,11 +20,6 @@ from hihlandmark.training.batches import (
 from hihlandmark.training.configuration import TrainingSet
 from hihlandmark.training.datasets import read_faces
 from hihlandmark.training.plan import Plan
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def batches(data: Path, process: int = 0, processes: int = 1, **changes: Any) -> TrainingBatches:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import PLAIN, tiny, write_data
+from miniature import PLAIN, tiny
 from test_batches import batches
 
 from hihlandmark import ConfigurationError, Detector
@@ -33,17 +32,7 @@ MODELS = sorted(LOSSES)
 WFLW, W300, COFW = slice(0, 98), slice(98, 166), slice(166, 195)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(model: str, loss: dict[str, Any] | None = None, **changes: Any) -> TrainingConfiguration:

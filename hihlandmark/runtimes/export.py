@@ -108,14 +108,14 @@ def _example(size: int) -> torch.Tensor:
 # Running
 
 
-def run_onnx(path: Path, threads: int | None = None, device: str = "cpu") -> Run:
+def run_onnx(path: Path, device: str = "cpu") -> Run:
     """An ONNX file in ONNX Runtime, on the CPU or by its CUDA provider."""
     try:
         import onnxruntime
     except ImportError as error:
         raise _missing("onnx", error) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
@@ -126,7 +126,7 @@ def run_onnx(path: Path, threads: int | None = None, device: str = "cpu") -> Run
     return lambda crops: session.run(None, {"crops": crops})
 
 
-def run_openvino(path: Path, threads: int | None = None, precision: str = "fp32") -> Run:
+def run_openvino(path: Path, precision: str = "fp32") -> Run:
     """An OpenVINO file on the CPU."""
     try:
         import openvino
@@ -134,7 +134,7 @@ def run_openvino(path: Path, threads: int | None = None, precision: str = "fp32"
         raise _missing("openvino", error) from error
     settings = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)

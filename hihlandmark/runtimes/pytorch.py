@@ -51,9 +51,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 class TorchRuntime:
     """A network on one device, prepared for inference; see `Runtime`.
 
-    Batch norms are folded into convolutions and tensors laid out channels-last. With ``compiled``
-    `torch.compile` makes kernels of its own at the first call, which takes minutes. Where a CUDA
-    device has no memory left for a batch, halves of it are run, and batches stay as small.
+    Batch norms are folded into convolutions and tensors laid out channels-last. Where a CUDA device
+    has no memory left for a batch, halves of it are run, and batches stay as small.
     """
 
     name = "torch"
@@ -65,13 +64,10 @@ class TorchRuntime:
         normalisation: Normalisation,
         device: torch.device,
         precision: Precision = "fp32",
-        *,
-        compiled: bool = False,
     ) -> None:
         self.device, self.precision = device, precision
         graph = CropGraph(folded(network), layout, normalisation).to(device)
-        graph = graph.to(memory_format=torch.channels_last)
-        self.graph = torch.compile(graph, dynamic=True) if compiled else graph
+        self.graph = graph.to(memory_format=torch.channels_last)
         self.largest_batch: int | None = None
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from hihlandmark.training.batches import Batch
 from hihlandmark.training.configuration import Loss
 from hihlandmark.training.losses import ACTIVATION
 from hihlandmark.training.objectives.base import Objective, point_loss_of
-from hihlandmark.training.objectives.lines import LineMaps
+from hihlandmark.training.objectives.lines import LineMaps, line_weights
 from hihlandmark.weights import Decoding
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ class ADNetObjective(Objective):
         """Target maps (B, E, size, size) of all layouts' edges, and their weights (B, E)."""
         weights = self._edge_weights(batch.weights)
         maps = centres.new_zeros(*weights.shape, size, size)
-        groups = centres.split(list(self.network.configuration.layouts.values()), dim=1)
         start = 0
-        for lines, points in zip(self.lines.values(), groups, strict=True):
+        for name, points in self.network.by_layout(centres).items():
+            lines = self.lines[name]
             assert isinstance(lines, LineMaps)
             place = slice(start, start + len(lines.lengths))
             start = place.stop
@@ -132,11 +132,5 @@ class ADNetObjective(Objective):
 
     def _edge_weights(self, weights: torch.Tensor) -> torch.Tensor:
         """Weights of points (B, P) -> of all layouts' edges (B, E)."""
-        sizes = list(self.network.configuration.layouts.values())
-        groups = weights[:, self.shipped].split(sizes, dim=1)
-        pairs = zip(self.lines.values(), groups, strict=True)
-        found = []
-        for lines, group in pairs:
-            assert isinstance(lines, LineMaps)
-            found.append(lines.weights(group))
-        return torch.cat(found, dim=1)
+        by_layout = self.network.by_layout(weights[:, self.shipped])
+        return torch.cat(list(line_weights(self.lines, by_layout)), dim=1)

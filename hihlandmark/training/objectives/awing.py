@@ -15,7 +15,7 @@ from hihlandmark.training.batches import Batch
 from hihlandmark.training.configuration import Loss
 from hihlandmark.training.losses import ACTIVATION
 from hihlandmark.training.objectives.base import Objective
-from hihlandmark.training.objectives.lines import LineMaps
+from hihlandmark.training.objectives.lines import LineMaps, line_weights
 from hihlandmark.weights import Decoding
 
 if TYPE_CHECKING:
@@ -85,21 +85,17 @@ class AWingObjective(Objective):
         """Target maps (B, L, size, size) of the boundary in every layout, and weights (B, L)."""
         weights = self._boundary_weights(batch.weights)
         maps = centres.new_zeros(*weights.shape, size, size)
-        groups = centres.split(list(self.network.configuration.layouts.values()), dim=1)
-        for number, (lines, points) in enumerate(zip(self.lines.values(), groups, strict=True)):
+        for number, (name, points) in enumerate(self.network.by_layout(centres).items()):
             faces = weights[:, number] > 0
             if faces.any():
-                drawn = lines(points[faces], size, self.loss.line_sigma)
+                drawn = self.lines[name](points[faces], size, self.loss.line_sigma)
                 maps[faces, number] = drawn.amax(dim=1)
         return maps, weights
 
     def _boundary_weights(self, weights: torch.Tensor) -> torch.Tensor:
         """Weights of points (B, P) -> of the layouts' boundaries (B, L)."""
-        sizes = list(self.network.configuration.layouts.values())
-        groups = weights[:, self.shipped].split(sizes, dim=1)
-        found = []
-        for lines, group in zip(self.lines.values(), groups, strict=True):
-            assert isinstance(lines, LineMaps)
-            each = lines.weights(group)
-            found.append(each.mean(dim=1) * (each > 0).all(dim=1))
+        found = [
+            each.mean(dim=1) * (each > 0).all(dim=1)
+            for each in line_weights(self.lines, self.network.by_layout(weights[:, self.shipped]))
+        ]
         return torch.stack(found, dim=1)

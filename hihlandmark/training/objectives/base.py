@@ -38,7 +38,7 @@ class Objective(nn.Module):
     def __init__(self, network: Any, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.network, self.loss, self.teacher = network, loss, teacher
-        self.integer_loss = _row(HEATMAP_LOSSES, loss.integer, "loss.integer")
+        self.integer_loss = named_loss(HEATMAP_LOSSES, loss.integer, "loss.integer")
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
 
@@ -102,18 +102,19 @@ class Objective(nn.Module):
     def normals(self, batch: Batch) -> torch.Tensor:
         """Unit normals (B, P, 2) of the face's lines at the predicted layouts' points."""
         known = batch.points.masked_fill(batch.weights[..., None] <= 0, torch.nan)
-        layouts = self.network.configuration.layouts
-        groups = known[:, self.shipped].split(list(layouts.values()), dim=1)
-        pairs = zip(layouts, groups, strict=True)
-        return torch.cat([contour_normals(get_layout(name), group) for name, group in pairs], dim=1)
+        groups = self.network.by_layout(known[:, self.shipped]).items()
+        return torch.cat(
+            [contour_normals(get_layout(name), group) for name, group in groups], dim=1
+        )
 
 
 def point_loss_of(loss: Loss) -> PointLoss | None:
     """The point loss that a configuration names. Raises `ConfigurationError`."""
-    return None if loss.point == "none" else _row(POINT_LOSSES, loss.point, "loss.point")
+    return None if loss.point == "none" else named_loss(POINT_LOSSES, loss.point, "loss.point")
 
 
-def _row(table: Mapping[str, Any], name: str, key: str) -> Any:
+def named_loss(table: Mapping[str, Any], name: str, key: str) -> Any:
+    """The loss called ``name`` by the configuration's ``key``. Raises `ConfigurationError`."""
     if name not in table:
         raise ConfigurationError(f"{key}: no loss {name!r}; there is {', '.join(table)}")
     return table[name]

@@ -14,7 +14,7 @@ from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.batches import Batch
 from hihlandmark.training.configuration import Loss
 from hihlandmark.training.losses import ACTIVATION, HEATMAP_LOSSES, csc
-from hihlandmark.training.objectives.base import Objective, _row, point_loss_of
+from hihlandmark.training.objectives.base import Objective, named_loss, point_loss_of
 from hihlandmark.weights import Decoding
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class HIHObjective(Objective):
 
     def __init__(self, network: HIH, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)
-        self.decimal_loss = _row(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
+        self.decimal_loss = named_loss(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
         self.point_loss = point_loss_of(loss)
         if self.point_loss and loss.integer == "csc":
             raise ConfigurationError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -43,6 +43,16 @@ class LineMaps(nn.Module):
         lines = (self.splines.to(points.dtype) @ points).split(self.lengths, dim=1)
         nearest = torch.stack([_squared_distances(line, size) for line in lines], dim=1)
         return torch.exp(nearest / (-2 * sigma**2))
+
+
+def line_weights(
+    lines: nn.ModuleDict, weights: Mapping[str, torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """Of each layout, by whose name both are found, the weights (B, E) of its `LineMaps`."""
+    for name, group in weights.items():
+        maps = lines[name]
+        assert isinstance(maps, LineMaps)
+        yield maps.weights(group)
 
 
 def _squared_distances(places: torch.Tensor, size: int) -> torch.Tensor:
