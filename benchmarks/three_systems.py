@@ -36,8 +36,8 @@ from hihlandmark.weights import load_model
 
 SYSTEMS = ("hih-small", "adnet-small", "awing-small")
 STAGES = (
-    "{steps = 1600, crop_size = 128, batch_size = 16, learning_rate = 2e-3, warm_up = 100}",
-    "{steps = 600, crop_size = 256, batch_size = 12, learning_rate = 1e-3, warm_up = 50}",
+    "{steps = 1200, crop_size = 128, batch_size = 16, learning_rate = 2e-3, warm_up = 100}",
+    "{steps = 450, crop_size = 256, batch_size = 12, learning_rate = 1e-3, warm_up = 50}",
 )
 SPLITS = (
     FaceSet(folder="w300", split="helen_test"),

@@ -22,8 +22,8 @@ __all__ = [
     "make_face_detector",
 ]
 
-# Name -> factory, called with device and with those of detection_size, min_face and min_score that
-# the user has set.
+# Name -> factory, called with device and runtime, and with those of detection_size, min_face and
+# min_score that the user has set.
 FACE_DETECTORS: dict[str, Callable[..., FaceDetector]] = {
     MTCNNFaceDetector.name: MTCNNFaceDetector,
 }
@@ -33,6 +33,7 @@ def make_face_detector(
     detector: str | FaceDetector = MTCNNFaceDetector.name,
     *,
     device: str | torch.device = "auto",
+    runtime: str = "auto",
     detection_size: int | None = None,
     min_face: float | None = None,
     min_score: float | None = None,
@@ -52,7 +53,7 @@ def make_face_detector(
                 f"there is no face detector {detector!r}; choose one of "
                 f"{', '.join(map(repr, FACE_DETECTORS))}, or give an object with name and detect()"
             )
-        return FACE_DETECTORS[detector](device=device, **given)
+        return FACE_DETECTORS[detector](device=device, runtime=runtime, **given)
     if isinstance(detector, type) or not isinstance(detector, FaceDetector):
         raise ConfigurationError(
             f"{detector!r} is no face detector: it needs an attribute name and a method detect()"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.face_detection.mtcnn_cascade import Cascade
 from hihlandmark.face_detection.protocol import Detections, check_image
 from hihlandmark.runtimes.pytorch import resolve_device
 
@@ -23,28 +22,14 @@ MIN_FACE = 20
 # Of the boxes with 0.7 to 0.9 on the same photos, about half show no face; above, few.
 MIN_SCORE = 0.9
 
-# Side of the first network's window, in pixels. facenet-pytorch enlarges the picture when faces
-# smaller than this are wanted, and still sees nothing in them.
-_WINDOW = 12
 # The smallest face worth a search, in pixels of the picture searched: the default of the authors
 # of MTCNN, too.
 _SMALLEST_SEARCHED = 20.0
-# Scores at which the first and the second of the three networks let a candidate pass, as published.
-_EARLY_THRESHOLDS = (0.6, 0.7)
 # The results count pixels from 1, as in Matlab, and boxes end at the centres of the pixels that
 # they hold. Measured, too: faces searched at half the size came back 1.1 pixels further right and
 # down, in boxes 1.3 pixels smaller.
 _BOX_OFFSET = np.array([-1.5, -1.5, -0.5, -0.5])
 _POINT_OFFSET = -1.0
-_BORDER_GRAY = 127
-
-
-class _Candidates(NamedTuple):
-    """Boxes (F, 4), scores (F,) and five points (F, 5, 2) in pixels of the picture searched."""
-
-    boxes: NDArray[np.floating]
-    scores: NDArray[np.floating]
-    five_points: NDArray[np.floating]
 
 
 class MTCNNFaceDetector:
@@ -52,11 +37,11 @@ class MTCNNFaceDetector:
 
     One object may serve several threads.
 
-    Images are searched one by one: a batch through MTCNN is slower on a CPU and moves boxes by
-    pixels, because its non-maximum suppression mixes the images of a batch.
+    Images are searched one by one: each gives the same boxes whatever else is in a call.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`.
+        runtime: what runs the networks, see `Detector`.
         detection_size: longest side in pixels of the picture searched; a larger image is shrunk to
             it by area averaging, a smaller one is searched as it is.
         min_face: side in pixels of the image as given below which a face is not wanted: no box
@@ -74,6 +59,7 @@ class MTCNNFaceDetector:
         self,
         device: str | torch.device = "auto",
         *,
+        runtime: str = "auto",
         detection_size: int = DETECTION_SIZE,
         min_face: float = MIN_FACE,
         min_score: float = MIN_SCORE,
@@ -87,15 +73,11 @@ class MTCNNFaceDetector:
             raise ConfigurationError(f"min_face must be more than 0 pixels, not {min_face}")
         if not 0 <= min_score <= 1:
             raise ConfigurationError(f"min_score must lie in 0..1, not {min_score}")
-        from facenet_pytorch import MTCNN  # slow to import, and not needed with boxes given
-
         resolved = resolve_device(device)
-        # MPS lacks the adaptive pooling to any size that MTCNN's image pyramid is made with.
+        # Dozens of small steps, of which each costs MPS more than the CPU.
         self.device = torch.device("cpu") if resolved.type == "mps" else resolved
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
-        self._mtcnn = MTCNN(
-            keep_all=True, thresholds=[*_EARLY_THRESHOLDS, min_score], device=self.device
-        )
+        self._cascade = Cascade(self.device, runtime)
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """RGB images (H, W, 3) uint8 of any mixed sizes -> the `Detections` of each, best first.
@@ -113,14 +95,12 @@ class MTCNNFaceDetector:
         ratio = min(1.0, self.detection_size / max(height, width))
         size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
         smallest = max(self.min_face * ratio, _SMALLEST_SEARCHED)
-        # As facenet-pytorch counts: below this its image pyramid has no level, and it raises.
-        if min(size) * (_WINDOW / smallest) < _WINDOW:
-            return Detections.none(five_points=True)
         picture = np.ascontiguousarray(image)
         if ratio < 1:
             shrunk = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
             picture = np.asarray(shrunk, np.uint8)
-        boxes, scores, points = self._search(picture, smallest)
+        boxes, scores, points = self._cascade.search(picture, smallest, self.min_score)
+        boxes, points = boxes + _BOX_OFFSET, points + _POINT_OFFSET
         factor = np.array(size) / (width, height)  # not quite the ratio, for whole pixels
         boxes = (boxes.reshape(-1, 2, 2) + 0.5) / factor - 0.5
         boxes = boxes.clip(0, (width - 1, height - 1)).reshape(-1, 4)
@@ -129,27 +109,3 @@ class MTCNNFaceDetector:
         wanted = (sides.min(axis=1) >= 1) & (sides.max(axis=1) >= self.min_face)
         order = np.argsort(-scores, kind="stable")
         return Detections(boxes, scores, points)[order[wanted[order]]]
-
-    def _search(self, picture: NDArray[np.uint8], smallest: float) -> _Candidates:
-        try:
-            return self._run_mtcnn(picture, smallest)
-        except (IndexError, RuntimeError):
-            # facenet-pytorch raises when one of its networks moves a candidate wholly out of the
-            # picture. With a border it stays inside; whatever else was wrong is raised again.
-            border = min(picture.shape[:2]) // 2
-            sides = (border,) * 4
-            gray = (_BORDER_GRAY,) * 3
-            framed = cv2.copyMakeBorder(picture, *sides, cv2.BORDER_CONSTANT, value=gray)
-            boxes, scores, points = self._run_mtcnn(np.asarray(framed, np.uint8), smallest)
-            return _Candidates(boxes - border, scores, points - border)
-
-    def _run_mtcnn(self, picture: NDArray[np.uint8], smallest: float) -> _Candidates:
-        # A shallow copy shares the networks but has its own smallest face: threads do not meet.
-        mtcnn = copy.copy(self._mtcnn)
-        mtcnn.min_face_size = smallest
-        boxes, scores, points = mtcnn.detect(picture, landmarks=True)
-        if boxes is None:
-            return _Candidates(np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2)))
-        # Arrays of Python objects otherwise.
-        boxes, scores, points = (np.asarray(array, np.float64) for array in (boxes, scores, points))
-        return _Candidates(boxes + _BOX_OFFSET, scores, points + _POINT_OFFSET)

@@ -9,12 +9,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.runtimes.protocol import Precision, Runtime
+from hihlandmark.runtimes.protocol import Precision, Run, Runtime
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hihlandmark.runtimes.graph import PixelGraph
     from hihlandmark.weights import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -81,17 +82,28 @@ def make_runtime(
         raise ConfigurationError(f"precision must be 'fp32' or 'bf16', not {precision!r}")
     if name == "torch":
         return TorchRuntime(network, layout, card.normalisation, device, precision)
-    from hihlandmark.runtimes.converted import onnx_runtime, openvino_runtime
+    from hihlandmark.runtimes.converted import ConvertedRuntime, converted_run
     from hihlandmark.runtimes.graph import CropGraph, folded
 
     graph = CropGraph(folded(network), layout, card.normalisation)
-    size = card.configuration["input_size"]
+    pixels = graph.on_pixels(card.configuration["input_size"])
     key = f"{layout} {' '.join(card.files.values())}"
-    if name == "openvino":
-        return openvino_runtime(graph, size, key, precision)
-    if precision != "fp32":
-        raise ConfigurationError("ONNX Runtime computes in fp32: take runtime='openvino' for bf16")
-    return onnx_runtime(graph, size, key, device)
+    return ConvertedRuntime(name, converted_run(name, pixels, key, device, precision), precision)
 
 
-__all__ = ["RUNTIMES", "Precision", "Runtime", "choose_runtime", "make_runtime"]
+def make_run(name: str, graph: PixelGraph, key: str, device: torch.device) -> Run:
+    """A graph run in fp32 by ``name`` or, with "auto", by the fastest.
+
+    ``key`` tells the graph from others, for what is converted is kept. Raises `ConfigurationError`.
+    """
+    name = choose_runtime(name, device)
+    if name == "torch":
+        from hihlandmark.runtimes.export import run_module
+
+        return run_module(graph.module, device)
+    from hihlandmark.runtimes.converted import converted_run
+
+    return converted_run(name, graph, key, device, "fp32")
+
+
+__all__ = ["RUNTIMES", "Precision", "Run", "Runtime", "choose_runtime", "make_run", "make_runtime"]

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.network import Heatmaps
-from hihlandmark.runtimes.export import Run, run_onnx, run_openvino, write_onnx, write_openvino
-from hihlandmark.runtimes.graph import CropGraph
-from hihlandmark.runtimes.protocol import Precision
+from hihlandmark.runtimes.export import run_onnx, run_openvino, write_onnx, write_openvino
+from hihlandmark.runtimes.graph import PixelGraph
+from hihlandmark.runtimes.protocol import Precision, Run
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +34,20 @@ class ConvertedRuntime:
         return Heatmaps(integer, decimal[0] if decimal else None)
 
 
-def openvino_runtime(
-    graph: CropGraph, size: int, key: str, precision: Precision
-) -> ConvertedRuntime:
-    """OpenVINO on the CPU. ``key``: what tells this network's weights and layout from others'."""
-    path = _converted("openvino", key, ".xml", lambda path: write_openvino(graph, size, path))
-    return ConvertedRuntime("openvino", run_openvino(path, precision=precision), precision)
+def converted_run(
+    package: str, graph: PixelGraph, key: str, device: torch.device, precision: Precision
+) -> Run:
+    """A graph run by OpenVINO on the CPU, or by ONNX Runtime on the CPU or a CUDA device.
 
-
-def onnx_runtime(graph: CropGraph, size: int, key: str, device: torch.device) -> ConvertedRuntime:
-    """ONNX Runtime on the CPU or a CUDA device; ``key`` as of `openvino_runtime`."""
-    path = _converted("onnxruntime", key, ".onnx", lambda path: write_onnx(graph, size, path))
-    return ConvertedRuntime("onnxruntime", run_onnx(path, device=device.type), "fp32")
+    ``package``: "openvino" or "onnxruntime"; ``key``: what tells this graph from others.
+    """
+    if package == "openvino":
+        path = _converted(package, key, ".xml", lambda path: write_openvino(graph, path))
+        return run_openvino(path, precision=precision)
+    if precision != "fp32":
+        raise ConfigurationError("ONNX Runtime computes in fp32: take runtime='openvino' for bf16")
+    path = _converted(package, key, ".onnx", lambda path: write_onnx(graph, path))
+    return run_onnx(path, device=device.type)
 
 
 def _converted(package: str, key: str, suffix: str, write: Callable[[Path], None]) -> Path:

@@ -15,23 +15,20 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hihlandmark.errors import ConfigurationError, ExportError
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
-from hihlandmark.runtimes.graph import CropGraph, folded
+from hihlandmark.runtimes.graph import ANY, CropGraph, PixelGraph, folded
+from hihlandmark.runtimes.protocol import Outputs, Run
 from hihlandmark.weights import Decoding, LoadedModel
-
-Outputs = list[NDArray[np.floating]]
-Run = Callable[[NDArray[np.uint8]], Outputs]
-"""Crops (N, S, S, 3) uint8 -> what the exported graph returns."""
 
 LARGEST_DIFFERENCE = 0.05
 """Crop pixels by which a point of an exported network may differ from PyTorch's in float32."""
 USUAL_DIFFERENCE = 0.01
 """Likewise of all but one point in a thousand."""
 _PARITY_CROPS = 16
-_EXAMPLE_FACES = 2  # one would be taken for a constant
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,8 @@ class Parity:
 # Writing
 
 
-def write_onnx(graph: CropGraph, size: int, path: Path) -> None:
-    """ONNX with any number of crops. Needs the extra ``onnx``."""
+def write_onnx(graph: PixelGraph, path: Path) -> None:
+    """ONNX, of any size where the graph is. Needs the extra ``onnx``."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -56,22 +53,22 @@ def write_onnx(graph: CropGraph, size: int, path: Path) -> None:
         raise _missing("onnx", error) from error
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    example = _example(size)
+    any_size = {axis: torch.export.Dim.AUTO for axis, n in enumerate(graph.shape) if n == ANY}
     with _without_warnings():
         program = torch.onnx.export(
-            graph,
-            (example,),
+            graph.module,
+            (graph.example(),),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("faces")},),
-            input_names=["crops"],
-            output_names=list(graph.outputs)[: len(graph(example))],
+            dynamic_shapes=(any_size,),
+            input_names=[graph.input],
+            output_names=list(graph.outputs),
             verbose=False,
         )
     assert program is not None
     program.save(str(path))
 
 
-def write_openvino(graph: CropGraph, size: int, path: Path) -> None:
+def write_openvino(graph: PixelGraph, path: Path) -> None:
     """OpenVINO's XML, with the weights in a .bin beside it. Needs the extra ``openvino``."""
     try:
         import openvino
@@ -79,18 +76,18 @@ def write_openvino(graph: CropGraph, size: int, path: Path) -> None:
         raise _missing("openvino", error) from error
     with _without_warnings():
         model = openvino.convert_model(
-            graph, example_input=_example(size), input=[-1, size, size, 3]
+            graph.module, example_input=graph.example(), input=list(graph.shape)
         )
-    model.inputs[0].get_tensor().set_names({"crops"})
-    for name, output in zip(graph.outputs, model.outputs, strict=False):
+    model.inputs[0].get_tensor().set_names({graph.input})
+    for name, output in zip(graph.outputs, model.outputs, strict=True):
         output.get_tensor().set_names({name})
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def write_torchscript(graph: CropGraph, size: int, path: Path) -> None:
+def write_torchscript(graph: PixelGraph, path: Path) -> None:
     """A traced TorchScript module."""
     with _without_warnings():
-        torch.jit.trace(graph, (_example(size),), check_trace=False).save(str(path))
+        torch.jit.trace(graph.module, (graph.example(),), check_trace=False).save(str(path))
 
 
 @contextlib.contextmanager
@@ -99,10 +96,6 @@ def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _example(size: int) -> torch.Tensor:
-    return torch.zeros(_EXAMPLE_FACES, size, size, 3, dtype=torch.uint8)
 
 
 # Running
@@ -123,7 +116,8 @@ def run_onnx(path: Path, device: str = "cpu") -> Run:
             f"this ONNX Runtime has no {provider}: pip install onnxruntime-gpu, or device='cpu'"
         )
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    return lambda crops: session.run(None, {"crops": crops})
+    (only,) = session.get_inputs()
+    return lambda pixels: session.run(None, {only.name: pixels})
 
 
 def run_openvino(path: Path, precision: str = "fp32") -> Run:
@@ -139,9 +133,9 @@ def run_openvino(path: Path, precision: str = "fp32") -> Run:
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)
 
-    def run(crops: NDArray[np.uint8]) -> Outputs:
+    def run(pixels: NDArray[np.uint8]) -> Outputs:
         # A request of its own, so that threads do not meet.
-        found = compiled.create_infer_request().infer({0: np.ascontiguousarray(crops)})
+        found = compiled.create_infer_request().infer({0: np.ascontiguousarray(pixels)})
         return [np.array(found[output]) for output in compiled.outputs]
 
     return run
@@ -152,19 +146,20 @@ def run_torchscript(path: Path) -> Run:
     with _without_warnings():
         module = torch.jit.load(str(path))
 
-    def run(crops: NDArray[np.uint8]) -> Outputs:
+    def run(pixels: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
-            return [tensor.numpy() for tensor in module(torch.from_numpy(crops))]
+            return [tensor.numpy() for tensor in module(torch.from_numpy(pixels))]
 
     return run
 
 
-def run_graph(graph: CropGraph) -> Run:
-    """The graph itself, in PyTorch."""
+def run_module(module: nn.Module, device: torch.device | str = "cpu") -> Run:
+    """A module itself, in PyTorch."""
+    module = module.to(device)
 
-    def run(crops: NDArray[np.uint8]) -> Outputs:
+    def run(pixels: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
-            return [tensor.cpu().numpy() for tensor in graph(torch.from_numpy(crops))]
+            return [each.cpu().numpy() for each in module(torch.from_numpy(pixels).to(device))]
 
     return run
 
@@ -174,7 +169,7 @@ class Target:
     """A format to export to."""
 
     suffix: str
-    write: Callable[[CropGraph, int, Path], None]
+    write: Callable[[PixelGraph, Path], None]
     run: Callable[[Path], Run]
 
 
@@ -207,19 +202,19 @@ def export(
         )
     target, size = TARGETS[to], card.configuration["input_size"]
     decoding = card.decoding if decoded else None
-    graph = CropGraph(folded(network), layout, card.normalisation, decoding)
+    graph = CropGraph(folded(network), layout, card.normalisation, decoding).on_pixels(size)
     name = f"{card.name}-{get_layout(layout).size}{'-decoded' if decoded else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         written = Path(temporary) / f"{name}{target.suffix}"
-        target.write(graph, size, written)
+        target.write(graph, written)
         reference = CropGraph(network, layout, card.normalisation, decoding)
         crops = drawn_faces(layout, size)
         parity = compare(target.run(written), reference, card.decoding, crops)
         require_parity(parity, f"{card.name} as {to}")
         facts = {
             "input": f"crops (N, {size}, {size}, 3) uint8 RGB",
-            "outputs": list(graph.outputs)[: len(graph(_example(size)))],
+            "outputs": graph.outputs,
             "layout": layout,
             "parity": asdict(parity),
             "card": json.loads(card.to_json()),
@@ -237,7 +232,7 @@ def compare(
     exported: Run, graph: CropGraph, decoding: Decoding, crops: NDArray[np.uint8]
 ) -> Parity:
     """`Parity` of an exported graph on crops (N, S, S, 3)."""
-    ours = _points(run_graph(graph)(crops), graph, decoding)
+    ours = _points(run_module(graph)(crops), graph, decoding)
     theirs = _points(exported(crops), graph, decoding)
     distances = np.linalg.norm(ours - theirs, axis=-1).ravel()
     # A point that both do not find is equal; one that only one finds is infinitely far.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +13,28 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.weights import Decoding, Normalisation
+
+ANY = -1
+"""In shapes: whatever comes."""
+
+
+class PixelGraph(NamedTuple):
+    """A module over pixels, with what there is to know to convert it."""
+
+    module: nn.Module
+    input: str
+    """Name of what goes in: uint8 (N, H, W, 3)."""
+    shape: tuple[int, ...]
+    """Its shape, with `ANY` where a number may be any."""
+    outputs: Sequence[str]
+    """Names of the tensors that come out, float32."""
+
+    def example(self) -> torch.Tensor:
+        """Black pixels of a shape in which no number happens to be special."""
+        return torch.zeros(
+            [(37 if axis else 2) if n == ANY else n for axis, n in enumerate(self.shape)],
+            dtype=torch.uint8,
+        )
 
 
 def normalise(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -22,8 +45,7 @@ def normalise(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> tor
 class CropGraph(nn.Module):
     """A network in evaluation mode for one layout, with what comes before it and perhaps after it.
 
-    Without ``decoding`` it gives raw heatmaps, with it points. `outputs` names what `forward`
-    returns.
+    Without ``decoding`` it gives raw heatmaps, with it points.
     """
 
     mean: torch.Tensor
@@ -53,10 +75,14 @@ class CropGraph(nn.Module):
         found = read_heatmaps(heatmaps.integer, heatmaps.decimal, self.decoding)
         return found.points, found.mass, found.covariance
 
-    @property
-    def outputs(self) -> Sequence[str]:
-        """Names of what `forward` returns; heatmap networks may lack the last one of the two."""
-        return ("integer", "decimal") if self.decoding is None else ("points", "mass", "covariance")
+    def on_pixels(self, size: int) -> PixelGraph:
+        """This graph for any number of crops of ``size`` pixels."""
+        outputs = ["integer", "decimal"]
+        if self.decoding is not None:
+            outputs = ["points", "mass", "covariance"]
+        with torch.inference_mode():
+            found = self(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        return PixelGraph(self, "crops", (ANY, size, size, 3), outputs[: len(found)])
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from hihlandmark.models.network import Heatmaps
 
 Precision = Literal["fp32", "bf16"]
+Outputs = list[NDArray[np.floating]]
+Run = Callable[[NDArray[np.uint8]], Outputs]
+"""Runs a `PixelGraph`: pixels uint8 -> what it returns. May be called from several threads."""
 
 
 class Runtime(Protocol):
