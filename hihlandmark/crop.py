@@ -151,6 +151,7 @@ CANONICAL_CROP: Mapping[str, BoxMap] = {
     "landmarks:W300_68": BoxMap((0.0, 0.0), CANONICAL_SCALE),
     "landmarks:COFW29": BoxMap((0.0, 0.0), 1.4707),
     "mtcnn": BoxMap((0.0095, 0.1361), 1.1103),
+    "centerface": BoxMap((-0.0081, 0.1233), 1.0888),
 }
 """From each kind of box to the one crop that our networks are trained on.
 

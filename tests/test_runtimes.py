@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError
 from hihlandmark.cli import app
 from hihlandmark.errors import ExportError
-from hihlandmark.models.network import Heatmaps, LandmarkNetwork
+from hihlandmark.models.network import Heatmaps
 from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes import choose_runtime, converted, export, make_runtime
-from hihlandmark.runtimes.graph import CropGraph, folded
+from hihlandmark.runtimes.graph import CropGraph, PixelGraph, folded
 from hihlandmark.runtimes.pytorch import TorchRuntime
 from hihlandmark.weights import (
     IMAGENET_MEAN,
@@ -137,7 +137,7 @@ def test_converted_networks_are_kept_for_the_next_time(
     written: list[Path] = []
     write = converted.write_openvino
     monkeypatch.setattr(
-        converted, "write_openvino", lambda g, s, path: (written.append(path), write(g, s, path))
+        converted, "write_openvino", lambda graph, path: (written.append(path), write(graph, path))
     )
     model = tiny_model("hih")
     other = replace(model.card, files={"hih-tiny.safetensors": "1" * 64})
@@ -257,11 +257,10 @@ def test_an_export_with_other_points_is_refused_and_leaves_nothing(
     model = tiny_model("hih")
     target = export.TARGETS["torchscript"]
 
-    def write_another(graph: CropGraph, size: int, path: Path) -> None:
-        assert isinstance(graph.network, LandmarkNetwork)
-        for parameter in graph.network.parameters():
+    def write_another(graph: PixelGraph, path: Path) -> None:
+        for parameter in graph.module.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-        target.write(graph, size, path)
+        target.write(graph, path)
 
     monkeypatch.setattr(
         export, "TARGETS", {"torchscript": target.__class__(".ts", write_another, target.run)}

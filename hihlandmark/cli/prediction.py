@@ -14,6 +14,7 @@ import typer
 from hihlandmark.cli.options import (
     AnyRotationOption,
     DeviceOption,
+    FaceDetectorOption,
     LayoutName,
     LayoutOption,
     MirrorOption,
@@ -22,9 +23,10 @@ from hihlandmark.cli.options import (
     RuntimeOption,
     ShapePriorOption,
     WeightsOption,
+    astronaut,
     make_detector,
 )
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.errors import ImageError
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -63,6 +65,7 @@ def predict(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
+    face_detector: FaceDetectorOption = "mtcnn",
     refine: RefineOption = 1,
     min_face: Annotated[
         int | None,
@@ -84,6 +87,7 @@ def predict(
         weights=weights,
         device=device,
         runtime=runtime,
+        face_detector=face_detector,
         refine=refine,
         min_face=min_face,
         batch_size=batch_size,
@@ -175,7 +179,7 @@ def demo(
     from hihlandmark.folder import FORMATS, Source
     from hihlandmark.writing import write_atomically
 
-    photo, name = (image, Path(image).stem) if image else (_astronaut(), "astronaut")
+    photo, name = (image, Path(image).stem) if image else (astronaut(), "astronaut")
     faces = make_detector(layout, "hih-small", device=device).predict(photo)
     picture, record = out / f"{name}.landmarks.png", out / f"{name}.json"
     write_atomically(picture, _png(photo, faces))
@@ -185,14 +189,3 @@ def demo(
     for face in faces:
         print(f"  {face!r}")
     print(f"picture: {picture}\nlandmarks: {record}")
-
-
-def _astronaut() -> Any:
-    try:
-        from skimage.data import astronaut
-    except ImportError as error:
-        raise ConfigurationError(
-            "the demo photo comes with scikit-image: pip install 'hihlandmark[demo]', "
-            "or give a photo of your own: hihlandmark demo PHOTO"
-        ) from error
-    return astronaut()

@@ -8,6 +8,7 @@ import torch
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.any_rotation import AnyRotationFaceDetector
+from hihlandmark.face_detection.centerface import CenterFaceDetector
 from hihlandmark.face_detection.given import given_boxes
 from hihlandmark.face_detection.mtcnn import MTCNNFaceDetector
 from hihlandmark.face_detection.protocol import Detections, FaceDetector
@@ -15,6 +16,7 @@ from hihlandmark.face_detection.protocol import Detections, FaceDetector
 __all__ = [
     "FACE_DETECTORS",
     "AnyRotationFaceDetector",
+    "CenterFaceDetector",
     "Detections",
     "FaceDetector",
     "MTCNNFaceDetector",
@@ -26,6 +28,7 @@ __all__ = [
 # min_score that the user has set.
 FACE_DETECTORS: dict[str, Callable[..., FaceDetector]] = {
     MTCNNFaceDetector.name: MTCNNFaceDetector,
+    CenterFaceDetector.name: CenterFaceDetector,
 }
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.mtcnn_cascade import Cascade
+from hihlandmark.face_detection.picture import check_options, in_image, shrunk
 from hihlandmark.face_detection.protocol import Detections, check_image
 from hihlandmark.runtimes.pytorch import resolve_device
 
@@ -64,15 +63,7 @@ class MTCNNFaceDetector:
         min_face: float = MIN_FACE,
         min_score: float = MIN_SCORE,
     ) -> None:
-        if not detection_size >= _SMALLEST_SEARCHED:
-            raise ConfigurationError(
-                f"detection_size must be {_SMALLEST_SEARCHED:.0f} pixels or more, "
-                f"not {detection_size}"
-            )
-        if not min_face > 0:
-            raise ConfigurationError(f"min_face must be more than 0 pixels, not {min_face}")
-        if not 0 <= min_score <= 1:
-            raise ConfigurationError(f"min_score must lie in 0..1, not {min_score}")
+        check_options(detection_size, min_face, min_score, _SMALLEST_SEARCHED)
         resolved = resolve_device(device)
         # Dozens of small steps, of which each costs MPS more than the CPU.
         self.device = torch.device("cpu") if resolved.type == "mps" else resolved
@@ -91,21 +82,8 @@ class MTCNNFaceDetector:
         return [self._detect(image) for image in images]
 
     def _detect(self, image: NDArray[np.uint8]) -> Detections:
-        height, width = image.shape[:2]
-        ratio = min(1.0, self.detection_size / max(height, width))
-        size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-        smallest = max(self.min_face * ratio, _SMALLEST_SEARCHED)
-        picture = np.ascontiguousarray(image)
-        if ratio < 1:
-            shrunk = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-            picture = np.asarray(shrunk, np.uint8)
+        picture, factors = shrunk(image, self.detection_size)
+        smallest = max(self.min_face * factors.min(), _SMALLEST_SEARCHED)
         boxes, scores, points = self._cascade.search(picture, smallest, self.min_score)
         boxes, points = boxes + _BOX_OFFSET, points + _POINT_OFFSET
-        factor = np.array(size) / (width, height)  # not quite the ratio, for whole pixels
-        boxes = (boxes.reshape(-1, 2, 2) + 0.5) / factor - 0.5
-        boxes = boxes.clip(0, (width - 1, height - 1)).reshape(-1, 4)
-        points = (points + 0.5) / factor - 0.5
-        sides = boxes[:, 2:] - boxes[:, :2]
-        wanted = (sides.min(axis=1) >= 1) & (sides.max(axis=1) >= self.min_face)
-        order = np.argsort(-scores, kind="stable")
-        return Detections(boxes, scores, points)[order[wanted[order]]]
+        return in_image(boxes, scores, points, factors, image, self.min_face)

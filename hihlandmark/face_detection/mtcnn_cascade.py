@@ -150,14 +150,16 @@ def _kept(
     low = places[:, :2].clip(1) - 1
     high = places[:, 2:].clip(max=(width, height))
     inside = (high > low).all(axis=1)
-    pixels = np.zeros((int(inside.sum()), size, size, 3), np.uint8)
-    for cut, (left, top), (right, bottom) in zip(pixels, low[inside], high[inside], strict=True):
+    count = int(inside.sum())
+    # The networks take no empty batch: a black candidate stands in.
+    pixels = np.zeros((max(count, 1), size, size, 3), np.uint8)
+    for cut, (left, top), (right, bottom) in zip(pixels, low[inside], high[inside], strict=False):
         part = picture[top:bottom, left:right]
         cv2.resize(part, (size, size), dst=cut, interpolation=cv2.INTER_AREA)
-    # An empty batch, too, has outputs of the right shape.
-    starts = range(0, max(len(pixels), 1), _CANDIDATES_AT_ONCE)
+    starts = range(0, len(pixels), _CANDIDATES_AT_ONCE)
     batches = [run(pixels[start : start + _CANDIDATES_AT_ONCE]) for start in starts]
-    return boxes[inside], [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
+    outputs = [np.concatenate(parts)[:count] for parts in zip(*batches, strict=True)]
+    return boxes[inside], outputs
 
 
 def _sides(boxes: FloatArray) -> FloatArray:

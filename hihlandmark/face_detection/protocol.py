@@ -76,7 +76,10 @@ class Detections:
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Finds faces in images. ``name`` is the key of its box map in the model cards."""
+    """Finds faces in images. ``name`` is the key of its box map in the model cards.
+
+    `Detector.predict_many` calls `detect` from several threads at once.
+    """
 
     name: str
 

@@ -1,0 +1,67 @@
+"""`hihlandmark bench`: how fast this machine is, runtime by runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hihlandmark.cli.options import (
+    DeviceOption,
+    LayoutName,
+    LayoutOption,
+    ModelOption,
+    WeightsOption,
+    astronaut,
+)
+
+
+def bench(
+    photo: Annotated[
+        Path | None,
+        typer.Argument(help="A photo of your own; default: the astronaut of scikit-image."),
+    ] = None,
+    layout: LayoutOption = LayoutName.WFLW98,
+    model: ModelOption = "hih-small",
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Faces at once; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measurements of each.")] = 15,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads of every runtime.")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="In bf16, too: slow where the CPU has no bf16.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the figures, with machine and versions.")
+    ] = None,
+) -> None:
+    """Measure the network and a whole photo on this machine, by every runtime installed."""
+    import torch
+
+    from hihlandmark import benchmark
+    from hihlandmark.image import load_image
+    from hihlandmark.layouts import get_layout
+    from hihlandmark.runtimes.pytorch import resolve_device
+    from hihlandmark.writing import write_atomically
+
+    if threads:
+        torch.set_num_threads(threads)
+    figures = benchmark.measure(
+        weights or model,
+        get_layout(layout.value).name,
+        load_image(photo or astronaut()),
+        resolve_device(device),
+        batches=batch or (1, 8),
+        rounds=rounds,
+        precisions=("fp32", "bf16") if bf16 else ("fp32",),
+    )
+    for line in benchmark.markdown(figures):
+        print(line)
+    if json_file:
+        write_atomically(json_file, (json.dumps(figures, indent=2) + "\n").encode())

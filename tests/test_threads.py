@@ -1,0 +1,66 @@
+"""Work ahead: in order, bounded, and over when its reader is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hihlandmark.threads import map_ahead
+
+
+def test_results_come_in_order_whichever_is_ready_first() -> None:
+    def slow_when_even(number: int) -> int:
+        time.sleep(0.02 * (number % 2 == 0))
+        return number * 10
+
+    assert list(map_ahead(slow_when_even, range(9), 3)) == [n * 10 for n in range(9)]
+
+
+def test_several_items_are_under_way_at_once() -> None:
+    both = threading.Barrier(2, timeout=10)
+    assert list(map_ahead(lambda n: (both.wait(), n)[1], range(4), 2)) == [0, 1, 2, 3]
+
+
+def test_no_more_items_are_taken_than_there_are_workers_ahead() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    results = map_ahead(lambda n: n, items(), 3)
+    assert next(results) == 1
+    assert taken <= 4
+    results.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("hihlandmark")]
+
+
+def test_what_a_call_raises_is_raised_in_its_place() -> None:
+    def fails_at_two(number: int) -> float:
+        return 1 / (2 - number)
+
+    results = map_ahead(fails_at_two, range(5), 2)
+    assert [next(results), next(results)] == [0.5, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_pytorch_uses_one_thread_below_a_worker_and_as_many_as_before_elsewhere() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        below = list(map_ahead(lambda _: torch.get_num_threads(), range(3), 2))
+        assert below == [1, 1, 1]
+        seen: list[int] = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (seen, torch.get_num_threads()) == ([3], 3)
+    finally:
+        torch.set_num_threads(before)
