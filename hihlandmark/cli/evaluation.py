@@ -195,7 +195,7 @@ def evaluate_split(
         "mirror": detector.mirror,
         "shape_prior": detector.shape_prior is not None,
     }
-    if boxes is BoxSource.DETECTED:
+    if boxes is BoxOrigin.DETECTED:
         settings["face_detector"] = detector.face_detector.name
     if every > 1:
         settings["every"] = every
