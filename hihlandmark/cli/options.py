@@ -32,7 +32,10 @@ WeightsOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 RuntimeOption = Annotated[
     str,
-    typer.Option("--runtime", help="auto (the fastest installed), torch, openvino or onnxruntime."),
+    typer.Option(
+        "--runtime",
+        help="auto (the fastest installed), torch, openvino, onnxruntime, or an exported file.",
+    ),
 ]
 FaceDetectorOption = Annotated[
     str,

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hihlandmark.errors import ConfigurationError
@@ -73,10 +74,15 @@ def make_runtime(
 ) -> Runtime:
     """A network of a card for one layout, run by ``name`` or, with "auto", by the fastest.
 
-    ``precision`` "bf16" is for PyTorch and for OpenVINO. Raises `ConfigurationError`.
+    ``name`` may also be the path of a file that `export` wrote. ``precision`` "bf16" is for PyTorch
+    and for OpenVINO. Raises `ConfigurationError`.
     """
     from hihlandmark.runtimes.pytorch import TorchRuntime
 
+    if Path(name).suffix:
+        from hihlandmark.runtimes.converted import exported_runtime
+
+        return exported_runtime(Path(name), layout, card, device)
     name = choose_runtime(name, device)
     if precision not in ("fp32", "bf16"):
         raise ConfigurationError(f"precision must be 'fp32' or 'bf16', not {precision!r}")
@@ -98,7 +104,7 @@ def make_run(name: str, graph: PixelGraph, key: str, device: torch.device) -> Ru
     """
     name = choose_runtime(name, device)
     if name == "torch":
-        from hihlandmark.runtimes.export import run_module
+        from hihlandmark.runtimes.formats import run_module
 
         return run_module(graph.module, device)
     from hihlandmark.runtimes.converted import converted_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -15,9 +16,16 @@ from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.network import Heatmaps
-from hihlandmark.runtimes.export import run_onnx, run_openvino, write_onnx, write_openvino
+from hihlandmark.runtimes.formats import (
+    TARGETS,
+    run_onnx,
+    run_openvino,
+    write_onnx,
+    write_openvino,
+)
 from hihlandmark.runtimes.graph import PixelGraph
 from hihlandmark.runtimes.protocol import Precision, Run
+from hihlandmark.weights import ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,43 @@ def converted_run(
         raise ConfigurationError("ONNX Runtime computes in fp32: take runtime='openvino' for bf16")
     path = _converted(package, key, ".onnx", lambda path: write_onnx(graph, path))
     return run_onnx(path, device=device.type)
+
+
+def exported_runtime(
+    path: Path, layout: str, card: ModelCard, device: torch.device
+) -> ConvertedRuntime:
+    """A file that `export` wrote of the weights of a card, for a layout.
+
+    Raises `ConfigurationError` for another file, and one of other weights or another layout.
+    """
+    targets = {target.suffix: target for target in TARGETS.values()}
+    if path.suffix not in targets or not path.exists():
+        raise ConfigurationError(
+            f"runtime {str(path)!r} is neither a runtime nor an exported file "
+            f"({', '.join(targets)}) that is there"
+        )
+    target = targets[path.suffix]
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        weights, of_layout, decoded = facts["card"]["files"], facts["layout"], facts["decoded"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be run: the .json that `hihlandmark export` writes beside it is not "
+            f"there or not whole ({error})"
+        ) from error
+    problem = None
+    if of_layout != layout:
+        problem = f"it finds the points of {of_layout}, not of {layout}"
+    elif weights != card.files:
+        problem = f"it holds other weights than {card.name}: export it anew, or give its weights"
+    elif decoded:
+        problem = "it gives points instead of heatmaps: export it without --decode"
+    elif target.runtime != "onnxruntime" and device.type != "cpu":
+        problem = f"it runs on a CPU, not on {device}: take device='cpu'"
+    if problem:
+        raise ConfigurationError(f"{path} cannot be run: {problem}")
+    run = run_onnx(path, device.type) if target.suffix == ".onnx" else target.run(path)
+    return ConvertedRuntime(target.runtime, run, "fp32")
 
 
 def _converted(package: str, key: str, suffix: str, write: Callable[[Path], None]) -> Path:

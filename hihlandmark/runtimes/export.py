@@ -1,13 +1,9 @@
-"""Writes a network for one layout as ONNX, OpenVINO or TorchScript, and proves it equal."""
+"""Writes a network for one layout to a file of another format, and proves it equal."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,13 +11,14 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from hihlandmark.errors import ConfigurationError, ExportError
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
-from hihlandmark.runtimes.graph import ANY, CropGraph, PixelGraph, folded
+from hihlandmark.runtimes.formats import TARGETS, run_module
+from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.runtimes.protocol import Outputs, Run
+from hihlandmark.runtimes.quantisation import quantise
 from hihlandmark.weights import Decoding, LoadedModel
 
 LARGEST_DIFFERENCE = 0.05
@@ -41,148 +38,14 @@ class Parity:
     """The 99.9th percentile."""
 
 
-# Writing
-
-
-def write_onnx(graph: PixelGraph, path: Path) -> None:
-    """ONNX, of any size where the graph is. Needs the extra ``onnx``."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise _missing("onnx", error) from error
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    any_size = {axis: torch.export.Dim.AUTO for axis, n in enumerate(graph.shape) if n == ANY}
-    with _without_warnings():
-        program = torch.onnx.export(
-            graph.module,
-            (graph.example(),),
-            dynamo=True,
-            dynamic_shapes=(any_size,),
-            input_names=[graph.input],
-            output_names=list(graph.outputs),
-            verbose=False,
-        )
-    assert program is not None
-    program.save(str(path))
-
-
-def write_openvino(graph: PixelGraph, path: Path) -> None:
-    """OpenVINO's XML, with the weights in a .bin beside it. Needs the extra ``openvino``."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise _missing("openvino", error) from error
-    with _without_warnings():
-        model = openvino.convert_model(
-            graph.module, example_input=graph.example(), input=list(graph.shape)
-        )
-    model.inputs[0].get_tensor().set_names({graph.input})
-    for name, output in zip(graph.outputs, model.outputs, strict=True):
-        output.get_tensor().set_names({name})
-    openvino.save_model(model, path, compress_to_fp16=False)
-
-
-def write_torchscript(graph: PixelGraph, path: Path) -> None:
-    """A traced TorchScript module."""
-    with _without_warnings():
-        torch.jit.trace(graph.module, (graph.example(),), check_trace=False).save(str(path))
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Without what tracing has to say of shapes that are fixed: they are, but for the number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-# Running
-
-
-def run_onnx(path: Path, device: str = "cpu") -> Run:
-    """An ONNX file in ONNX Runtime, on the CPU or by its CUDA provider."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise _missing("onnx", error) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise ConfigurationError(
-            f"this ONNX Runtime has no {provider}: pip install onnxruntime-gpu, or device='cpu'"
-        )
-    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    (only,) = session.get_inputs()
-    return lambda pixels: session.run(None, {only.name: pixels})
-
-
-def run_openvino(path: Path, precision: str = "fp32") -> Run:
-    """An OpenVINO file on the CPU."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise _missing("openvino", error) from error
-    settings = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-
-    def run(pixels: NDArray[np.uint8]) -> Outputs:
-        # A request of its own, so that threads do not meet.
-        found = compiled.create_infer_request().infer({0: np.ascontiguousarray(pixels)})
-        return [np.array(found[output]) for output in compiled.outputs]
-
-    return run
-
-
-def run_torchscript(path: Path) -> Run:
-    """A TorchScript file on the CPU."""
-    with _without_warnings():
-        module = torch.jit.load(str(path))
-
-    def run(pixels: NDArray[np.uint8]) -> Outputs:
-        with torch.inference_mode():
-            return [tensor.numpy() for tensor in module(torch.from_numpy(pixels))]
-
-    return run
-
-
-def run_module(module: nn.Module, device: torch.device | str = "cpu") -> Run:
-    """A module itself, in PyTorch."""
-    module = module.to(device)
-
-    def run(pixels: NDArray[np.uint8]) -> Outputs:
-        with torch.inference_mode():
-            return [each.cpu().numpy() for each in module(torch.from_numpy(pixels).to(device))]
-
-    return run
-
-
-@dataclass(frozen=True)
-class Target:
-    """A format to export to."""
-
-    suffix: str
-    write: Callable[[PixelGraph, Path], None]
-    run: Callable[[Path], Run]
-
-
-TARGETS: Mapping[str, Target] = {
-    "onnx": Target(".onnx", write_onnx, run_onnx),
-    "openvino": Target(".xml", write_openvino, run_openvino),
-    "torchscript": Target(".torchscript", write_torchscript, run_torchscript),
-}
-"""By what `hihlandmark export --to` calls it."""
-
-
 def export(
-    weights: LoadedModel, layout: str, to: str, folder: Path, *, decoded: bool = False
+    weights: LoadedModel,
+    layout: str,
+    to: str,
+    folder: Path,
+    *,
+    decoded: bool = False,
+    calibration: NDArray[np.uint8] | None = None,
 ) -> tuple[Path, Parity]:
     """Writes a loaded model for one layout as ``to``, one of `TARGETS`, and compares it.
 
@@ -191,6 +54,10 @@ def export(
     and covariances. A JSON file beside it says so, with the model card. Returns the path and how
     far its points lie from PyTorch's. Raises `ExportError`, and leaves nothing behind, when that is
     further than rounding explains, and `ConfigurationError` for what cannot be exported.
+
+    ``calibration``: crops (N, S, S, 3) of faces. The network then computes in INT8, within the
+    ranges that it shows on every other one of them; the rest of them tell how far its points move,
+    which is reported, not judged. For ONNX.
     """
     network, card, _ = weights
     if to not in TARGETS:
@@ -200,21 +67,32 @@ def export(
             f"{card.name} has no head for {layout}, only for "
             f"{', '.join(card.configuration['layouts'])}"
         )
+    if calibration is not None and (to != "onnx" or len(calibration) < 2):
+        raise ConfigurationError(
+            f"INT8 is for ONNX and needs two crops or more, not {to!r} and {len(calibration)}"
+        )
     target, size = TARGETS[to], card.configuration["input_size"]
     decoding = card.decoding if decoded else None
     graph = CropGraph(folded(network), layout, card.normalisation, decoding).on_pixels(size)
-    name = f"{card.name}-{get_layout(layout).size}{'-decoded' if decoded else ''}"
+    marks = ["decoded"] * decoded + ["int8"] * (calibration is not None)
+    name = "-".join([card.name, str(get_layout(layout).size), *marks])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         written = Path(temporary) / f"{name}{target.suffix}"
         target.write(graph, written)
         reference = CropGraph(network, layout, card.normalisation, decoding)
-        crops = drawn_faces(layout, size)
+        if calibration is None:
+            crops = drawn_faces(layout, size)
+        else:
+            quantise(written, calibration[::2])
+            crops = calibration[1::2]
         parity = compare(target.run(written), reference, card.decoding, crops)
-        require_parity(parity, f"{card.name} as {to}")
+        if calibration is None:
+            require_parity(parity, f"{card.name} as {to}")
         facts = {
             "input": f"crops (N, {size}, {size}, 3) uint8 RGB",
             "outputs": graph.outputs,
+            "decoded": decoded,
             "layout": layout,
             "parity": asdict(parity),
             "card": json.loads(card.to_json()),
@@ -278,7 +156,3 @@ def _points(outputs: Outputs, graph: CropGraph, decoding: Decoding) -> NDArray[n
         return outputs[0]
     integer, *decimal = (torch.from_numpy(np.asarray(each)) for each in outputs)
     return read_heatmaps(integer, decimal[0] if decimal else None, decoding).points.numpy()
-
-
-def _missing(extra: str, error: ImportError) -> ConfigurationError:
-    return ConfigurationError(f"{error.name} is not installed: pip install 'hihlandmark[{extra}]'")

@@ -1,0 +1,164 @@
+"""File formats that other runtimes read: how each is written, and how it is run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.runtimes.graph import ANY, PixelGraph
+from hihlandmark.runtimes.protocol import Outputs, Run
+
+# Writing
+
+
+def write_onnx(graph: PixelGraph, path: Path) -> None:
+    """ONNX, of any size where the graph is. Needs the extra ``onnx``."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise _missing("onnx", error) from error
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    any_size = {axis: torch.export.Dim.AUTO for axis, n in enumerate(graph.shape) if n == ANY}
+    with _without_warnings():
+        program = torch.onnx.export(
+            graph.module,
+            (graph.example(),),
+            dynamo=True,
+            dynamic_shapes=(any_size,),
+            input_names=[graph.input],
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path))
+
+
+def write_openvino(graph: PixelGraph, path: Path) -> None:
+    """OpenVINO's XML, with the weights in a .bin beside it. Needs the extra ``openvino``."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise _missing("openvino", error) from error
+    with _without_warnings():
+        model = openvino.convert_model(
+            graph.module, example_input=graph.example(), input=list(graph.shape)
+        )
+    model.inputs[0].get_tensor().set_names({graph.input})
+    for name, output in zip(graph.outputs, model.outputs, strict=True):
+        output.get_tensor().set_names({name})
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_torchscript(graph: PixelGraph, path: Path) -> None:
+    """A traced TorchScript module."""
+    with _without_warnings():
+        torch.jit.trace(graph.module, (graph.example(),), check_trace=False).save(str(path))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without what tracing has to say of shapes that are fixed: they are, but for the number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# Running
+
+
+def run_onnx(path: Path, device: str = "cpu") -> Run:
+    """An ONNX file in ONNX Runtime, on the CPU or by its CUDA provider."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise _missing("onnx", error) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise ConfigurationError(
+            f"this ONNX Runtime has no {provider}: pip install onnxruntime-gpu, or device='cpu'"
+        )
+    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    (only,) = session.get_inputs()
+    return lambda pixels: session.run(None, {only.name: pixels})
+
+
+def run_openvino(path: Path, precision: str = "fp32") -> Run:
+    """An OpenVINO file on the CPU."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise _missing("openvino", error) from error
+    settings = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+
+    def run(pixels: NDArray[np.uint8]) -> Outputs:
+        # A request of its own, so that threads do not meet.
+        found = compiled.create_infer_request().infer({0: np.ascontiguousarray(pixels)})
+        return [np.array(found[output]) for output in compiled.outputs]
+
+    return run
+
+
+def run_torchscript(path: Path) -> Run:
+    """A TorchScript file on the CPU."""
+    with _without_warnings():
+        module = torch.jit.load(str(path))
+
+    def run(pixels: NDArray[np.uint8]) -> Outputs:
+        with torch.inference_mode():
+            return [tensor.numpy() for tensor in module(torch.from_numpy(pixels))]
+
+    return run
+
+
+def run_module(module: nn.Module, device: torch.device | str = "cpu") -> Run:
+    """A module itself, in PyTorch."""
+    module = module.to(device)
+
+    def run(pixels: NDArray[np.uint8]) -> Outputs:
+        with torch.inference_mode():
+            return [each.cpu().numpy() for each in module(torch.from_numpy(pixels).to(device))]
+
+    return run
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format to export to."""
+
+    suffix: str
+    runtime: str
+    """What runs it, of `RUNTIMES`."""
+    write: Callable[[PixelGraph, Path], None]
+    run: Callable[[Path], Run]
+
+
+TARGETS: Mapping[str, Target] = {
+    "onnx": Target(".onnx", "onnxruntime", write_onnx, run_onnx),
+    "openvino": Target(".xml", "openvino", write_openvino, run_openvino),
+    "torchscript": Target(".torchscript", "torch", write_torchscript, run_torchscript),
+}
+"""By what `hihlandmark export --to` calls it."""
+
+
+def _missing(extra: str, error: ImportError) -> ConfigurationError:
+    return ConfigurationError(f"{error.name} is not installed: pip install 'hihlandmark[{extra}]'")
