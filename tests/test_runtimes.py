@@ -289,6 +289,34 @@ def test_export_command_writes_the_file_and_states_the_difference(tmp_path: Path
     assert (tmp_path / "out" / "awing-tiny-29.torchscript").exists()
 
 
+def test_compiled_batches_are_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def compile_nothing(module: torch.nn.Module, **options: Any) -> Any:
+        assert options["dynamic"] is False
+        return lambda batch: (shapes.append(tuple(batch.shape)), module(batch))[1]
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    model = tiny_model("hih")
+    plain = make_runtime("torch", model.network, "COFW29", model.card, CPU)
+    compiled = make_runtime("auto", model.network, "COFW29", model.card, CPU, compiled=True)
+    for count in (1, 2, 3, 5, 8):
+        crops = export.drawn_faces("COFW29", SIZE, count)
+        torch.testing.assert_close(compiled(crops).integer, plain(crops).integer)
+    assert [shape[0] for shape in shapes] == [1, 2, 4, 8, 8]
+    with pytest.raises(ConfigurationError, match="compile is for runtime 'torch'"):
+        make_runtime("openvino", model.network, "COFW29", model.card, CPU, compiled=True)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_heatmaps() -> None:
+    model = tiny_model("hih")
+    crops = export.drawn_faces("COFW29", SIZE, 3)
+    plain = make_runtime("torch", model.network, "COFW29", model.card, CPU)(crops)
+    compiled = make_runtime("torch", model.network, "COFW29", model.card, CPU, compiled=True)(crops)
+    torch.testing.assert_close(compiled.integer, plain.integer, atol=1e-3, rtol=1e-3)
+
+
 def exported(model: LoadedModel, folder: Path, **options: Any) -> Path:
     return export.export(model, "COFW29", "torchscript", folder, **options)[0]
 

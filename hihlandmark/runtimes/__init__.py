@@ -71,11 +71,14 @@ def make_runtime(
     card: ModelCard,
     device: torch.device,
     precision: Precision = "fp32",
+    *,
+    compiled: bool = False,
 ) -> Runtime:
     """A network of a card for one layout, run by ``name`` or, with "auto", by the fastest.
 
     ``name`` may also be the path of a file that `export` wrote. ``precision`` "bf16" is for PyTorch
-    and for OpenVINO. Raises `ConfigurationError`.
+    and for OpenVINO, ``compiled`` for PyTorch, which "auto" then takes. Raises
+    `ConfigurationError`.
     """
     from hihlandmark.runtimes.pytorch import TorchRuntime
 
@@ -83,11 +86,15 @@ def make_runtime(
         from hihlandmark.runtimes.converted import exported_runtime
 
         return exported_runtime(Path(name), layout, card, device)
-    name = choose_runtime(name, device)
+    name = choose_runtime("torch" if compiled and name == "auto" else name, device)
+    if compiled and name != "torch":
+        raise ConfigurationError(f"compile is for runtime 'torch', not for {name!r}")
     if precision not in ("fp32", "bf16"):
         raise ConfigurationError(f"precision must be 'fp32' or 'bf16', not {precision!r}")
     if name == "torch":
-        return TorchRuntime(network, layout, card.normalisation, device, precision)
+        return TorchRuntime(
+            network, layout, card.normalisation, device, precision, compiled=compiled
+        )
     from hihlandmark.runtimes.converted import ConvertedRuntime, converted_run
     from hihlandmark.runtimes.graph import CropGraph, folded
 
