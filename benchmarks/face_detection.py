@@ -9,8 +9,8 @@ annotated face) and ``scenes/images``; photos without an annotation are searched
   the landmarks' box and the two overlap by IoU >= 0.3 (MTCNN's box also holds the forehead, so that
   a perfect one does not reach 1).
 - "crowds": on the photos without annotation, the part of the faces found at the first setting
-  (facenet-pytorch's own search, on the full photo) that are found again with IoU >= 0.5; and the same of those with a longer side of 40
-  pixels or more.
+  (facenet-pytorch's own search, on the full photo) that are found again with IoU >= 0.5; and the
+  same of those with a longer side of 40 pixels or more.
 - "time": median over the photos of a photo's time as a ratio to the first setting. It is the CPU
   time of one thread, which other load on the machine hardly changes.
 """
@@ -64,7 +64,7 @@ SETTINGS = (
 
 
 class FacenetPyTorch:
-    """MTCNN as the package comes, but for the size searched: what our search is measured against."""
+    """MTCNN as the package comes, but for the size searched: what ours is measured against."""
 
     name = "facenet-pytorch"
 
