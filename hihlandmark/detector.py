@@ -361,7 +361,7 @@ class Detector:
         """One batch of crops; faces that want another crop go to the front of the queue."""
         batch = [faces.popleft() for _ in range(min(self.batch_size, len(faces)))]
         squares = np.stack([face.square for face in batch])
-        crops = np.stack([self._cut(face) for face in batch])
+        crops = np.stack(list(map_ahead(self._cut, batch, default_workers())))
         found = self.predict_crops(crops)
         to_image = invert(crop_matrix(squares, self.crop_size))
         points = transform_points(to_image, found.points)

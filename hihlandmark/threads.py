@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -28,8 +28,11 @@ def map_ahead(
     """``function`` of each item, in order, computed by threads while the caller uses the last one.
 
     Items are taken in the caller's thread, ``workers`` of them ahead. What a call raises is raised
-    in its place, and nothing more is computed then.
+    in its place, and nothing more is computed then. A sequence of one item needs no thread.
     """
+    if isinstance(items, Sequence) and len(items) == 1:
+        yield function(items[0])
+        return
     threads = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers, "hihlandmark", initializer=_use_one_core) as pool:
