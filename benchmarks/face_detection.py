@@ -81,8 +81,8 @@ class FacenetPyTorch:
         boxes, scores, points = self.mtcnn.detect(picture, landmarks=True)
         if boxes is None:
             return Detections.none()
-        found = (np.asarray(each, np.float64) for each in (boxes, scores, points))
-        return in_image(*found, factors, image, self.min_face)
+        boxes, scores, points = (np.asarray(each, np.float64) for each in (boxes, scores, points))
+        return in_image(boxes, scores, points, factors, image, self.min_face)
 
 
 class Search(NamedTuple):

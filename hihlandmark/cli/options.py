@@ -81,7 +81,7 @@ def astronaut() -> Any:
         from skimage.data import astronaut
     except ImportError as error:
         raise ConfigurationError(
-            "the demo photo comes with scikit-image: pip install 'hihlandmark[demo]', "
-            "or give a photo of your own: as an argument"
+            "the astronaut comes with scikit-image: pip install 'hihlandmark[demo]', or give a "
+            "photo of your own as an argument"
         ) from error
     return astronaut()

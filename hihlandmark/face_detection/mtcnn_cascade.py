@@ -30,7 +30,8 @@ WINDOW = 12
 _STRIDE = 2
 # From each level of the pyramid to the next one: half of the area, as published.
 _PYRAMID_FACTOR = 0.709
-# Scores at which P-Net and R-Net let a candidate pass, as published.
+# Scores at which P-Net and R-Net let a candidate pass. P-Net's is 0.6 as published: with 0.7 R-Net
+# has a quarter less to do, and of 556 faces one fewer is found.
 _EARLY_THRESHOLDS = (0.7, 0.7)
 # Candidates that overlap by more are one: within a level, then within the picture.
 _SAME_IN_LEVEL, _SAME_IN_PICTURE = 0.5, 0.7

@@ -97,18 +97,25 @@ def run_onnx(path: Path, device: str = "cpu") -> Run:
     return lambda pixels: session.run(None, {only.name: pixels})
 
 
-def run_openvino(path: Path, precision: str = "fp32") -> Run:
-    """An OpenVINO file on the CPU."""
+def run_openvino(path: Path, precision: str = "fp32", shape: tuple[int, ...] | None = None) -> Run:
+    """An OpenVINO or ONNX file on the CPU; ``shape``: that of its input, where the file's is wrong.
+
+    `ANY` in a shape is any number.
+    """
     try:
         import openvino
     except ImportError as error:
         raise _missing("openvino", error) from error
+    core = openvino.Core()
+    model = core.read_model(path)
+    if shape:
+        model.reshape(list(shape))
     settings = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = core.compile_model(model, "CPU", settings)
 
     def run(pixels: NDArray[np.uint8]) -> Outputs:
         # A request of its own, so that threads do not meet.

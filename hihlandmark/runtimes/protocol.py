@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 Outputs = list[NDArray[np.floating]]
-Run = Callable[[NDArray[np.uint8]], Outputs]
-"""Runs a `PixelGraph`: pixels uint8 -> what it returns. May be called from several threads."""
+Run = Callable[[NDArray[Any]], Outputs]
+"""Runs a network: pixels -> the tensors it returns. May be called from several threads."""
 
 
 class Runtime(Protocol):
