@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from hihlandmark import Face
 from hihlandmark.cli import app
-from hihlandmark.folder import Source, find_images, write_pts
+from hihlandmark.folder import Result, Source, find_images
+from hihlandmark.folder.formats import write_pts
 
 run = CliRunner()
 
@@ -41,18 +42,18 @@ def test_predict_prints_a_line_of_json_an_image(photos: Path) -> None:
 def test_predict_writes_each_format_and_the_drawing(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for name, layout in (("json", "98"), ("csv", "68"), ("pts", "29")):
-        arguments = ["--out", str(out), "--format", name, "--layout", layout, "--draw"]
+        arguments = ["--out", str(out / name), "--format", name, "--layout", layout, "--draw"]
         result = run.invoke(app, ["predict", str(photos), *arguments])
         assert result.exit_code == 0, result.stderr
-    assert json.loads((out / "sub" / "face.jpg.json").read_text())["faces"]
-    with (out / "face.png.csv").open(newline="") as lines:
+    assert json.loads((out / "json" / "sub" / "face.jpg.json").read_text())["faces"]
+    with (out / "csv" / "part-000001.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert len(rows) == 68
+    assert len(rows) == 68 + 1 + 68, "one for the image without a face"
     assert rows[30]["name"]
-    assert (out / "face.png.0.pts").read_text().startswith("version: 1\nn_points: 29\n")
-    assert not (out / "nobody.png.0.pts").exists()
+    assert (out / "pts" / "face.png.0.pts").read_text().startswith("version: 1\nn_points: 29\n")
+    assert not (out / "pts" / "nobody.png.0.pts").exists()
     with (
-        Image.open(out / "face.png.landmarks.png") as drawn,
+        Image.open(out / "json" / "face.png.landmarks.png") as drawn,
         Image.open(photos / "face.png") as raw,
     ):
         assert drawn.size == raw.size
@@ -156,4 +157,4 @@ def test_pts_files_are_numbered_by_face() -> None:
     from hihlandmark.layouts import COFW29
 
     face = Face(np.zeros((29, 2)), np.ones(29), np.zeros((29, 2, 2)), np.zeros(4), 1.0, COFW29)
-    assert list(write_pts([face, face], Source("a.png", "a.png"))) == [".0.pts", ".1.pts"]
+    assert list(write_pts(Result(Source("a.png", "a.png"), [face, face]))) == [".0.pts", ".1.pts"]

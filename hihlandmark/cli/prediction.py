@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections import deque
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,34 +28,46 @@ from hihlandmark.cli.options import (
 from hihlandmark.errors import ImageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from hihlandmark.detector import Detector
     from hihlandmark.face import Face
-    from hihlandmark.folder import Source
+    from hihlandmark.folder import Result, ResultFolder
 
 
 class OutputFormat(str, Enum):
     """Keys of `folder.FORMATS`."""
 
     JSON = "json"
-    CSV = "csv"
     PTS = "pts"
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
 
 
 def predict(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Image files, folders, globs or http(s) URLs.", metavar="PATH..."),
+        typer.Argument(
+            help="Image files, folders, globs, tar and zip archives, Parquet files, http(s) and "
+            "fsspec URLs, or @list.txt with such lines.",
+            metavar="PATH...",
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for the results, one file an image; default: JSON lines on stdout.",
+            help="Folder for the results; default: a line of JSON an image on stdout.",
         ),
     ] = None,
     layout: LayoutOption = LayoutName.WFLW98,
     output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="What to write.")
+        OutputFormat,
+        typer.Option(
+            "--format",
+            help="json, pts: files for each image; jsonl, csv, parquet: files for many.",
+        ),
     ] = OutputFormat.JSON,
     draw: Annotated[
         bool, typer.Option("--draw", help="Write a PNG with the landmarks drawn, too. Needs --out.")
@@ -75,12 +86,40 @@ def predict(
     mirror: MirrorOption = True,
     shape_prior: ShapePriorOption = True,
     any_rotation: AnyRotationOption = False,
+    part_size: Annotated[
+        int,
+        typer.Option("--part-size", min=1, help="Images a part: what a kill costs at most."),
+    ] = 200,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="2/8: do the second eighth, beside seven other processes."),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Look again at images that could not be read.")
+    ] = False,
+    by_content: Annotated[
+        bool,
+        typer.Option("--by-content", help="Know images by their bytes, not by size and time."),
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first image that cannot be read.")
+    ] = False,
 ) -> None:
-    """Find the landmarks of every face in images, folders, globs and URLs."""
-    if draw and out is None:
-        raise typer.BadParameter("--draw needs --out DIR to write the pictures to")
-    if output_format is not OutputFormat.JSON and out is None:
-        raise typer.BadParameter(f"--format {output_format.value} needs --out DIR to write to")
+    """Find the landmarks of every face in images, folders, archives, tables and URLs.
+
+    With --out the work can be stopped, or killed, at any time: the same command goes on with the
+    images that have no result yet.
+    """
+    from hihlandmark.folder import ResultFolder, Shard
+
+    if out is None:
+        for name, given in (
+            ("--draw", draw),
+            (f"--format {output_format.value}", output_format is not OutputFormat.JSON),
+            ("--shard", shard is not None),
+        ):
+            if given:
+                raise typer.BadParameter(f"{name} needs --out DIR to write to")
     detector = make_detector(
         layout,
         model,
@@ -95,60 +134,119 @@ def predict(
         shape_prior=shape_prior,
         any_rotation=any_rotation,
     )
-    images, faces, failures = 0, 0, 0
-    for source, result in _predict_sources(detector, paths):
-        if source is None or isinstance(result, ImageError):
-            failures += 1
-            print(f"failed: {result}", file=sys.stderr)
-            continue
-        images, faces = images + 1, faces + len(result)
-        _write(source, result, out, output_format, draw)
-    counts = (
-        f"{images} image{'s' * (images != 1)}, {faces} face{'s' * (faces != 1)}, {failures} failed"
-    )
-    print(counts + (f"; results in {out}" if out and images else ""), file=sys.stderr)
-    raise typer.Exit(1 if failures else 0)
+    if out is None:
+        failed = _print_all(detector, paths, fail_fast)
+    else:
+        settings = {
+            "layout": layout.value,
+            "weights": detector.card.files,
+            "face_detector": detector.face_detector.name,
+            "refine": refine,
+            "min_face": min_face,
+            "mirror": detector.mirror,
+            "shape_prior": detector.shape_prior is not None,
+            "any_rotation": any_rotation,
+            "by_content": by_content,
+        }
+        failed = _write_all(
+            detector,
+            paths,
+            ResultFolder(
+                out,
+                output_format.value,
+                settings,
+                shard=Shard.parse(shard) if shard else Shard(),
+                part_size=part_size,
+                retry_failed=retry_failed,
+            ),
+            by_content=by_content,
+            draw=draw,
+            fail_fast=fail_fast,
+        )
+    raise typer.Exit(1 if failed else 0)
 
 
-def _predict_sources(
-    detector: Detector, paths: list[str]
-) -> Iterator[tuple[Source | None, list[Face] | ImageError]]:
-    """Each image with its faces or its error, in order; what is no image at all has no source."""
-    from hihlandmark.folder import find_images
+def _print_all(detector: Detector, paths: list[str], fail_fast: bool) -> int:
+    """A line of JSON an image on stdout; how many failed."""
+    from hihlandmark.folder import Result, find_images, predict_sources, to_record
 
-    waiting: deque[Source | ImageError] = deque()
-
-    def readable() -> Iterator[str]:
-        for item in find_images(paths):
-            waiting.append(item)
-            if not isinstance(item, ImageError):
-                yield item.path
-
-    for result in detector.predict_many(readable(), on_error="yield"):
-        while isinstance(item := waiting.popleft(), ImageError):
-            yield None, item
-        yield item, result
-    for item in waiting:
-        assert isinstance(item, ImageError)  # every source has got its result
-        yield None, item
+    images = faces = failed = 0
+    for result in predict_sources(detector, find_images(paths)):
+        if isinstance(result, Result) and result.error is None:
+            images, faces = images + 1, faces + len(result.faces)
+            print(json.dumps(to_record(result), ensure_ascii=False), flush=True)
+        else:
+            failed += 1
+            _report_failure(result, fail_fast)
+    print(_counts(images, faces, failed), file=sys.stderr)
+    return failed
 
 
-def _write(
-    source: Source, faces: list[Face], out: Path | None, output_format: OutputFormat, draw: bool
-) -> None:
-    from hihlandmark.folder import FORMATS
+def _write_all(
+    detector: Detector,
+    paths: list[str],
+    folder: ResultFolder,
+    *,
+    by_content: bool,
+    draw: bool,
+    fail_fast: bool,
+) -> int:
+    """Results in a folder; how many failed, in this run."""
+    from hihlandmark.folder import Result, find_images, predict_sources
     from hihlandmark.writing import write_atomically
 
-    texts = FORMATS[output_format.value](faces, source)
-    if out is None:
-        print(*texts.values(), sep="", end="", flush=True)
-        return
-    target = out / source.name
-    for suffix, text in texts.items():
-        write_atomically(target.with_name(target.name + suffix), text.encode())
-    if draw:
-        picture = _png(source.path, faces)
-        write_atomically(target.with_name(target.name + ".landmarks.png"), picture)
+    images = faces = failed = 0
+    with folder, _progress() as progress:
+        task = progress.add_task("images", total=None, faces=0, failed=0, rate="")
+        found = find_images(paths)
+        if by_content:
+            found = (x if isinstance(x, ImageError) else x.stamped_by_content() for x in found)
+        for result in predict_sources(detector, folder.pending(found)):
+            if isinstance(result, Result):
+                folder.add(result)
+            if isinstance(result, Result) and result.error is None:
+                images, faces = images + 1, faces + len(result.faces)
+                if draw:
+                    target = folder.folder / f"{result.source.name}.landmarks.png"
+                    write_atomically(target, _png(result.source.load(), list(result.faces)))
+            else:
+                failed += 1
+                _report_failure(result, fail_fast)
+            speed = progress.tasks[task].speed
+            rate = f"{speed:.1f} a second" if speed else ""
+            progress.update(task, advance=1, faces=faces, failed=failed, rate=rate)
+    before = f", {folder.done_before} done before" * bool(folder.done_before)
+    print(f"{_counts(images, faces, failed)}{before}; results in {folder.folder}", file=sys.stderr)
+    return failed
+
+
+def _report_failure(result: Result | ImageError, fail_fast: bool) -> None:
+    """Names what failed; raises it where that is to end the work."""
+    message = str(result) if isinstance(result, ImageError) else str(result.error)
+    if fail_fast:
+        raise ImageError(message)
+    print(f"failed: {message}", file=sys.stderr)
+
+
+def _counts(images: int, faces: int, failed: int) -> str:
+    return f"{images} image{'s' * (images != 1)}, {faces} face{'s' * (faces != 1)}, {failed} failed"
+
+
+def _progress() -> Progress:
+    """On a terminal, on stderr: how many, how fast, faces and failures."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.completed} images"),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[faces]} faces, {task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
 
 
 def _png(path: Any, faces: list[Face]) -> bytes:
@@ -176,15 +274,15 @@ def demo(
     device: DeviceOption = "auto",
 ) -> None:
     """Run on a real photo; write the picture with landmarks and the JSON, and say where."""
-    from hihlandmark.folder import FORMATS, Source
+    from hihlandmark.folder import Result, Source, to_record
     from hihlandmark.writing import write_atomically
 
     photo, name = (image, Path(image).stem) if image else (astronaut(), "astronaut")
     faces = make_detector(layout, "hih-small", device=device).predict(photo)
     picture, record = out / f"{name}.landmarks.png", out / f"{name}.json"
     write_atomically(picture, _png(photo, faces))
-    source = Source(image or "skimage.data.astronaut()", name)
-    write_atomically(record, FORMATS["json"](faces, source)[".json"].encode())
+    result = Result(Source(image or "skimage.data.astronaut()", name), faces)
+    write_atomically(record, (json.dumps(to_record(result), ensure_ascii=False) + "\n").encode())
     print(f"{len(faces)} face{'s' * (len(faces) != 1)} found")
     for face in faces:
         print(f"  {face!r}")

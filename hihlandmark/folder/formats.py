@@ -1,0 +1,188 @@
+"""Results -> texts and tables: what a file of each format holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.face import Face
+from hihlandmark.folder.sources import Source
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of an image: its faces, or the error that it could not be read with."""
+
+    source: Source
+    faces: Sequence[Face] = ()
+    size: tuple[int, int] | None = None
+    """Width and height in pixels."""
+    error: str | None = None
+    model: Mapping[str, str] = field(default_factory=dict)
+    """``model``: its name; ``weights``: their SHA-256."""
+
+
+def to_record(result: Result) -> dict[str, Any]:
+    """One JSON object for an image."""
+    record: dict[str, Any] = {"image": result.source.path}
+    if result.error is not None:
+        return record | {"error": result.error}
+    if result.size:
+        record |= {"width": result.size[0], "height": result.size[1]}
+    return record | {"faces": [face.to_dict() for face in result.faces]} | dict(result.model)
+
+
+def write_json(result: Result) -> dict[str, bytes]:
+    """One JSON object in a file an image."""
+    return {".json": _line(to_record(result))}
+
+
+def write_pts(result: Result) -> dict[str, bytes]:
+    """One 300-W .pts file a face."""
+    return {f".{number}.pts": face.to_pts().encode() for number, face in enumerate(result.faces)}
+
+
+def write_jsonl(results: Iterable[Result]) -> bytes:
+    """One JSON object a line, an image each."""
+    return b"".join(_line(to_record(result)) for result in results)
+
+
+def write_csv(results: Iterable[Result]) -> bytes:
+    """One row a point, with the face's number; one for an image without a face."""
+    text = io.StringIO()
+    fields = ("image", "width", "height", "error", "face", *Face.ROW_FIELDS)
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        width, height = result.size or (None, None)
+        start = {
+            "image": result.source.path,
+            "width": width,
+            "height": height,
+            "error": result.error,
+        }
+        if not result.faces:
+            writer.writerow(start)
+        for number, face in enumerate(result.faces):
+            writer.writerows(start | {"face": number} | row for row in face.to_rows())
+    return text.getvalue().encode()
+
+
+def write_parquet(results: Iterable[Result]) -> bytes:
+    """One row a face; one without a face for an image that has none or could not be read.
+
+    Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
+    layout, points (P x 2), scores (P), covariance (P x 4), model, weights.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigurationError(
+            "Parquet files need pyarrow: pip install 'hihlandmark[folders]'"
+        ) from error
+    numbers = pyarrow.list_(pyarrow.float32())
+    schema = pyarrow.schema(
+        [
+            ("image", pyarrow.string()),
+            ("width", pyarrow.int32()),
+            ("height", pyarrow.int32()),
+            ("error", pyarrow.string()),
+            ("face", pyarrow.int32()),
+            ("box", numbers),
+            ("box_score", pyarrow.float32()),
+            ("layout", pyarrow.string()),
+            ("points", pyarrow.list_(numbers)),
+            ("scores", numbers),
+            ("covariance", pyarrow.list_(numbers)),
+            ("model", pyarrow.string()),
+            ("weights", pyarrow.string()),
+        ]
+    )
+    rows = [row for result in results for row in _face_rows(result)]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def jsonl_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_jsonl` wrote, without some images."""
+    lines = content.splitlines(keepends=True)
+    return b"".join(line for line in lines if json.loads(line)["image"] not in images)
+
+
+def csv_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_csv` wrote, without some images."""
+    text = io.StringIO()
+    header, *rows = csv.reader(io.StringIO(content.decode()))
+    csv.writer(text, lineterminator="\n").writerows(
+        [header, *(row for row in rows if row[0] not in images)]
+    )
+    return text.getvalue().encode()
+
+
+def parquet_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_parquet` wrote, without some images."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(io.BytesIO(content))
+    kept = [name not in images for name in table["image"].to_pylist()]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table.filter(pyarrow.array(kept)), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _face_rows(result: Result) -> list[dict[str, Any]]:
+    width, height = result.size or (None, None)
+    start = {
+        "image": result.source.path,
+        "width": width,
+        "height": height,
+        "error": result.error,
+        **result.model,
+    }
+    return [
+        start
+        | {
+            "face": number,
+            "box": face.box.tolist(),
+            "box_score": face.box_score,
+            "layout": face.layout.name,
+            "points": face.points.tolist(),
+            "scores": face.scores.tolist(),
+            "covariance": np.reshape(face.covariance, (-1, 4)).tolist(),
+        }
+        for number, face in enumerate(result.faces)
+    ] or [start]
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+class Format(NamedTuple):
+    """How results become files: one for each image, or one for many of them."""
+
+    suffix: str
+    of_image: Callable[[Result], dict[str, bytes]] | None = None
+    """The files of an image, by the suffix that its name gets."""
+    of_many: Callable[[Iterable[Result]], bytes] | None = None
+    without: Callable[[bytes, Collection[str]], bytes] | None = None
+    """Such a file without the results of some images."""
+
+
+FORMATS: Mapping[str, Format] = {
+    "json": Format(".json", of_image=write_json),
+    "pts": Format(".pts", of_image=write_pts),
+    "jsonl": Format(".jsonl", of_many=write_jsonl, without=jsonl_without),
+    "csv": Format(".csv", of_many=write_csv, without=csv_without),
+    "parquet": Format(".parquet", of_many=write_parquet, without=parquet_without),
+}
+"""By what `hihlandmark predict --format` calls them."""
