@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +30,7 @@ from hihlandmark.cli.options import (
 from hihlandmark.errors import ImageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from hihlandmark.detector import Detector
     from hihlandmark.face import Face
@@ -198,6 +200,7 @@ def _write_all(
     images = faces = failed = 0
     with folder, _progress() as progress:
         task = progress.add_task("images", total=None, faces=0, failed=0, rate="")
+        _count_meanwhile(paths, progress, task)
         found = find_images(paths)
         if by_content:
             found = (x if isinstance(x, ImageError) else x.stamped_by_content() for x in found)
@@ -212,9 +215,13 @@ def _write_all(
             else:
                 failed += 1
                 _report_failure(result, fail_fast)
-            speed = progress.tasks[task].speed
-            rate = f"{speed:.1f} a second" if speed else ""
-            progress.update(task, advance=1, faces=faces, failed=failed, rate=rate)
+            progress.update(
+                task,
+                completed=images + failed + folder.done_before + folder.repeated,
+                faces=faces,
+                failed=failed,
+                rate=f"{(images + failed) / (progress.tasks[task].elapsed or 1):.1f} a second",
+            )
     before = f", {folder.done_before} done before" * bool(folder.done_before)
     print(f"{_counts(images, faces, failed)}{before}; results in {folder.folder}", file=sys.stderr)
     return failed
@@ -232,17 +239,33 @@ def _counts(images: int, faces: int, failed: int) -> str:
     return f"{images} image{'s' * (images != 1)}, {faces} face{'s' * (faces != 1)}, {failed} failed"
 
 
-def _progress() -> Progress:
-    """On a terminal, on stderr: how many, how fast, faces and failures."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def _count_meanwhile(paths: list[str], progress: Progress, task: TaskID) -> None:
+    """Tells the bar how many images there are, once a thread has counted them.
 
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.completed} images"),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[faces]} faces, {task.fields[failed]} failed"),
-        TimeElapsedColumn(),
+    Not where that takes as long as reading them all: in archives and on other machines.
+    """
+    from hihlandmark.folder import IMAGE_SUFFIXES, find_images
+
+    def count() -> None:
+        progress.update(task, total=sum(1 for _ in find_images(paths)))
+
+    suffixes = ("", *IMAGE_SUFFIXES)
+    plain = all("://" not in path and Path(path).suffix.lower() in suffixes for path in paths)
+    if plain and not progress.disable:
+        threading.Thread(target=count, daemon=True).start()
+
+
+def _progress() -> Progress:
+    """On a terminal, on stderr: how many, how fast, faces, failures and the time left."""
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("images, {task.fields[rate]}"),
+        progress.TextColumn("{task.fields[faces]} faces, {task.fields[failed]} failed"),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
         transient=True,
