@@ -45,7 +45,7 @@ def head_pose(
 
     ``image_size``: width and height of the image. ``focal_length`` in pixels; None: the longer
     side, an angle of view of 53 degrees, as of a phone's main camera. Of a generic head: expect
-    some five degrees of error in yaw and roll, ten in pitch, more beyond 60 degrees and in crops,
+    some five degrees of error in yaw and roll, fifteen in pitch, more beyond 60 degrees and in crops,
     whose centre is not that of the lens.
     """
     width, height = image_size
@@ -57,7 +57,7 @@ def head_pose(
         np.array(list(_HEAD.values())), points, camera, None, flags=cv2.SOLVEPNP_SQPNP
     )
     # As seen from where the camera is: along the line to the face, not along that of the lens.
-    matrix = _to_front(place[:, 0]) @ cv2.Rodrigues(turn)[0]
+    matrix = _to_front(np.asarray(place[:, 0], np.float64)) @ cv2.Rodrigues(turn)[0]
     # The way that the face looks is -z of the head; roll is that of the head's x in the picture.
     look = -matrix[:, 2]
     yaw = np.arctan2(look[0], -look[2])
