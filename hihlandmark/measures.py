@@ -45,8 +45,7 @@ def head_pose(
 
     ``image_size``: width and height of the image. ``focal_length`` in pixels; None: the longer
     side, an angle of view of 53 degrees, as of a phone's main camera. Of a generic head: expect
-    some five degrees of error in yaw and roll, fifteen in pitch, more beyond 60 degrees and in crops,
-    whose centre is not that of the lens.
+    some five degrees of error in yaw and roll, fifteen in pitch, and more beyond 60 degrees.
     """
     width, height = image_size
     focal = focal_length or max(width, height)
