@@ -89,7 +89,7 @@ def test_archives_are_read_member_by_member(tmp_path: Path) -> None:
         archive.writestr("sub/3.png", png(3))
         archive.writestr("notes.txt", "no image")
     found = list(find_images([str(tmp_path / "shard.tar.gz"), str(tmp_path / "photos.zip")]))
-    assert names(found) == ["a/1.png", "2.png", "sub/3.png"]
+    assert names(found) == ["shard.tar.gz/a/1.png", "shard.tar.gz/2.png", "photos.zip/sub/3.png"]
     assert isinstance(found[2], Source)
     assert found[2].path == str(tmp_path / "photos.zip" / "sub/3.png")
     assert found[2].load().shape == (10, 23, 3)
@@ -104,12 +104,24 @@ def test_an_archive_that_breaks_off_gives_what_came_before(tmp_path: Path) -> No
             archive.addfile(info, io.BytesIO(bytes(2000)))
     path.write_bytes(path.read_bytes()[:3500])
     *before, last = find_images([str(path)])
-    assert names(before) == ["0.png"]
+    assert names(before) == ["broken.tar/0.png"]
     assert isinstance(last, ImageError)
     assert "broken.tar: cannot be read to its end" in str(last)
     (tmp_path / "none.zip").write_bytes(b"PK no zip")
     (error,) = find_images([str(tmp_path / "none.zip")])
     assert isinstance(error, ImageError)
+
+
+def test_a_member_named_outside_of_the_archive_is_written_inside_of_the_folder(
+    tmp_path: Path,
+) -> None:
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../../up.png", png())
+        archive.writestr("/etc/root.png", png())
+    assert names(find_images([str(tmp_path / "evil.zip")])) == [
+        "evil.zip/up.png",
+        "evil.zip/etc/root.png",
+    ]
 
 
 @pytest.mark.parametrize("as_struct", [True, False])
@@ -290,6 +302,29 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / ".manifest.sqlite").write_bytes(b"not a data base, " * 100)
     with pytest.raises(ConfigurationError, match="damaged or no manifest"):
         ResultFolder(tmp_path, "jsonl", SETTINGS)
+
+
+def test_images_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    sources = [Source(f"{folder}/1.jpg", "1.jpg", "1") for folder in "abc"]
+    write(tmp_path, [replace(result("1.jpg"), source=sources[0])], "json")
+    with ResultFolder(tmp_path, "json", SETTINGS) as folder:
+        errors = list(folder.pending(sources))
+        assert len(errors) == 2
+        assert "b/1.jpg: its results would replace those of a/1.jpg" in str(errors[0])
+    with ResultFolder(tmp_path / "other", "json", SETTINGS) as folder:
+        first, *others = folder.pending(sources)
+        assert first == sources[0]
+        assert all(isinstance(other, ImageError) for other in others)
+    with ResultFolder(tmp_path / "parts", "jsonl", SETTINGS) as folder:
+        assert len(names(folder.pending(sources))) == 3
+
+
+def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, [result("a")], shard=Shard(1, 2))
+    for shard in (Shard(), Shard(1, 3)):
+        with pytest.raises(ConfigurationError, match="another number of shards"):
+            ResultFolder(tmp_path, "jsonl", SETTINGS, shard=shard)
+    assert images_in(tmp_path) == ["a"]
 
 
 def test_shards_share_the_work(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, file TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
-    path TEXT PRIMARY KEY, stamp TEXT NOT NULL, part INTEGER NOT NULL,
+    path TEXT PRIMARY KEY, name TEXT NOT NULL, stamp TEXT NOT NULL, part INTEGER NOT NULL,
     faces INTEGER NOT NULL, error TEXT
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS images_of_part ON images (part);
+CREATE INDEX IF NOT EXISTS images_by_name ON images (name);
 """
 
 
@@ -90,7 +90,8 @@ class ResultFolder:
         self.retry_failed = retry_failed
         self.format = FORMATS[output_format]
         self.repeated = self.done_before = 0
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, str] = {}
+        """Paths of the images that are handed out, and their names."""
         self._waiting: list[Result] = []
         folder.mkdir(parents=True, exist_ok=True)
         mark = f"-{shard.number}-of-{shard.total}" if shard.total > 1 else ""
@@ -104,6 +105,7 @@ class ResultFolder:
                 "the work with --shard 1/2 and --shard 2/2"
             ) from error
         try:
+            self._refuse_other_shards()
             self._manifest = _open_manifest(folder / f".manifest{mark}.sqlite")
             self._check_settings({**settings, "format": output_format, "shards": shard.total})
             self._remove_unknown_parts()
@@ -142,18 +144,32 @@ class ResultFolder:
                 continue
             if source.path in self._under_way:
                 self.repeated += 1
-                continue
-            if self._is_done(source):
+            elif self._is_done(source):
                 self.done_before += 1
-                continue
-            self._under_way.add(source.path)
-            yield source
+            elif (other := self._of_same_name(source)) is not None:
+                yield ImageError(
+                    f"{source.path}: its results would replace those of {other}: name a folder "
+                    "above both, or take --format jsonl, csv or parquet"
+                )
+            else:
+                self._under_way[source.path] = source.name
+                yield source
 
     def _is_done(self, source: Source) -> bool:
         row = self._manifest.execute(
             "SELECT stamp, error FROM images WHERE path = ?", (source.path,)
         ).fetchone()
         return row is not None and row[0] == source.stamp and not (row[1] and self.retry_failed)
+
+    def _of_same_name(self, source: Source) -> str | None:
+        """Another image that is written to the same files, where each has its own."""
+        if self.format.of_image is None:
+            return None
+        row = self._manifest.execute(
+            "SELECT path FROM images WHERE name = ? AND path != ?", (source.name, source.path)
+        ).fetchone()
+        same = (path for path, name in self._under_way.items() if name == source.name)
+        return row[0] if row else next(same, None)
 
     def add(self, result: Result) -> None:
         """Takes a result; with `part_size` of them a part is written."""
@@ -183,13 +199,17 @@ class ResultFolder:
                 [(new, part) for part, (_, new) in changed.items()],
             )
             self._manifest.executemany(
-                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)",
-                [(r.source.path, r.source.stamp, number, len(r.faces), r.error) for r in results],
+                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (r.source.path, r.source.name, r.source.stamp, number, len(r.faces), r.error)
+                    for r in results
+                ],
             )
         for old, _ in changed.values():
             (self.folder / old).unlink(missing_ok=True)
         self._waiting = []
-        self._under_way -= {result.source.path for result in results}
+        for result in results:
+            self._under_way.pop(result.source.path, None)
 
     def _without(self, results: Sequence[Result], number: int) -> dict[int, tuple[str, str]]:
         """Parts with earlier results of these images, written anew without them: old, new file."""
@@ -249,10 +269,20 @@ class ResultFolder:
                 "another folder, or remove it"
             )
 
+    def _refuse_other_shards(self) -> None:
+        wanted = f"-of-{self.shard.total}.sqlite" if self.shard.total > 1 else ".manifest.sqlite"
+        for manifest in self.folder.glob(".manifest*.sqlite"):
+            if not manifest.name.endswith(wanted):
+                raise ConfigurationError(
+                    f"{self.folder} was begun with another number of shards ({manifest.name}): go "
+                    "on with that number, or choose another folder"
+                )
+
     def _remove_unknown_parts(self) -> None:
+        """Files that a kill left: parts that were not entered, and those half written."""
         known = {file for (file,) in self._manifest.execute("SELECT file FROM parts")}
         pattern = self._part_name.replace("{:06d}", "*")
-        for path in self.folder.glob(pattern):
+        for path in (*self.folder.glob(pattern), *self.folder.glob(f".{pattern}.*")):
             if path.name not in known:
                 path.unlink()
 

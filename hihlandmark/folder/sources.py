@@ -166,6 +166,15 @@ def _archive(path: str, members: Members) -> Iterator[Source | ImageError]:
             yield ImageError(f"{path}: no image in this archive")
 
 
+def _inside(archive: str, member: str) -> str:
+    """A name for what is written of a member, that other archives do not have.
+
+    However the member is called, it leads to no other folder: a stranger may have made the archive.
+    """
+    parts = [part for part in Path(member).parts if part not in ("..", os.sep, "/")]
+    return os.path.join(Path(archive).name, *parts)
+
+
 def _tar_members(path: str) -> Iterator[Source]:
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
@@ -174,7 +183,7 @@ def _tar_members(path: str) -> Iterator[Source]:
             content = archive.extractfile(member)
             assert content is not None  # a file has some
             stamp = f"{member.size}-{member.mtime}"
-            yield Source(f"{path}/{member.name}", member.name, stamp, content.read())
+            yield Source(f"{path}/{member.name}", _inside(path, member.name), stamp, content.read())
 
 
 def _zip_members(path: str) -> Iterator[Source]:
@@ -183,7 +192,8 @@ def _zip_members(path: str) -> Iterator[Source]:
             if member.is_dir() or not _is_image(member.filename):
                 continue
             stamp = f"{member.file_size}-{member.CRC}"
-            yield Source(f"{path}/{member.filename}", member.filename, stamp, archive.read(member))
+            name = _inside(path, member.filename)
+            yield Source(f"{path}/{member.filename}", name, stamp, archive.read(member))
 
 
 def _table_rows(path: str) -> Iterator[Source]:
@@ -199,7 +209,8 @@ def _table_rows(path: str) -> Iterator[Source]:
         for batch in table.iter_batches(batch_size=32, columns=[column]):
             for value in batch.column(0).to_pylist():
                 content = value.get("bytes") if isinstance(value, dict) else value
-                yield Source(f"{path}#{number}", f"{number:08d}", stamp, content or b"")
+                name = _inside(path, f"{number:08d}")
+                yield Source(f"{path}#{number}", name, stamp, content or b"")
                 number += 1
 
 
@@ -245,7 +256,8 @@ def _remote(path: str) -> Iterator[Source | ImageError]:
             details = system.info(each)
             known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
             stamp = "-".join(str(value) for value in known if value is not None)
-            name = os.path.relpath(each, inner) if len(found) > 1 else Path(each).name
+            below = each.startswith(inner.rstrip("/") + "/")
+            name = _inside("", os.path.relpath(each, inner) if below else Path(each).name)
             yield Source(system.unstrip_protocol(each), name, stamp, partial(system.cat_file, each))
     except ImportError as error:
         raise ConfigurationError(f"{path}: {error}") from error
