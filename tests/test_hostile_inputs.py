@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hihlandmark import Detector, Face, ImageError
-from hihlandmark.cli.prediction import _predict_sources
+from hihlandmark.folder import Result, find_images, predict_sources
 
 Photo = NDArray[np.uint8]
 Make = Callable[[Photo, Path], Any]
@@ -188,6 +188,7 @@ def test_a_folder_of_what_are_no_images_names_every_one(
 ) -> None:
     for number in range(5):
         (tmp_path / f"{number}.jpg").write_bytes(b"not an image")
-    results = list(_predict_sources(detector_of(29), [str(tmp_path)]))
-    assert [source.name for source, _ in results if source] == [f"{n}.jpg" for n in range(5)]
-    assert all(isinstance(result, ImageError) for _, result in results)
+    results = list(predict_sources(detector_of(29), find_images([str(tmp_path)])))
+    answered = [result for result in results if isinstance(result, Result)]
+    assert [result.source.name for result in answered] == [f"{n}.jpg" for n in range(5)]
+    assert all(result.error and not result.faces for result in answered)
