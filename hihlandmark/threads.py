@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,9 +31,8 @@ def map_ahead(
     if isinstance(items, Sequence) and len(items) == 1:
         yield function(items[0])
         return
-    threads = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, "hihlandmark", initializer=_use_one_core) as pool:
+    with ThreadPoolExecutor(workers, "hihlandmark") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
@@ -46,10 +43,3 @@ def map_ahead(
         finally:
             for future in waiting:
                 future.cancel()
-            # PyTorch keeps this by thread, but a new thread takes the number that was set last.
-            torch.set_num_threads(threads)
-
-
-def _use_one_core() -> None:
-    """Keeps PyTorch from using threads below this one: the cores are busy with its neighbours."""
-    torch.set_num_threads(1)

@@ -262,9 +262,7 @@ def test_an_export_with_other_points_is_refused_and_leaves_nothing(
             torch.nn.init.normal_(parameter, std=0.1)
         target.write(graph, path)
 
-    monkeypatch.setattr(
-        export, "TARGETS", {"torchscript": target.__class__(".ts", write_another, target.run)}
-    )
+    monkeypatch.setattr(export, "TARGETS", {"torchscript": replace(target, write=write_another)})
     with pytest.raises(ExportError, match=r"does not give the points of PyTorch.*Nothing was writ"):
         export.export(model, "COFW29", "torchscript", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from hihlandmark.threads import map_ahead
 
@@ -49,18 +48,3 @@ def test_what_a_call_raises_is_raised_in_its_place() -> None:
     assert [next(results), next(results)] == [0.5, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
-
-
-def test_pytorch_uses_one_thread_below_a_worker_and_as_many_as_before_elsewhere() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        below = list(map_ahead(lambda _: torch.get_num_threads(), range(3), 2))
-        assert below == [1, 1, 1]
-        seen: list[int] = []
-        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        assert (seen, torch.get_num_threads()) == ([3], 3)
-    finally:
-        torch.set_num_threads(before)

@@ -74,10 +74,10 @@ class TorchRuntime:
         self.device, self.precision, self.compiled = device, precision, compiled
         graph = CropGraph(folded(network), layout, normalisation).to(device)
         self.graph = graph.to(memory_format=torch.channels_last)
-        self._forward: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = self.graph
+        self._compiled: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
         if compiled:
             mode = "reduce-overhead" if device.type == "cuda" else None
-            self._forward = torch.compile(self.graph, dynamic=False, mode=mode)
+            self._compiled = torch.compile(self.graph, dynamic=False, mode=mode)
         self.largest_batch: int | None = None
 
     @torch.inference_mode()
@@ -115,4 +115,4 @@ class TorchRuntime:
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self._forward(batch)
+            return (self._compiled or self.graph)(batch)
