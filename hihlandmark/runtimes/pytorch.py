@@ -115,4 +115,5 @@ class TorchRuntime:
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return (self._compiled or self.graph)(batch)
+            forward = self.graph if self._compiled is None else self._compiled
+            return forward(batch)
