@@ -61,13 +61,7 @@ def write_csv(results: Iterable[Result]) -> bytes:
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     for result in results:
-        width, height = result.size or (None, None)
-        start = {
-            "image": result.source.path,
-            "width": width,
-            "height": height,
-            "error": result.error,
-        }
+        start = _image_columns(result)
         if not result.faces:
             writer.writerow(start)
         for number, face in enumerate(result.faces):
@@ -139,15 +133,19 @@ def parquet_without(content: bytes, images: Collection[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _face_rows(result: Result) -> list[dict[str, Any]]:
+def _image_columns(result: Result) -> dict[str, Any]:
+    """What every row of a table says of its image."""
     width, height = result.size or (None, None)
-    start = {
+    return {
         "image": result.source.path,
         "width": width,
         "height": height,
         "error": result.error,
-        **result.model,
     }
+
+
+def _face_rows(result: Result) -> list[dict[str, Any]]:
+    start = {**_image_columns(result), **result.model}
     return [
         start
         | {

@@ -71,7 +71,7 @@ class TorchRuntime:
         *,
         compiled: bool = False,
     ) -> None:
-        self.device, self.precision, self.compiled = device, precision, compiled
+        self.device, self.precision = device, precision
         graph = CropGraph(folded(network), layout, normalisation).to(device)
         self.graph = graph.to(memory_format=torch.channels_last)
         self._compiled: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
@@ -102,7 +102,7 @@ class TorchRuntime:
         return Heatmaps(integer, torch.cat([p[1] for p in parts]) if len(parts[0]) > 1 else None)
 
     def _run(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:
-        if self.compiled:
+        if self._compiled is not None:
             missing = (1 << (len(crops) - 1).bit_length()) - len(crops)
             filled = np.pad(crops, [(0, missing), (0, 0), (0, 0), (0, 0)])
             # CUDA graphs write every answer to the same place.
