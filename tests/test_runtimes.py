@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from hihlandmark.errors import ExportError
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes import choose_runtime, converted, export, make_runtime
+from hihlandmark.runtimes.formats import write_openvino
 from hihlandmark.runtimes.graph import CropGraph, PixelGraph, folded
 from hihlandmark.runtimes.pytorch import TorchRuntime
 from hihlandmark.weights import (
@@ -369,3 +372,25 @@ def test_int8_is_for_onnx(tmp_path: Path) -> None:
     crops = export.drawn_faces("COFW29", SIZE, 4)
     with pytest.raises(ConfigurationError, match="INT8 is for ONNX"):
         exported(tiny_model("hih"), tmp_path, calibration=crops)
+
+
+def test_a_signal_is_handled_after_another_thread_let_openvino_go(tmp_path: Path) -> None:
+    model = tiny_model("hih")
+    path = tmp_path / "tiny.xml"
+    write_openvino(
+        CropGraph(model.network, "COFW29", model.card.normalisation).on_pixels(SIZE), path
+    )
+    script = """
+import gc, os, signal, sys, threading
+from pathlib import Path
+from hihlandmark.runtimes.formats import run_openvino
+
+runs = [run_openvino(Path(sys.argv[1]))]
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+thread = threading.Thread(target=lambda: (runs.clear(), gc.collect()))
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    finished = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True)
+    assert (finished.returncode, finished.stdout) == (0, b"handled\n")

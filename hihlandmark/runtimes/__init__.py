@@ -98,10 +98,13 @@ def make_runtime(
     from hihlandmark.runtimes.converted import ConvertedRuntime, converted_run
     from hihlandmark.runtimes.graph import CropGraph, folded
 
-    graph = CropGraph(folded(network), layout, card.normalisation)
-    pixels = graph.on_pixels(card.configuration["input_size"])
+    def make_graph() -> PixelGraph:
+        graph = CropGraph(folded(network), layout, card.normalisation)
+        return graph.on_pixels(card.configuration["input_size"])
+
     key = f"{layout} {' '.join(card.files.values())}"
-    return ConvertedRuntime(name, converted_run(name, pixels, key, device, precision), precision)
+    run = converted_run(name, make_graph, key, device, precision)
+    return ConvertedRuntime(name, run, precision)
 
 
 def make_run(name: str, graph: PixelGraph, key: str, device: torch.device) -> Run:
@@ -116,7 +119,7 @@ def make_run(name: str, graph: PixelGraph, key: str, device: torch.device) -> Ru
         return run_module(graph.module, device)
     from hihlandmark.runtimes.converted import converted_run
 
-    return converted_run(name, graph, key, device, "fp32")
+    return converted_run(name, lambda: graph, key, device, "fp32")
 
 
 __all__ = ["RUNTIMES", "Precision", "Run", "Runtime", "choose_runtime", "make_run", "make_runtime"]

@@ -43,18 +43,23 @@ class ConvertedRuntime:
 
 
 def converted_run(
-    package: str, graph: PixelGraph, key: str, device: torch.device, precision: Precision
+    package: str,
+    make_graph: Callable[[], PixelGraph],
+    key: str,
+    device: torch.device,
+    precision: Precision,
 ) -> Run:
     """A graph run by OpenVINO on the CPU, or by ONNX Runtime on the CPU or a CUDA device.
 
-    ``package``: "openvino" or "onnxruntime"; ``key``: what tells this graph from others.
+    ``package``: "openvino" or "onnxruntime"; ``key``: what tells this graph from others, which is
+    made only where no earlier conversion is kept.
     """
     if package == "openvino":
-        path = _converted(package, key, ".xml", lambda path: write_openvino(graph, path))
+        path = _converted(package, key, ".xml", lambda path: write_openvino(make_graph(), path))
         return run_openvino(path, precision=precision)
     if precision != "fp32":
         raise ConfigurationError("ONNX Runtime computes in fp32: take runtime='openvino' for bf16")
-    path = _converted(package, key, ".onnx", lambda path: write_onnx(graph, path))
+    path = _converted(package, key, ".onnx", lambda path: write_onnx(make_graph(), path))
     return run_onnx(path, device=device.type)
 
 

@@ -7,7 +7,9 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,11 +104,7 @@ def run_openvino(path: Path, precision: str = "fp32", shape: tuple[int, ...] | N
 
     `ANY` in a shape is any number.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise _missing("openvino", error) from error
-    core = openvino.Core()
+    core = _openvino_core()
     model = core.read_model(path)
     if shape:
         model.reshape(list(shape))
@@ -123,6 +121,21 @@ def run_openvino(path: Path, precision: str = "fp32", shape: tuple[int, ...] | N
         return [np.array(found[output]) for output in compiled.outputs]
 
     return run
+
+
+@cache
+def _openvino_core() -> Any:
+    """One for the life of the process.
+
+    OpenVINO gives the thread that compiles first a stack for signal handlers, and takes the memory
+    away with its last object. Where another thread dropped that, the next signal of the first one,
+    such as Ctrl-C, was a segmentation fault.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise _missing("openvino", error) from error
+    return openvino.Core()
 
 
 def run_torchscript(path: Path) -> Run:
