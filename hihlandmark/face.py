@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,6 +34,7 @@ class Face:
         box_score: the face detector's score in 0..1; 1 for boxes given by the caller.
         layout: which point is which.
         approximate: (P,) bool, True for points that `to` interpolated from another layout.
+        track_id: the number that a face keeps through a video (`video.track`); None elsewhere.
     """
 
     points: FloatArray
@@ -44,6 +44,7 @@ class Face:
     box_score: float
     layout: Layout
     approximate: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    track_id: int | None = None
 
     def __post_init__(self) -> None:
         count = self.layout.size
@@ -112,6 +113,7 @@ class Face:
             box_score=self.box_score,
             layout=target,
             approximate=~table.exact | (weights @ self.approximate > 0),
+            track_id=self.track_id,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +126,7 @@ class Face:
             "scores": _rounded(self.scores, 4),
             "covariance": _rounded(self.covariance, 4),
             "approximate": np.flatnonzero(self.approximate).tolist(),
+            **({} if self.track_id is None else {"track_id": self.track_id}),
         }
 
     @classmethod
@@ -141,6 +144,7 @@ class Face:
                 box_score=values["box_score"],
                 layout=layout,
                 approximate=approximate,
+                track_id=values.get("track_id"),
             )
         except KeyError as error:
             raise ConfigurationError(
@@ -155,6 +159,12 @@ class Face:
         """The text of a 300-W .pts file, whose origin is (1, 1) at the top-left pixel's centre."""
         lines = [f"{x:.3f} {y:.3f}" for x, y in self.points + 1]
         return "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}", ""])
+
+    def to_supervision(self) -> supervision.KeyPoints:
+        """The points and scores as key points of one object; of many faces, see `to_key_points`."""
+        from hihlandmark.exports import to_key_points
+
+        return to_key_points([self])
 
     ROW_FIELDS: ClassVar = (
         *("layout", "point", "name", "x", "y", "score"),
@@ -177,25 +187,6 @@ class Face:
             }
             for index, ((x, y), score) in enumerate(zip(self.points, self.scores, strict=True))
         ]
-
-
-def to_key_points(faces: Sequence[Face]) -> supervision.KeyPoints:
-    """Faces of one layout as `supervision.KeyPoints`: xy (F, P, 2), confidence (F, P).
-
-    Raises `ConfigurationError` when the faces are of several layouts or supervision is missing.
-    """
-    try:
-        import supervision
-    except ImportError as error:
-        raise ConfigurationError("supervision is not installed: pip install supervision") from error
-    if not faces:
-        return supervision.KeyPoints.empty()
-    if len({face.layout.name for face in faces}) > 1:
-        raise ConfigurationError("key points of one call need one layout; use Face.to first")
-    return supervision.KeyPoints(
-        xy=np.stack([face.points for face in faces]),
-        keypoint_confidence=np.stack([face.scores for face in faces]),
-    )
 
 
 def _rounded(array: FloatArray, digits: int = 3) -> list[Any]:

@@ -19,6 +19,7 @@ from hihlandmark.cli.evaluation import evaluate_split
 from hihlandmark.cli.export import export
 from hihlandmark.cli.prediction import demo, predict
 from hihlandmark.cli.training import train
+from hihlandmark.cli.video import video
 from hihlandmark.errors import HihlandmarkError, ImageError
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ def doctor() -> None:
 
 
 app.command()(predict)
+app.command()(video)
 app.command()(demo)
 app.command("eval")(evaluate_split)
 app.command()(train)

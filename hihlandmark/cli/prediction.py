@@ -43,6 +43,7 @@ class OutputFormat(str, Enum):
     PTS = "pts"
     JSONL = "jsonl"
     CSV = "csv"
+    COCO = "coco"
     PARQUET = "parquet"
 
 
@@ -67,7 +68,7 @@ def predict(
         OutputFormat,
         typer.Option(
             "--format",
-            help="json, pts: files for each image; jsonl, csv, parquet: files for many.",
+            help="json, pts: files for each image; jsonl, csv, coco, parquet: files for many.",
         ),
     ] = OutputFormat.JSON,
     draw: Annotated[

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
-from hihlandmark.folder.sources import Source
+from hihlandmark.folder.sources import Source, require_pyarrow
+from hihlandmark.layouts import Layout
+
+_ID_BITS_OF_FACE = 12
+"""Of the numbers of COCO's annotations, which are those of their images with these bits behind, and
+fit into 63."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +81,7 @@ def write_parquet(results: Iterable[Result]) -> bytes:
     Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
     layout, points (P x 2), scores (P), covariance (P x 4), model, weights.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigurationError(
-            "Parquet files need pyarrow: pip install 'hihlandmark[folders]'"
-        ) from error
-    numbers = pyarrow.list_(pyarrow.float32())
+    pyarrow = require_pyarrow()
     schema = pyarrow.schema(
         [
             ("image", pyarrow.string()),
@@ -90,12 +89,7 @@ def write_parquet(results: Iterable[Result]) -> bytes:
             ("height", pyarrow.int32()),
             ("error", pyarrow.string()),
             ("face", pyarrow.int32()),
-            ("box", numbers),
-            ("box_score", pyarrow.float32()),
-            ("layout", pyarrow.string()),
-            ("points", pyarrow.list_(numbers)),
-            ("scores", numbers),
-            ("covariance", pyarrow.list_(numbers)),
+            *face_columns(),
             ("model", pyarrow.string()),
             ("weights", pyarrow.string()),
         ]
@@ -104,6 +98,101 @@ def write_parquet(results: Iterable[Result]) -> bytes:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def face_columns() -> list[tuple[str, Any]]:
+    """Names and Arrow types of what `face_row` says."""
+    import pyarrow
+
+    numbers = pyarrow.list_(pyarrow.float32())
+    return [
+        ("box", numbers),
+        ("box_score", pyarrow.float32()),
+        ("layout", pyarrow.string()),
+        ("points", pyarrow.list_(numbers)),
+        ("scores", numbers),
+        ("covariance", pyarrow.list_(numbers)),
+    ]
+
+
+def face_row(face: Face) -> dict[str, Any]:
+    """A face for a row of a table."""
+    return {
+        "box": face.box.tolist(),
+        "box_score": face.box_score,
+        "layout": face.layout.name,
+        "points": face.points.tolist(),
+        "scores": face.scores.tolist(),
+        "covariance": np.reshape(face.covariance, (-1, 4)).tolist(),
+    }
+
+
+def write_coco(results: Iterable[Result]) -> bytes:
+    """COCO's JSON of key points, with `scores` beside those of each face.
+
+    ``id`` of an image is a hash of its path, so that files of several parts fit together. All
+    points are marked as visible (2), for whether they are is not known. An image that could not be
+    read has its ``error``.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    layouts: dict[str, Layout] = {}
+    for result in results:
+        digest = hashlib.sha256(os.fsencode(result.source.path)).digest()
+        image_id = int.from_bytes(digest[:8], "big") >> _ID_BITS_OF_FACE + 1
+        columns = _image_columns(result)
+        image = {"id": image_id, "file_name": columns.pop("image"), **columns}
+        images.append({name: value for name, value in image.items() if value is not None})
+        for number, face in enumerate(result.faces):
+            layouts[face.layout.name] = face.layout
+            annotations.append(_coco_annotation(face, image_id, number))
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [_coco_category(layout) for layout in layouts.values()],
+    }
+    return _line(content)
+
+
+def _coco_annotation(face: Face, image_id: int, number: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = np.round(face.box.astype(float), 2).tolist()
+    points = np.round(face.points.astype(float), 3)
+    return {
+        "id": (image_id << _ID_BITS_OF_FACE) + number,
+        "image_id": image_id,
+        "category_id": face.layout.size,
+        "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+        "area": round((x1 - x0) * (y1 - y0), 2),
+        "iscrowd": 0,
+        "keypoints": np.column_stack([points, np.full(len(points), 2)]).ravel().tolist(),
+        "num_keypoints": len(points),
+        "score": round(face.box_score, 4),
+        "scores": np.round(face.scores.astype(float), 4).tolist(),
+    }
+
+
+def _coco_category(layout: Layout) -> dict[str, Any]:
+    lines = [
+        pair
+        for indices, closed in layout.contours
+        for pair in zip(indices, (*indices[1:], *(indices[:1] if closed else ())), strict=False)
+    ]
+    return {
+        "id": layout.size,
+        "name": "face",
+        "supercategory": "person",
+        "keypoints": list(layout.point_names),
+        "skeleton": [[first + 1, second + 1] for first, second in lines],  # COCO counts from 1
+    }
+
+
+def coco_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_coco` wrote, without some images."""
+    record = json.loads(content)
+    gone = {image["id"] for image in record["images"] if image["file_name"] in images}
+    record["images"] = [image for image in record["images"] if image["id"] not in gone]
+    record["annotations"] = [face for face in record["annotations"] if face["image_id"] not in gone]
+    return _line(record)
 
 
 def jsonl_without(content: bytes, images: Collection[str]) -> bytes:
@@ -124,8 +213,7 @@ def csv_without(content: bytes, images: Collection[str]) -> bytes:
 
 def parquet_without(content: bytes, images: Collection[str]) -> bytes:
     """What `write_parquet` wrote, without some images."""
-    import pyarrow.parquet
-
+    pyarrow = require_pyarrow()
     table = pyarrow.parquet.read_table(io.BytesIO(content))
     kept = [name not in images for name in table["image"].to_pylist()]
     buffer = io.BytesIO()
@@ -147,17 +235,7 @@ def _image_columns(result: Result) -> dict[str, Any]:
 def _face_rows(result: Result) -> list[dict[str, Any]]:
     start = {**_image_columns(result), **result.model}
     return [
-        start
-        | {
-            "face": number,
-            "box": face.box.tolist(),
-            "box_score": face.box_score,
-            "layout": face.layout.name,
-            "points": face.points.tolist(),
-            "scores": face.scores.tolist(),
-            "covariance": np.reshape(face.covariance, (-1, 4)).tolist(),
-        }
-        for number, face in enumerate(result.faces)
+        start | {"face": number} | face_row(face) for number, face in enumerate(result.faces)
     ] or [start]
 
 
@@ -181,6 +259,7 @@ FORMATS: Mapping[str, Format] = {
     "pts": Format(".pts", of_image=write_pts),
     "jsonl": Format(".jsonl", of_many=write_jsonl, without=jsonl_without),
     "csv": Format(".csv", of_many=write_csv, without=csv_without),
+    "coco": Format(".coco.json", of_many=write_coco, without=coco_without),
     "parquet": Format(".parquet", of_many=write_parquet, without=parquet_without),
 }
 """By what `hihlandmark predict --format` calls them."""

@@ -197,9 +197,9 @@ def _zip_members(path: str) -> Iterator[Source]:
 
 
 def _table_rows(path: str) -> Iterator[Source]:
-    parquet = _pyarrow_parquet()
+    pyarrow = require_pyarrow()
     stamp, number = _stamp(path), 0
-    with parquet.ParquetFile(path) as table:
+    with pyarrow.parquet.ParquetFile(path) as table:
         names = table.schema_arrow.names
         column = next((name for name in _IMAGE_COLUMNS if name in names), None)
         if column is None:
@@ -214,14 +214,16 @@ def _table_rows(path: str) -> Iterator[Source]:
                 number += 1
 
 
-def _pyarrow_parquet() -> Any:
+def require_pyarrow() -> Any:
+    """The package, with ``pyarrow.parquet``. Raises `ConfigurationError`."""
     try:
+        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigurationError(
             "Parquet files need pyarrow: pip install 'hihlandmark[folders]'"
         ) from error
-    return pyarrow.parquet
+    return pyarrow
 
 
 def _listed(path: str) -> Iterator[Source | ImageError]:

@@ -1,0 +1,359 @@
+"""Videos: what is read of them, who is who, how steady the points are, what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from hihlandmark import ConfigurationError, Detector, ImageError
+from hihlandmark.cli import app
+from hihlandmark.video import (
+    AnnotatedVideo,
+    FaceTracker,
+    Frame,
+    OneEuroFilter,
+    read_frames,
+    smooth_track,
+    track,
+    track_offline,
+)
+from hihlandmark.video.writing import open_faces
+
+Image = NDArray[np.uint8]
+STEP = 3
+"""Pixels by which the face moves to the left from frame to frame."""
+
+
+@pytest.fixture(scope="module")
+def frames(astronaut: Image) -> list[Image]:
+    """Twelve pictures (240, 280, 3) of a face that moves to the left."""
+    return [
+        np.ascontiguousarray(astronaut[:240, 60 + STEP * i : 340 + STEP * i]) for i in range(12)
+    ]
+
+
+def frames_at(images: list[Image], rate: float = 25.0) -> Iterator[Frame]:
+    return (Frame(image, i, i / rate) for i, image in enumerate(images))
+
+
+def write_video(
+    path: Path,
+    images: list[Image],
+    *,
+    times: list[float] | None = None,
+    sound: bool = False,
+) -> Path:
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("libx264", rate=25, options={"crf": "10", "g": "4"})
+        video.height, video.width = images[0].shape[:2]
+        video.pix_fmt = "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        audio = output.add_stream("aac", rate=8000) if sound else None
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.time_base = Fraction(1, 1000)
+            frame.pts = round(1000 * (times[number] if times else number / 25))
+            output.mux(video.encode(frame))
+        output.mux(video.encode())
+        if audio is not None:
+            for number in range(4):
+                tone = np.sin(np.arange(1024) / 3).astype(np.float32)[None]
+                samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+                samples.sample_rate, samples.pts = 8000, 1024 * number
+                output.mux(audio.encode(samples))
+            output.mux(audio.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(frames: list[Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames, sound=True)
+
+
+def test_frames_come_in_order_with_their_times(clip: Path, frames: list[Image]) -> None:
+    read = list(read_frames(clip))
+    assert [frame.index for frame in read] == list(range(12))
+    assert [frame.time for frame in read] == pytest.approx([i / 25 for i in range(12)], abs=1e-3)
+    for frame, image in zip(read, frames, strict=True):
+        assert np.abs(frame.image.astype(int) - image).mean() < 4
+
+
+def test_a_rate_that_varies_is_kept(frames: list[Image], tmp_path: Path) -> None:
+    times = [0, 0.02, 0.1, 0.11, 0.5, 0.9]
+    read = read_frames(write_video(tmp_path / "a.mp4", frames[:6], times=times))
+    assert [frame.time for frame in read] == pytest.approx(times, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
+)
+def test_frames_are_turned_as_the_file_says(
+    clip: Path, tmp_path: Path, matrix: tuple[int, ...], turns: int
+) -> None:
+    # The matrix of a track in an MP4 (ISO 14496-12, 8.3.2): a, b, u, c, d, v, x, y, w.
+    content = bytearray(clip.read_bytes())
+    start = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value * 0x10000 for value in matrix)
+    numbers = np.array([a, b, 0, c, d, 0, 0, 0, 0x40000000], ">i4")
+    content[start : start + 36] = numbers.tobytes()
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(content)
+    for one, other in zip(read_frames(turned), read_frames(clip), strict=True):
+        np.testing.assert_array_equal(one.image, np.rot90(other.image, turns))
+
+
+def test_broken_frames_are_left_out(
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = bytearray(clip.read_bytes())
+    start = content.index(b"mdat")
+    rng = np.random.default_rng(0)
+    content[start + 9000 : start + 22000] = rng.bytes(13000)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(content)
+    read = list(read_frames(broken))
+    assert 0 < len(read) < 12
+    assert [frame.index for frame in read] == list(range(len(read)))
+    assert "broken frames were left out" in caplog.text
+
+
+def test_a_video_cut_off_ends_early(clip: Path, tmp_path: Path, frames: list[Image]) -> None:
+    whole = write_video(tmp_path / "whole.mkv", frames)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert 0 < len(list(read_frames(cut))) < 12
+
+
+def test_what_is_no_video_is_an_error_that_says_so(tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    for source, message in (
+        (text, "cannot be opened as a video"),
+        (tmp_path / "none.mp4", "cannot be opened as a video .*No such file"),
+        ("camera:99", "camera:99: cannot be opened"),
+        (tmp_path, "no frame of it could be read"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            list(read_frames(source))
+    with av.open(str(tmp_path / "sound.mp4"), "w") as output:
+        audio = output.add_stream("aac", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        samples.sample_rate = 8000
+        output.mux([*audio.encode(samples), *audio.encode()])
+    with pytest.raises(ImageError, match="no video in this file"):
+        list(read_frames(tmp_path / "sound.mp4"))
+    with av.open(str(tmp_path / "empty.mp4"), "w") as output:
+        video = output.add_stream("libx264", rate=25)
+        video.height = video.width = 32
+    with pytest.raises(ImageError, match=r"cannot be opened|no frame|no video"):
+        list(read_frames(tmp_path / "empty.mp4"))
+
+
+def test_a_folder_of_images_is_a_video(
+    frames: list[Image], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), frames[number][..., ::-1])
+    (tmp_path / "1.png").write_bytes(b"broken")
+    read = list(read_frames(tmp_path))
+    assert [(frame.index, frame.time) for frame in read] == [(0, 0), (1, 0.04)]
+    np.testing.assert_array_equal(read[1].image, frames[2])
+    assert "1.png" in caplog.text
+
+
+def test_a_face_keeps_its_number_and_is_searched_for_now_and_then(
+    frames: list[Image], detector: Detector
+) -> None:
+    tracker = FaceTracker(detector, detect_every=5, smooth=False)
+    found = [tracker.update(frame) for frame in frames_at(frames)]
+    assert [[face.track_id for face in faces] for faces in found] == [[1]] * 12
+    assert tracker.searches == 3
+    for number, (face,) in enumerate(found):
+        moved = face.points - found[0][0].points + (STEP * number, 0)
+        assert np.abs(moved).mean() < 0.02 * face.interocular
+        np.testing.assert_allclose(face.box[:2], face.points.min(axis=0))
+
+
+def test_a_turned_face_is_followed(astronaut: Image, detector: Detector) -> None:
+    pictures = []
+    for degrees in range(0, 66, 6):
+        turn = cv2.getRotationMatrix2D((223, 120), -degrees, 1)
+        pictures.append(cv2.warpAffine(astronaut, turn, (512, 512))[:300, 80:380])
+    tracker = FaceTracker(detector, detect_every=100)
+    found = [tracker.update(frame) for frame in frames_at(pictures)]
+    left, right = found[-1][0].points[list(detector.layout.ocular_pair)]
+    angle = np.rad2deg(np.arctan2(*(right - left)[::-1]))
+    before = found[0][0].points[list(detector.layout.ocular_pair)]
+    first = np.rad2deg(np.arctan2(*(before[1] - before[0])[::-1]))
+    assert angle - first == pytest.approx(60, abs=4)
+    assert tracker.searches == 1
+
+
+def test_faces_leave_and_enter(frames: list[Image], detector: Detector) -> None:
+    empty = np.full_like(frames[0], 90)
+    pictures = [*frames[:3], empty, empty, empty, *frames[3:6]]
+    found = list(track(frames_at(pictures), detector, detect_every=1))
+    assert [len(faces) for _, faces in found] == [1, 1, 1, 0, 0, 0, 1, 1, 1]
+
+
+def test_another_scene_has_other_faces(
+    frames: list[Image], astronaut: Image, detector: Detector
+) -> None:
+    other = 255 - np.zeros_like(frames[0])
+    other[20:240, 40:260] = astronaut[10:230, 110:330]
+    found = list(track(frames_at([*frames[:3], other, other]), detector, detect_every=50))
+    assert [[face.track_id for face in faces] for _, faces in found] == [[1]] * 3 + [[2]] * 2
+
+
+def test_searching_less_than_once_a_frame_is_refused(detector: Detector) -> None:
+    with pytest.raises(ConfigurationError, match="detect_every must be 1 or more"):
+        FaceTracker(detector, detect_every=0)
+
+
+def trembling(rng: np.random.Generator, count: int, number: int = 5) -> NDArray[np.floating]:
+    return rng.normal(0, 1, (count, number, 2))
+
+
+def second_difference(points: NDArray[np.floating]) -> float:
+    return float(np.linalg.norm(np.diff(points, 2, axis=0), axis=-1).mean())
+
+
+COVARIANCE = np.tile(np.eye(2), (5, 1, 1))
+
+
+def test_points_at_rest_are_steadied() -> None:
+    still = 50 + trembling(np.random.default_rng(1), 60)
+    one_euro = OneEuroFilter()
+    filtered = np.stack([one_euro(t / 25, p, COVARIANCE, 100) for t, p in enumerate(still)])
+    smoothed = smooth_track(
+        np.arange(60) / 25, still, np.tile(COVARIANCE, (60, 1, 1, 1)), np.full(60, 100.0)
+    )
+    assert second_difference(filtered) < 0.6 * second_difference(still)
+    assert second_difference(smoothed) < 0.6 * second_difference(still)
+    np.testing.assert_allclose(filtered[30:].mean(axis=(0, 1)), 50, atol=0.3)
+
+
+def test_sure_points_are_held_back_less_than_others() -> None:
+    covariance = COVARIANCE * np.array([0.1, 1, 1, 1, 10])[:, None, None]
+    one_euro = OneEuroFilter()
+    one_euro(0, np.zeros((5, 2)), covariance, 100)
+    moved = one_euro(0.04, np.ones((5, 2)), covariance, 100)[:, 0]
+    assert moved[0] > moved[1] == moved[2] > moved[4] > 0
+    plain = OneEuroFilter(by_covariance=False)
+    plain(0, np.zeros((5, 2)), covariance, 100)
+    assert len(set(plain(0.04, np.ones((5, 2)), covariance, 100)[:, 0])) == 1
+
+
+def test_a_time_that_does_not_rise_changes_nothing() -> None:
+    one_euro = OneEuroFilter()
+    one_euro(1.0, np.zeros((5, 2)), COVARIANCE, 100)
+    assert (one_euro(1.0, np.ones((5, 2)), COVARIANCE, 100) == 0).all()
+
+
+def test_the_offline_smoother_does_not_lag() -> None:
+    times = np.array([0, 0.04, 0.08, 0.2, 0.24, 0.28, 0.32, 0.36])
+    points = np.tile(200 * times[:, None, None], (1, 5, 2))  # two inter-ocular distances a second
+    covariance = np.tile(COVARIANCE, (len(times), 1, 1, 1))
+    smoothed = smooth_track(times, points, covariance, np.full(len(times), 100.0))
+    np.testing.assert_allclose(smoothed, points, atol=0.05)
+    one_euro = OneEuroFilter()
+    filtered = [one_euro(t, p, COVARIANCE, 100) for t, p in zip(times, points, strict=True)]
+    assert (filtered[-1] < points[-1] - 0.5).all()  # as every filter that knows no future
+
+
+def test_track_offline_gives_each_frame_its_steadied_faces(clip: Path, detector: Detector) -> None:
+    raw = [faces[0].points for _, faces in track(clip, detector, smooth=False)]
+    steady = [faces[0].points for _, faces in track_offline(clip, detector)]
+    assert len(steady) == 12
+    assert second_difference(np.stack(steady)) < second_difference(np.stack(raw))
+    with pytest.raises(ConfigurationError, match="not known of a camera"):
+        next(track_offline("camera:0", detector))
+
+
+def test_an_annotated_video_keeps_times_and_sound(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.mp4"
+    with AnnotatedVideo(out, clip) as video:
+        for frame in read_frames(clip):
+            video.add(frame.image[:239, :279], frame.time)  # sides that H.264 cannot have
+    written = list(read_frames(out))
+    assert [f.time for f in written] == pytest.approx([i / 25 for i in range(12)], abs=1e-3)
+    assert written[0].image.shape == (240, 280, 3)
+    packets = []
+    for path in (clip, out):
+        with av.open(str(path)) as container:
+            packets.append([bytes(packet) for packet in container.demux(audio=0)])
+    assert len(packets[0]) > 3
+    assert packets[0] == packets[1]
+    assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
+
+
+def test_an_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
+    def write(name: str, *, stop: bool) -> None:
+        with AnnotatedVideo(tmp_path / name) as video:
+            video.add(np.zeros((32, 32, 3), np.uint8), 0)
+            if stop:
+                raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write("a.mp4", stop=True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigurationError, match=r"take \.mp4 or \.mkv"):
+        write("a.doc", stop=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faces_are_written_for_each_frame(clip: Path, detector: Detector, tmp_path: Path) -> None:
+    import pandas
+
+    found = list(track(clip, detector, detect_every=50))
+    for suffix in ("jsonl", "parquet"):
+        with open_faces(tmp_path / f"faces.{suffix}") as writer:
+            for frame, faces in found:
+                writer.add(frame, faces)
+    lines = [json.loads(line) for line in (tmp_path / "faces.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(12))
+    assert lines[3]["faces"][0]["track_id"] == 1
+    table = pandas.read_parquet(tmp_path / "faces.parquet")
+    assert table["frame"].tolist() == list(range(12))
+    assert set(table["track_id"]) == {1}
+    np.testing.assert_array_equal(np.stack(table["points"][4]), found[4][1][0].points)
+    with (
+        pytest.raises(ConfigurationError, match=r"\.jsonl or \.parquet"),
+        open_faces(Path("a.csv")),
+    ):
+        pass
+
+
+def test_video_command_draws_and_writes(
+    clip: Path, tmp_path: Path, detector_of: Callable[[int], Detector]
+) -> None:
+    out, points = tmp_path / "out.mp4", tmp_path / "faces.jsonl"
+    arguments = ["video", str(clip), "--out", str(out), "--points", str(points)]
+    arguments += ["--layout", "29", "--no-mirror", "--offline", "--frames", "5"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "5 frames, 1 faces followed; results in" in result.stderr
+    assert len(list(read_frames(out))) == 5
+    assert len(points.read_text().splitlines()) == 5
+    printed = CliRunner().invoke(
+        app, ["video", str(clip), "--layout", "29", "--no-mirror", "--frames", "2"]
+    )
+    assert [json.loads(line)["frame"] for line in printed.stdout.splitlines()] == [0, 1]
+
+
+def test_a_face_says_its_number_in_its_exports(frames: list[Image], detector: Detector) -> None:
+    (face,) = detector.predict(frames[0])
+    assert "track_id" not in face.to_dict()
+    numbered = replace(face, track_id=7)
+    assert type(face).from_dict(numbered.to_dict()).track_id == 7
+    assert numbered.to(29).track_id == 7
