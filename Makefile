@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo      run on a real photo, write the picture and the JSON"
 	@echo "make test      the fast tests"
-	@echo "make test-all  the slow tests, too"
+	@echo "make test-all  the slow tests, too, with Ray"
 	@echo "make lint      ruff and mypy"
 	@echo "make wheel     build the wheel and try it in an empty environment"
 	@echo "make clean     remove what make made"
@@ -28,6 +28,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not wheel"
 
 test-all: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)

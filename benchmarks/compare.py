@@ -23,7 +23,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
@@ -122,7 +122,7 @@ def gflop(network: nn.Module) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def matmul_limit(precision: str) -> float:
+def matmul_limit(precision: Precision) -> float:
     """GFLOP a second of a large matrix product, the best of several."""
     side = 2048
     a = torch.rand(side, side, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
@@ -131,7 +131,10 @@ def matmul_limit(precision: str) -> float:
 
 
 def network_runs(
-    arguments: argparse.Namespace, crop: NDArray[np.uint8], left: Left
+    arguments: argparse.Namespace,
+    crop: NDArray[np.uint8],
+    precisions: Sequence[Precision],
+    left: Left,
 ) -> tuple[dict[str, Run], dict[str, float]]:
     """One face by each network, and the GFLOP of each."""
     runs: dict[str, Run] = {}
@@ -146,7 +149,6 @@ def network_runs(
             left[name] = str(error)
             continue
         runs[name], work[name] = eager(network, crop), gflop(network)
-    precisions: tuple[Precision, ...] = ("fp32", "bf16") if arguments.bf16 else ("fp32",)
     for model_name in ("hih", "hih-small"):
         model = our_model(model_name)
         flops = gflop(model.network)
@@ -218,12 +220,14 @@ def usual_way(repository: Path, photo: NDArray[np.uint8]) -> Run:
     return run
 
 
-def rows_of(times: dict[str, Timing], work: dict[str, float], limit: dict[str, float]) -> list[Any]:
+def rows_of(
+    times: dict[str, Timing], work: dict[str, float], limit: dict[Precision, float]
+) -> list[Any]:
     """One row for each of what was timed; without "of the limit" where the work is not known."""
     first = next(iter(times.values())).median
     rows = []
     for name, timing in times.items():
-        precision = "bf16" if name.endswith("bf16") else "fp32"
+        precision: Precision = "bf16" if name.endswith("bf16") else "fp32"
         rate = work[name] / timing.median * 1000 / limit[precision] if name in work else None
         rows.append(
             {"name": name, "milliseconds": asdict(timing), "times": first / timing.median}
@@ -273,8 +277,10 @@ def main() -> None:
     left: Left = {}
     photo = load_image(arguments.photo)
     crop = drawn_faces(LAYOUT, SIZE, 1)[0]
-    limit = {precision: matmul_limit(precision) for precision in ("fp32", "bf16")}
-    runs, work = network_runs(arguments, crop, left)
+    # Without hardware for it a large product in bf16 takes minutes.
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if arguments.bf16 else ("fp32",)
+    limit = {precision: matmul_limit(precision) for precision in precisions}
+    runs, work = network_runs(arguments, crop, precisions, left)
     networks = rows_of(take_turns(runs, arguments.rounds), work, limit)
     with tempfile.TemporaryDirectory() as folder:
         weights = dict(random_weights(Path(folder)))

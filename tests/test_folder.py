@@ -31,7 +31,7 @@ from hihlandmark.folder import Result, ResultFolder, Shard, Source, find_images,
 from hihlandmark.layouts import get_layout
 
 SETTINGS = {"layout": "29", "weights": {"a.safetensors": "1" * 64}}
-FORMATS_OF_MANY = ["jsonl", "csv", "parquet"]
+FORMATS_OF_MANY = ["jsonl", "csv", "coco", "parquet"]
 
 
 def png(number: int = 0) -> bytes:
@@ -61,6 +61,8 @@ def images_in(folder: Path) -> list[str]:
         elif part.suffix == ".csv":
             rows = csv.DictReader(part.open(newline=""))
             found += [row["image"] for row in rows if row["point"] in ("", "0")]
+        elif part.suffix == ".json":
+            found += [image["file_name"] for image in json.loads(part.read_text())["images"]]
         else:
             found += pyarrow.parquet.read_table(part)["image"].to_pylist()
     return found
@@ -173,7 +175,8 @@ def test_every_image_is_in_the_output_once(tmp_path: Path, name: str) -> None:
     assert len(list(tmp_path.glob("part*"))) == 2
     assert sorted(set(images_in(tmp_path))) == ["bad", "none", "one", "two"]
     assert (
-        sorted(images_in(tmp_path)) == ["bad", "none", "one", "two", "two"][: 4 + (name != "jsonl")]
+        sorted(images_in(tmp_path))
+        == ["bad", "none", "one", "two", "two"][: 4 + (name in ("csv", "parquet"))]
     )
 
 
@@ -188,6 +191,27 @@ def test_parquet_has_a_row_a_face(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows[1]["points"], face(1).points, atol=1e-5)
     assert (rows[0]["width"], rows[0]["model"], rows[0]["layout"]) == (640, "hih-small", "COFW29")
     assert np.shape(rows[0]["covariance"]) == (29, 4)
+
+
+def test_coco_has_what_its_tools_read(tmp_path: Path) -> None:
+    write(tmp_path, [result("a", 2), result("b", 0), result("c", 0, error="broken")], "coco")
+    record = json.loads((tmp_path / "part-000001.coco.json").read_text())
+    a, b, c = record["images"]
+    assert (a["file_name"], a["width"], a["height"]) == ("a", 640, 480)
+    assert c["error"] == "broken"
+    assert len({image["id"] for image in (a, b, c)}) == 3
+    first, second = record["annotations"]
+    assert first["id"] != second["id"] < 2**63
+    assert first["image_id"] == second["image_id"] == a["id"]
+    assert first["bbox"] == [0, 0, 50, 50]
+    points = np.reshape(first["keypoints"], (29, 3))
+    np.testing.assert_allclose(points[:, :2], face(0).points, atol=1e-3)
+    assert (points[:, 2] == 2).all()
+    (category,) = record["categories"]
+    assert category["id"] == first["category_id"]
+    assert category["keypoints"] == list(get_layout(29).point_names)
+    assert np.array(category["skeleton"]).min() == 1
+    assert np.array(category["skeleton"]).max() <= 29
 
 
 def test_done_images_are_not_pending_until_they_change(tmp_path: Path) -> None:
@@ -396,7 +420,7 @@ def test_a_killed_job_gives_every_image_once(tmp_path: Path, astronaut: Any) -> 
     for number in range(150):
         small.save(photos / f"{number:03d}.jpg", quality=60 + number % 30)
     quick = ["--refine", "0", "--no-mirror", "--layout", "29", "--part-size", "5"]
-    command = [sys.executable, "-m", "hihlandmark.cli", "predict", str(photos), "--out", str(out)]
+    command = [sys.executable, "-m", "hihlandmark", "predict", str(photos), "--out", str(out)]
     command += ["--format", "jsonl", *quick]
     chance = random.Random(7)
     kills = 0

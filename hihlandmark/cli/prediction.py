@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,9 +33,17 @@ from hihlandmark.errors import ImageError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from hihlandmark.detector import Detector
     from hihlandmark.face import Face
-    from hihlandmark.folder import Result, ResultFolder
+    from hihlandmark.folder import Result, ResultFolder, Source
+
+    PredictAll = Callable[[Iterable[Source | ImageError]], Iterator[Result | ImageError]]
+
+
+class Engine(str, Enum):
+    """What runs the detectors."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class OutputFormat(str, Enum):
@@ -103,6 +113,23 @@ def predict(
         bool,
         typer.Option("--by-content", help="Know images by their bytes, not by size and time."),
     ] = False,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="ray: on the machines of a Ray cluster.")
+    ] = Engine.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="Of the Ray cluster, or auto; default: one started on this machine."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Threads that read ahead, one a core; with Ray detectors, one a GPU or two cores.",
+        ),
+    ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first image that cannot be read.")
     ] = False,
@@ -112,7 +139,7 @@ def predict(
     With --out the work can be stopped, or killed, at any time: the same command goes on with the
     images that have no result yet.
     """
-    from hihlandmark.folder import ResultFolder, Shard
+    from hihlandmark.folder import ResultFolder, Shard, predict_sources
 
     if out is None:
         for name, given in (
@@ -122,8 +149,9 @@ def predict(
         ):
             if given:
                 raise typer.BadParameter(f"{name} needs --out DIR to write to")
-    detector = make_detector(
-        layout,
+    make = partial(
+        make_detector,
+        layout.value,
         model,
         weights=weights,
         device=device,
@@ -136,8 +164,14 @@ def predict(
         shape_prior=shape_prior,
         any_rotation=any_rotation,
     )
+    detector = make()
+    predict_all: PredictAll = partial(predict_sources, detector, workers=workers)
+    if engine is Engine.RAY:
+        from hihlandmark.ray import predict_on_ray
+
+        predict_all = partial(predict_on_ray, make, address=address, workers=workers)
     if out is None:
-        failed = _print_all(detector, paths, fail_fast)
+        failed = _print_all(predict_all, paths, fail_fast)
     else:
         settings = {
             "layout": layout.value,
@@ -151,7 +185,7 @@ def predict(
             "by_content": by_content,
         }
         failed = _write_all(
-            detector,
+            predict_all,
             paths,
             ResultFolder(
                 out,
@@ -168,12 +202,12 @@ def predict(
     raise typer.Exit(1 if failed else 0)
 
 
-def _print_all(detector: Detector, paths: list[str], fail_fast: bool) -> int:
+def _print_all(predict_all: PredictAll, paths: list[str], fail_fast: bool) -> int:
     """A line of JSON an image on stdout; how many failed."""
-    from hihlandmark.folder import Result, find_images, predict_sources, to_record
+    from hihlandmark.folder import Result, find_images, to_record
 
     images = faces = failed = 0
-    for result in predict_sources(detector, find_images(paths)):
+    for result in predict_all(find_images(paths)):
         if isinstance(result, Result) and result.error is None:
             images, faces = images + 1, faces + len(result.faces)
             print(json.dumps(to_record(result), ensure_ascii=False), flush=True)
@@ -185,7 +219,7 @@ def _print_all(detector: Detector, paths: list[str], fail_fast: bool) -> int:
 
 
 def _write_all(
-    detector: Detector,
+    predict_all: PredictAll,
     paths: list[str],
     folder: ResultFolder,
     *,
@@ -194,7 +228,7 @@ def _write_all(
     fail_fast: bool,
 ) -> int:
     """Results in a folder; how many failed, in this run."""
-    from hihlandmark.folder import Result, find_images, predict_sources
+    from hihlandmark.folder import Result, find_images
     from hihlandmark.writing import write_atomically
 
     images = faces = failed = 0
@@ -204,7 +238,7 @@ def _write_all(
         found = find_images(paths)
         if by_content:
             found = (x if isinstance(x, ImageError) else x.stamped_by_content() for x in found)
-        for result in predict_sources(detector, folder.pending(found)):
+        for result in predict_all(folder.pending(found)):
             if isinstance(result, Result):
                 folder.add(result)
             if isinstance(result, Result) and result.error is None:

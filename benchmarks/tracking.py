@@ -1,0 +1,169 @@
+"""Faces followed through clips: what following saves, and how steady and how late the points are.
+
+    python benchmarks/tracking.py --clips DIR --json OUT [--frames 250]
+
+- Cost: frames a second where faces are searched for in every frame, and in every tenth, of the
+  first frames of each clip, taking turns.
+- Jitter: mean length of the second difference of points that are at rest, in per mille of the
+  inter-ocular distance. At rest is a point whose path, smoothed over nine frames, moves by less
+  than 0.4 per cent of that distance a frame.
+- Lag: by how many frames the points of a method come late: the time that, multiplied with the
+  velocity of moving points (above 1 per cent a frame), explains in least squares how far they are
+  behind the smoothed path of the raw points. The smoothed path itself does not lag.
+
+The raw points are those that `FaceTracker` gives without smoothing; all methods get the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from hihlandmark import Detector
+from hihlandmark.benchmark import machine, table, take_turns
+from hihlandmark.video import FaceTracker, OneEuroFilter, read_frames, smooth_track, track
+
+FloatArray = NDArray[np.floating]
+
+_WINDOW = 9
+_AT_REST, _MOVING = 0.004, 0.01
+_SHORTEST = 30
+
+
+class Track(NamedTuple):
+    """One face through T frames in a row."""
+
+    times: FloatArray
+    """(T,) seconds."""
+    points: FloatArray
+    """(T, P, 2) in inter-ocular distances of the track's median."""
+    covariance: FloatArray
+    """(T, P, 2, 2) likewise."""
+
+
+def tracks_of(clip: Path, detector: Detector, frames: int) -> list[Track]:
+    """The raw tracks of a clip that last for a second or more."""
+    rows: dict[int | None, list[tuple[int, float, Any]]] = {}
+    for frame, faces in islice(track(clip, detector, smooth=False), frames):
+        for face in faces:
+            rows.setdefault(face.track_id, []).append((frame.index, frame.time, face))
+    found = []
+    for of_one in rows.values():
+        breaks = np.flatnonzero(np.diff([index for index, _, _ in of_one]) > 1) + 1
+        for part in np.split(np.arange(len(of_one)), breaks):
+            run = [of_one[i] for i in part]
+            if len(run) < _SHORTEST:
+                continue
+            size = float(np.median([face.interocular for _, _, face in run]))
+            points = np.stack([face.points for _, _, face in run]).astype(float) / size
+            covariance = np.stack([face.covariance for _, _, face in run]).astype(float) / size**2
+            found.append(Track(np.array([time for _, time, _ in run]), points, covariance))
+    return found
+
+
+def one_euro(by_covariance: bool) -> Callable[[Track], FloatArray]:
+    """The filter of a whole track."""
+
+    def run(one: Track) -> FloatArray:
+        own = OneEuroFilter(by_covariance=by_covariance)
+        rows = zip(one.times, one.points, one.covariance, strict=True)
+        return np.stack([own(time, points, spread, 1.0) for time, points, spread in rows])
+
+    return run
+
+
+def offline(one: Track) -> FloatArray:
+    """The smoother of a whole track."""
+    return smooth_track(one.times.tolist(), one.points, one.covariance, np.ones(len(one.times)))
+
+
+METHODS: dict[str, Callable[[Track], FloatArray]] = {
+    "raw": lambda one: one.points,
+    "One-Euro": one_euro(by_covariance=False),
+    "One-Euro, by covariance": one_euro(by_covariance=True),
+    "Kalman and RTS, offline": offline,
+}
+
+
+def measures(of: list[Track], method: Callable[[Track], FloatArray]) -> dict[str, float]:
+    """Jitter in per mille of the inter-ocular distance, lag in frames, of all tracks together."""
+    trembling: list[FloatArray] = []
+    behind = moved = 0.0
+    margin = _WINDOW // 2
+    for one in of:
+        found = method(one)
+        windows = np.lib.stride_tricks.sliding_window_view(one.points, _WINDOW, axis=0)
+        path = windows.mean(axis=-1)  # (T - 8, P, 2)
+        velocity = np.gradient(path, axis=0)
+        speed = np.linalg.norm(velocity, axis=-1)
+        inner = found[margin:-margin]
+        second = np.linalg.norm(np.diff(found, 2, axis=0), axis=-1)[margin - 1 : -margin + 1]
+        trembling.append(second[speed < _AT_REST])
+        moves = speed > _MOVING
+        behind += float(((path - inner) * velocity).sum(axis=-1)[moves].sum())
+        moved += float((velocity**2).sum(axis=-1)[moves].sum())
+    jitter = float(np.concatenate(trembling).mean()) * 1000
+    return {"jitter": jitter, "lag": behind / moved if moved else float("nan")}
+
+
+def cost(clip: Path, detector: Detector, frames: int) -> dict[str, Any]:
+    """Milliseconds a frame with a search in every frame and in every tenth."""
+    pictures = list(islice(read_frames(clip), frames))
+
+    def follow(detect_every: int) -> Callable[[], Any]:
+        def run() -> None:
+            tracker = FaceTracker(detector, detect_every=detect_every)
+            for frame in pictures:
+                tracker.update(frame)
+
+        return run
+
+    timings = take_turns({"every frame": follow(1), "every tenth": follow(10)}, rounds=3)
+    return {name: timing.median / len(pictures) for name, timing in timings.items()}
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--json", type=Path, required=True, help="file for the results")
+    parser.add_argument("--frames", type=int, default=250, help="of each clip at most")
+    parser.add_argument("--layout", default="98")
+    parser.add_argument("--cost-frames", type=int, default=20)
+    arguments = parser.parse_args()
+    detector = Detector(arguments.layout)
+    clips = sorted(path for path in arguments.clips.iterdir() if path.is_file())
+    costs = {clip.name: cost(clip, detector, arguments.cost_frames) for clip in clips}
+    tracks = {clip.name: tracks_of(clip, detector, arguments.frames) for clip in clips}
+    everything = [one for of_clip in tracks.values() for one in of_clip]
+    figures = {name: measures(everything, method) for name, method in METHODS.items()}
+    record = {
+        "machine": machine(),
+        "weights": detector.card.files,
+        "cost": costs,
+        "tracks": {name: [len(one.times) for one in found] for name, found in tracks.items()},
+        "steadiness": figures,
+    }
+    arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    rows = []
+    for name, each in costs.items():
+        every, tenth = each["every frame"], each["every tenth"]
+        rows.append([name, f"{every:.0f}", f"{tenth:.0f}", f"{every / tenth:.2f}"])
+    lines = table(["clip", "ms a frame, searching all", "every tenth", "times"], rows)
+    rows = [[name, f"{each['jitter']:.2f}", f"{each['lag']:.2f}"] for name, each in figures.items()]
+    lines += ["", *table(["points", "jitter, per mille", "lag, frames"], rows)]
+    Console(soft_wrap=True).print("", *lines, sep="\n", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
