@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,6 +42,9 @@ from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.weights import DECODERS, load_model
 
 FloatArray = NDArray[np.floating]
+
+Found = tuple[NDArray[np.uint8], Detections]
+"""An image (H, W, 3), and the boxes of its faces."""
 
 # Crops at these angles are tried for a face that may stand at any: up to 45 degrees off, the points
 # are good enough to turn the next crop upright.
@@ -249,17 +253,22 @@ class Detector:
         if workers is not None and workers < 1:
             raise ConfigurationError(f"workers must be 1 or more, not {workers}")
 
-        def search(image: ImageInput) -> tuple[NDArray[np.uint8], Detections] | ImageError:
-            try:
-                pixels = load_image(image, color=color)
-            except ImageError as error:
-                if on_error == "raise":
-                    raise
-                return error
-            return pixels, self.face_detector.detect([pixels])[0]
+        def search(image: ImageInput) -> Found | ImageError:
+            found = self.search(partial(load_image, image, color=color))
+            if isinstance(found, ImageError) and on_error == "raise":
+                raise found
+            return found
 
         found = map_ahead(search, images, workers or default_workers())
         return self.find_landmarks(found, self.box_map(self.face_detector.name))
+
+    def search(self, read: Callable[[], NDArray[np.uint8]]) -> Found | ImageError:
+        """An image (H, W, 3) that is read here with the boxes of its faces, or why it is not."""
+        try:
+            pixels = read()
+        except ImageError as error:
+            return error
+        return pixels, self.face_detector.detect([pixels])[0]
 
     def box_map(self, kind: str) -> BoxMap:
         """The model card's map from boxes of a kind to the crop. Raises `ConfigurationError`."""
@@ -302,7 +311,7 @@ class Detector:
 
     def find_landmarks(
         self,
-        found: Iterable[tuple[NDArray[np.uint8], Detections] | ImageError],
+        found: Iterable[Found | ImageError],
         box_map: BoxMap,
     ) -> Iterator[list[Face] | ImageError]:
         """The way of images (H, W, 3) with their boxes, once boxes are there: their faces in order.

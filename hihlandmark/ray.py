@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MakeDetector = Callable[[], "Detector"]
 
+_CORES = 2
 _MOST_ATTEMPTS = 3
 _SAY_AFTER = 60.0
 """Seconds without a worker, after which that is said."""
@@ -60,7 +61,7 @@ def predict_on_ray(
     *,
     address: str | None = None,
     workers: int | None = None,
-    cores: int = 2,
+    cores: int | None = None,
     job_size: int = 16,
 ) -> Iterator[Result | ImageError]:
     """As `folder.predict_sources`, by workers of a Ray cluster, in the order in which they end.
@@ -75,7 +76,7 @@ def predict_on_ray(
         sources: what `folder.find_images` gives.
         address: of a running cluster, "auto" for the one on this machine; None starts one here.
         workers: how many detectors; None: one a GPU, or as many as have ``cores`` each.
-        cores: for one worker.
+        cores: for one worker; None: two, or fewer where ``workers`` would not all have two.
         job_size: images that are handed over at once.
 
     Raises:
@@ -131,12 +132,14 @@ class _Pool:
     """Workers that come and go: idle, waited for, or busy with a job."""
 
     def __init__(
-        self, ray: Any, make_detector: MakeDetector, workers: int | None, cores: int
+        self, ray: Any, make_detector: MakeDetector, workers: int | None, cores: int | None
     ) -> None:
         self._ray = ray
         has = ray.cluster_resources()
-        gpus = int(has.get("GPU", 0))
-        count = workers or gpus or max(1, int(has.get("CPU", 1)) // cores)
+        gpus, cpus = int(has.get("GPU", 0)), int(has.get("CPU", 1))
+        largest = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
+        cores = cores or max(1, min(_CORES, largest, cpus // (workers or gpus or 1)))
+        count = workers or gpus or max(1, cpus // cores)
         options = {"num_cpus": cores, "num_gpus": 1 if gpus else 0}
         self._kind = ray.remote(**options)(_Worker)
         self._make_detector = ray.put(make_detector)
@@ -182,7 +185,8 @@ class _Pool:
             logger.warning("Ray: a worker died: %s", str(error).partition("\n")[0])
             self._failed_starts += job is None
             if self._failed_starts >= _MOST_ATTEMPTS:
-                raise ConfigurationError(f"no worker can be started on Ray: {error}") from error
+                cause = str(error).strip().splitlines()[-1]
+                raise ConfigurationError(f"no worker can be started on Ray: {cause}") from error
             self._hire()
             return None if job is None else (job, None)
         self._failed_starts = 0
@@ -206,7 +210,7 @@ def add_landmarks(
     column: str = "bytes",
     batch_size: int = 32,
     concurrency: int | tuple[int, int] | None = None,
-    cores: int = 2,
+    cores: int = _CORES,
     gpus: float = 0,
 ) -> ray.data.Dataset:
     """A step for Ray Data: rows with an image -> a row a face, which `write_parquet` can take.

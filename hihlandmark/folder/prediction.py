@@ -13,13 +13,7 @@ from hihlandmark.folder.sources import Source
 from hihlandmark.threads import default_workers, map_ahead
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from hihlandmark.detector import Detector
-    from hihlandmark.face_detection import Detections
-
-    Found = tuple[NDArray[np.uint8], Detections] | ImageError
+    from hihlandmark.detector import Detector, Found
 
 
 def predict_sources(
@@ -32,16 +26,10 @@ def predict_sources(
     model = {"model": detector.card.name, "weights": " ".join(detector.card.files.values())}
     waiting: deque[Result | ImageError] = deque()
 
-    def search(source: Source | ImageError) -> tuple[Source | ImageError, Found]:
-        if isinstance(source, ImageError):
-            return source, source
-        try:
-            pixels = source.load()
-        except ImageError as error:
-            return source, error
-        return source, (pixels, detector.face_detector.detect([pixels])[0])
+    def search(source: Source | ImageError) -> tuple[Source | ImageError, Found | ImageError]:
+        return source, source if isinstance(source, ImageError) else detector.search(source.load)
 
-    def found() -> Iterator[Found]:
+    def found() -> Iterator[Found | ImageError]:
         for source, item in map_ahead(search, sources, workers or default_workers()):
             if isinstance(source, ImageError):
                 waiting.append(source)

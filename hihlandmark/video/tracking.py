@@ -20,9 +20,16 @@ from hihlandmark.face_detection import Detections
 from hihlandmark.video.frames import CAMERA, Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
+FloatArray = NDArray[np.floating]
+
 LEAST_SCORE = 0.2
 """Mean score of a face below which it is lost: crops without a face stay under it (docs/video.md).
 """
+_SURE_SCORE = 0.5
+"""Mean score from which a followed face is kept although it was found anew: it trembles less."""
+_MOVED = 0.03
+"""Part of a crop's side by which a face moves or grows before its crop follows. In the same crop a
+face at rest trembles less."""
 _SAME_FACE = 0.4  # intersection over union of the boxes of what is one face, found twice
 _CUT = 40.0  # mean difference of small pictures, of 255, that is another scene
 _SMALL = (48, 27)
@@ -108,6 +115,7 @@ class FaceTracker:
         self._follower.refine, self._follower.any_rotation = 0, False
         self._tracker = _byte_track()
         self._faces: list[Face] = []
+        self._squares: dict[int | None, FloatArray] = {}
         self._filters: dict[int, tuple[OneEuroFilter, int]] = {}
         self._small: NDArray[np.float32] | None = None
         self._until_search = self._count = self._ended_ids = 0
@@ -121,8 +129,10 @@ class FaceTracker:
         if self._until_search == 0 or len(faces) < len(followed):
             self.searches += 1
             self._until_search = self.detect_every
-            # What was found anew stands for what was followed, which may have drifted.
-            faces = [*map(_tightly_boxed, self.detector.predict(frame.image)), *faces]
+            found = [_tightly_boxed(face) for face in self.detector.predict(frame.image)]
+            sure = [face for face in faces if face.scores.mean() >= _SURE_SCORE]
+            unsure = [face for face in faces if face.scores.mean() < _SURE_SCORE]
+            faces = [*sure, *found, *unsure]
         self._until_search -= 1
         self._faces = self._numbered(_distinct(faces))
         self._count += 1
@@ -148,6 +158,9 @@ class FaceTracker:
         angles = crop_angles(points, self.detector.layout.mean_shape)
         box_map = self.detector.box_map("landmarks")
         squares = box_map.squares_around(points, angles)
+        for i, face in enumerate(self._faces):
+            squares[i] = _steady_square(self._squares.get(face.track_id), squares[i])
+        self._squares = {face.track_id: squares[i] for i, face in enumerate(self._faces)}
         # Of these boxes the map makes these squares again, for it moves nothing.
         half = squares[:, 2:3] / box_map.scale / 2
         boxes = np.concatenate([squares[:, :2] - half, squares[:, :2] + half], axis=1)
@@ -191,6 +204,14 @@ class FaceTracker:
 
 def _tightly_boxed(face: Face) -> Face:
     return replace(face, box=tight_boxes(face.points))
+
+
+def _steady_square(before: FloatArray | None, now: FloatArray) -> FloatArray:
+    """The last crop square (4,) of a face while it still fits, else the one around it now."""
+    if before is None or before[3] != now[3]:
+        return now
+    moved = np.abs(now[:3] - before[:3]).max() / before[2]
+    return before if moved < _MOVED else now
 
 
 def _distinct(faces: Sequence[Face]) -> list[Face]:

@@ -1,0 +1,112 @@
+"""`hihlandmark predict` over very many photos: memory on the way, and images a second.
+
+    python benchmarks/large_folder.py --json OUT [--count 20000] [--photo PHOTO]
+
+A tar archive of COUNT photos is generated, each a part of one photo (scikit-image's astronaut) and
+another JPEG, and read by `hihlandmark predict` in its quickest setting. The memory of that process
+(resident set, from /proc, so on Linux only) is noted at each twentieth of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from hihlandmark import load_image
+from hihlandmark.benchmark import machine
+from hihlandmark.cli.options import astronaut
+
+_SIDE = 160
+
+
+def write_archive(path: Path, photo: np.ndarray, count: int) -> None:
+    """COUNT parts of a photo (H, W, 3), none like another, in one archive."""
+    with tarfile.open(path, "w") as archive:
+        for number in range(count):
+            left, top = 140 + number % 7, 20 + number // 7 % 5
+            part = Image.fromarray(photo[top : top + _SIDE, left : left + _SIDE])
+            buffer = io.BytesIO()
+            part.save(buffer, "JPEG", quality=60 + number % 35)
+            member = tarfile.TarInfo(f"{number // 1000:03d}/{number:07d}.jpg")
+            member.size = buffer.tell()
+            buffer.seek(0)
+            archive.addfile(member, buffer)
+
+
+def resident(process: int) -> float:
+    """Memory of a process in MB; 0 once it has ended."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    lines = [line for line in text.splitlines() if line.startswith("VmRSS")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0
+
+
+def done(out: Path) -> int:
+    """Images that are entered in the manifest."""
+    import sqlite3
+
+    manifest = out / ".manifest.sqlite"
+    if not manifest.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{manifest}?mode=ro", uri=True) as connection:
+            return int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
+    except sqlite3.OperationalError:  # not made yet, or being written
+        return 0
+
+
+def main() -> None:
+    """Parse, generate, run, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True, help="file for the results")
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--photo", type=Path, help="default: scikit-image's astronaut")
+    arguments = parser.parse_args()
+    photo = load_image(arguments.photo or astronaut())
+    with tempfile.TemporaryDirectory() as folder:
+        archive, out = Path(folder) / "photos.tar", Path(folder) / "out"
+        write_archive(archive, photo, arguments.count)
+        command = [sys.executable, "-m", "hihlandmark", "predict", str(archive), "--out", str(out)]
+        command += ["--format", "parquet", "--refine", "0", "--no-mirror", "--layout", "68"]
+        start = time.perf_counter()
+        process = subprocess.Popen(command)
+        steps = np.linspace(0, arguments.count, 21)[1:]
+        memory: list[float] = []
+        while process.poll() is None:
+            time.sleep(0.5)
+            if len(memory) < len(steps) and done(out) >= steps[len(memory)]:
+                memory.append(resident(process.pid))
+        seconds = time.perf_counter() - start
+        written = done(out)
+    record = {
+        "machine": machine(),
+        "images": written,
+        "images_a_second": written / seconds,
+        "memory_mb": memory,
+        "exit_code": process.returncode,
+    }
+    arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    megabytes = ", ".join(f"{each:.0f}" for each in memory)
+    Console(soft_wrap=True).print(
+        f"{written} images, {written / seconds:.1f} a second; MB after each twentieth: {megabytes}",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
