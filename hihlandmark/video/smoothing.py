@@ -30,7 +30,7 @@ class OneEuroFilter:
 
     def __init__(
         self,
-        least_cutoff: float = 1.5,
+        least_cutoff: float = 1.0,
         speed_factor: float = 8.0,
         speed_cutoff: float = 2.0,
         *,
@@ -87,8 +87,8 @@ def smooth_track(
     covariance: FloatArray,
     interocular: FloatArray,
     *,
-    acceleration: float = 30.0,
-    trembling: float = 0.12,
+    acceleration: float = 0.3,
+    trembling: float = 0.3,
 ) -> FloatArray:
     """A whole track at once, with what came after as well as before: no lag.
 
