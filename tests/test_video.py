@@ -215,6 +215,29 @@ def test_another_scene_has_other_faces(
     assert [[face.track_id for face in faces] for _, faces in found] == [[1]] * 3 + [[2]] * 2
 
 
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_long_stream(
+    clip: Path, detector: Detector, tmp_path: Path
+) -> None:
+    def stream() -> Iterator[Frame]:
+        for turn in range(200):
+            for frame in read_frames(clip):
+                number = 12 * turn + frame.index
+                yield Frame(frame.image, number, number / 25)
+
+    resident = []
+    with AnnotatedVideo(tmp_path / "out.mp4") as video:
+        for frame, faces in track(stream(), detector):
+            video.add(frame.image, frame.time)
+            assert len(faces) == 1
+            if frame.index % 600 == 599:
+                status = Path("/proc/self/status").read_text()
+                resident.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+    assert len(resident) == 4
+    print(f"MB after each quarter: {resident}")
+    assert max(resident) - resident[0] < 30
+
+
 def test_searching_less_than_once_a_frame_is_refused(detector: Detector) -> None:
     with pytest.raises(ConfigurationError, match="detect_every must be 1 or more"):
         FaceTracker(detector, detect_every=0)

@@ -66,7 +66,8 @@ def open_container(source: str) -> Any:
     try:
         container = av.open(name, **options)
     except (OSError, ValueError) as error:  # as all errors of FFmpeg are
-        raise ImageError(f"{source}: cannot be opened as a video ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{source}: cannot be opened as a video ({reason})") from error
     if not container.streams.video:
         container.close()
         raise ImageError(f"{source}: there is no video in this file, only sound or text")

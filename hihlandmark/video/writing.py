@@ -35,7 +35,8 @@ class AnnotatedVideo:
         self.path = path
         self._replacing = replaced_when_whole(path)
         self._partial = self._replacing.__enter__()
-        self._source = source
+        # A camera or a stream cannot be opened a second time.
+        self._source = source if source and Path(source).exists() else None
         self._output: Any = None
         self._video: Any = None
         self._sound: Iterator[tuple[float, Any]] = iter(())
