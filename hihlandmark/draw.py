@@ -31,7 +31,8 @@ def draw_faces(
 ) -> Image:
     """A copy of an RGB image (H, W, 3) uint8 with faces drawn, points red to green by score.
 
-    ``numbers`` writes each point's index beside it. Lines and points scale with the face.
+    ``numbers`` writes each point's index beside it; ``boxes`` come with the number that a face has
+    in a video. Lines and points scale with the face.
     """
     canvas = np.ascontiguousarray(image).copy()
     for face in faces:
@@ -39,6 +40,8 @@ def draw_faces(
         thickness = max(1, round(size / 260))
         if boxes:
             _draw_box(canvas, face.box, thickness)
+            if face.track_id is not None:
+                _write(canvas, str(face.track_id), face.box[:2], BOX, max(0.4, size / 300))
         if contours:
             for indices, closed in face.layout.contours:
                 line = _fixed_point(face.points[list(indices)])
@@ -73,16 +76,18 @@ def _draw_box(canvas: Image, box: NDArray[np.float32], thickness: int) -> None:
 
 
 def _draw_numbers(canvas: Image, points: NDArray[np.float32], size: float) -> None:
-    scale = max(0.25, size / 900)
-    for index, (x, y) in enumerate(points):
-        place = (round(float(x)) + 2, round(float(y)) - 2)
-        cv2.putText(
-            canvas,
-            str(index),
-            place,
-            cv2.FONT_HERSHEY_SIMPLEX,
-            scale,
-            (255, 255, 255),
-            1,
-            cv2.LINE_AA,
-        )
+    for index, point in enumerate(points):
+        _write(canvas, str(index), point, (255, 255, 255), scale=max(0.25, size / 900))
+
+
+def _write(
+    canvas: Image,
+    text: str,
+    point: NDArray[np.float32],
+    colour: tuple[int, int, int],
+    scale: float,
+) -> None:
+    """Writes to the right of a point (2,), above it."""
+    x, y = np.clip(point, -1e5, 1e5)
+    place = (round(float(x)) + 2, round(float(y)) - 2)
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)

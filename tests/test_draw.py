@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,20 @@ def test_the_image_given_is_left_alone(
     changed = np.any(drawn != astronaut, axis=2)
     x0, y0, x1, y1 = faces[0].box.astype(int)
     assert changed[y0 - 30 : y1 + 30, x0 - 30 : x1 + 30].sum() == changed.sum() > 500
+
+
+def test_a_box_says_the_number_of_a_face_in_a_video(
+    astronaut: NDArray[np.uint8], detector_of: Callable[[int], Detector]
+) -> None:
+    (face,) = detector_of(98).predict(astronaut)
+    plain = draw_faces(astronaut, [face], boxes=True)
+    one, other = (
+        draw_faces(astronaut, [replace(face, track_id=number)], boxes=True) for number in (1, 8)
+    )
+    x, y = face.box[:2].astype(int)
+    differs = np.any(one != plain, axis=2)
+    assert 0 < differs[y - 25 : y, x : x + 40].sum() == differs.sum()
+    assert not np.array_equal(one, other)
 
 
 def test_points_far_outside_do_not_disturb() -> None:

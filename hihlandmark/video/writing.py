@@ -23,6 +23,9 @@ from hihlandmark.writing import replaced_when_whole
 _CLOCK = Fraction(1, 90_000)
 """Of presentation times: fine enough for any rate of frames, whether it varies or not."""
 
+_TAIL = 1.0
+"""Seconds of sound after the last frame began: it does not go on where frames were left out."""
+
 
 class AnnotatedVideo:
     """An H.264 file that frames are added to, with the sound of the video that they come from.
@@ -56,7 +59,7 @@ class AnnotatedVideo:
             if self._output is not None:
                 if kind is None:
                     self._output.mux(self._video.encode())
-                    self._copy_sound(until=float("inf"))
+                    self._copy_sound(until=float(self._last * _CLOCK) + _TAIL)
                 self._output.close()
         finally:
             self._replacing.__exit__(kind, error, trace)
