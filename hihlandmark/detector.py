@@ -112,7 +112,8 @@ class Detector:
         detection_size: longest side in pixels at which faces are looked for; None: the detector's.
         refine: how often the crop is cut anew around the points found, and turned upright with the
             face if that is turned by more than 20 degrees; 0 takes the box as it is.
-        batch_size: crops run through the network at once.
+        batch_size: crops run through the network at once; None: 4 on a CPU, where more are
+            slower and take memory (benchmarks/batch_size.py), 32 elsewhere.
         decoder: "expectation" or "argmax", of networks without decimal heatmaps also
             "quarter_shift" or "mean" (see `heatmap.decode`); None takes what the model card says.
         mirror: run the network on each crop and on its mirror image, and take the mean of both
@@ -145,13 +146,13 @@ class Detector:
         min_box_score: float | None = None,
         detection_size: int | None = None,
         refine: int = 1,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         decoder: Decoder | None = None,
         mirror: bool | None = None,
         shape_prior: bool | None = None,
         any_rotation: bool = False,
     ) -> None:
-        if refine < 0 or batch_size < 1:
+        if refine < 0 or (batch_size is not None and batch_size < 1):
             raise ConfigurationError(
                 f"refine must be 0 or more and batch_size 1 or more, not {refine} and {batch_size}"
             )
@@ -186,7 +187,8 @@ class Detector:
         self.face_detector: FaceDetector = (
             AnyRotationFaceDetector(detects_upright) if any_rotation else detects_upright
         )
-        self.refine, self.batch_size = refine, batch_size
+        self.refine = refine
+        self.batch_size = batch_size or (4 if self.device.type == "cpu" else 32)
         self.decoder: Decoder = decoder or self.card.decoding["decoder"]
         self.crop_size: int = self.card.configuration["input_size"]
         symmetric = self.card.crop["pixel_origin"] == self.card.decoding["bin_centre"] == 0.5

@@ -15,6 +15,7 @@ import typer
 
 from hihlandmark.cli.options import (
     AnyRotationOption,
+    BatchSizeOption,
     DeviceOption,
     FaceDetectorOption,
     LayoutName,
@@ -94,7 +95,7 @@ def predict(
         int | None,
         typer.Option("--min-face", min=1, help="Side in pixels of the smallest face to look for."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Faces a batch.")] = 32,
+    batch_size: BatchSizeOption = None,
     mirror: MirrorOption = True,
     shape_prior: ShapePriorOption = True,
     any_rotation: AnyRotationOption = False,
