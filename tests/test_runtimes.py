@@ -394,3 +394,32 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     finished = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True)
     assert (finished.returncode, finished.stdout) == (0, b"handled\n")
+
+
+def test_threads_may_come_first_together(tmp_path: Path) -> None:
+    model = tiny_model("hih")
+    path = tmp_path / "tiny.xml"
+    write_openvino(
+        CropGraph(model.network, "COFW29", model.card.normalisation).on_pixels(SIZE), path
+    )
+    script = """
+import sys, threading
+import numpy as np
+from pathlib import Path
+from hihlandmark.runtimes.formats import run_openvino
+
+run = run_openvino(Path(sys.argv[1]))
+together = threading.Barrier(8)
+
+def first() -> None:
+    together.wait()
+    run(np.zeros((1, 64, 64, 3), np.uint8))
+
+threads = [threading.Thread(target=first) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    for _ in range(3):  # a lock that was never given back showed itself once in six times
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -123,19 +124,35 @@ def run_openvino(path: Path, precision: str = "fp32", shape: tuple[int, ...] | N
     return run
 
 
-@cache
-def _openvino_core() -> Any:
-    """One for the life of the process.
+_core_lock = threading.Lock()
 
-    OpenVINO gives the thread that compiles first a stack for signal handlers, and takes the memory
-    away with its last object. Where another thread dropped that, the next signal of the first one,
-    such as Ctrl-C, was a segmentation fault.
+
+def _openvino_core() -> Any:
+    """OpenVINO's core, one for the life of the process. Needs the extra ``openvino``."""
+    with _core_lock:
+        return _make_core()
+
+
+@cache
+def _make_core() -> Any:
+    """Never dropped, and used once before any other thread has it, for two faults of OpenVINO.
+
+    It gives the thread that compiles first a stack for signal handlers, and takes the memory away
+    with its last object: where another thread dropped that, the next signal of the first one, such
+    as Ctrl-C, was a segmentation fault. And the tables of its types are made at first use without
+    regard to Python's lock: two threads that came together waited for each other for ever.
     """
     try:
         import openvino
+        from openvino import opset13
     except ImportError as error:
         raise _missing("openvino", error) from error
-    return openvino.Core()
+    core = openvino.Core()
+    pixel = opset13.parameter([1], np.uint8)
+    model = openvino.Model([opset13.convert(pixel, "f32")], [pixel], "first")
+    found = core.compile_model(model, "CPU").create_infer_request().infer({0: np.ones(1, np.uint8)})
+    np.array(found[0])
+    return core
 
 
 def run_torchscript(path: Path) -> Run:
