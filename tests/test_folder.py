@@ -193,6 +193,16 @@ def test_parquet_has_a_row_a_face(tmp_path: Path) -> None:
     assert np.shape(rows[0]["covariance"]) == (29, 4)
 
 
+def test_covariances_can_be_left_out(tmp_path: Path) -> None:
+    for name in ("parquet", "parquet-points"):
+        write(tmp_path / name, [result("a")], name)
+    whole, slim = (
+        pyarrow.parquet.read_table(tmp_path / name) for name in ("parquet", "parquet-points")
+    )
+    assert set(whole.column_names) - set(slim.column_names) == {"covariance"}
+    assert slim["points"] == whole["points"]
+
+
 def test_coco_has_what_its_tools_read(tmp_path: Path) -> None:
     write(tmp_path, [result("a", 2), result("b", 0), result("c", 0, error="broken")], "coco")
     record = json.loads((tmp_path / "part-000001.coco.json").read_text())

@@ -56,6 +56,7 @@ class OutputFormat(str, Enum):
     CSV = "csv"
     COCO = "coco"
     PARQUET = "parquet"
+    PARQUET_POINTS = "parquet-points"
 
 
 def predict(
@@ -79,7 +80,8 @@ def predict(
         OutputFormat,
         typer.Option(
             "--format",
-            help="json, pts: files for each image; jsonl, csv, coco, parquet: files for many.",
+            help="json, pts: files for each image; jsonl, csv, coco, parquet: files for many; "
+            "parquet-points: parquet without covariances.",
         ),
     ] = OutputFormat.JSON,
     draw: Annotated[

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,11 +76,11 @@ def write_csv(results: Iterable[Result]) -> bytes:
     return text.getvalue().encode()
 
 
-def write_parquet(results: Iterable[Result]) -> bytes:
+def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> bytes:
     """One row a face; one without a face for an image that has none or could not be read.
 
     Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
-    layout, points (P x 2), scores (P), covariance (P x 4), model, weights.
+    layout, points (P x 2), scores (P), covariance (P x 4, if wanted), model, weights.
     """
     pyarrow = require_pyarrow()
     schema = pyarrow.schema(
@@ -89,7 +90,7 @@ def write_parquet(results: Iterable[Result]) -> bytes:
             ("height", pyarrow.int32()),
             ("error", pyarrow.string()),
             ("face", pyarrow.int32()),
-            *face_columns(),
+            *(column for column in face_columns() if covariance or column[0] != "covariance"),
             ("model", pyarrow.string()),
             ("weights", pyarrow.string()),
         ]
@@ -261,5 +262,8 @@ FORMATS: Mapping[str, Format] = {
     "csv": Format(".csv", of_many=write_csv, without=csv_without),
     "coco": Format(".coco.json", of_many=write_coco, without=coco_without),
     "parquet": Format(".parquet", of_many=write_parquet, without=parquet_without),
+    "parquet-points": Format(
+        ".parquet", of_many=partial(write_parquet, covariance=False), without=parquet_without
+    ),
 }
 """By what `hihlandmark predict --format` calls them."""
