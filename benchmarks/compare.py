@@ -36,10 +36,9 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hihlandmark import Detector, HihlandmarkError, load_image
-from hihlandmark.benchmark import Timing, machine, table, take_turns
+from hihlandmark.benchmark import Timing, gflop, machine, table, take_turns
 from hihlandmark.models.registry import MODELS, build_model, configuration_of
 from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
 from hihlandmark.runtimes.export import drawn_faces
@@ -115,13 +114,6 @@ def eager(network: nn.Module, crop: NDArray[np.uint8]) -> Run:
     return run
 
 
-def gflop(network: nn.Module) -> float:
-    """Multiplications and additions for one face, in milliards."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, SIZE, SIZE))
-    return counter.get_total_flops() / 1e9
-
-
 def matmul_limit(precision: Precision) -> float:
     """GFLOP a second of a large matrix product, the best of several."""
     side = 2048
@@ -148,10 +140,10 @@ def network_runs(
         except ImportError as error:
             left[name] = str(error)
             continue
-        runs[name], work[name] = eager(network, crop), gflop(network)
+        runs[name], work[name] = eager(network, crop), gflop(network, SIZE)
     for model_name in ("hih", "hih-small"):
         model = our_model(model_name)
-        flops = gflop(model.network)
+        flops = gflop(model.network, SIZE)
         name = f"{model_name}, eager"
         runs[name], work[name] = eager(model.network, crop), flops
         for runtime in filter(find_spec, RUNTIMES):

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
 from hihlandmark import Detector
+from hihlandmark.benchmark import gflop
 from hihlandmark.evaluation import evaluate
 from hihlandmark.evaluation.report import face_figures
 from hihlandmark.models.registry import build_model
@@ -83,12 +83,11 @@ def errors(card: Path, arguments: argparse.Namespace) -> dict[str, dict[str, flo
 def size(card: Path) -> dict[str, float]:
     """Parameters in millions, and GFLOP a face: two for a multiplication with an addition."""
     weights = load_model(card).card
-    with torch.device("meta"), FlopCounterMode(display=False) as flops, torch.no_grad():
+    with torch.device("meta"):
         network = build_model(weights.architecture, weights.configuration).eval()
-        side = weights.configuration["input_size"]
-        network(torch.empty(1, 3, side, side))
     parameters = sum(p.numel() for p in network.parameters())
-    return {"parameters": parameters / 1e6, "gflop": flops.get_total_flops() / 1e9}
+    work = gflop(network, weights.configuration["input_size"])
+    return {"parameters": parameters / 1e6, "gflop": work}
 
 
 def milliseconds(cards: dict[str, Path], device: str) -> dict[str, list[float]]:

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError
@@ -190,6 +192,14 @@ def first_prediction(
         ).stdout
     ready, first_photo = map(float, printed.split())
     return {"ready": ready, "first_photo": first_photo}
+
+
+def gflop(network: nn.Module, side: int) -> float:
+    """GFLOP for one crop of ``side`` pixels: two for a multiplication with an addition."""
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, side, side, device=device))
+    return counter.get_total_flops() / 1e9
 
 
 def machine() -> dict[str, str]:
