@@ -34,7 +34,7 @@ RUNTIME_VARIABLE = "HIHLANDMARK_RUNTIME"
 def choose_runtime(name: str, device: torch.device) -> str:
     """The runtime that a name stands for; "auto" takes the fastest that is installed.
 
-    That is OpenVINO on a CPU (benchmarks/runtimes.py), then ONNX Runtime, and PyTorch elsewhere.
+    That is OpenVINO on a CPU (docs/speed.md), then ONNX Runtime, and PyTorch elsewhere.
     Raises `ConfigurationError` for one that there is not, that is not installed, or that does not
     run on the device.
     """
