@@ -90,6 +90,9 @@ def run_onnx(path: Path, device: str = "cpu") -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    # Threads that wait for their next work at full speed are in the way of what else a photo needs:
+    # it takes 0.29 s instead of 0.42 s without, the network alone 39 ms instead of 32 ms.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise ConfigurationError(
