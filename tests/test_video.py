@@ -206,13 +206,16 @@ def test_faces_leave_and_enter(frames: list[Image], detector: Detector) -> None:
     assert [len(faces) for _, faces in found] == [1, 1, 1, 0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("smooth", [True, False])
 def test_another_scene_has_other_faces(
-    frames: list[Image], astronaut: Image, detector: Detector
+    frames: list[Image], astronaut: Image, detector: Detector, smooth: bool
 ) -> None:
     other = 255 - np.zeros_like(frames[0])
     other[20:240, 40:260] = astronaut[10:230, 110:330]
-    found = list(track(frames_at([*frames[:3], other, other]), detector, detect_every=50))
-    assert [[face.track_id for face in faces] for _, faces in found] == [[1]] * 3 + [[2]] * 2
+    pictures = [*frames[:3], other, other, *frames[:2]]
+    found = list(track(frames_at(pictures), detector, detect_every=50, smooth=smooth))
+    ids = [[face.track_id for face in faces] for _, faces in found]
+    assert ids == [[1]] * 3 + [[2]] * 2 + [[3]] * 2
 
 
 @pytest.mark.slow

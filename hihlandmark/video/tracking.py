@@ -23,8 +23,7 @@ from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 FloatArray = NDArray[np.floating]
 
 LEAST_SCORE = 0.2
-"""Mean score of a face below which it is lost: crops without a face stay under it (docs/video.md).
-"""
+"""Mean score of a face below which it is lost, as in a crop without a face."""
 _SURE_SCORE = 0.5
 """Mean score from which a followed face is kept although it was found anew: it trembles less."""
 _MOVED = 0.03
@@ -118,7 +117,8 @@ class FaceTracker:
         self._squares: dict[int | None, FloatArray] = {}
         self._filters: dict[int, tuple[OneEuroFilter, int]] = {}
         self._small: NDArray[np.float32] | None = None
-        self._until_search = self._count = self._ended_ids = 0
+        self._until_search = self._count = 0
+        self._highest_id = self._ended_ids = 0
 
     def update(self, frame: Frame) -> list[Face]:
         """The faces of the next frame."""
@@ -145,7 +145,7 @@ class FaceTracker:
 
     def _start_scene(self) -> None:
         """Nobody of the last scene is in this one, wherever they stand."""
-        self._ended_ids = max([self._ended_ids, *self._filters])
+        self._ended_ids = self._highest_id
         self._tracker.reset()
         self._faces, self._until_search = [], 0
         self._filters.clear()
@@ -181,11 +181,13 @@ class FaceTracker:
             # ByteTrack numbers a box that it sees for the second time: here at once.
             numbered = self._tracker.update(given)
         ids = dict(zip(numbered.data.get("face", ()), numbered.tracker_id, strict=True))
-        return [
+        known = [
             replace(face, track_id=int(ids[index]) + 1 + self._ended_ids)
             for index, face in enumerate(faces)
             if ids.get(index, -1) >= 0
         ]
+        self._highest_id = max([self._highest_id, *(face.track_id or 0 for face in known)])
+        return known
 
     def _steadied(self, time: float) -> list[Face]:
         """The faces with filtered points. What is followed next are the points as found."""
