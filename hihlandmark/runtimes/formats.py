@@ -118,11 +118,14 @@ def run_openvino(path: Path, precision: str = "fp32", shape: tuple[int, ...] | N
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = core.compile_model(model, "CPU", settings)
+    request, lock = compiled.create_infer_request(), threading.Lock()
 
     def run(pixels: NDArray[np.uint8]) -> Outputs:
-        # A request of its own, so that threads do not meet.
-        found = compiled.create_infer_request().infer({0: np.ascontiguousarray(pixels)})
-        return [np.array(found[output]) for output in compiled.outputs]
+        # One inference uses all threads, so those that come meanwhile lose little by waiting; with
+        # requests of their own, the plugin failed once within 12,000 photos (2026.4).
+        with lock:
+            found = request.infer({0: np.ascontiguousarray(pixels)})
+            return [np.array(found[output]) for output in compiled.outputs]
 
     return run
 
