@@ -374,12 +374,15 @@ def test_int8_is_for_onnx(tmp_path: Path) -> None:
         exported(tiny_model("hih"), tmp_path, calibration=crops)
 
 
+def tiny_openvino_file(folder: Path) -> Path:
+    model, path = tiny_model("hih"), folder / "tiny.xml"
+    graph = CropGraph(model.network, "COFW29", model.card.normalisation)
+    write_openvino(graph.on_pixels(SIZE), path)
+    return path
+
+
 def test_a_signal_is_handled_after_another_thread_let_openvino_go(tmp_path: Path) -> None:
-    model = tiny_model("hih")
-    path = tmp_path / "tiny.xml"
-    write_openvino(
-        CropGraph(model.network, "COFW29", model.card.normalisation).on_pixels(SIZE), path
-    )
+    path = tiny_openvino_file(tmp_path)
     script = """
 import gc, os, signal, sys, threading
 from pathlib import Path
@@ -397,11 +400,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_threads_may_come_first_together(tmp_path: Path) -> None:
-    model = tiny_model("hih")
-    path = tmp_path / "tiny.xml"
-    write_openvino(
-        CropGraph(model.network, "COFW29", model.card.normalisation).on_pixels(SIZE), path
-    )
+    path = tiny_openvino_file(tmp_path)
     script = """
 import sys, threading
 import numpy as np

@@ -10,7 +10,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import nms
 
 from hihlandmark.crop import crop_angles, tight_boxes
 from hihlandmark.detector import Detector
@@ -218,19 +220,9 @@ def _steady_square(before: FloatArray | None, now: FloatArray) -> FloatArray:
 
 def _distinct(faces: Sequence[Face]) -> list[Face]:
     """Without those that are another one, found twice: the first is kept."""
-    kept: list[Face] = []
-    for face in faces:
-        if all(_overlap(face.box, other.box) < _SAME_FACE for other in kept):
-            kept.append(face)
-    return kept
-
-
-def _overlap(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Intersection over union of two boxes (4,) xyxy."""
-    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
-    shared = float(np.prod(sides.clip(min=0)))
-    areas = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]))
-    return shared / max(areas - shared, 1e-9)
+    boxes = torch.tensor(np.array([face.box for face in faces], np.float32).reshape(-1, 4))
+    first_is_best = -torch.arange(len(faces), dtype=torch.float32)
+    return [faces[index] for index in nms(boxes, first_is_best, _SAME_FACE).tolist()]
 
 
 def _byte_track() -> Any:
