@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint wheel clean
+.PHONY: help demo test test-all lint docs wheel clean
 
 help:
 	@echo "make demo      run on a real photo, write the picture and the JSON"
 	@echo "make test      the fast tests"
 	@echo "make test-all  the slow tests, too, with Ray"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the documentation site, into site/, every link and reference checked"
 	@echo "make wheel     build the wheel and try it in an empty environment"
 	@echo "make clean     remove what make made"
 
@@ -26,6 +27,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not wheel"
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'
@@ -36,8 +38,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+
 wheel: $(INSTALLED)
 	$(BIN)/python -m pytest -m wheel
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) build dist demo site
