@@ -36,6 +36,7 @@ from hihlandmark.heatmap import Decoder, decode, mirrored, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.models.network import Heatmaps
+from hihlandmark.notebook import Faces
 from hihlandmark.runtimes import Precision, make_runtime
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
@@ -215,7 +216,7 @@ class Detector:
         box_kind: str | None = None,
         color: Literal["rgb", "bgr"] = "rgb",
     ) -> list[Face]:
-        """The faces of one image, best box first; [] when there is none.
+        """The faces of one image, best box first; [] when there is none. Jupyter shows them drawn.
 
         ``boxes`` (F, 4) xyxy in pixels skips face detection; faces come back in their order.
         ``box_kind`` says what made the boxes, since each kind has its own map to the crop: the name
@@ -232,7 +233,7 @@ class Detector:
             kind = box_kind or self.face_detector.name
         (faces,) = self.find_landmarks([(pixels, found)], self.box_map(kind))
         assert not isinstance(faces, ImageError)  # only images that could not be read give one
-        return faces
+        return Faces.of(faces, image, color)
 
     def predict_many(
         self,
@@ -418,4 +419,4 @@ def _finished(images: deque[_ImageJob]) -> Iterator[list[Face] | ImageError]:
     """Takes the images off the queue's head whose faces are all done."""
     while images and images[0].done:
         job = images.popleft()
-        yield job.error or [face for face in job.faces if face is not None]
+        yield job.error or Faces(face for face in job.faces if face is not None)

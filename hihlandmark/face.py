@@ -15,6 +15,8 @@ from hihlandmark.layouts import Layout, get_conversion, get_layout
 if TYPE_CHECKING:
     import supervision
 
+    from hihlandmark.notebook import ImageReference
+
 FloatArray = NDArray[Any]
 
 
@@ -35,6 +37,7 @@ class Face:
         layout: which point is which.
         approximate: (P,) bool, True for points that `to` interpolated from another layout.
         track_id: the number that a face keeps through a video (`video.track`); None elsewhere.
+        image: where the image came from, to show the face in Jupyter; holds no pixels.
     """
 
     points: FloatArray
@@ -45,6 +48,7 @@ class Face:
     layout: Layout
     approximate: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     track_id: int | None = None
+    image: ImageReference | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = self.layout.size
@@ -114,7 +118,14 @@ class Face:
             layout=target,
             approximate=~table.exact | (weights @ self.approximate > 0),
             track_id=self.track_id,
+            image=self.image,
         )
+
+    def _repr_png_(self) -> bytes:
+        """For Jupyter: the face, on its photo where that is still at hand."""
+        from hihlandmark.notebook import face_png
+
+        return face_png(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON; see `from_dict` for the way back."""

@@ -1,0 +1,119 @@
+"""How faces show themselves in Jupyter: on their photo, where it is still at hand.
+
+Only pictures for people are made here; `draw` draws onto arrays.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
+from hihlandmark.draw import draw_faces
+from hihlandmark.errors import HihlandmarkError
+from hihlandmark.face import Face
+from hihlandmark.image import ColorOrder, ImageInput, load_image
+
+Image = NDArray[np.uint8]
+
+FACE_SIDE = 384
+"""Side in pixels of the picture of one face."""
+LONGEST_SIDE = 960
+"""Longer side in pixels of the picture of a photo with its faces, at most."""
+GROUND = 32
+"""Gray value behind faces whose photo is gone."""
+
+
+class ImageReference:
+    """Where an image came from: enough to show it again, nothing that keeps it in memory.
+
+    Of a path or URL the text is kept, of an array, tensor or PIL image a weak reference. Bytes and
+    files are not remembered. A copy, or what comes out of a pickle, remembers paths and URLs only.
+    """
+
+    def __init__(self, image: ImageInput | None, color: ColorOrder = "rgb") -> None:
+        self.path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        self.color = color
+        self._object: Any = None
+        if self.path is None:
+            try:
+                self._object = weakref.ref(image)
+            except TypeError:  # bytes, None and many kinds of files
+                self._object = None
+
+    def load(self) -> Image | None:
+        """The image (H, W, 3) RGB; None where it is gone, moved, or cannot be read any more."""
+        image = self._object() if self._object else self.path
+        try:
+            return None if image is None else load_image(image, color=self.color)
+        except HihlandmarkError:
+            return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageReference, (self.path, self.color)
+
+
+class Faces(list[Face]):
+    """The faces of one image: a list that Jupyter shows as a picture."""
+
+    @classmethod
+    def of(cls, faces: Iterable[Face], image: ImageInput, color: ColorOrder) -> Faces:
+        """Faces that know the image they were found in."""
+        reference = ImageReference(image, color)
+        return cls(replace(face, image=reference) for face in faces)
+
+    def _repr_png_(self) -> bytes | None:
+        return faces_png(self) if self else None
+
+    def _repr_html_(self) -> str | None:
+        return None if self else "No face was found."
+
+
+def face_png(face: Face) -> bytes:
+    """A picture of one face: `FACE_SIDE` pixels wide, on its photo or on plain ground."""
+    return _png(_square_around([face], FACE_SIDE))
+
+
+def faces_png(faces: Sequence[Face]) -> bytes:
+    """A picture of the whole photo with faces; without the photo, of the square around them."""
+    photo = faces[0].image.load() if faces[0].image else None
+    if photo is None:
+        return _png(_square_around(faces, LONGEST_SIDE // 2))
+    scale = min(1.0, LONGEST_SIDE / max(photo.shape[:2]))
+    size = round(photo.shape[1] * scale), round(photo.shape[0] * scale)
+    small = np.asarray(PillowImage.fromarray(photo).resize(size, PillowImage.Resampling.BOX))
+    x, y = np.divide(size, photo.shape[1::-1])
+    to_small = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
+    return _png(draw_faces(small, [_moved(face, to_small) for face in faces]))
+
+
+def _square_around(faces: Sequence[Face], size: int) -> Image:
+    """The square (size, size, 3) that just holds the faces with some room, points drawn."""
+    x0, y0, x1, y1 = tight_boxes(np.concatenate([face.points for face in faces]))
+    side = 1.3 * max(x1 - x0, y1 - y0, 1)
+    square = np.array([(x0 + x1) / 2, (y0 + y1) / 2, side, 0])
+    photo = faces[0].image.load() if faces[0].image else None
+    if photo is None:
+        ground = np.full((size, size, 3), GROUND, np.uint8)
+    else:
+        ground = cut_crop(photo, square, size)
+    to_square = crop_matrix(square, size)
+    return draw_faces(ground, [_moved(face, to_square) for face in faces])
+
+
+def _moved(face: Face, matrix: NDArray[np.floating]) -> Face:
+    return replace(face, points=transform_points(matrix, face.points[None])[0])
+
+
+def _png(picture: Image) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
