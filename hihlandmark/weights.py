@@ -236,7 +236,7 @@ def pull_weights(
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    repository, revision = _split_hub_id(repository, revision)
+    repository, revision = split_hub_id(repository, revision)
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT)
         names = [sibling.rfilename for sibling in info.siblings or []]
@@ -337,7 +337,11 @@ def _find_path(path: Path, model: str) -> WeightFiles:
     return _files_beside(card_path, card, str(card_path))
 
 
-def _split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
+def split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
+    """ "owner/name@revision" -> ("owner/name", revision); "main" where neither gives one.
+
+    Raises `ConfigurationError` for what is no repository's name, and for two revisions.
+    """
     hub_id = _HUB_ID.fullmatch(repository)
     if not hub_id:
         raise ConfigurationError(
@@ -353,7 +357,7 @@ def _find_cached(repository: str, model: str, revision: str | None) -> WeightFil
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repository, revision = _split_hub_id(repository, revision)
+    repository, revision = split_hub_id(repository, revision)
     try:
         folder = snapshot_download(
             repository,

@@ -1,19 +1,31 @@
-"""A small Hub on 127.0.0.1 for the tests: revisions and files of repositories, and its failures."""
+"""A small Hub on 127.0.0.1 for the tests: revisions and files of repositories, and its failures.
+
+It takes uploads, too, by the protocol for hubs without Xet storage.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 _FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 _REVISION = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
+_WRITING = re.compile(
+    r"/api/models/(?P<repository>[^/]+/[^/]+)/(?P<what>preupload|commit|branch)/(?P<branch>.+)"
+)
 
 
 @dataclass(frozen=True)
@@ -27,24 +39,31 @@ class Request:
 
 @dataclass
 class Repository:
-    """Commits (hash -> file name -> content), branches (name -> hash), and who may read them."""
+    """Commits (hash -> file name -> content), branches (name -> hash), and who may read them.
+
+    ``messages`` are those of the commits, in order, that clients made.
+    """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     token: str | None = None
+    private: bool = False
+    messages: list[str] = field(default_factory=list)
 
 
 class Hub:
     """Context manager that serves repositories; ``requests`` records everything it was asked.
 
     ``cuts`` lists, for the next downloads of weight files, after how many bytes the connection
-    breaks; downloads beyond the list are whole.
+    breaks; downloads beyond the list are whole. ``write_token``: who may make commits.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.cuts: list[int] = []
+        self.write_token: str | None = None
+        self.large_files: dict[str, bytes] = {}
         hub = self
 
         class Handler(_Handler):
@@ -120,10 +139,105 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(Request(self.command, path, ""))
+        body = self._body()
+        given = self.headers.get("Authorization")
+        if path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif self.hub.write_token and given != f"Bearer {self.hub.write_token}":
+            self._refuse(403 if given else 401, "")
+        elif path == "/api/repos/create":
+            self._create_repository(json.loads(body))
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = [self._place_for(each) for each in json.loads(body)["objects"]]
+            self._send_json({"transfer": "basic", "objects": objects})
+        elif match := _WRITING.fullmatch(path):
+            self._write(match["repository"], match["what"], match["branch"], body)
+        else:
+            self._refuse(404, "EntryNotFound")
+
+    def do_PUT(self) -> None:
+        path = urlsplit(self.path).path
+        self.hub.requests.append(Request(self.command, path, ""))
+        content = self._body()
+        digest = hashlib.sha256(content).hexdigest()
+        if path != f"/lfs/{digest}":
+            self._refuse(400, "")
+            return
+        self.hub.large_files[digest] = content
+        self._send(200, {}, b"")
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _create_repository(self, wanted: dict[str, Any]) -> None:
+        name = f"{wanted['organization']}/{wanted['name']}"
+        exists = name in self.hub.repositories
+        if not exists:
+            self.hub.commit(name, {})
+            self.hub.repositories[name].private = (
+                wanted.get("private") is True or wanted.get("visibility") == "private"
+            )
+        self._send_json({"url": f"{self.hub.url}/{name}", "name": name}, 409 if exists else 200)
+
+    def _place_for(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Where to put a large file; nothing to do for one that is there."""
+        place = {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}
+        known = wanted["oid"] in self.hub.large_files
+        return {"oid": wanted["oid"], "size": wanted["size"]} | (
+            {} if known else {"actions": place}
+        )
+
+    def _write(self, repository: str, what: str, branch: str, body: bytes) -> None:
+        repo = self.hub.repositories[repository]
+        if what == "branch":
+            exists = branch in repo.branches
+            repo.branches.setdefault(branch, repo.branches["main"])
+            self._send_json({}, 409 if exists else 200)
+        elif what == "preupload":
+            modes = [
+                {
+                    "path": each["path"],
+                    "uploadMode": "lfs" if each["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for each in json.loads(body)["files"]
+            ]
+            self._send_json({"files": modes})
+        else:
+            self._commit(repository, repo, branch, [json.loads(line) for line in body.splitlines()])
+
+    def _commit(
+        self, repository: str, repo: Repository, branch: str, lines: list[dict[str, Any]]
+    ) -> None:
+        files = dict(repo.commits[repo.branches[branch]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                repo.messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                files[value["path"]] = self.hub.large_files[value["oid"]]
+        commit = self.hub.commit(repository, files, branch)
+        url = f"{self.hub.url}/{repository}/commit/{commit}"
+        self._send_json({"commitUrl": url, "commitOid": commit})
+
+    def _send_json(self, value: object, status: int = 200) -> None:
+        self._send(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
     def _send_listing(self, repository: str, commit: str, files: Mapping[str, bytes]) -> None:
         siblings = [{"rfilename": name} for name in files]
-        body = json.dumps({"id": repository, "sha": commit, "siblings": siblings}).encode()
-        self._send(200, {"Content-Type": "application/json"}, body)
+        self._send_json({"id": repository, "sha": commit, "siblings": siblings})
 
     def _send_file(self, commit: str, content: bytes | None) -> None:
         headers = {"X-Repo-Commit": commit}
@@ -160,3 +274,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Keeps the requests out of the output of the tests."""
+
+
+@contextmanager
+def local_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
+    """A Hub that huggingface_hub talks to in this process, with a cache folder, without waiting."""
+    from huggingface_hub import constants
+
+    with Hub() as server:
+        # huggingface_hub has read the environment when it was imported.
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server

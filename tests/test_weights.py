@@ -17,7 +17,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from hub_server import Hub
+from hub_server import Hub, local_hub
 from official_states import small_state
 from safetensors.torch import load_file, save
 
@@ -416,21 +416,7 @@ def test_revision_of_anything_but_a_repository_is_refused(saved: Path) -> None:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A local Hub that huggingface_hub talks to, with an empty cache and without waiting."""
-    from huggingface_hub import constants
-
-    with Hub() as server:
-        # huggingface_hub has read the environment when it was imported.
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    with local_hub(monkeypatch, tmp_path / "cache") as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""`hihlandmark weights`: list, fetch, check and convert weight files."""
+"""`hihlandmark weights`: list, fetch, check, convert and publish weight files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List, fetch, check and convert weight files.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, fetch, check, convert and publish weight files.", no_args_is_help=True
+)
 
 
 @app.command("list")
@@ -37,6 +39,23 @@ def pull(
     files = pull_weights(repository, revision=revision)
     verify_weights(files)
     print(f"{files.card.name}: {files.source}, verified")
+
+
+@app.command()
+def push(
+    weights: Annotated[str, typer.Argument(help="Path, packaged name or Hub repository.")],
+    repository: Annotated[
+        str, typer.Argument(help="owner/name or owner/name@branch, made where it is not there.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository a private one.")
+    ] = False,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+) -> None:
+    """Upload weights, their card and a page about them to the Hugging Face Hub."""
+    from hihlandmark.publishing import push_weights
+
+    print(f"uploaded: {push_weights(weights, repository, private=private, message=message)}")
 
 
 @app.command()

@@ -1,0 +1,121 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import Hub, local_hub
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from hihlandmark import ConfigurationError, Detector, WeightsError
+from hihlandmark.cli import app
+from hihlandmark.publishing import model_page, push_weights
+from hihlandmark.weights import find_weights, list_weights, pull_weights, verify_weights
+
+NAME = "adnet-small"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with local_hub(monkeypatch, tmp_path / "cache") as server:
+        yield server
+
+
+def test_what_was_pushed_is_pulled_and_gives_the_same_points(
+    hub: Hub, astronaut: NDArray[np.uint8]
+) -> None:
+    pushed = push_weights(NAME, "me/faces")
+    repository, commit = pushed.split("@")
+    assert repository == "me/faces"
+    assert hub.repositories["me/faces"].branches["main"] == commit
+    files = pull_weights(pushed)
+    verify_weights(files)
+    assert files.card == find_weights(NAME).card
+    box = [[178, 59, 267, 173]]
+    points = [
+        Detector(29, weights=weights, device="cpu", refine=0)
+        .predict(astronaut, boxes=box)[0]
+        .points
+        for weights in (NAME, pushed)
+    ]
+    np.testing.assert_array_equal(*points)
+
+
+def test_page_is_written_once_and_then_left_alone(hub: Hub) -> None:
+    first = push_weights(NAME, "me/faces").split("@")[1]
+    repo = hub.repositories["me/faces"]
+    assert 'weights="me/faces"' in repo.commits[first]["README.md"].decode()
+    hub.commit("me/faces", repo.commits[first] | {"README.md": b"my own words"})
+    second = push_weights("awing-small", "me/faces", message="Another one").split("@")[1]
+    assert repo.commits[second]["README.md"] == b"my own words"
+    assert {"adnet-small.json", "awing-small.json"} < repo.commits[second].keys()
+    assert repo.messages == ["adnet-small, by hihlandmark", "Another one"]
+
+
+def test_branch_and_private_repository_are_made(hub: Hub) -> None:
+    push_weights(NAME, "me/secret@try", private=True)
+    repo = hub.repositories["me/secret"]
+    assert repo.private
+    assert f"{NAME}.json" in repo.commits[repo.branches["try"]]
+    assert repo.commits[repo.branches["main"]] == {}
+
+
+def test_command_prints_what_detector_takes(hub: Hub) -> None:
+    result = CliRunner().invoke(app, ["weights", "push", NAME, "me/faces"])
+    assert result.exit_code == 0, result.output
+    weights = result.stdout.rpartition("uploaded: ")[2].strip()
+    assert find_weights(weights).card.name == NAME
+
+
+@pytest.mark.parametrize("token", [None, "hf_wrong"])
+def test_without_permission_nothing_is_written(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    hub.write_token = "hf_right"
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(WeightsError, match=r"does not let you write to me/faces.*HF_TOKEN"):
+        push_weights(NAME, "me/faces")
+    assert hub.repositories == {}
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    push_weights(NAME, "me/faces")
+
+
+def test_offline_and_out_of_reach_say_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Hub() as gone:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", gone.url)
+    with pytest.raises(WeightsError, match=r"could not be written to.*connection"):
+        push_weights(NAME, "me/faces")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        push_weights(NAME, "me/faces")
+
+
+def test_damaged_weights_and_wrong_names_are_refused(hub: Hub, tmp_path: Path) -> None:
+    files = find_weights(NAME)
+    for path in (*files.paths, files.paths[0].with_name(f"{NAME}.json")):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with (tmp_path / f"{NAME}.safetensors").open("ab") as damaged:
+        damaged.write(b"x")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        push_weights(tmp_path, "me/faces")
+    with pytest.raises(ConfigurationError, match="owner/name"):
+        push_weights(NAME, "faces")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("row", list_weights(), ids=lambda row: row.name)
+def test_page_says_all_that_the_card_says(row) -> None:
+    card = row.files.card
+    page = model_page(card)
+    head, text = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", page, re.S).groups()
+    assert "license: other" in head
+    assert "library_name: hihlandmark" in head
+    assert card.licence in text
+    for each in card.training_data:
+        assert f"| {each['name']} | {each['images']} | {each['licence']} |" in text
+    for each in card.figures:
+        assert f"| {each['value']} | `{each['command']}` |" in text
+    for digest in card.files.values():
+        assert digest in text
