@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector, ImageError
@@ -86,6 +88,21 @@ def test_frames_come_in_order_with_their_times(clip: Path, frames: list[Image]) 
     assert [frame.time for frame in read] == pytest.approx([i / 25 for i in range(12)], abs=1e-3)
     for frame, image in zip(read, frames, strict=True):
         assert np.abs(frame.image.astype(int) - image).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz"])
+def test_images_in_an_archive_are_a_sequence(
+    suffix: str, frames: list[Image], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, image in enumerate(frames[:3]):
+        PillowImage.fromarray(image).save(images / f"{number}.png")
+    kind = {".zip": "zip", ".tar": "tar"}.get(suffix, "gztar")
+    made = shutil.make_archive(str(tmp_path / "sequence"), kind, images)
+    archive = Path(made).rename(tmp_path / f"sequence{suffix}")
+    read = [frame.image for frame in read_frames(archive)]
+    np.testing.assert_array_equal(read, frames[:3])
 
 
 def test_a_rate_that_varies_is_kept(frames: list[Image], tmp_path: Path) -> None:
@@ -301,6 +318,9 @@ def test_track_offline_gives_each_frame_its_steadied_faces(clip: Path, detector:
     raw = [faces[0].points for _, faces in track(clip, detector, smooth=False)]
     steady = [faces[0].points for _, faces in track_offline(clip, detector)]
     assert len(steady) == 12
+    begun = [faces[0].points for _, faces in track_offline(clip, detector, frames=3)]
+    assert len(begun) == 3
+    assert np.abs(begun[2] - steady[2]).max() > 1e-4, "what comes after was not looked at"
     assert second_difference(np.stack(steady)) < second_difference(np.stack(raw))
     with pytest.raises(ConfigurationError, match="not known of a camera"):
         next(track_offline("camera:0", detector))

@@ -84,7 +84,7 @@ def video(
         mirror=mirror,
     )
     if offline:
-        followed = track_offline(source, detector, detect_every=detect_every)
+        followed = track_offline(source, detector, detect_every=detect_every, frames=frames)
     else:
         followed = track(source, detector, detect_every=detect_every, smooth=smooth)
     seen = 0

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ IMAGE_SUFFIXES = frozenset(
 """What counts as an image in a folder or an archive. A file named on its own is tried whatever its
 name."""
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVE_SUFFIXES = (*_TAR_SUFFIXES, ".zip")
+"""Files that hold images: tar archives, plain or compressed, and zip archives."""
 _LIST_MARK = "@"
 # Columns of Parquet files in which images are looked for; Hugging Face's data sets use the first.
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "content")
@@ -74,7 +77,8 @@ def find_images(paths: Iterable[str]) -> Iterator[Source | ImageError]:
     """The images of what a user names, in order:
 
     - files, folders (searched to the bottom), globs, http(s) URLs;
-    - tar archives (so WebDataset's shards) and zip archives: "photos.tar/a/b.jpg";
+    - tar archives (so WebDataset's shards), in the order of their members, and zip archives, by
+      name: "photos.tar/a/b.jpg";
     - Parquet files with a column of image bytes: "faces.parquet#12" is row 12;
     - "@list.txt": whatever stands in the lines of a file;
     - what fsspec opens (s3://, gs://, hf://): files, globs and folders.
@@ -101,7 +105,7 @@ def _found(path: str) -> Iterator[Source | ImageError]:
     else:
         matches = sorted(glob.glob(path, recursive=True))
         if not matches:
-            yield ImageError(f"{path}: no file matches this pattern")
+            yield ImageError(f"{path}: no file matches this pattern: check the path")
         for match in matches:
             yield from _folder(match) if os.path.isdir(match) else _file(match)
 
@@ -142,10 +146,14 @@ def _folder(folder: str) -> Iterator[Source | ImageError]:
                 path = os.path.join(parent, file)
                 yield Source(path, os.path.relpath(path, folder), _stamp(path))
     for error in unreadable:
-        yield ImageError(f"{error.filename}: the folder cannot be read ({error.strerror})")
+        yield ImageError(
+            f"{error.filename}: the folder cannot be read ({error.strerror}): allow it, or name "
+            "other folders"
+        )
     if empty and not unreadable:
         yield ImageError(
-            f"{folder}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"{folder}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))}): "
+            "check the path and the suffixes"
         )
 
 
@@ -160,10 +168,10 @@ def _archive(path: str, members: Members) -> Iterator[Source | ImageError]:
             empty = False
             yield source
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
-        yield ImageError(f"{path}: cannot be read to its end ({error})")
+        yield ImageError(f"{path}: cannot be read to its end ({error}): mend it, or leave it out")
     else:
         if empty:
-            yield ImageError(f"{path}: no image in this archive")
+            yield ImageError(f"{path}: no image in this archive: check the suffixes in it")
 
 
 def _inside(archive: str, member: str) -> str:
@@ -188,7 +196,7 @@ def _tar_members(path: str) -> Iterator[Source]:
 
 def _zip_members(path: str) -> Iterator[Source]:
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
+        for member in sorted(archive.infolist(), key=attrgetter("filename")):
             if member.is_dir() or not _is_image(member.filename):
                 continue
             stamp = f"{member.file_size}-{member.CRC}"
@@ -233,7 +241,7 @@ def _listed(path: str) -> Iterator[Source | ImageError]:
                 if line.strip():
                     yield from _found(line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        yield ImageError(f"{path}: the list cannot be read ({error})")
+        yield ImageError(f"{path}: the list cannot be read ({error}): it must be text in UTF-8")
 
 
 def _remote(path: str) -> Iterator[Source | ImageError]:
@@ -253,7 +261,7 @@ def _remote(path: str) -> Iterator[Source | ImageError]:
         else:
             found = [inner]
         if not found:
-            yield ImageError(f"{path}: no image there")
+            yield ImageError(f"{path}: no image there: check the address and the suffixes")
         for each in found:
             details = system.info(each)
             known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
@@ -262,6 +270,8 @@ def _remote(path: str) -> Iterator[Source | ImageError]:
             name = _inside("", os.path.relpath(each, inner) if below else Path(each).name)
             yield Source(system.unstrip_protocol(each), name, stamp, partial(system.cat_file, each))
     except ImportError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(
+            f"{path}: fsspec lacks a package for this address: {error}"
+        ) from error
     except (OSError, ValueError) as error:
-        yield ImageError(f"{path}: cannot be read ({error})")
+        yield ImageError(f"{path}: cannot be read ({error}): check the address and your rights")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError, ImageError
-from hihlandmark.folder.sources import IMAGE_SUFFIXES, find_images
+from hihlandmark.folder.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def read_frames(source: str | Path) -> Iterator[Frame]:
         empty = False
         yield frame
     if empty:
-        raise ImageError(f"{text}: no frame of it could be read; is it a whole video?")
+        raise ImageError(f"{text}: no frame of it could be read; fetch or record it again")
 
 
 def open_container(source: str) -> Any:
@@ -61,16 +61,22 @@ def open_container(source: str) -> Any:
     if source.startswith(CAMERA):
         kind, pattern = _CAMERAS.get(sys.platform, ("", ""))
         if not kind:
-            raise ConfigurationError(f"{source}: cameras are read on Linux and macOS only")
+            raise ConfigurationError(
+                f"{source}: cameras are read on Linux and macOS only; read a recorded file here"
+            )
         name, options = pattern.format(source[len(CAMERA) :]), {"format": kind}
     try:
         container = av.open(name, **options)
     except (OSError, ValueError) as error:  # as all errors of FFmpeg are
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{source}: cannot be opened as a video ({reason})") from error
+        raise ImageError(
+            f"{source}: cannot be opened as a video ({reason}): check the path and the file"
+        ) from error
     if not container.streams.video:
         container.close()
-        raise ImageError(f"{source}: there is no video in this file, only sound or text")
+        raise ImageError(
+            f"{source}: there is no video in this file, only sound or text: give another one"
+        )
     return container
 
 
@@ -84,7 +90,7 @@ def frame_rate(source: str | Path) -> float:
 
 def _is_sequence(source: str) -> bool:
     """Whether there is a picture in each file: in a folder, an archive, or what a glob finds."""
-    images = (*IMAGE_SUFFIXES - {".gif"}, ".zip", ".tar")
+    images = (*IMAGE_SUFFIXES - {".gif"}, *ARCHIVE_SUFFIXES)
     return Path(source).is_dir() or source.lower().endswith(images)
 
 

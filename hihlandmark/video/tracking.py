@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,23 @@ def track(
 
 
 def track_offline(
-    source: str | Path, detector: Detector, *, detect_every: int = 10
+    source: str | Path, detector: Detector, *, detect_every: int = 10, frames: int | None = None
 ) -> Iterator[tuple[Frame, list[Face]]]:
     """As `track`, with points steadied by what came after, too (`smooth_track`).
 
-    The video is read twice, and the points of all faces are held in memory in between: some 2.5 kB
-    a face and frame. Raises `ConfigurationError` for a camera.
+    The video is read twice, of ``frames`` the first so many, and the points of all faces are held
+    in memory in between: some 2.5 kB a face and frame. Raises `ConfigurationError` for a camera.
     """
     if str(source).startswith(CAMERA):
-        raise ConfigurationError(f"{source}: what comes after is not known of a camera")
+        raise ConfigurationError(
+            f"{source}: what comes after is not known of a camera: take track(), or leave out "
+            "--offline"
+        )
     found = [
         (frame.time, faces)
-        for frame, faces in track(source, detector, detect_every=detect_every, smooth=False)
+        for frame, faces in islice(
+            track(source, detector, detect_every=detect_every, smooth=False), frames
+        )
     ]
     tracks: dict[int | None, list[tuple[int, int]]] = {}
     for index, (_, faces) in enumerate(found):
