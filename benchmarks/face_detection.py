@@ -30,6 +30,7 @@ import torch
 from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 from rich.console import Console
+from torchvision.ops import box_iou
 
 from hihlandmark import load_image
 from hihlandmark.benchmark import table
@@ -94,11 +95,8 @@ class Search(NamedTuple):
 
 def pairwise_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.floating]:
     """Intersection over union of boxes (A, 4) and (B, 4) xyxy -> (A, B)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(axis=-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
-    return shared / (areas[0][:, None] + areas[1][None] - shared)
+    boxes = (torch.as_tensor(np.asarray(each, np.float64)) for each in (first, second))
+    return box_iou(*boxes).numpy()
 
 
 def found_again(reference: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.bool_]:
