@@ -8,12 +8,12 @@ and ``losses.png`` (what they are taught by) beside this file. Needs matplotlib 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from paper import save
 from skimage.data import astronaut
 
 from hihlandmark import Detector
@@ -27,7 +27,6 @@ from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.losses import adaptive_wing, direction_loss
 from hihlandmark.weights import load_model
 
-FOLDER = Path(__file__).parent
 LAYOUT = 98
 POINT = 64
 """The inner corner of the eye on the left, whose decimal heatmap is shown."""
@@ -60,7 +59,7 @@ def maps_of(detector: Detector, crop: Crop) -> dict[str, NDArray[np.floating]]:
         assert decimal is not None
         peaks = integer / integer.amax(dim=(-2, -1), keepdim=True)
         shown["integer heatmaps"] = peaks.amax(dim=1)[0]
-        shown["decimal heatmap of the inner eye corner"] = decimal[0, POINT]
+        shown["decimal heatmap of one point"] = decimal[0, POINT]
     elif isinstance(network, ADNet):
         stacks, _ = network.forward_stacks(batch)
         edges = len(network.configuration.edges["WFLW98"])
@@ -87,18 +86,18 @@ def draw_heatmaps() -> Any:
         "Adaptive Wing": Detector(LAYOUT, model="awing-small"),
     }
     crop = face_crop(rows["HIH"])
-    figure = new_figure(9.6, 10)
+    figure = new_figure(7.6, 8)
     axes = figure.subplots(3, 3)
     for (name, detector), line in zip(rows.items(), axes, strict=True):
         for axis in line:
             axis.axis("off")
         for axis, (caption, shown) in zip(line, maps_of(detector, crop).items(), strict=False):
             if shown.shape[0] < 16:
-                axis.imshow(shown, cmap="magma")
+                axis.imshow(shown, cmap="magma", vmin=0)
             else:
                 axis.imshow(crop, extent=(0, 1, 1, 0))
                 axis.imshow(shown, cmap="magma", alpha=0.65, extent=(0, 1, 1, 0))
-            axis.set_title(f"{name}: {caption}", fontsize=10)
+            axis.set_title(f"{name}: {caption}", fontsize=8)
     return figure
 
 
@@ -142,8 +141,8 @@ def draw_losses() -> Any:
 
 def main() -> None:
     """Draw both."""
-    draw_losses().savefig(FOLDER / "losses.png", dpi=110)
-    draw_heatmaps().savefig(FOLDER / "heatmaps.png", dpi=110)
+    save(draw_losses(), "losses.png")
+    save(draw_heatmaps(), "heatmaps.png")
 
 
 if __name__ == "__main__":
