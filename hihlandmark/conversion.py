@@ -32,6 +32,7 @@ from hihlandmark.weights import (
 
 _STATE_DICTS = ("state_dict", "net")
 """Where checkpoints of other projects have their state dict, when they are not just that."""
+_SAVE = "Save one by torch.save(model.state_dict(), PATH) with its authors' code, and convert that"
 
 
 def convert_checkpoint(
@@ -55,7 +56,7 @@ def convert_checkpoint(
         raise WeightsError(f"{checkpoint} is not a checkpoint of {system.name}: {error}") from error
     (found,) = configuration["layouts"]
     if layout is not None and found != layout:
-        raise WeightsError(f"{checkpoint} has the layout {found}, not {layout}.")
+        raise WeightsError(f"{checkpoint} has the layout {found}, not {layout}: leave layout out.")
     maps = _official_crop(found, system.crop_layout or found, system.crop)
     card = ModelCard(
         name=name,
@@ -183,17 +184,23 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a checkpoint, or holds objects besides tensors and numbers, which are "
-            f"not opened because they may run code: {error}"
+            f"not opened because they may run code: {error}. {_SAVE}"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise WeightsError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint: {error}; fetch it again"
+        ) from error
     keys = [key for key in _STATE_DICTS if isinstance(checkpoint, dict) and key in checkpoint]
     state = checkpoint[keys[0]] if keys else checkpoint
     if not isinstance(state, dict) or not state:
         names = " or ".join(f'"{key}"' for key in _STATE_DICTS)
-        raise WeightsError(f"{path} is not a checkpoint: it is no state dict and has no {names}.")
+        raise WeightsError(
+            f"{path} is not a checkpoint: it is no state dict and has no {names}. {_SAVE}"
+        )
     if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise WeightsError(f"{path} is not a checkpoint: its state dict is not all tensors.")
+        raise WeightsError(
+            f"{path} is not a checkpoint: its state dict is not all tensors. {_SAVE}"
+        )
     return state
 
 

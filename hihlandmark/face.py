@@ -159,7 +159,7 @@ class Face:
             )
         except KeyError as error:
             raise ConfigurationError(
-                f"a face without {error}: not written by Face.to_dict"
+                f"a face without {error}: pass a dictionary as Face.to_dict writes it"
             ) from error
 
     def to_json(self) -> str:

@@ -197,7 +197,9 @@ def _unsupported_kind(image: object) -> str:
 _PATH_ADVICE: dict[type[Exception], str] = {
     FileNotFoundError: "check the path",
     IsADirectoryError: "pass the image files in it one by one",
+    NotADirectoryError: "check the path",
     PermissionError: "allow reading it",
+    ValueError: "check the path",
 }
 
 
@@ -405,7 +407,7 @@ def _decode(
     """Pixels (H, W, 1..4) of a PIL image, upright."""
     width, height = picture.size
     if width * height == 0:
-        raise ImageError(f"{source} is empty: it has {width} x {height} pixels")
+        raise ImageError(f"{source} is empty: it has {width} x {height} pixels; save it again")
     if width * height > max_pixels:
         raise ImageError(
             f"{source} is too large: {width} x {height} pixels are more than {max_pixels}; "
@@ -477,7 +479,7 @@ def _as_array(image: Any) -> NDArray[Any]:
 def _channels_last(pixels: NDArray[Any], channels: ChannelAxis, source: str) -> NDArray[Any]:
     """The array as (H, W, C) with C from 1 to 4."""
     if pixels.size == 0:
-        raise ImageError(f"{source} is empty: an image has at least one pixel")
+        raise ImageError(f"{source} is empty: pass an image of one pixel or more")
     if pixels.ndim == 2:
         return pixels[..., None]
     if pixels.ndim != 3:

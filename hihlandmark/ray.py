@@ -186,7 +186,10 @@ class _Pool:
             self._failed_starts += job is None
             if self._failed_starts >= _MOST_ATTEMPTS:
                 cause = str(error).strip().splitlines()[-1]
-                raise ConfigurationError(f"no worker can be started on Ray: {cause}") from error
+                raise ConfigurationError(
+                    f"no worker can be started on Ray, see that its machines have hihlandmark: "
+                    f"{cause}"
+                ) from error
             self._hire()
             return None if job is None else (job, None)
         self._failed_starts = 0

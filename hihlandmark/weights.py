@@ -144,9 +144,11 @@ class ModelCard:
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise WeightsError(f"The model card is not valid JSON: {error}.") from error
+            raise WeightsError(
+                f"The model card is not valid JSON: {error}. Fetch it again."
+            ) from error
         if not isinstance(values, dict):
-            raise WeightsError("The model card is not a JSON object.")
+            raise WeightsError("The model card is not a JSON object: fetch it again.")
         schema = values.pop("schema", None)
         if isinstance(schema, int) and schema > SCHEMA:
             raise WeightsError(
@@ -154,14 +156,20 @@ class ModelCard:
                 "update hihlandmark."
             )
         if schema != SCHEMA or isinstance(schema, bool):
-            raise WeightsError(f"The model card's schema is {schema!r}, expected {SCHEMA}.")
+            raise WeightsError(
+                f"The model card's schema is {schema!r}, expected {SCHEMA}: fetch it again."
+            )
         names = {entry.name for entry in fields(cls)}
         for trouble, keys in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
             if keys:
-                raise WeightsError(f"The model card {trouble} fields: {_some(keys)}.")
+                raise WeightsError(
+                    f"The model card {trouble} fields: {_some(keys)}. Fetch it again."
+                )
         card = cls(**values)
         if not card.files:
-            raise WeightsError(f"The model card {card.name!r} names no weight files.")
+            raise WeightsError(
+                f"The model card {card.name!r} names no weight files: fetch it again."
+            )
         return card
 
     def to_json(self) -> str:
@@ -315,7 +323,7 @@ def _find_path(path: Path, model: str) -> WeightFiles:
             f"(owner/name), and not packaged; packaged are: {_some(_packaged_cards(), 20)}."
         )
     if not path.is_file():
-        raise WeightsError(f"There is no weight file {path}.")
+        raise WeightsError(f"There is no weight file {path}: check the path.")
     if path.suffix.lower() == ".json":
         return _files_beside(path, _read_card(path), str(path))
     weight_file = _WEIGHT_FILE.fullmatch(path.name)
@@ -332,7 +340,8 @@ def _find_path(path: Path, model: str) -> WeightFiles:
     card = _read_card(card_path)
     if path.name not in card.files:
         raise WeightsError(
-            f"The model card {card_path} is not about {path.name}: it names {_some(card.files)}."
+            f"The model card {card_path} is not about {path.name}: it names {_some(card.files)}. "
+            "Copy the card and the files from one place."
         )
     return _files_beside(card_path, card, str(card_path))
 
@@ -348,7 +357,9 @@ def split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
             f"{repository!r} is no repository of the Hub: write owner/name or owner/name@revision."
         )
     if revision and hub_id["revision"] and revision != hub_id["revision"]:
-        raise ConfigurationError(f"{repository!r} and revision={revision!r} contradict each other.")
+        raise ConfigurationError(
+            f"{repository!r} and revision={revision!r} contradict each other: give one of them."
+        )
     return hub_id["repository"], revision or hub_id["revision"] or "main"
 
 
@@ -401,7 +412,7 @@ def _hub_problem(error: Exception, repository: str, revision: str) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"The repository {repository} has no revision {revision!r}: check its branches."
     if status == 404:
-        return f"A file of {where} is missing on the Hub: {error}."
+        return f"A file of {where} is missing on the Hub: {error}. Choose another revision."
     return (
         f"{where} could not be downloaded ({type(error).__name__}: {error}). "
         "Check the connection and HF_ENDPOINT, and try again."
@@ -434,7 +445,9 @@ def _read_card(path: Path) -> ModelCard:
     try:
         return ModelCard.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"The model card {path} cannot be read: {error}.") from error
+        raise WeightsError(
+            f"The model card {path} cannot be read: {error}. Allow it, or fetch it again."
+        ) from error
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
 
@@ -443,7 +456,9 @@ def _files_beside(card_path: Path, card: ModelCard, source: str) -> WeightFiles:
     paths = tuple(card_path.with_name(name) for name in card.files)
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise WeightsError(f"Beside the model card {card_path} are missing: {_some(missing)}.")
+        raise WeightsError(
+            f"Beside the model card {card_path} are missing: {_some(missing)}. Copy them there."
+        )
     return WeightFiles(card, paths, source)
 
 
@@ -472,9 +487,13 @@ def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
         try:
             shard = safetensors.torch.load(content)
         except safetensors.SafetensorError as error:
-            raise WeightsError(f"{path} is not a complete safetensors file: {error}.") from error
+            raise WeightsError(
+                f"{path} is not a complete safetensors file: {error}. Fetch it again."
+            ) from error
         if twice := state.keys() & shard.keys():
-            raise WeightsError(f"{path} repeats tensors of another shard: {_some(twice)}.")
+            raise WeightsError(
+                f"{path} repeats tensors of another shard: {_some(twice)}. Fetch both again."
+            )
         state |= shard
     return state
 
@@ -569,7 +588,9 @@ def _verified_bytes(path: Path, files: WeightFiles) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error}.") from error
+        raise WeightsError(
+            f"{path} cannot be read: {error}. Allow it, or fetch it again."
+        ) from error
     expected = files.card.files[path.name]
     if (digest := _sha256(content)) != expected:
         raise WeightsError(
@@ -629,7 +650,7 @@ def _stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if half.isfinite().all():
         return half
     if not tensor.isfinite().all():
-        raise WeightsError(f"The tensor {name!r} holds NaN or infinity: it is not worth saving.")
+        raise WeightsError(f"The tensor {name!r} holds NaN or infinity: save an earlier state.")
     return tensor.float()
 
 

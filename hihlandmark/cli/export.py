@@ -82,6 +82,7 @@ def _face_crops(folder: Path, layout: LayoutName, model: str, weights: str | Non
     crops = list(islice(crops_of_faces(detector, (each.path for each in photos)), _MOST_CROPS))
     if len(crops) < _FEWEST_CROPS:
         raise ConfigurationError(
-            f"{folder}: {len(crops)} faces in {len(photos)} photos, INT8 needs {_FEWEST_CROPS}"
+            f"{folder}: {len(crops)} faces in {len(photos)} photos, INT8 needs {_FEWEST_CROPS}: "
+            "give a folder of more photos"
         )
     return np.stack(crops)

@@ -131,7 +131,10 @@ def evaluate(
         if progress is not None:
             progress(done, len(faces))
     if not kept:
-        raise DataError(f"none of the faces of {faces.name} can be used; {skipped[0]}")
+        raise DataError(
+            f"none of the faces of {faces.name} can be used, mend the data set or take another "
+            f"split: {skipped[0]}"
+        )
     return _collect(kept, found, annotated, shared, skipped, _remarks(faces, shared, official_map))
 
 
@@ -310,7 +313,11 @@ def _prompts(faces: AnnotatedFaces, boxes: BoxSource, jitter: Jitter | None) -> 
             [np.full(4, np.nan) if face.rectangle is None else face.rectangle for face in faces]
         ).reshape(-1, 4)
     if not np.isfinite(found).all(axis=1).any():
-        what = "known points" if boxes == "labels" else "official rectangles"
+        what = (
+            "known points: take another split"
+            if boxes == "labels"
+            else "official rectangles: take boxes 'labels' or 'detected'"
+        )
         raise DataError(f"the faces of {faces.name} have no {what}")
     return found if jitter is None else jitter(found)
 
@@ -322,9 +329,11 @@ def _jobs(
     for i, face in enumerate(faces):
         try:
             if not _known(face).any():
-                raise ImageError("the face has no known point")
+                raise ImageError("the face has no known point: annotate it, or leave it out")
             if prompts is not None and not np.isfinite(prompts[i]).all():
-                raise ImageError("the face has no official rectangle")
+                raise ImageError(
+                    "the face has no official rectangle: only boxes 'labels' or 'detected' reach it"
+                )
             pixels = face.load_image()
             if prompts is None:
                 yield pixels, detector.face_detector.detect([pixels])[0]

@@ -73,7 +73,8 @@ class View(NamedTuple):
         side = int(self.square[2])
         if side > VIEW_SIDE * LARGEST_FACE * max(image.shape[:2]):
             raise ImageError(
-                f"the labelled face is over {LARGEST_FACE:g} times as large as the photo"
+                f"the labelled face is over {LARGEST_FACE:g} times as large as the photo: check "
+                "its points"
             )
         # Cut at the photo's own scale first: an upright view of this size is an exact copy.
         picture = cut_crop(image, self.square, side)

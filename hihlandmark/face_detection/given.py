@@ -29,17 +29,18 @@ def given_boxes(boxes: Any, image_shape: tuple[int, ...]) -> Detections:
     low, high = array[:, :2], array[:, 2:]
     # In this order: a later problem is only understood when the earlier ones are out of the way.
     problems = {
-        "has a number that is not finite": ~np.isfinite(array).all(axis=1),
+        "has a number that is not finite: leave such boxes out": ~np.isfinite(array).all(axis=1),
         "has x1 <= x0 or y1 <= y0: xyxy expected; got xywh? Then give (x, y, x + w, y + h)": (
             (high <= low).any(axis=1)
         ),
         "is less than a pixel wide or high: pixels expected; got parts of the image in 0..1? Then "
         "multiply by its width and height": (high - low < 1).any(axis=1),
-        f"lies wholly outside of the image, which is {width} wide and {height} high": (
-            (high <= -0.5) | (low >= np.array([width, height]) - 0.5)
-        ).any(axis=1),
+        f"lies wholly outside of the image, which is {width} wide and {height} high: give pixels "
+        "of this image": ((high <= -0.5) | (low >= np.array([width, height]) - 0.5)).any(axis=1),
         f"is more than {_LARGEST_BOX} times as large as the image, which is {width} wide and "
-        f"{height} high": (high - low > _LARGEST_BOX * max(height, width)).any(axis=1),
+        f"{height} high: give pixels of this image": (
+            high - low > _LARGEST_BOX * max(height, width)
+        ).any(axis=1),
     }
     for problem, wrong in problems.items():
         if wrong.any():

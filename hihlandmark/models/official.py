@@ -58,8 +58,8 @@ class OfficialState:
         """The layout of as many points as the tensor ``name`` predicts."""
         if points not in LAYOUT_OF:
             raise WeightsError(
-                f"{name} predicts {points} points; known are the layouts of "
-                f"{', '.join(map(str, LAYOUT_OF))} points"
+                f"{name} predicts {points} points; known are checkpoints of "
+                f"{', '.join(map(str, LAYOUT_OF))} points: take one of these"
             )
         return LAYOUT_OF[points]
 
@@ -101,7 +101,7 @@ class OfficialState:
         if listed:
             raise WeightsError(
                 f"this is not a state dict of the official {self.system}; tensors "
-                f"{'; '.join(listed)}"
+                f"{'; '.join(listed)}. Take the checkpoint as its authors give it"
             )
 
 

@@ -107,5 +107,8 @@ def _take_blur(theirs: OfficialState, stacks: int, depth: int) -> bool:
         if found.shape[1:] != kernel.shape[1:] or not torch.allclose(
             found.float(), kernel.expand_as(found), atol=1e-3
         ):
-            raise WeightsError(f"{name} is another filter than that of the official ADNet")
+            raise WeightsError(
+                f"{name} is another filter than that of the official ADNet: such a network cannot "
+                "be converted"
+            )
     return True

@@ -65,7 +65,7 @@ def export(
     if layout not in card.configuration["layouts"]:
         raise ConfigurationError(
             f"{card.name} has no head for {layout}, only for "
-            f"{', '.join(card.configuration['layouts'])}"
+            f"{', '.join(card.configuration['layouts'])}: choose one of these layouts"
         )
     if calibration is not None and (to != "onnx" or len(calibration) < 2):
         raise ConfigurationError(

@@ -240,7 +240,8 @@ def _check_layout(faces: AnnotatedFaces, layouts: Mapping[str, int]) -> None:
         )
     if points != layouts[faces.layout]:
         raise ConfigurationError(
-            f"{faces.name} has {points} points a face, {faces.layout} {layouts[faces.layout]}"
+            f"{faces.name} has {points} points a face, {faces.layout} {layouts[faces.layout]}: set "
+            "the layout that it is annotated in"
         )
 
 
@@ -260,7 +261,8 @@ def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedF
     numbers = (*training_set.ignored, *(training_set.box_points or ()))
     if max(numbers, default=0) >= points:
         raise ConfigurationError(
-            f"ignored or box_points of {faces.name} name point {max(numbers)}; it has {points}"
+            f"ignored or box_points of {faces.name} name point {max(numbers)}; it has {points}, "
+            "counted from 0"
         )
     kept = [face for face in faces if np.ptp(_box_points(training_set, face), axis=0).max() > 0]
     if len(kept) == len(faces):
@@ -271,7 +273,7 @@ def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedF
         if face not in kept
     ]
     if not kept:
-        raise DataError(f"{faces.name} has no usable face: {lost[0]}")
+        raise DataError(f"{faces.name} has no usable face, leave it out: {lost[0]}")
     return replace(faces, faces=kept, skipped=[*faces.skipped, *lost])
 
 

@@ -174,7 +174,7 @@ def measure_points(
     ]
     if not batches:
         raise DataError(
-            f"{faces.name} has no face that can be used for calibration: "
+            f"{faces.name} has no face that can be used for calibration, take another split: "
             f"{'; '.join(skipped[:3]) or 'it is empty'}"
         )
     features, errors, distances, hidden = map(np.concatenate, zip(*batches, strict=True))
@@ -193,7 +193,9 @@ def _require_unit(face: AnnotatedFace, conversion: Conversion) -> None:
     left, right = conversion(face.points)[list(conversion.target.ocular_pair)]
     if not np.linalg.norm(left - right) > 0:
         where = f" ({face.source})" if face.source else ""
-        raise DataError(f"its outer eye corners are not annotated or coincide{where}")
+        raise DataError(
+            f"its outer eye corners are not annotated or coincide: annotate both{where}"
+        )
 
 
 def _hidden(face: AnnotatedFace, conversion: Conversion) -> FloatArray:

@@ -66,7 +66,10 @@ def store_calibration(
                 write_atomically(copy, path.read_bytes())
         write_atomically(target, card.to_json().encode())
     except OSError as error:
-        raise WeightsError(f"{target} could not be written, it is as it was: {error}") from error
+        raise WeightsError(
+            f"{target} could not be written, it is as it was: {error}; make room, or choose "
+            "another --out"
+        ) from error
     verify_weights(find_weights(target))
 
 

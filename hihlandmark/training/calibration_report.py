@@ -161,7 +161,9 @@ def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> 
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
-        raise ConfigurationError(f"the diagram {path} could not be written: {error}") from error
+        raise ConfigurationError(
+            f"the diagram {path} could not be written: {error}; choose another --diagram"
+        ) from error
 
 
 def _plot_bins(

@@ -54,7 +54,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or "step" not in content:
             raise ValueError("it holds something else")
     except FileNotFoundError:
-        raise TrainingError(f"there is no checkpoint {path}") from None
+        raise TrainingError(f"there is no checkpoint {path}: name the folder of a run") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
         spare = path.with_name(BEST)
         hint = f" or put {spare} in its place" if path.name == LAST and spare.exists() else ""

@@ -329,16 +329,18 @@ def _read_tables(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) ->
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path} cannot be read: {error}") from error
+            raise ConfigurationError(
+                f"{path} cannot be read: {error}; check the path, and save it as UTF-8"
+            ) from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{name_or_path} is not TOML: {error}") from error
+        raise ConfigurationError(f"{name_or_path} is not TOML: {error}; mend that line") from error
     extended = values.pop("extends", None)
     if extended is None:
         return values
     if str(name_or_path) in extended_by:
-        raise ConfigurationError(f"{name_or_path} extends itself")
+        raise ConfigurationError(f"{name_or_path} extends itself: name another one in extends")
     if str(extended).endswith(".toml"):
         extended = path.parent / str(extended)
     return _merged(_read_tables(extended, (*extended_by, str(name_or_path))), values)
@@ -367,7 +369,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
             table = table.setdefault(key, {}) if isinstance(table, dict) else table[key]
         table[last] = value
     except (IndexError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"there is no {keys!r} to set: {error}") from error
+        raise ConfigurationError(
+            f"there is no {keys!r} to set: {error}; check the keys and numbers in it"
+        ) from error
 
 
 def _explain(error: ValidationError) -> str:

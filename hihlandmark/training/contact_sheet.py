@@ -47,10 +47,10 @@ def contact_sheet(tiles: Iterable[Tile], columns: int, tile_size: int = 256) -> 
     `ConfigurationError` when there is no tile, or no room for one.
     """
     if columns < 1 or tile_size < 16:
-        raise ConfigurationError("a contact sheet needs 1 column or more and tiles of 16 pixels")
+        raise ConfigurationError("a contact sheet needs 1 column and tiles of 16 pixels or more")
     drawn = [_draw_tile(tile, tile_size) for tile in tiles]
     if not drawn:
-        raise ConfigurationError("there is no picture to put on the contact sheet")
+        raise ConfigurationError("there is no picture for the contact sheet: choose a face or more")
     columns = min(columns, len(drawn))
     rows = -(-len(drawn) // columns)
     height, width = drawn[0].shape[:2]

@@ -74,7 +74,8 @@ def read_teacher(
         raise WeightsError(f"{name}: {error}") from error
     if not isinstance(network, HIH):
         raise ConfigurationError(
-            f"{name}: the heatmaps of architecture {card.architecture!r} are not those of HIH"
+            f"{name}: the heatmaps of architecture {card.architecture!r} are not those of HIH, "
+            "take a teacher of architecture 'hih'"
         )
     problems = list(_problems(card, network.configuration, configuration, student))
     if problems:
@@ -95,7 +96,8 @@ def _layouts(
     if not chosen or set(chosen) - set(both):
         raise ConfigurationError(
             f"distillation.layouts: {', '.join(chosen) or 'none'} cannot be taught; the network "
-            f"predicts {', '.join(student.layouts)}, its teacher {', '.join(teacher.layouts)}"
+            f"predicts {', '.join(student.layouts)}, its teacher {', '.join(teacher.layouts)}: "
+            "choose among what both predict"
         )
     return tuple(dict.fromkeys(chosen))
 

@@ -105,5 +105,6 @@ def faces_and_mirror_images(faces: AnnotatedFaces) -> NDArray[np.float64]:
     if len(complete) < 2:
         raise DataError(
             f"{faces.name} has {len(complete)} completely annotated faces, too few for card.shapes"
+            ": name another set there"
         )
     return np.concatenate([complete, mirror_points(complete, faces.mirror, width=0)])

@@ -79,7 +79,9 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labelled:
         image = os.path.relpath(path, out)
         rows += [json.dumps(_row(image, face, detector)) for face in faces]
     if not rows:
-        raise DataError(f"no face was found in {count} images; {len(unreadable)} are unreadable")
+        raise DataError(
+            f"no face was found in {count} images, {len(unreadable)} are unreadable: take others"
+        )
     write_atomically(target, "".join(f"{row}\n" for row in rows).encode())
     return Labelled(count, len(rows), without_face, unreadable)
 

@@ -222,11 +222,14 @@ def _check_fit(configuration: TrainingConfiguration, network: LandmarkNetwork) -
     """Raises `ConfigurationError` for settings that this network cannot follow."""
     own = network.configuration
     if both := own.layouts.keys() & own.auxiliary_layouts.keys():
-        raise ConfigurationError(f"auxiliary_layouts: {', '.join(both)} is predicted already")
+        raise ConfigurationError(
+            f"auxiliary_layouts: {', '.join(both)} is predicted already, leave it out there"
+        )
     settings = configuration.self_training
     if settings and (unknown := set(settings.layouts) - own.layouts.keys()):
         raise ConfigurationError(
-            f"self_training.layouts: the network does not predict {', '.join(sorted(unknown))}"
+            f"self_training.layouts: the network does not predict {', '.join(sorted(unknown))}, "
+            "leave it out there"
         )
     multiple = 4 * 2**own.depth
     for number, stage in enumerate(configuration.stages):
@@ -435,7 +438,9 @@ def _accelerator(optimiser: Optimiser, device: str | torch.device, run: Path) ->
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
         )
     except ValueError as error:
-        raise ConfigurationError(f"optimiser.precision={optimiser.precision!r}: {error}") from error
+        raise ConfigurationError(
+            f"optimiser.precision={optimiser.precision!r}: {error}; take 'no'"
+        ) from error
     if accelerator.device.type != chosen.type:
         raise ConfigurationError(
             f"this program has trained on {accelerator.device.type} before; start another one to "

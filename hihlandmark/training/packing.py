@@ -172,7 +172,7 @@ def _split(faces: AnnotatedFaces) -> str:
 def _mirrors(sets: Sequence[AnnotatedFaces]) -> dict[str, list[int]]:
     """Layout -> its mirror table, which all sets of the layout must share."""
     if not sets:
-        raise ConfigurationError("there is no set to pack")
+        raise ConfigurationError("there is no set to pack: pass one or more")
     mirrors: dict[str, list[int]] = {}
     for faces in sets:
         _split(faces)
@@ -189,7 +189,8 @@ def _check_any(out: Path, results: Sequence[PackedSet], skipped: Sequence[str]) 
     if not any(result.packed for result in results):
         shown = "".join(f"\n  {message}" for message in skipped[:5])
         raise DataError(
-            f"nothing to write to {out}: all {len(skipped)} samples were skipped{shown}"
+            f"nothing to write to {out}, mend the samples: all {len(skipped)} samples were "
+            f"skipped{shown}"
         )
 
 
@@ -295,7 +296,9 @@ def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         _check_target(out, overwrite)  # again: packing takes a while
         _replace(out, new, temporary / "old")
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot write {out}: {error.strerror or error}; make room, or choose another folder"
+        ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

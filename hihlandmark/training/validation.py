@@ -53,7 +53,7 @@ class Validator:
             if faces.layout not in layouts:
                 raise ConfigurationError(
                     f"cannot validate on {name}: it is of layout {faces.layout}, the network "
-                    f"predicts {', '.join(layouts)}"
+                    f"predicts {', '.join(layouts)}; leave that set out"
                 )
         self.sets, self.box_maps, self.pictures = sets, box_maps, pictures
 
@@ -90,7 +90,10 @@ class Validator:
                 if len(pictures) < self.pictures:
                     pictures.append(Tile(crop, crop_points, f"{name} {100 * error:.1f} %"))
         if not errors or np.isnan(every := np.concatenate(errors)).all():
-            raise DataError(f"no face of {faces.name} can be validated on: no image can be read")
+            raise DataError(
+                f"no face of {faces.name} can be validated on: no image can be read, is the folder "
+                "complete?"
+            )
         return Measured(mean_error(every), pictures)
 
     def _crops(

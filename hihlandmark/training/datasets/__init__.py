@@ -127,7 +127,9 @@ def _check_any(folder: Path, split: str, faces: AnnotatedFaces) -> None:
         skipped = len(faces.skipped)
         more = f"\n  and {skipped - SHOWN} more" if skipped > SHOWN else ""
         why = f": all {skipped} samples were skipped{shown}{more}" if skipped else ""
-        raise DataError(f"{folder} has no usable face in split {split!r}{why}")
+        raise DataError(
+            f"{folder} has no usable face in split {split!r}, mend it or take another{why}"
+        )
     if faces.published is not None and len(faces) + len(faces.skipped) != faces.published:
         _log.warning(
             "%s has %d faces in split %r, published are %d: figures on it are not comparable",

@@ -102,7 +102,8 @@ def _annotations(path: Path, file: SplitFile) -> tuple[NDArray[np.float64], NDAr
     if shapes.shape != (count, columns) or boxes.shape != (count, 4):
         raise DataError(
             f"{path}: for {count} images, {file.shapes} has the shape {shapes.shape} instead of "
-            f"({count}, {columns}) and {file.boxes} {boxes.shape} instead of ({count}, 4)"
+            f"({count}, {columns}) and {file.boxes} {boxes.shape} instead of ({count}, 4); fetch "
+            "it again"
         )
     return shapes, boxes
 
@@ -165,5 +166,5 @@ class CellImage:
             pixels = np.asarray(contents[reference])
         except (DataError, OSError, KeyError, IndexError, TypeError, ValueError) as error:
             place = f"image {self.index + 1} of {self.array} in {self.path}"
-            raise ImageError(f"cannot read {place}: {error}") from error
+            raise ImageError(f"cannot read {place}: {error}; is the file complete?") from error
         return load_image(np.ascontiguousarray(pixels.T))

@@ -127,7 +127,9 @@ class PackedCrop:
         try:
             data = _images(self.path, self.stamp)[self.row]
         except (DataError, OSError, IndexError, ValueError) as error:
-            raise ImageError(f"cannot read {place}: {error}") from error
+            raise ImageError(
+                f"cannot read {place}: {error}; read the set again, or pack it again"
+            ) from error
         crop = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if crop is None:
             raise ImageError(f"the image in {place} does not decode: pack again")

@@ -135,12 +135,18 @@ def _mirror(folder: Path, layout: str, size: int) -> NDArray[np.intp]:
     try:
         mirror = np.array(json.loads(path.read_text(encoding="utf-8"))[str(size)]["flip"], np.intp)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} has no mirror table {size!r} -> 'flip': {error!r}") from error
+        raise DataError(
+            f"{path} has no mirror table {size!r} -> 'flip': {error!r}; write one into it"
+        ) from error
     every_place = np.arange(size)
     if mirror.shape != (size,) or not np.array_equal(np.sort(mirror), every_place):
-        raise DataError(f"{path}: 'flip' of {size} does not name each of 0..{size - 1} once")
+        raise DataError(
+            f"{path}: 'flip' of {size} does not name each of 0..{size - 1} once: mend it"
+        )
     if not np.array_equal(mirror[mirror], every_place):
-        raise DataError(f"{path}: 'flip' of {size} applied twice does not give every point back")
+        raise DataError(
+            f"{path}: 'flip' of {size} applied twice does not give every point back: mend it"
+        )
     return mirror
 
 

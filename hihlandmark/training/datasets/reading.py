@@ -52,7 +52,7 @@ class Samples:
         except BadSample as error:
             message = f"{where}: {error}"
             if self.on_bad_sample == "raise":
-                raise DataError(message) from error
+                raise DataError(f"{message}; mend it, or pass on_bad_sample='skip'") from error
             self.skipped.append(message)
 
     def result(self, name: str, layout: Layout, published: int | None = None) -> AnnotatedFaces:
@@ -90,7 +90,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read {path}: {reason}") from error
+        raise DataError(
+            f"cannot read {path}: {reason}; check the path, and save it as UTF-8"
+        ) from error
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, line
@@ -133,7 +135,9 @@ class StoredPhoto:
         try:
             picture = Pillow.open(self.path)
         except Exception as error:  # damaged headers make Pillow raise errors of many kinds
-            raise ImageError(f"cannot open image {str(self.path)!r}: {error}") from error
+            raise ImageError(
+                f"cannot open image {str(self.path)!r}: {error}; fetch or save it again"
+            ) from error
         with picture:
             try:
                 picture.getexif().pop(EXIF_ORIENTATION_TAG, None)

@@ -35,7 +35,9 @@ class ADNetObjective(Objective):
     def __init__(self, network: ADNet, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)
         if teacher is not None:
-            raise ConfigurationError("distillation is of HIH's heatmaps: adnet has no decimal ones")
+            raise ConfigurationError(
+                "distillation is of HIH's heatmaps, adnet has no decimal ones: leave the table out"
+            )
         point_loss = point_loss_of(loss)
         if point_loss is None:
             raise ConfigurationError(

@@ -34,7 +34,9 @@ class AWingObjective(Objective):
     def __init__(self, network: AWing, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)
         if teacher is not None:
-            raise ConfigurationError("distillation is of HIH's heatmaps: awing has no decimal ones")
+            raise ConfigurationError(
+                "distillation is of HIH's heatmaps, awing has no decimal ones: leave the table out"
+            )
         layouts = {name: get_layout(name) for name in network.configuration.layouts}
         self.lines = nn.ModuleDict(
             {name: LineMaps(layout.contours, layout.size) for name, layout in layouts.items()}
