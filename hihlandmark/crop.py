@@ -7,7 +7,6 @@ image pixels, angle in radians by which the crop's x axis is turned clockwise on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,7 +145,7 @@ def crop_angles(points: FloatArray, upright: FloatArray) -> FloatArray:
 CANONICAL_SCALE = 1.4
 """Side of the canonical crop, in longer sides of the tight box of a face's 98 or 68 points."""
 
-CANONICAL_CROP: Mapping[str, BoxMap] = {
+CANONICAL_CROP: dict[str, BoxMap] = {
     "landmarks:WFLW98": BoxMap((0.0, 0.0), CANONICAL_SCALE),
     "landmarks:W300_68": BoxMap((0.0, 0.0), CANONICAL_SCALE),
     "landmarks:COFW29": BoxMap((0.0, 0.0), 1.4707),

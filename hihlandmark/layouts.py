@@ -329,7 +329,8 @@ FIVE = Layout(
     mean_shape=_MEAN_SHAPES["FIVE5"],
 )
 
-LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (WFLW98, W300_68, COFW29, FIVE)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (WFLW98, W300_68, COFW29, FIVE)}
+"""By name. A program may add layouts of its own: docs/extending/layout.md."""
 
 
 def _key(name: object) -> str:
@@ -337,23 +338,18 @@ def _key(name: object) -> str:
     return re.sub(r"[\s_-]", "", str(name)).lower()
 
 
-_BY_KEY: Mapping[str, Layout] = {
-    _key(name): layout
-    for layout in LAYOUTS.values()
-    for name in (layout.name, layout.size, *layout.aliases)
-}
-
-
 def get_layout(layout: int | str | Layout) -> Layout:
     """The layout of a number of points (98, "98"), a name ("WFLW98") or an alias ("300w").
 
-    Case, spaces, hyphens and underscores in names do not matter. Raises `ConfigurationError` for
-    anything else.
+    Case, spaces, hyphens and underscores in names do not matter; of layouts with the same number of
+    points the number means the first. Raises `ConfigurationError` for anything else.
     """
     if isinstance(layout, Layout):
         return layout
-    if (found := _BY_KEY.get(_key(layout))) is not None:
-        return found
+    key = _key(layout)
+    for known in LAYOUTS.values():
+        if key in map(_key, (known.name, known.size, *known.aliases)):
+            return known
     choices = "; ".join(
         f"{known.size} or {', '.join(map(repr, (known.name, *known.aliases)))}"
         for known in LAYOUTS.values()
@@ -529,10 +525,11 @@ _29_TO_5 = _conversion(
     COFW29, FIVE, exact=_same((0, 1, 2, 3, 4), (16, 17, 20, 22, 23)), interpolated={}
 )
 
-CONVERSIONS: Mapping[tuple[Layout, Layout], Conversion] = {
+CONVERSIONS: dict[tuple[Layout, Layout], Conversion] = {
     (conversion.source, conversion.target): conversion
     for conversion in (_98_TO_68, _98_TO_29, _68_TO_5, _98_TO_5, _29_TO_5)
 }
+"""By source and target."""
 
 
 def get_conversion(source: int | str | Layout, target: int | str | Layout) -> Conversion:

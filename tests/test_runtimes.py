@@ -138,10 +138,13 @@ def test_converted_networks_are_kept_for_the_next_time(
     pytest.importorskip("openvino")
     monkeypatch.setattr(converted, "_cache_folder", lambda package: tmp_path)
     written: list[Path] = []
-    write = converted.write_openvino
-    monkeypatch.setattr(
-        converted, "write_openvino", lambda graph, path: (written.append(path), write(graph, path))
-    )
+    openvino = converted.CONVERTERS["openvino"]
+
+    def write(graph: PixelGraph, path: Path) -> None:
+        written.append(path)
+        openvino.write(graph, path)
+
+    monkeypatch.setitem(converted.CONVERTERS, "openvino", openvino._replace(write=write))
     model = tiny_model("hih")
     other = replace(model.card, files={"hih-tiny.safetensors": "1" * 64})
     for card in (model.card, model.card, other):

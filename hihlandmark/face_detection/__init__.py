@@ -24,12 +24,13 @@ __all__ = [
     "make_face_detector",
 ]
 
-# Name -> factory, called with device and runtime, and with those of detection_size, min_face and
-# min_score that the user has set.
 FACE_DETECTORS: dict[str, Callable[..., FaceDetector]] = {
     MTCNNFaceDetector.name: MTCNNFaceDetector,
     CenterFaceDetector.name: CenterFaceDetector,
 }
+"""Name -> factory, called with ``device`` and ``runtime``, and with those of ``detection_size``,
+``min_face`` and ``min_score`` that the user has set. A program may add rows of its own:
+docs/extending/face-detector.md."""
 
 
 def make_face_detector(

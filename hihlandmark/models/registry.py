@@ -1,4 +1,7 @@
-"""The table of models: name -> architecture and configuration. Adding a model is adding a row."""
+"""The table of models: name -> architecture and configuration. Adding a model is adding a row.
+
+A program that uses this package may add rows of its own, too: docs/extending/model.md.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from hihlandmark.models.network import LandmarkNetwork
 
 Row = TypeVar("Row")
 
-LAYOUT_POINTS: Mapping[str, int] = MappingProxyType({"WFLW98": 98, "W300_68": 68, "COFW29": 29})
+LAYOUT_POINTS: dict[str, int] = {"WFLW98": 98, "W300_68": 68, "COFW29": 29}
 """The layouts that a model can be built for, and their numbers of points."""
 
 
@@ -36,13 +39,12 @@ class ModelEntry:
     configuration: Mapping[str, Any]
 
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {
-        "hih": Architecture(HIHConfiguration, HIH),
-        "adnet": Architecture(ADNetConfiguration, ADNet),
-        "awing": Architecture(AWingConfiguration, AWing),
-    }
-)
+ARCHITECTURES: dict[str, Architecture] = {
+    "hih": Architecture(HIHConfiguration, HIH),
+    "adnet": Architecture(ADNetConfiguration, ADNet),
+    "awing": Architecture(AWingConfiguration, AWing),
+}
+"""By the name that a model card gives."""
 
 # The four stacks of all three papers.
 _PAPER: Mapping[str, Any] = MappingProxyType(
@@ -60,24 +62,23 @@ _SMALL: Mapping[str, Any] = MappingProxyType(
     {**_PAPER, "stacks": 1, "features": 128, "layouts": dict(LAYOUT_POINTS)}
 )
 
-MODELS: Mapping[str, ModelEntry] = MappingProxyType(
-    {
-        # The network of the paper (Lan et al., arXiv 2104.03100, section 4.2), as released.
-        "hih": ModelEntry(
-            "hih", {**_PAPER, "decimal_features": 384, "decimal_bins": 8, "idle_skips": True}
-        ),
-        "hih-small": ModelEntry(
-            "hih", {**_SMALL, "decimal_features": 128, "decimal_bins": 8, "idle_skips": False}
-        ),
-        # ADNet (Huang et al., arXiv 2109.05721), as released.
-        "adnet": ModelEntry("adnet", {**_PAPER, "idle_skips": True}),
-        "adnet-small": ModelEntry("adnet", {**_SMALL, "idle_skips": False}),
-        # Adaptive Wing (Wang et al., arXiv 1904.07399), as released.
-        "awing": ModelEntry("awing", _PAPER),
-        # Two stacks, because it is the second one that sees a boundary.
-        "awing-small": ModelEntry("awing", {**_SMALL, "stacks": 2, "features": 80}),
-    }
-)
+MODELS: dict[str, ModelEntry] = {
+    # The network of the paper (Lan et al., arXiv 2104.03100, section 4.2), as released.
+    "hih": ModelEntry(
+        "hih", {**_PAPER, "decimal_features": 384, "decimal_bins": 8, "idle_skips": True}
+    ),
+    "hih-small": ModelEntry(
+        "hih", {**_SMALL, "decimal_features": 128, "decimal_bins": 8, "idle_skips": False}
+    ),
+    # ADNet (Huang et al., arXiv 2109.05721), as released.
+    "adnet": ModelEntry("adnet", {**_PAPER, "idle_skips": True}),
+    "adnet-small": ModelEntry("adnet", {**_SMALL, "idle_skips": False}),
+    # Adaptive Wing (Wang et al., arXiv 1904.07399), as released.
+    "awing": ModelEntry("awing", _PAPER),
+    # Two stacks, because it is the second one that sees a boundary.
+    "awing-small": ModelEntry("awing", {**_SMALL, "stacks": 2, "features": 80}),
+}
+"""By the name that `Detector` and training configurations ask for."""
 
 
 def architecture_of(model: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUNTIMES: Mapping[str, str | None] = {
+RUNTIMES: dict[str, str | None] = {
     "torch": None,
     "openvino": "openvino",
     "onnxruntime": "onnx",
 }
-"""Names, each with the extra that installs it."""
+"""Names, each with the extra that installs it; `converted.CONVERTERS` has all but PyTorch."""
 RUNTIME_VARIABLE = "HIHLANDMARK_RUNTIME"
 """Environment variable that says what "auto" stands for."""
 

@@ -1,4 +1,8 @@
-"""OpenVINO and ONNX Runtime: networks converted at first use, and kept for the next time."""
+"""OpenVINO and ONNX Runtime: networks converted at first use, and kept for the next time.
+
+Another runtime of that kind is a row in `CONVERTERS` and one in `runtimes.RUNTIMES`, also of a
+program of your own: docs/extending/runtime.md.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,25 +47,62 @@ class ConvertedRuntime:
         return Heatmaps(integer, decimal[0] if decimal else None)
 
 
+class Converter(NamedTuple):
+    """How a runtime gets a network and runs it."""
+
+    title: str
+    """The runtime's name as its makers write it."""
+    package: str
+    """Distribution whose releases may convert differently."""
+    suffix: str
+    """Of the file that is run."""
+    write: Callable[[PixelGraph, Path], None]
+    run: Callable[[Path, torch.device, Precision], Run]
+    precisions: tuple[Precision, ...] = ("fp32",)
+
+
+CONVERTERS: dict[str, Converter] = {
+    "openvino": Converter(
+        "OpenVINO",
+        "openvino",
+        ".xml",
+        write_openvino,
+        lambda path, device, precision: run_openvino(path, precision=precision),
+        ("fp32", "bf16"),
+    ),
+    "onnxruntime": Converter(
+        "ONNX Runtime",
+        "onnxruntime",
+        ".onnx",
+        write_onnx,
+        lambda path, device, precision: run_onnx(path, device=device.type),
+    ),
+}
+"""By names of `runtimes.RUNTIMES`."""
+
+
 def converted_run(
-    package: str,
+    name: str,
     make_graph: Callable[[], PixelGraph],
     key: str,
     device: torch.device,
     precision: Precision,
 ) -> Run:
-    """A graph run by OpenVINO on the CPU, or by ONNX Runtime on the CPU or a CUDA device.
+    """A graph run by a runtime of `CONVERTERS` on a device that it knows.
 
-    ``package``: "openvino" or "onnxruntime"; ``key``: what tells this graph from others, which is
-    made only where no earlier conversion is kept.
+    ``key``: what tells this graph from others, which is made only where no earlier conversion is
+    kept. Raises `ConfigurationError` for a precision that the runtime does not have.
     """
-    if package == "openvino":
-        path = _converted(package, key, ".xml", lambda path: write_openvino(make_graph(), path))
-        return run_openvino(path, precision=precision)
-    if precision != "fp32":
-        raise ConfigurationError("ONNX Runtime computes in fp32: take runtime='openvino' for bf16")
-    path = _converted(package, key, ".onnx", lambda path: write_onnx(make_graph(), path))
-    return run_onnx(path, device=device.type)
+    converter = CONVERTERS[name]
+    if precision not in converter.precisions:
+        raise ConfigurationError(
+            f"{converter.title} computes in {', '.join(converter.precisions)}: take "
+            f"runtime='openvino' for {precision}"
+        )
+    path = _converted(
+        converter.package, key, converter.suffix, lambda path: converter.write(make_graph(), path)
+    )
+    return converter.run(path, device, precision)
 
 
 def exported_runtime(
@@ -87,7 +129,7 @@ def exported_runtime(
         ) from error
     problem = None
     if of_layout != layout:
-        problem = f"it finds the points of {of_layout}, not of {layout}"
+        problem = f"it finds the points of {of_layout}, not of {layout}: give that layout"
     elif weights != card.files:
         problem = f"it holds other weights than {card.name}: export it anew, or give its weights"
     elif decoded:

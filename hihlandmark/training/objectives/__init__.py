@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hihlandmark.models.network import LandmarkNetwork
@@ -17,7 +16,7 @@ from hihlandmark.weights import Decoding
 if TYPE_CHECKING:
     from hihlandmark.training.distillation import Teacher
 
-OBJECTIVES: Mapping[str, type[Objective]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "hih": HIHObjective,
     "adnet": ADNetObjective,
     "awing": AWingObjective,
