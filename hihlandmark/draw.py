@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 
+from hihlandmark.crop import tight_boxes, transform_points
 from hihlandmark.face import Face
 
 Image = NDArray[np.uint8]
@@ -52,6 +56,23 @@ def draw_faces(
         if numbers:
             _draw_numbers(canvas, face.points, size)
     return canvas
+
+
+def moved(face: Face, matrix: NDArray[np.floating]) -> Face:
+    """The face where a transform (2, 3) takes it, to be drawn onto an image transformed likewise.
+
+    Its upright box holds the corners of the one before; the covariances stay as they are.
+    """
+    corners = transform_points(matrix, face.box[[[0, 1], [2, 1], [0, 3], [2, 3]]])
+    points = transform_points(matrix, face.points)
+    return replace(face, points=points, box=tight_boxes(corners))
+
+
+def encode_png(picture: Image) -> bytes:
+    """An RGB picture (H, W, 3) uint8 as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    PillowImage.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def draw_points(

@@ -1,4 +1,4 @@
-"""`hihlandmark predict` and `demo`: landmarks of images, written or printed."""
+"""`hihlandmark predict`: landmarks of images, written or printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +26,6 @@ from hihlandmark.cli.options import (
     RuntimeOption,
     ShapePriorOption,
     WeightsOption,
-    astronaut,
     make_detector,
 )
 from hihlandmark.errors import ImageError
@@ -34,7 +33,6 @@ from hihlandmark.errors import ImageError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from hihlandmark.face import Face
     from hihlandmark.folder import Result, ResultFolder, Source
 
     PredictAll = Callable[[Iterable[Source | ImageError]], Iterator[Result | ImageError]]
@@ -167,7 +165,8 @@ def predict(
         shape_prior=shape_prior,
         any_rotation=any_rotation,
     )
-    detector = make()
+    # Ray's detectors are on other machines: the one here only says which settings come out.
+    detector = make(device="cpu", runtime="torch") if engine is Engine.RAY else make()
     predict_all: PredictAll = partial(predict_sources, detector, workers=workers)
     if engine is Engine.RAY:
         from hihlandmark.ray import predict_on_ray
@@ -231,6 +230,7 @@ def _write_all(
     fail_fast: bool,
 ) -> int:
     """Results in a folder; how many failed, in this run."""
+    from hihlandmark.draw import draw_faces, encode_png
     from hihlandmark.folder import Result, find_images
     from hihlandmark.writing import write_atomically
 
@@ -248,7 +248,8 @@ def _write_all(
                 images, faces = images + 1, faces + len(result.faces)
                 if draw:
                     target = folder.folder / f"{result.source.name}.landmarks.png"
-                    write_atomically(target, _png(result.source.load(), list(result.faces)))
+                    picture = draw_faces(result.source.load(), result.faces)
+                    write_atomically(target, encode_png(picture))
             else:
                 failed += 1
                 _report_failure(result, fail_fast)
@@ -307,43 +308,3 @@ def _progress() -> Progress:
         disable=not sys.stderr.isatty(),
         transient=True,
     )
-
-
-def _png(path: Any, faces: list[Face]) -> bytes:
-    import io
-
-    from PIL import Image
-
-    from hihlandmark.draw import draw_faces
-    from hihlandmark.image import load_image
-
-    buffer = io.BytesIO()
-    Image.fromarray(draw_faces(load_image(path), faces)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def demo(
-    image: Annotated[
-        str | None,
-        typer.Argument(help="A photo of your own; default: the astronaut of scikit-image."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the picture and the JSON.")] = Path(
-        "demo"
-    ),
-    layout: LayoutOption = LayoutName.WFLW98,
-    device: DeviceOption = "auto",
-) -> None:
-    """Run on a real photo; write the picture with landmarks and the JSON, and say where."""
-    from hihlandmark.folder import Result, Source, to_record
-    from hihlandmark.writing import write_atomically
-
-    photo, name = (image, Path(image).stem) if image else (astronaut(), "astronaut")
-    faces = make_detector(layout, "hih-small", device=device).predict(photo)
-    picture, record = out / f"{name}.landmarks.png", out / f"{name}.json"
-    write_atomically(picture, _png(photo, faces))
-    result = Result(Source(image or "skimage.data.astronaut()", name), faces)
-    write_atomically(record, (json.dumps(to_record(result), ensure_ascii=False) + "\n").encode())
-    print(f"{len(faces)} face{'s' * (len(faces) != 1)} found")
-    for face in faces:
-        print(f"  {face!r}")
-    print(f"picture: {picture}\nlandmarks: {record}")

@@ -1,0 +1,96 @@
+"""`hihlandmark demo`: landmarks of one photo, to look at; with --web, of a browser's photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hihlandmark.cli.options import (
+    DeviceOption,
+    LayoutName,
+    LayoutOption,
+    ModelOption,
+    astronaut,
+    make_detector,
+)
+
+if TYPE_CHECKING:
+    from hihlandmark.detector import Detector
+
+_OUT = Path("demo")
+
+
+def demo(
+    image: Annotated[
+        str | None,
+        typer.Argument(help="A photo of your own; default: the astronaut of scikit-image."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the picture and the JSON.")] = _OUT,
+    layout: LayoutOption = LayoutName.WFLW98,
+    model: ModelOption = "hih-small",
+    device: DeviceOption = "auto",
+    web: Annotated[
+        bool, typer.Option("--web", help="A page for the browser, to try photos of your own.")
+    ] = False,
+    host: Annotated[
+        str,
+        typer.Option("--host", help="With --web: the address to listen on; 0.0.0.0: on all."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="With --web; 0: any that is free.")
+    ] = 7860,
+    max_megabytes: Annotated[
+        int, typer.Option("--max-megabytes", min=1, help="With --web: the largest file taken.")
+    ] = 20,
+    max_megapixels: Annotated[
+        int, typer.Option("--max-megapixels", min=1, help="With --web: the largest photo taken.")
+    ] = 50,
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, help="With --web: how many photos may wait.")
+    ] = 8,
+) -> None:
+    """Run on a real photo; write the picture with landmarks and the JSON, and say where.
+
+    With --web, listen for a browser instead, and do this with the photos that it is given.
+    """
+    if not web:
+        _write(image, out, layout, model, device)
+        return
+    if image is not None or out != _OUT:
+        raise typer.BadParameter("--web takes its photos from the page and writes no files")
+    from hihlandmark.web import Limits, serve
+
+    def make(layout: int, model: str) -> Detector:
+        return make_detector(layout, model, device=device)
+
+    serve(
+        make,
+        layout=int(layout.value),
+        model=model,
+        host=host,
+        port=port,
+        limits=Limits(max_megabytes * 2**20, max_megapixels * 1_000_000, queue),
+        announce=print,
+    )
+
+
+def _write(image: str | None, out: Path, layout: LayoutName, model: str, device: str) -> None:
+    from hihlandmark.draw import draw_faces, encode_png
+    from hihlandmark.folder import Result, Source, to_record
+    from hihlandmark.image import load_image
+    from hihlandmark.writing import write_atomically
+
+    name = Path(image).stem if image else "astronaut"
+    photo = load_image(image or astronaut())
+    faces = make_detector(layout, model, device=device).predict(photo)
+    picture, record = out / f"{name}.landmarks.png", out / f"{name}.json"
+    write_atomically(picture, encode_png(draw_faces(photo, faces)))
+    result = Result(Source(image or "skimage.data.astronaut()", name), faces)
+    write_atomically(record, (json.dumps(to_record(result), ensure_ascii=False) + "\n").encode())
+    print(f"{len(faces)} face{'s' * (len(faces) != 1)} found")
+    for face in faces:
+        print(f"  {face!r}")
+    print(f"picture: {picture}\nlandmarks: {record}")
