@@ -1,0 +1,346 @@
+"""Every error message: raised for real, and explained in the troubleshooting page.
+
+Most are raised by the tests of what raises them. Here are the others, in one table, and the tests
+that no message is missing: neither in the page nor, at the end of a whole session, among those
+that were raised.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+from error_places import GAP, OURS, in_one_line, pattern, places
+from hub_server import local_hub
+from miniature import tiny, write_set
+
+import hihlandmark
+from hihlandmark import Face
+from hihlandmark.calibration import Calibration
+from hihlandmark.errors import HihlandmarkError
+from hihlandmark.evaluation.metrics import areas
+from hihlandmark.layouts import COFW29, W300_68
+from hihlandmark.training.configuration import read_configuration
+from hihlandmark.training.contact_sheet import contact_sheet
+from hihlandmark.training.datasets import cofw, packed, read_faces, w300, wflw
+from hihlandmark.training.datasets.reading import BadSample
+from hihlandmark.training.packing import pack
+from hihlandmark.training.plan import Plan
+from hihlandmark.weights import ModelCard, find_weights, pull_weights, read_weights, save_weights
+
+PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
+
+FOR_PROGRAMMERS = {
+    "Simpson's rule needs a threshold of an even number of …",
+    "step beyond the … of this run",
+}
+"""Errors of Python's that no use of the package gives: not in the page."""
+
+NOT_RAISED: dict[str, str] = {}
+"""Messages that no machine without special hardware or packages gives, and why."""
+
+# ------------------------------------------------------------------------------------ the source
+
+
+def wordings(file: str, words: str) -> tuple[str, ...]:
+    """What the message in a file of the package that has these words can say."""
+    (found,) = (each for each in places() if each.file == file and words in " ".join(each.messages))
+    return found.messages
+
+
+def test_the_source_tells_the_wordings_of_messages() -> None:
+    assert len(places()) > 300
+    boxes = wordings("face_detection/given.py", "wholly outside")
+    assert len(boxes) == 5
+    assert "box … of …, (…), has a number that is not finite: leave such boxes out" in boxes
+    assert len(wordings("weights.py", "HF_HUB_OFFLINE is set")) == 6
+    assert wordings("cli/evaluation.py", "--jitter goes") == (
+        "--jitter goes with --boxes labels or official",
+    )
+    assert wordings("models/network.py", "layouts is empty") == ("layouts is empty",)
+    fields = wordings("weights.py", "must be three numbers above 0")
+    assert "The model card's field … must be a text, not …." in fields
+
+
+# ------------------------------------------------------------------------------------ the page
+
+
+def code_spans(markdown: str) -> list[str]:
+    """The texts between backticks, each in one line; blocks of code are left out."""
+    without_blocks = re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"(`+)(.+?)\1", without_blocks, re.DOTALL)
+    return [in_one_line(text) for _, text in found]
+
+
+def entries(markdown: str) -> list[str]:
+    """The paragraphs of the page that are an error message and nothing else."""
+    paragraphs = re.split(r"\n\s*\n", markdown)
+    matches = (re.fullmatch(r"\*\*(`+)(.+)\1\*\*", each.strip(), re.DOTALL) for each in paragraphs)
+    return [in_one_line(match[2]) for match in matches if match]
+
+
+def test_the_page_has_every_message() -> None:
+    listed = set(code_spans(PAGE.read_text(encoding="utf-8")))
+    missing = [
+        str(place)
+        for place in places()
+        if place.has_words
+        and place.general not in FOR_PROGRAMMERS
+        and place.general not in listed
+        and not listed.issuperset(place.messages)
+    ]
+    assert not missing, "not in docs/troubleshooting.md:\n" + "\n".join(missing)
+
+
+def test_the_page_has_no_message_that_is_gone() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    known = {message for place in places() for message in (place.general, *place.messages)}
+    listed = [*entries(text), *(span for span in code_spans(text) if GAP in span)]
+    assert [message for message in listed if message not in known] == []
+
+
+def test_every_message_of_the_page_is_explained_once() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    listed = entries(text)
+    assert len(listed) > 250
+    assert sorted(set(listed)) == sorted(listed)
+    paragraphs = [each.strip() for each in re.split(r"\n\s*\n", text)]
+    followed_by = dict(itertools.pairwise(paragraphs))
+    assert not [p for p in paragraphs if p.startswith("**`") and followed_by[p].startswith("#")]
+
+
+# ------------------------------------------------------------------------------ raised for real
+
+
+Attempt = Callable[[Path], object]
+"""What a user does that cannot work; gets an empty folder."""
+
+
+def card(**changes: Any) -> ModelCard:
+    """The packaged card with other fields, which are checked."""
+    return replace(find_weights().card, **changes)
+
+
+def project(folder: Path, *rows: object) -> Any:
+    """Reads a data set of the project's own format with these lines."""
+    cv2.imwrite(str(folder / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    (folder / "annotations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_faces(folder, "train", on_bad_sample="raise")
+
+
+def row(**changes: object) -> dict[str, object]:
+    """A good line of a data set of 29 points, with changes."""
+    points = (COFW29.mean_shape * 30 + 20).tolist()
+    return {"image": "a.png", "split": "train", "points": points, **changes}
+
+
+def seven_points(folder: Path, table: object) -> Any:
+    """Reads a data set of seven points with this points.json."""
+    (folder / "points.json").write_text(json.dumps(table))
+    return project(folder, row(points=[[n, n] for n in range(7)]))
+
+
+def wflw_list(folder: Path, text: bytes) -> Any:
+    """Reads WFLW with this list of its training faces."""
+    (folder / wflw.IMAGES).mkdir()
+    path = folder / wflw.ANNOTATIONS / wflw.LISTS["train"][0]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    return read_faces(folder, "train")
+
+
+def cofw_of_texts(folder: Path) -> Any:
+    """Reads a COFW file whose numbers are texts."""
+    file = cofw.SPLITS["train"]
+    with h5py.File(folder / file.name, "w") as contents:
+        for name in (file.images, file.shapes, file.boxes):
+            contents[name] = ["no number"]
+    return read_faces(folder, "train")
+
+
+def empty_cofw(folder: Path) -> Any:
+    """Reads a COFW file of no bytes."""
+    (folder / cofw.SPLITS["train"].name).touch()
+    return read_faces(folder, "train")
+
+
+def cofw_without_images(folder: Path) -> Any:
+    """Reads an image of a COFW file that has none."""
+    h5py.File(folder / "cofw.mat", "w").close()
+    return cofw.CellImage(folder / "cofw.mat", "IsTr", 0)()
+
+
+def pack_with_spoilt_images(folder: Path) -> Any:
+    """Reads an image of a packed set whose JPEGs were overwritten."""
+    write_set(folder / "set", W300_68.mean_shape * 70 + 60, faces=1)
+    pack([read_faces(folder / "set", "train")], folder / "packed")
+    table = folder / "packed" / packed.TABLE
+    content = table.read_bytes()
+    start = content.index(b"JFIF") - 6
+    table.write_bytes(content[:start] + bytes(200) + content[start + 200 :])
+    return read_faces(folder / "packed", "train")[0].load_image()
+
+
+def lost_file_of_the_hub(folder: Path) -> Any:
+    """Pulls a repository whose card names a file that is not there."""
+    path = save_weights(folder, card(name="tiny", files={}), {"w": torch.zeros(1)})
+    values = json.loads(path.read_text())
+    values["files"]["gone.safetensors"] = "0" * 64
+    content = (folder / "tiny.safetensors").read_bytes()
+    with pytest.MonkeyPatch.context() as patch, local_hub(patch, folder / "cache") as hub:
+        described = {"tiny.json": json.dumps(values).encode()}
+        hub.commit("me/faces", {**described, "tiny.safetensors": content})
+        return pull_weights("me/faces")
+
+
+def saved(folder: Path) -> Path:
+    """The card of a network of one number."""
+    return save_weights(folder, card(name="tiny", files={}), {"w": torch.zeros(1)})
+
+
+def card_in_latin_1(folder: Path) -> Any:
+    saved(folder).write_bytes("{é}".encode("latin-1"))
+    return find_weights(folder)
+
+
+def weights_removed_in_between(folder: Path) -> Any:
+    files = find_weights(saved(folder))
+    files.paths[0].unlink()
+    return read_weights(files)
+
+
+WRONG_CARDS: dict[str, Attempt] = {
+    "must be three numbers, not …": lambda _: card(
+        normalisation={"mean": [0.5], "std": [1.0, 1.0, 1.0]}
+    ),
+    "must be a list, not …": lambda _: card(training_data={}),
+    "must be a number above 0, not …": lambda _: card(
+        crop={"pixel_origin": 0.5, "boxes": {"mtcnn": {"shift": [0, 0], "scale": 0}}}
+    ),
+    "must be name and licence as texts, not …": lambda _: card(
+        training_data=[{"name": "", "licence": "CC0", "images": 1}]
+    ),
+    "must be a whole number, not …": lambda _: card(
+        training_data=[{"name": "a", "licence": "CC0", "images": 0.5}]
+    ),
+    "must be …, not …....": lambda _: card(training_data="x" * 200),
+}
+
+RAISED: dict[str, Attempt] = {
+    # Results
+    "… is neither a part nor a point of …; parts: …": lambda _: blank_face()["third_eye"],
+    "module 'hihlandmark' has no attribute …": lambda _: hihlandmark.nothing,
+    # Weights
+    "A file of … is missing on the Hub: …. Choose another revision.": lost_file_of_the_hub,
+    "The model card … cannot be read: …. Allow it, or fetch it again.": card_in_latin_1,
+    "… cannot be read: …. Allow it, or fetch it again.": weights_removed_in_between,
+    **{f"The model card's field … {words}": attempt for words, attempt in WRONG_CARDS.items()},
+    "A calibration of the model card has knots that are not up to … rising pairs of numbers in "
+    "0..1. Fit it anew with `hihlandmark calibrate`.": lambda _: Calibration.from_dict(
+        {**Calibration().to_dict(), "knots": [[1, 0], [0, 1]]}
+    ),
+    # Data sets
+    "… has no usable face in split …, mend it or take another": lambda folder: wflw_list(
+        folder, b""
+    ),
+    "cannot read …: …; check the path, and save it as UTF-8": lambda folder: wflw_list(
+        folder, "é".encode("utf-16")
+    ),
+    "… is damaged: …; fetch it again": cofw_of_texts,
+    "cannot read image … of … in …: …; is the file complete?": cofw_without_images,
+    "the image in row … of … does not decode: pack again": pack_with_spoilt_images,
+    "is no JSON object": lambda folder: project(folder, row(), []),
+    "none of its points is known": lambda folder: project(folder, row(points=[None] * 29)),
+    "its 'attributes' is no object": lambda folder: project(folder, row(attributes=[])),
+    "… has no mirror table … -> 'flip': …; write one into it": lambda folder: seven_points(
+        folder, {}
+    ),
+    "cannot be read: …": lambda folder: w300.read_pts(folder),
+    # Training
+    "first_stage: there are stages 1 to …": lambda _: read_configuration(
+        "hih-small", ["first_stage=99"]
+    ),
+    "there is no picture for the contact sheet: choose a face or more": lambda _: contact_sheet(
+        [], 1
+    ),
+    # For programmers
+    "Simpson's rule needs a threshold of an even number of …": lambda _: areas(np.zeros(1), 0.0001),
+    "step beyond the … of this run": lambda _: Plan(tiny(), 9).at(10**6),
+}
+"""Message, or a part that no other has -> what raises it."""
+
+MISSING: dict[str, tuple[str, Attempt]] = {
+    "COFW's files are read with h5py: pip install 'hihlandmark[train]'": ("h5py", empty_cofw),
+    "the packed form needs Hugging Face datasets: pip install 'hihlandmark[train]'": (
+        "datasets",
+        pack_with_spoilt_images,
+    ),
+}
+"""Message -> the package that it misses, and what needs it."""
+
+
+def blank_face() -> Face:
+    size = W300_68.size
+    return Face(
+        points=np.zeros((size, 2)),
+        scores=np.zeros(size),
+        covariance=np.zeros((size, 2, 2)),
+        box=np.zeros(4),
+        box_score=1.0,
+        layout=W300_68,
+    )
+
+
+@pytest.mark.parametrize("message", RAISED)
+def test_error_says_what_is_wrong(message: str, tmp_path: Path) -> None:
+    kinds = (HihlandmarkError, BadSample, KeyError, AttributeError, ValueError, IndexError)
+    with pytest.raises(kinds) as caught:
+        RAISED[message](tmp_path)
+    assert pattern(message).search(in_one_line(str(caught.value.args[0])))
+
+
+@pytest.mark.parametrize("message", MISSING)
+def test_a_missing_package_is_named(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, attempt = MISSING[message]
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(HihlandmarkError) as caught:
+        attempt(tmp_path)
+    assert pattern(message).fullmatch(in_one_line(str(caught.value)))
+
+
+def test_what_is_not_raised_is_a_message_of_the_package() -> None:
+    known = {message for place in places() for message in place.messages}
+    assert [message for message in NOT_RAISED if message not in known] == []
+
+
+def test_every_error_was_raised(errors_made: dict[tuple[str, int], set[str]]) -> None:
+    everywhere = {in_one_line(text) for texts in errors_made.values() for text in texts}
+    everywhere.update(RAISED)
+    missing = []
+    for place in places():
+        said, fits = everywhere, "search"
+        if place.error in OURS:
+            said, fits = set(), "fullmatch"
+            for (file, line), texts in errors_made.items():
+                if file == place.file and place.first <= line <= place.last:
+                    said |= {in_one_line(text) for text in texts}
+        missing += [
+            f"hihlandmark/{place.file}:{place.first}: {message}"
+            for message in place.messages
+            if message not in NOT_RAISED
+            and not any(getattr(pattern(message), fits)(text) for text in said)
+        ]
+    assert not missing, "raised by no test:\n" + "\n".join(missing)
