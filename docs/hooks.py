@@ -51,6 +51,7 @@ def _row(cells: Sequence[object]) -> str:
 
 # Model cards
 
+_FIGURE_KEYS = ("split", "boxes", "points", "faces", "missed")
 _FIGURES = {
     "NME, %": "value",
     "FR10, %": "fr10",
@@ -84,16 +85,13 @@ def _card(card: dict[str, Any]) -> Iterator[str]:
     )
     yield from ("### Measured", "")
     yield from table(
-        ("command", "points", "faces", "missed", *_FIGURES),
+        ("data", "boxes", "points", "faces", "missed", *_FIGURES),
         [
-            (
-                f"`{figure['command']}`",
-                figure["points"],
-                *(figure.get(key, "") for key in ("faces", "missed", *_FIGURES.values())),
-            )
+            tuple(figure.get(key, "") for key in _FIGURE_KEYS + tuple(_FIGURES.values()))
             for figure in card["figures"]
         ],
     )
+    yield from ("```sh", *dict.fromkeys(figure["command"] for figure in card["figures"]), "```", "")
     yield from ("### Trained on", "")
     yield from table(
         ("data", "images", "licence"),

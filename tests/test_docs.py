@@ -21,6 +21,7 @@ from hihlandmark.cli import app
 from hihlandmark.models import registry
 from hihlandmark.runtimes import RUNTIMES
 from hihlandmark.runtimes.converted import CONVERTERS
+from hihlandmark.training.configuration import read_configuration
 from hihlandmark.training.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +142,31 @@ def test_concepts_say_what_is_so(workplace: Path, capsys: pytest.CaptureFixture[
     left = run("docs/concepts/scores.md")
     assert left["radius"].shape == (98,)
     assert len(left["sure"]) > 50
+
+
+def test_the_way_of_an_image_by_hand_is_that_of_the_detector(workplace: Path) -> None:
+    left = run("docs/code.md")
+    (face,) = Detector(68, refine=0).predict("photo.jpg")
+    assert np.abs(left["points"] - face.points).max() < 1e-3
+
+
+def test_front_page_and_face_detection(workplace: Path) -> None:
+    run("docs/index.md")
+    left = run("docs/face-detection.md")
+    assert len(left["faces"]) == 1
+    assert left["detector"].any_rotation
+
+
+def test_data_of_ones_own(workplace: Path) -> None:
+    left = run("docs/own-data.md")
+    assert left["faces"].layout == "W300_68"
+    assert len(left["faces"]) == 1
+    for name, page in (("mine.toml", "own-data"), ("fine.toml", "fine-tuning")):
+        text = (DOCS / f"{page}.md").read_text("utf-8")
+        (toml,) = (match["text"] for match in _FENCE.finditer(text) if match["language"] == "toml")
+        Path(name).write_text(toml)
+        configuration = read_configuration(name)
+        assert [each.folder for each in configuration.sets] == ["my-faces"]
 
 
 def test_a_model_can_be_added(workplace: Path) -> None:
