@@ -92,12 +92,14 @@ class Demo:
         kept = self.photos.of_session(session)
         if kept is None:
             return None
-        _, photo = kept
-        try:
-            photo = self._predict(Upload(photo.name, photo.content), layout, model)
-        except HihlandmarkError as error:
-            return View(error_html(f"{photo.name}: {error}"))
-        return self._view(self.photos.keep(session, photo), photo, index, drawn)
+        token, photo = kept
+        if (photo.layout, photo.model["model"]) != (layout, model):
+            try:
+                photo = self._predict(Upload(photo.name, photo.content), layout, model)
+            except HihlandmarkError as error:
+                return View(error_html(f"{photo.name}: {error}"))
+            self.photos.replace(token, photo)
+        return self._view(token, photo, index, drawn)
 
     def show(self, session: str, index: int, drawn: Collection[str]) -> View | None:
         """The page's photo drawn in another way, or another face of it; None as above."""
@@ -112,7 +114,7 @@ class Demo:
         height, width = image.shape[:2]
         weights = " ".join(detector.card.files.values())
         about = {"model": detector.card.name, "weights": weights}
-        return Photo(upload.name, upload.content, (width, height), faces, about)
+        return Photo(upload.name, upload.content, (width, height), layout, faces, about)
 
     def _view(self, token: str, photo: Photo, index: int, drawn: Collection[str]) -> View:
         faces = len(photo.faces)

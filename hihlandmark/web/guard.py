@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 _OTHER_BODY_BYTES = 64 * 2**10
 """Room in a request for everything but the file."""
+
+_FILE_PATH = "/gradio_api/file="
 
 # Gradio also has paths that record screens, edit its own program, run queries, or fetch what lies
 # behind any address. The page needs none of them.
@@ -23,7 +26,7 @@ _PATHS = re.compile(
     r"|/photos/[^/]+/[^/]+"
     r"|/gradio_api/(app_id|cancel|info|queue/data|queue/join|reset|startup-events|theme\.css"
     r"|upload|upload_progress|heartbeat/[^/]+)"
-    r"|/gradio_api/file=(?!\w+:/).+"
+    rf"|{_FILE_PATH}(?!\w+:/).+"
 )
 _UPLOAD_PATH, _EVENT_PATH = "/gradio_api/upload", "/gradio_api/queue/join"
 
@@ -37,10 +40,17 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+# An upload that is opened by itself, such as an SVG drawing with a script in it, may do nothing.
+_FILE_HEADERS = {"content-security-policy": "sandbox; default-src 'none'"}
 
 
-def guarded(app: ASGIApp, upload_bytes: int) -> ASGIApp:
-    """The app, of which only what the page needs is reached, by bodies of bounded size."""
+def guarded(app: ASGIApp, upload_bytes: int, folder: Path) -> ASGIApp:
+    """The app, of which only what the page needs is reached, by bodies of bounded size.
+
+    Files named in requests lie in ``folder``. Gradio itself would also read others, such as those
+    of the working directory, and fetch what lies on other machines.
+    """
+    inside = folder.resolve()
     from starlette.responses import PlainTextResponse
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,13 +60,15 @@ def guarded(app: ASGIApp, upload_bytes: int) -> ASGIApp:
         refusal = _refusal(scope, upload_bytes)
         if not refusal and scope["path"] == _EVENT_PATH:
             body = await _body(receive)
-            if _names_address(body):
-                refusal = 400, "Addresses are not fetched: give the photo itself."
+            if _names_other_file(body, inside):
+                refusal = 400, "Only what was uploaded is read: give the photo itself."
             receive = _replayed(body, receive)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                is_file = scope["path"].startswith(_FILE_PATH)
+                headers = _HEADERS | (_FILE_HEADERS if is_file else {})
+                added = [(name.encode(), value.encode()) for name, value in headers.items()]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
@@ -100,18 +112,23 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _names_address(body: bytes) -> bool:
-    """Whether a file in an event's JSON lies on another machine, from where Gradio would fetch it.
+def _names_other_file(body: bytes, folder: Path) -> bool:
+    """Whether an event's JSON names a file that does not lie in the folder, or an address.
 
     What is no JSON names none: Gradio refuses it.
     """
     try:
-        return _holds_address(json.loads(body))
+        return _leads_out(json.loads(body), folder)
     except (ValueError, RecursionError):
         return False
 
 
-def _holds_address(value: Any) -> bool:
-    if isinstance(value, dict):
-        return "://" in str(value.get("path")) or any(map(_holds_address, value.values()))
-    return isinstance(value, list) and any(map(_holds_address, value))
+def _leads_out(value: Any, folder: Path) -> bool:
+    if isinstance(value, list):
+        return any(_leads_out(each, folder) for each in value)
+    if not isinstance(value, dict):
+        return False
+    path = value.get("path")
+    return (path is not None and not Path(str(path)).resolve().is_relative_to(folder)) or any(
+        _leads_out(each, folder) for each in value.values()
+    )

@@ -24,7 +24,7 @@ p.note {margin: 0; padding: 10px 12px; border-radius: 6px;
 p.note.error {border-left-color: #dc2626}
 .html-container {padding: 0 !important}
 a.picture {display: block; padding: 0}
-img.whole, img.face {display: block; width: 100%; margin: 0; border-radius: 6px}
+img.whole, img.face {display: block; width: 100%; height: auto; margin: 0; border-radius: 6px}
 img.whole {max-height: 75vh; object-fit: contain; background: var(--background-fill-secondary)}
 img.face {max-width: 640px}
 p.legend {display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; margin: 10px 0;
@@ -59,8 +59,10 @@ def make_theme() -> "gradio.themes.Base":
     )
 
 
-def build_page(demo: Demo, limits: "Limits", layout: int, model: str) -> "gradio.Blocks":
-    """The page, with ``layout`` and ``model`` chosen at first.
+def build_page(
+    demo: Demo, limits: "Limits", folder: Path, layout: int, model: str
+) -> "gradio.Blocks":
+    """The page, with ``layout`` and ``model`` chosen at first, and uploads put into ``folder``.
 
     Its functions are no API: programs use the package, or `hihlandmark predict`.
     """
@@ -75,6 +77,7 @@ def build_page(demo: Demo, limits: "Limits", layout: int, model: str) -> "gradio
                     label="Photo: drop, choose, paste or take one",
                     sources=["upload", "clipboard", "webcam"],
                     height=210,
+                    webcam_options=gr.WebcamOptions(mirror=False),
                     elem_id="photo",
                 )
                 astronaut = gr.Button("Try the astronaut", visible=has_example())
@@ -105,7 +108,7 @@ def build_page(demo: Demo, limits: "Limits", layout: int, model: str) -> "gradio
         ) -> list[Any]:
             if payload is None:  # the photo was taken out again
                 return [None, *[gr.skip()] * len(shown)]
-            upload = _upload(payload)
+            upload = take_upload(payload, folder)
             return [None, *update(demo.take(_session(request), upload, layout, model, drawn))]
 
         def take_example(
@@ -160,18 +163,19 @@ def build_page(demo: Demo, limits: "Limits", layout: int, model: str) -> "gradio
     return page
 
 
-def _upload(payload: dict[str, Any]) -> Upload:
+def take_upload(payload: dict[str, Any], folder: Path) -> Upload:
     """What Gradio put into its folder, in memory. The file is removed.
 
-    Gradio has made sure that the path is one of its own. A file that is gone becomes one of 0
-    bytes, of which reading it says so.
+    ``payload``: Gradio's `FileData`, from the browser. A path that leads out of the folder is left
+    alone. A file that is not there becomes one of 0 bytes, of which `load_image` says so.
     """
-    path, content = Path(payload.get("path") or ""), b""
-    with suppress(OSError):
-        content = path.read_bytes()
-        path.unlink()
-        path.parent.rmdir()  # which fails where another page's upload of the same bytes lies
-    return Upload(payload.get("orig_name") or path.name or "photo", content)
+    path, content = Path(payload.get("path") or "").resolve(), b""
+    if path.is_relative_to(folder.resolve()):
+        with suppress(OSError):
+            content = path.read_bytes()
+            path.unlink()
+            path.parent.rmdir()  # which fails where another page's upload of the same bytes lies
+    return Upload(payload.get("orig_name") or path.name, content)
 
 
 def _introduction(limits: "Limits") -> str:

@@ -26,6 +26,8 @@ class Photo:
     content: bytes = field(repr=False)
     size: tuple[int, int]
     """Width and height in pixels, upright."""
+    layout: int
+    """Number of points of a face."""
     faces: tuple[Face, ...]
     model: Mapping[str, str]
     """``model``: its name; ``weights``: their SHA-256."""
@@ -66,6 +68,12 @@ class Photos:
             while len(self._kept) > self.most:
                 del self._kept[next(iter(self._kept))]
         return token
+
+    def replace(self, token: str, photo: Photo) -> None:
+        """Keeps other results of the same photo under its token, unless it is gone."""
+        with self._lock:
+            if token in self._kept:
+                self._kept[token].photo = photo
 
     def get(self, token: str) -> Photo | None:
         """The photo of a token, which from now on stays for ``seconds`` again; None: it is gone."""

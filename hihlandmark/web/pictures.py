@@ -54,14 +54,19 @@ NO_FACE_ADVICE = (
 def whole_jpeg(photo: Photo, drawn: Collection[str]) -> bytes:
     """The whole photo at screen size with its faces drawn, as JPEG."""
     image = photo.load()
-    height, width = image.shape[:2]
-    scale = min(LONGEST_SIDE / max(width, height), MOST_ENLARGED)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    size = screen_size(photo)
+    how = cv2.INTER_AREA if size < photo.size else cv2.INTER_CUBIC
     resized = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-    x, y = np.divide(size, (width, height))
+    x, y = np.divide(size, photo.size)
     matrix = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
     return _jpeg(_draw(resized, [moved(face, matrix) for face in photo.faces], drawn))
+
+
+def screen_size(photo: Photo) -> tuple[int, int]:
+    """Width and height in pixels of `whole_jpeg`."""
+    scale = min(LONGEST_SIDE / max(photo.size), MOST_ENLARGED)
+    width, height = (max(round(side * scale), 1) for side in photo.size)
+    return width, height
 
 
 def face_jpeg(photo: Photo, index: int, drawn: Collection[str]) -> bytes:
@@ -151,8 +156,9 @@ def error_html(message: str) -> str:
 
 def whole_html(token: str, photo: Photo, drawn: Collection[str]) -> str:
     """The picture, a link to it alone, the legend, and links to the downloads."""
-    stem, query = file_stem(photo), _query(drawn)
+    stem, query = file_stem(photo), _query(photo, drawn)
     source = f"photos/{token}/whole.jpg{query}"
+    width, height = screen_size(photo)
     count = len(photo.faces)
     alt = f"{photo.name} with the landmarks of {count} face{'s' * (count != 1)} drawn"
     links = [("landmarks.json", "", "Download JSON"), ("landmarks.png", query, "Download PNG")]
@@ -163,7 +169,8 @@ def whole_html(token: str, photo: Photo, drawn: Collection[str]) -> str:
     legend = _legend() if photo.faces else ""
     return (
         f'<a class="picture" href="{source}" target="_blank"><img class="whole" src="{source}"'
-        f' alt="{escape(alt)}"></a>{legend}<p class="downloads">{downloads}</p>'
+        f' width="{width}" height="{height}" alt="{escape(alt)}"></a>'
+        f'{legend}<p class="downloads">{downloads}</p>'
     )
 
 
@@ -172,14 +179,14 @@ def details_html(token: str, photo: Photo, index: int, drawn: Collection[str]) -
     if not photo.faces:
         return ""
     number = f" {index + 1}" if len(photo.faces) > 1 else ""
-    source = f"photos/{token}/face-{index + 1}.jpg{_query(drawn)}"
+    source = f"photos/{token}/face-{index + 1}.jpg{_query(photo, drawn)}"
     alt = f"Face{number}, large, with {photo.faces[index].layout.size} points drawn"
     rows = "".join(_row(photo, face, n, n == index) for n, face in enumerate(photo.faces))
     headings = ("Face", "Mean score", "Least sure point", "Yaw", "Pitch", "Roll")
     heads = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
     return (
         f'<a class="picture" href="{source}" target="_blank"><img class="face" src="{source}"'
-        f' alt="{alt}"></a>'
+        f' width="{FACE_SIDE}" height="{FACE_SIDE}" alt="{alt}"></a>'
         '<div class="scrolled" role="region" aria-label="Figures" tabindex="0"><table>'
         "<caption>Head pose: yaw above 0° is turned to the right of the picture, pitch above 0° "
         "looks up, roll above 0° is tilted clockwise. Expect errors of some 5°, in pitch of "
@@ -211,9 +218,13 @@ def _legend() -> str:
     )
 
 
-def _query(drawn: Collection[str]) -> str:
-    """The part of an address that says what to draw, for `drawn_of_query`."""
-    return "?drawn=" + quote(",".join(name for name in DRAWN if name in drawn))
+def _query(photo: Photo, drawn: Collection[str]) -> str:
+    """The part of an address that says what to draw, for `drawn_of_query`.
+
+    And of which results, since a browser shows one picture for one address.
+    """
+    names = ",".join(name for name in DRAWN if name in drawn)
+    return f"?drawn={quote(names)}&amp;of={photo.layout}-{quote(photo.model['model'])}"
 
 
 def drawn_of_query(text: str) -> set[str]:

@@ -127,7 +127,10 @@ def open_demo(
         _listen(host, port) as listener,
         tempfile.TemporaryDirectory(prefix="hihlandmark-") as folder,
         _environment(
-            GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False"
+            GRADIO_TEMP_DIR=folder,
+            GRADIO_ANALYTICS_ENABLED="False",
+            GRADIO_RUN_HISTORY="False",
+            HF_HUB_DISABLE_TELEMETRY="True",
         ),
     ):
         demo.detector(layout, model)
@@ -223,7 +226,7 @@ def _make_app(demo: Demo, limits: Limits, folder: Path, layout: int, model: str)
     app.router.routes.append(Route("/photos/{token}/{name}", hand_out))
     gradio.mount_gradio_app(
         app,
-        build_page(demo, limits, layout, model),
+        build_page(demo, limits, folder, layout, model),
         path="/",
         footer_links=[],
         show_error=False,
@@ -234,7 +237,7 @@ def _make_app(demo: Demo, limits: Limits, folder: Path, layout: int, model: str)
         theme=make_theme(),
         css=CSS,
     )
-    return guarded(app, limits.upload_bytes)
+    return guarded(app, limits.upload_bytes, folder)
 
 
 def _response(photos: Photos, request: Request) -> Response:
