@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,48 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import typer
 from error_places import GAP, OURS, in_one_line, pattern, places
 from hub_server import local_hub
 from miniature import tiny, write_set
 
 import hihlandmark
-from hihlandmark import Face
+from hihlandmark import Detector, Face
 from hihlandmark.calibration import Calibration
-from hihlandmark.errors import HihlandmarkError
+from hihlandmark.cli import app
+from hihlandmark.errors import HihlandmarkError, ImageError
 from hihlandmark.evaluation.metrics import areas
+from hihlandmark.evaluation.protocol import Jitter, evaluate
+from hihlandmark.evaluation.robustness import DISTURBANCES, disturbed
+from hihlandmark.face_detection import make_face_detector
+from hihlandmark.face_detection.given import given_boxes
+from hihlandmark.folder import find_images
 from hihlandmark.layouts import COFW29, W300_68
+from hihlandmark.runtimes import choose_runtime
+from hihlandmark.runtimes.converted import exported_runtime
+from hihlandmark.runtimes.export import export
+from hihlandmark.runtimes.formats import run_onnx
+from hihlandmark.training.calibrate import PointStatistics, cross_validated, fit
+from hihlandmark.training.calibration_card import card_to_write
 from hihlandmark.training.configuration import read_configuration
 from hihlandmark.training.contact_sheet import contact_sheet
 from hihlandmark.training.datasets import cofw, packed, read_faces, w300, wflw
+from hihlandmark.training.datasets.faces import AnnotatedFaces
 from hihlandmark.training.datasets.reading import BadSample
+from hihlandmark.training.export import faces_and_mirror_images
 from hihlandmark.training.packing import pack
 from hihlandmark.training.plan import Plan
-from hihlandmark.weights import ModelCard, find_weights, pull_weights, read_weights, save_weights
+from hihlandmark.training.validation import Validator
+from hihlandmark.video.frames import read_frames
+from hihlandmark.video.writing import AnnotatedVideo, open_faces
+from hihlandmark.weights import (
+    ModelCard,
+    find_weights,
+    load_model,
+    pull_weights,
+    read_weights,
+    save_weights,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 
@@ -220,6 +246,88 @@ def weights_removed_in_between(folder: Path) -> Any:
     return read_weights(files)
 
 
+def blank_face() -> Face:
+    arrays = [np.zeros(shape) for shape in ((68, 2), 68, (68, 2, 2), 4)]
+    return Face(*arrays, box_score=1.0, layout=W300_68)
+
+
+@cache
+def quick_detector() -> Detector:
+    return Detector(68, device="cpu", runtime="torch", refine=0, mirror=False)
+
+
+def faces(folder: Path, **changes: object) -> AnnotatedFaces:
+    """One annotated face of noise, whose entry has changes."""
+    project(folder, row(**changes))
+    return read_faces(folder, "train")
+
+
+def command(*arguments: str) -> None:
+    """Runs the command in this process."""
+    app(list(arguments), standalone_mode=False)
+
+
+def first_found(*paths: str) -> None:
+    """Raises what a folder job says of the first of these paths."""
+    found = next(iter(find_images(paths)))
+    assert isinstance(found, ImageError)
+    raise found
+
+
+def statistics_of_one_face() -> PointStatistics:
+    return PointStatistics(np.zeros((1, 68, 3)), *np.zeros((3, 1, 68)))
+
+
+def exported_for_a_cpu(folder: Path) -> Any:
+    """Runs an exported OpenVINO file on a GPU."""
+    card = find_weights().card
+    facts = {"card": {"files": card.files}, "layout": "WFLW98", "decoded": False}
+    (folder / "a.xml").touch()
+    (folder / "a.json").write_text(json.dumps(facts))
+    return exported_runtime(folder / "a.xml", "WFLW98", card, torch.device("cuda"))
+
+
+def card_of_other_weights(folder: Path) -> Any:
+    path = save_weights(folder, card(files={}), {"w": torch.zeros(1)})
+    return card_to_write(find_weights(), path.parent)
+
+
+def other_weights_in_the_way(folder: Path) -> Any:
+    files = find_weights()
+    (folder / files.paths[0].name).touch()
+    return card_to_write(files, folder)
+
+
+def video_of_unknown_kind(folder: Path) -> None:
+    with AnnotatedVideo(folder / "a.video") as video:
+        video.add(np.zeros((8, 8, 3), np.uint8), 0)
+
+
+def camera_on_another_system(_: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        next(read_frames("camera:0"))
+
+
+WRONG_IMAGES: dict[str, Any] = {
+    "need an array of shape (H, W, 3), not shape …": np.zeros((4, 4), np.uint8),
+    "need an array of shape (H, W, 3), not …": "photo.jpg",
+    "need uint8 values in 0..255, not …": np.zeros((4, 4, 3)),
+    "there is no pixel in an array of shape …": np.zeros((0, 4, 3), np.uint8),
+}
+
+WRONG_BOXES: dict[str, Any] = {
+    "has a number that is not finite: leave such boxes out": [0, 0, 1, np.nan],
+    "has x1 <= x0 or y1 <= y0: xyxy expected; got xywh? Then give (x, y, x + w, y + h)": [5] * 4,
+    "is less than a pixel wide or high: pixels expected; got parts of the image in 0..1? Then "
+    "multiply by its width and height": [0.1, 0.1, 0.5, 0.5],
+    "lies wholly outside of the image, which is … wide and … high: give pixels of this image": [
+        *(50, 50, 60, 60)
+    ],
+    "is more than … times as large as the image, which is … wide and … high: give pixels of this "
+    "image": [0, 0, 10**6, 10**6],
+}
+
 WRONG_CARDS: dict[str, Attempt] = {
     "must be three numbers, not …": lambda _: card(
         normalisation={"mean": [0.5], "std": [1.0, 1.0, 1.0]}
@@ -238,6 +346,84 @@ WRONG_CARDS: dict[str, Attempt] = {
 }
 
 RAISED: dict[str, Attempt] = {
+    # Arguments
+    "refine must be 0 or more and batch_size 1 or more, not … and …": lambda _: Detector(refine=-1),
+    "decoder must be one of …, not …": lambda _: Detector(decoder="best"),
+    "on_error must be 'raise' or 'yield', not …": lambda _: quick_detector().predict_many(
+        [], on_error="skip"
+    ),
+    "workers must be 1 or more, not …": lambda _: quick_detector().predict_many([], workers=0),
+    "device … is not a device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'": lambda _: Detector(
+        device="gpu"
+    ),
+    "precision must be 'fp32' or 'bf16', not …": lambda _: Detector(precision="int4"),
+    "runtime 'openvino' runs on a CPU, not on …: take device='cpu', or runtime='torch'": (
+        lambda _: choose_runtime("openvino", torch.device("cuda"))
+    ),
+    **{
+        f"box … of …, (…), {words}": lambda _, box=box: given_boxes([box], (40, 40, 3))
+        for words, box in WRONG_BOXES.items()
+    },
+    # Face detection
+    "min_score must lie in 0..1, not …": lambda _: Detector(min_box_score=2),
+    **{
+        f"cannot look for faces: {words}. hihlandmark.load_image converts images": (
+            lambda _, image=image: make_face_detector("mtcnn", device="cpu").detect([image])
+        )
+        for words, image in WRONG_IMAGES.items()
+    },
+    # Folders and video
+    "…: no image there: check the address and the suffixes": lambda _: first_found(
+        "memory://nowhere/*.jpg"
+    ),
+    "… needs --out DIR to write to": lambda _: command("predict", "a.jpg", "--draw"),
+    "…: cameras are read on Linux and macOS only; read a recorded file here": (
+        camera_on_another_system
+    ),
+    "…: no video is written with such a suffix (…): take .mp4 or .mkv": video_of_unknown_kind,
+    "…: faces are written to .jsonl or .parquet": lambda folder: open_faces(
+        folder / "faces.txt"
+    ).__enter__(),
+    # Evaluation and calibration
+    "--every goes with --jitter or --robustness": lambda folder: command(
+        "eval", "--data", str(folder), "--split", "a", "--every", "2"
+    ),
+    "--jitter goes with --boxes labels or official": lambda folder: command(
+        "eval", "--data", str(folder), "--split", "a", "--jitter", "--boxes", "detected"
+    ),
+    "boxes must be one of …, not …": lambda folder: evaluate(
+        quick_detector(), faces(folder), boxes="mine"
+    ),
+    "boxes 'official' need official_map, and no others take it: fit it on the training split with "
+    "fit_official_map(detector, faces)": lambda folder: evaluate(
+        quick_detector(), faces(folder), boxes="official"
+    ),
+    "detected boxes take no jitter; use boxes 'labels' or 'official'": lambda folder: evaluate(
+        quick_detector(), faces(folder), boxes="detected", jitter=Jitter()
+    ),
+    "…: … must be in … to …, not …": lambda folder: disturbed(
+        faces(folder), DISTURBANCES["jpeg"], 1000
+    ),
+    "method must be one of …, not …": lambda _: fit(statistics_of_one_face(), "magic"),
+    "… face is too few for cross-validation: give a larger split": lambda _: cross_validated(
+        statistics_of_one_face()
+    ),
+    "--dry-run writes no card: leave --out or --dry-run away": lambda folder: command(
+        "calibrate", "--data", str(folder), "--split", "a", "--out", str(folder), "--dry-run"
+    ),
+    "… is the card of other weights than …: choose another --out": card_of_other_weights,
+    "… is another file than …: choose another --out": other_weights_in_the_way,
+    # Export
+    "cannot export to …; there is …": lambda folder: export(
+        load_model(), "WFLW98", "coreml", folder
+    ),
+    "… cannot be run: it runs on a CPU, not on …: take device='cpu'": exported_for_a_cpu,
+    "this ONNX Runtime has no …: pip install onnxruntime-gpu, or device='cpu'": lambda folder: (
+        run_onnx(folder / "a.onnx", "cuda")
+    ),
+    "…: … faces in … photos, INT8 needs …: give a folder of more photos": lambda folder: command(
+        "export", "--to", "onnx", "--out", str(folder), "--int8", str(folder)
+    ),
     # Results
     "… is neither a part nor a point of …; parts: …": lambda _: blank_face()["third_eye"],
     "module 'hihlandmark' has no attribute …": lambda _: hihlandmark.nothing,
@@ -267,7 +453,17 @@ RAISED: dict[str, Attempt] = {
         folder, {}
     ),
     "cannot be read: …": lambda folder: w300.read_pts(folder),
+    "--out … must end with .png, .jpg or .webp": lambda folder: command(
+        "data", "show", str(folder), "--out", "faces.txt"
+    ),
+    "a contact sheet needs 1 column and tiles of 16 pixels or more": lambda _: contact_sheet([], 0),
     # Training
+    "cannot validate on …: it is of layout …, the network predicts …; leave that set out": (
+        lambda folder: Validator({"mine": faces(folder)}, ["WFLW98"], {}, 0)
+    ),
+    "… has … completely annotated faces, too few for card.shapes: name another set there": (
+        lambda folder: faces_and_mirror_images(faces(folder))
+    ),
     "first_stage: there are stages 1 to …": lambda _: read_configuration(
         "hih-small", ["first_stage=99"]
     ),
@@ -286,26 +482,17 @@ MISSING: dict[str, tuple[str, Attempt]] = {
         "datasets",
         pack_with_spoilt_images,
     ),
+    "…: fsspec lacks a package for this address: …": ("s3fs", lambda _: first_found("s3://a/b")),
 }
 """Message -> the package that it misses, and what needs it."""
 
 
-def blank_face() -> Face:
-    size = W300_68.size
-    return Face(
-        points=np.zeros((size, 2)),
-        scores=np.zeros(size),
-        covariance=np.zeros((size, 2, 2)),
-        box=np.zeros(4),
-        box_score=1.0,
-        layout=W300_68,
-    )
+KINDS = (HihlandmarkError, BadSample, AttributeError, IndexError, KeyError, ValueError)
 
 
 @pytest.mark.parametrize("message", RAISED)
 def test_error_says_what_is_wrong(message: str, tmp_path: Path) -> None:
-    kinds = (HihlandmarkError, BadSample, KeyError, AttributeError, ValueError, IndexError)
-    with pytest.raises(kinds) as caught:
+    with pytest.raises((*KINDS, typer.BadParameter)) as caught:
         RAISED[message](tmp_path)
     assert pattern(message).search(in_one_line(str(caught.value.args[0])))
 
