@@ -187,8 +187,8 @@ class _Pool:
             if self._failed_starts >= _MOST_ATTEMPTS:
                 cause = str(error).strip().splitlines()[-1]
                 raise ConfigurationError(
-                    f"no worker can be started on Ray, see that its machines have hihlandmark: "
-                    f"{cause}"
+                    f"no worker can be started on Ray: {cause}; see that all machines have "
+                    "hihlandmark and the weights"
                 ) from error
             self._hire()
             return None if job is None else (job, None)

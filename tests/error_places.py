@@ -284,8 +284,9 @@ def _taken(target: ast.expr, value: ast.expr, name: str) -> list[ast.expr]:
 
 
 def _each(*choices: list[str]) -> list[str]:
-    """All different texts of several lists; a gap for none."""
-    return list(dict.fromkeys(text for texts in choices for text in texts)) or [GAP]
+    """All different texts of several lists; a gap for none, and for a gap or nothing."""
+    texts = dict.fromkeys(text for choice in choices for text in choice)
+    return [text for text in texts if text or GAP not in texts] or [GAP]
 
 
 def _one_at_a_time(parts: list[list[str]]) -> list[str]:

