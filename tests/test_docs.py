@@ -200,6 +200,7 @@ def test_a_face_detector_can_be_added(workplace: Path, capsys: pytest.CaptureFix
     assert np.abs(left["face"].box - expected.box).max() > 5, "boxes of another kind"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_a_runtime_can_be_added(workplace: Path) -> None:
     left = run("docs/extending/runtime.md")
     assert list(workplace.glob("*.torchscript"))

@@ -27,10 +27,10 @@ from hihlandmark.evaluation.figures import new_figure
 SIZE = 256
 DEGREES = 38
 
-Square = NDArray[np.float64]
+Square = NDArray[np.floating]
 
 
-def corners(square: Square) -> NDArray[np.float64]:
+def corners(square: Square) -> NDArray[np.floating]:
     """The corners (5, 2) of a crop square in the image, the first one twice."""
     edge = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * SIZE - 0.5
     return transform_points(invert(crop_matrix(square, SIZE)), edge)
@@ -66,7 +66,7 @@ def stages(picture: NDArray[np.uint8]) -> tuple[NDArray[Any], Square, Square, An
     return found.boxes[0], first[0], second[0], points, points_of(picture, second[0])
 
 
-def points_of(picture: NDArray[np.uint8], square: Square) -> NDArray[np.float64]:
+def points_of(picture: NDArray[np.uint8], square: Square) -> NDArray[np.floating]:
     """What the network finds in the crop of a square, in pixels of the picture."""
     crop = np.asarray(cut_crop(picture, square, SIZE))
     points = detector().predict_crops(crop[None]).points[0]

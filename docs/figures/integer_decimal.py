@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     """A crop (S, S, 3), a point (2,) in it, and heatmaps (P, 64, 64) and (P, 8, 8) found in it."""
 
     crop: NDArray[np.uint8]
-    point: NDArray[np.float64]
+    point: NDArray[np.floating]
     integer: NDArray[np.floating]
     decimal: NDArray[np.floating]
 
@@ -49,7 +49,7 @@ def look() -> Seen:
     return Seen(crop, place[index], integer[0].numpy(), decimal[0].numpy())
 
 
-def around(point: NDArray[np.float64], cells: int) -> tuple[int, int]:
+def around(point: NDArray[np.floating], cells: int) -> tuple[int, int]:
     """The first cell, as (x, y), of a window of ``cells`` cells around a point."""
     x, y = np.floor((point + 0.5) / STRIDE).astype(int) - cells // 2
     return int(x), int(y)
@@ -94,7 +94,7 @@ def draw_cells(seen: Seen) -> Any:
     return figure
 
 
-def rectangle(corner: NDArray[np.float64], side: float, colour: str) -> Any:
+def rectangle(corner: NDArray[np.floating], side: float, colour: str) -> Any:
     """The outline of a cell or a bin."""
     from matplotlib.patches import Rectangle
 

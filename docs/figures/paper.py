@@ -43,7 +43,7 @@ def face(layout: int = 98) -> Face:
     return found
 
 
-def portrait(side: int, margin: float = 1.5) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+def portrait(side: int, margin: float = 1.5) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
     """A square picture around the face, of ``side`` pixels, and the matrix (2, 3) that leads there.
 
     ``margin``: its side in longer sides of the box tight around the 98 points.
@@ -53,7 +53,7 @@ def portrait(side: int, margin: float = 1.5) -> tuple[NDArray[np.uint8], NDArray
     return np.asarray(cut_crop(photo(), square, side)), crop_matrix(square, side)
 
 
-def moved(points: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def moved(points: NDArray[Any], matrix: NDArray[np.floating]) -> NDArray[np.floating]:
     """Points (P, 2) of the photo in a picture that a matrix leads to."""
     return transform_points(matrix, np.asarray(points, np.float64))
 
