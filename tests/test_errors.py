@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -26,6 +28,7 @@ import typer
 from error_places import GAP, OURS, in_one_line, pattern, places
 from hub_server import local_hub
 from miniature import tiny, write_set
+from official_states import small_state
 
 import hihlandmark
 from hihlandmark import Detector, Face
@@ -45,6 +48,7 @@ from hihlandmark.folder import find_images
 from hihlandmark.folder.results import ResultFolder, Shard
 from hihlandmark.folder.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68
+from hihlandmark.models import official_hih
 from hihlandmark.runtimes import choose_runtime
 from hihlandmark.runtimes.converted import exported_runtime
 from hihlandmark.runtimes.export import export
@@ -356,6 +360,27 @@ def with_the_extra_train(_: Path) -> None:
         import accelerate  # noqa: F401
 
 
+def closed_folder(_: Path) -> None:
+    """Looks for images in a folder that may not be read, as nobody where root runs the tests."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            first_found(folder)
+        finally:
+            os.seteuid(user)
+            os.chmod(folder, 0o700)
+
+
+def narrow_checkpoint(_: Path) -> Any:
+    """Takes a checkpoint of the official HIH for a network of three features."""
+    state = small_state("hih")
+    state["hg0_conv_pred.weight"] = state["hg0_conv_pred.weight"][:, :3]
+    return official_hih.from_official(state)
+
+
 def video_of_unknown_kind(folder: Path) -> None:
     with AnnotatedVideo(folder / "a.video") as video:
         video.add(np.zeros((8, 8, 3), np.uint8), 0)
@@ -467,6 +492,7 @@ RAISED: dict[str, Attempt] = {
     "folder": other_shards,
     "… is damaged or no manifest (…): remove the folder to start anew": damaged_manifest,
     "…: no file matches this pattern: check the path": lambda _: first_found("nowhere/*.jpg"),
+    "…: the folder cannot be read (…): allow it, or name other folders": closed_folder,
     "…: no image in this folder (looked for …): check the path and the suffixes": (
         lambda folder: first_found(str(folder))
     ),
@@ -539,6 +565,7 @@ RAISED: dict[str, Attempt] = {
     "0..1. Fit it anew with `hihlandmark calibrate`.": lambda _: Calibration.from_dict(
         {**Calibration().to_dict(), "knots": [[1, 0], [0, 1]]}
     ),
+    "this is not a checkpoint of the official …: …": narrow_checkpoint,
     # Data sets
     "… has no usable face in split …, mend it or take another": lambda folder: wflw_list(
         folder, b""
