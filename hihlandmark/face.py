@@ -177,7 +177,7 @@ class Face:
 
         return to_key_points([self])
 
-    ROW_FIELDS: ClassVar = (
+    ROW_FIELDS: ClassVar[tuple[str, ...]] = (
         *("layout", "point", "name", "x", "y", "score"),
         *("x0", "y0", "x1", "y1", "box_score"),
     )
