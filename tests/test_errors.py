@@ -110,6 +110,13 @@ def wordings(file: str, words: str) -> tuple[str, ...]:
     return found.messages
 
 
+def test_every_class_of_errors_is_looked_for() -> None:
+    kinds = {HihlandmarkError}
+    for _ in range(3):
+        kinds |= {below for kind in kinds for below in kind.__subclasses__()}
+    assert {kind.__name__ for kind in kinds if kind.__module__.startswith("hihlandmark")} <= OURS
+
+
 def test_the_source_tells_the_wordings_of_messages() -> None:
     assert len(places()) > 300
     boxes = wordings("face_detection/given.py", "wholly outside")
