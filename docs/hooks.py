@@ -6,9 +6,8 @@ is made here is only what a reader there finds in the repository itself.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 from typer.main import get_command
 
 from hihlandmark.cli import app
+from hihlandmark.publishing import card_sections, markdown_table
+from hihlandmark.weights import ModelCard
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,72 +41,15 @@ def links_to_reference(markdown: str) -> str:
     return _CODE_LINK.sub(reference, markdown)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
-    yield from ("", _row(header), _row(["---"] * len(header)), *map(_row, rows), "")
-
-
-def _row(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
 # Model cards
-
-_FIGURE_KEYS = ("split", "boxes", "points", "faces", "missed")
-_FIGURES = {
-    "NME, %": "value",
-    "FR10, %": "fr10",
-    "AUC10": "auc10",
-    "calibration error, %": "calibration_error",
-}
 
 
 def model_cards() -> Iterator[str]:
     """The cards in weights/, each as a section."""
     for path in sorted((ROOT / "weights").glob("*.json")):
-        yield from _card(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _card(card: dict[str, Any]) -> Iterator[str]:
-    configuration = card["configuration"]
-    layouts = [f"{points} ({name})" for name, points in configuration["layouts"].items()]
-    sizes = {key: configuration[key] for key in ("stacks", "features", "depth")}
-    decoding, normalisation = card["decoding"], card["normalisation"]
-    yield from ("", f"## {card['name']}", "", card["licence"])
-    yield from table(
-        ("", ""),
-        [
-            ("Architecture", f"`{card['architecture']}`, {_pairs(sizes)}"),
-            ("Points", ", ".join(layouts)),
-            ("Crop", f"{configuration['input_size']} pixels a side, RGB"),
-            ("Normalisation", f"mean {normalisation['mean']}, deviation {normalisation['std']}"),
-            ("Reading", _pairs(decoding)),
-            *(("SHA-256", f"`{name}`<br>`{digest}`") for name, digest in card["files"].items()),
-        ],
-    )
-    yield from ("### Measured", "")
-    yield from table(
-        ("data", "boxes", "points", "faces", "missed", *_FIGURES),
-        [
-            tuple(figure.get(key, "") for key in _FIGURE_KEYS + tuple(_FIGURES.values()))
-            for figure in card["figures"]
-        ],
-    )
-    yield from ("```sh", *dict.fromkeys(figure["command"] for figure in card["figures"]), "```", "")
-    yield from ("### Trained on", "")
-    yield from table(
-        ("data", "images", "licence"),
-        [(data["name"], data["images"], data["licence"]) for data in card["training_data"]],
-    )
-    yield from ("### From boxes to crops", "")
-    yield from table(
-        ("kind of box", "shift of the centre", "side"),
-        [(f"`{kind}`", box["shift"], box["scale"]) for kind, box in card["crop"]["boxes"].items()],
-    )
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+        card = ModelCard.from_json(path.read_text(encoding="utf-8"))
+        yield f"\n## {card.name}\n"
+        yield "\n\n".join(card_sections(card, "###"))
 
 
 # Commands
@@ -128,9 +72,9 @@ def _command(command: Any, name: str) -> Iterator[str]:
     yield from ("```", " ".join(filter(None, usage)), "```")
     if arguments:
         rows = [(f"`{_name(p)}`", getattr(p, "help", "") or "") for p in arguments]
-        yield from table(("argument", ""), rows)
+        yield "\n" + markdown_table(("argument", ""), rows) + "\n"
     if options:
-        yield from table(("option", "", "default"), map(_option, options))
+        yield "\n" + markdown_table(("option", "", "default"), map(_option, options)) + "\n"
 
 
 def _name(argument: Any) -> str:

@@ -5,8 +5,9 @@ Bringing them from there is the business of `weights`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hihlandmark.errors import WeightsError
 from hihlandmark.weights import (
@@ -92,56 +93,71 @@ def model_page(card: ModelCard, repository: str | None = None) -> str:
         pipeline_tag="keypoint-detection",
         tags=["face-landmarks", "face-alignment", card.architecture],
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n{card_text(card, repository)}"
-
-
-def card_text(card: ModelCard, repository: str | None = None) -> str:
-    """What a card says, as Markdown: use, figures, training data, licence, files."""
-    layouts = card.configuration["layouts"]
+    points = next(iter(card.configuration["layouts"].values()))
     source = f'weights="{repository}"' if repository else f'model="{card.name}"'
-    sections = [
+    text = (
         f"# {card.name}",
-        f"Face landmarks by a network of architecture `{card.architecture}`, for "
-        f"[hihlandmark](https://pypi.org/project/hihlandmark/). Layouts: "
-        f"{', '.join(f'{name} ({count} points)' for name, count in layouts.items())}.",
-        f"```python\nfrom hihlandmark import Detector\n\n"
-        f'faces = Detector({next(iter(layouts.values()))}, {source}).predict("photo.jpg")\n```',
-        "## Figures",
-        _figures(card),
-        "## Training data",
-        _table(
-            ("data", "images", "licence"),
-            ((each["name"], str(each["images"]), each["licence"]) for each in card.training_data),
-        )
-        if card.training_data
-        else "Not stated.",
-        "## Licence",
-        card.licence,
-        "## Files",
-        _table(("file", "SHA-256"), ((name, f"`{sha}`") for name, sha in card.files.items())),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _figures(card: ModelCard) -> str:
-    if not card.figures:
-        return "None were measured."
-    rows = (
-        (
-            each["split"],
-            str(each["points"]),
-            str(each.get("faces", "")),
-            each["metric"],
-            str(each["value"]),
-            f"`{each['command']}`",
-        )
-        for each in card.figures
+        "Weights for face landmarks with [hihlandmark](https://pypi.org/project/hihlandmark/).",
+        "```python\nfrom hihlandmark import Detector\n\n"
+        f'faces = Detector({points}, {source}).predict("photo.jpg")\n```',
+        *card_sections(card, "##"),
     )
-    return _table(("split", "points", "faces", "metric", "value", "command"), rows)
+    return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+_FIGURES = {
+    "split": "data",
+    "boxes": "boxes",
+    "points": "points",
+    "faces": "faces",
+    "missed": "missed",
+    "value": "NME, %",
+    "fr10": "FR10, %",
+    "auc10": "AUC10",
+    "calibration_error": "calibration error, %",
+}
+"""Keys of a card's figures, and how their columns are called."""
+
+
+def card_sections(card: ModelCard, heading: str) -> Iterator[str]:
+    """What a card says, as blocks of Markdown under headings such as ``"##"``."""
+    configuration, normalisation = card.configuration, card.normalisation
+    sizes = {key: configuration[key] for key in ("stacks", "features", "depth")}
+    layouts = (f"{points} ({name})" for name, points in configuration["layouts"].items())
+    yield card.licence
+    yield markdown_table(
+        ("", ""),
+        [
+            ("Architecture", f"`{card.architecture}`, {_pairs(sizes)}"),
+            ("Points", ", ".join(layouts)),
+            ("Crop", f"{configuration['input_size']} pixels a side, RGB"),
+            ("Normalisation", f"mean {normalisation['mean']}, deviation {normalisation['std']}"),
+            ("Reading", _pairs(card.decoding)),
+            *(("SHA-256", f"`{name}`<br>`{digest}`") for name, digest in card.files.items()),
+        ],
     )
+    yield f"{heading} Measured"
+    if card.figures:
+        rows = [[figure.get(key, "") for key in _FIGURES] for figure in card.figures]
+        yield markdown_table(tuple(_FIGURES.values()), rows)
+        commands = dict.fromkeys(figure["command"] for figure in card.figures)
+        yield "\n".join(["```sh", *commands, "```"])
+    else:
+        yield "Nothing was measured."
+    yield f"{heading} Trained on"
+    training_data = [(each["name"], each["images"], each["licence"]) for each in card.training_data]
+    yield markdown_table(("data", "images", "licence"), training_data)
+    yield f"{heading} From boxes to crops"
+    boxes = [(f"`{kind}`", box["shift"], box["scale"]) for kind, box in card.crop["boxes"].items()]
+    yield markdown_table(("kind of box", "shift of the centre", "side"), boxes)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = (header, ("---",) * len(header), *rows)
+    cells = ((str(cell).replace("|", "\\|") for cell in line) for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

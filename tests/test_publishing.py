@@ -116,6 +116,7 @@ def test_page_says_all_that_the_card_says(row) -> None:
     for each in card.training_data:
         assert f"| {each['name']} | {each['images']} | {each['licence']} |" in text
     for each in card.figures:
-        assert f"| {each['value']} | `{each['command']}` |" in text
+        assert f"| {each['split']} | {each['boxes']} | {each['points']} |" in text
+        assert f"\n{each['command']}\n" in text
     for digest in card.files.values():
         assert digest in text
