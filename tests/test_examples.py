@@ -1,11 +1,46 @@
+import importlib.util
+import io
+import json
+import re
 import runpy
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from threading import Event, Thread
+from types import ModuleType
+from typing import Any
 
+import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
+from hihlandmark import Detector, Face, ImageError
+from hihlandmark.video import AnnotatedVideo, Frame, read_frames
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+Picture = np.ndarray[Any, Any]
+
+
+def load_script(name: str) -> ModuleType:
+    """The example as a module, without running its `main`."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def one_detector(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> Detector:
+    """What the scripts get for their `Detector()`: the quick one of 68 points."""
+    monkeypatch.setattr("hihlandmark.detector.Detector", lambda *_: detector)
+    return detector
 
 
 def test_quick_start_draws_three_layouts(
@@ -21,3 +56,273 @@ def test_quick_start_draws_three_layouts(
     assert all(f"{layout} points" in printed for layout in (98, 68, 29))
     with Image.open(picture) as drawn:
         assert drawn.size == (3 * 512, 512)
+
+
+# ---------------------------------------------------------------------------------- batch_folder
+
+
+def test_batch_folder_writes_a_line_a_photo_and_goes_on_after_a_broken_one(
+    tmp_path: Path,
+    astronaut: Picture,
+    one_detector: Detector,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deeper").mkdir(parents=True)
+    Image.fromarray(astronaut[:240, 100:380]).save(photos / "b.jpg")
+    Image.fromarray(astronaut[300:, :200]).save(photos / "deeper" / "empty.png")
+    (photos / "a.jpg").write_bytes(b"no photo")
+    (photos / "notes.txt").write_text("not looked at")
+
+    load_script("batch_folder").main(str(photos), str(tmp_path / "out.jsonl"))
+
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [Path(line["image"]).name for line in lines] == ["a.jpg", "b.jpg", "empty.png"]
+    assert "a.jpg" in lines[0]["error"]
+    (face,) = lines[1]["faces"]
+    (expected,) = one_detector.predict(photos / "b.jpg")
+    np.testing.assert_allclose(Face.from_dict(face).points, expected.points, atol=0.01)
+    assert lines[2]["faces"] == []
+    assert "3 photos, 1 faces, 1 that could not be read" in capsys.readouterr().out
+
+
+def test_batch_folder_hands_out_first_photos_before_it_reads_the_last(
+    tmp_path: Path, astronaut: Picture, one_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(astronaut[300:, :200]).save(tmp_path / "empty.png")
+    read: list[Path] = []
+
+    class Counted(Detector):
+        def __init__(self) -> None:
+            self.__dict__ = one_detector.__dict__
+
+        def search(self, load: Callable[[], Any]) -> Any:
+            read.append(tmp_path)
+            return super().search(load)
+
+    stream = load_script("batch_folder").records(Counted(), [tmp_path / "empty.png"] * 100)
+    next(stream)
+    assert len(read) < 50
+    stream.close()
+
+
+# ---------------------------------------------------------------------------------------- webcam
+
+
+@pytest.fixture
+def clip(tmp_path: Path, astronaut: Picture) -> Path:
+    path = tmp_path / "clip.mp4"
+    with AnnotatedVideo(path) as video:
+        for i in range(6):
+            part = astronaut[:240, 60 + 4 * i : 340 + 4 * i]
+            video.add(np.ascontiguousarray(part), i / 25)
+    return path
+
+
+def test_webcam_streams_pictures_with_faces_to_a_browser(clip: Path, detector: Detector) -> None:
+    with serving(load_script("webcam"), str(clip), detector) as connection:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert answer.headers.get_content_type() == "multipart/x-mixed-replace"
+        body = answer.read()
+    parts = body.split(b"--picture\r\n")[1:]
+    assert len(parts) == 6
+    head, _, picture = parts[0].partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(picture) - 2}".encode() in head
+    with Image.open(io.BytesIO(picture)) as drawn:
+        pixels = np.asarray(drawn).astype(int)
+    frame = next(read_frames(clip)).image
+    changed = np.abs(pixels - frame).max(axis=2) > 60
+    (face,) = detector.predict(frame)
+    (top, left), (bottom, right) = (
+        np.argwhere(changed).min(axis=0),
+        np.argwhere(changed).max(axis=0),
+    )
+    assert changed.sum() > 200
+    assert top > face.points[:, 1].min() - 40
+    assert left > face.points[:, 0].min() - 10
+    assert bottom < face.points[:, 1].max() + 10
+    assert right < face.points[:, 0].max() + 10
+
+
+def test_webcam_says_why_there_is_no_video(tmp_path: Path, detector: Detector) -> None:
+    with serving(load_script("webcam"), str(tmp_path / "none.mp4"), detector) as connection:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert answer.status == 503
+        assert b"none.mp4" in answer.read()
+        connection.request("GET", "/favicon.ico")
+        assert connection.getresponse().status == 404
+
+
+@contextmanager
+def serving(script: ModuleType, source: str, detector: Detector) -> Iterator[HTTPConnection]:
+    """A connection to the script's server, which stops afterwards."""
+    with script.make_server(source, detector, port=0) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        with closing(HTTPConnection("127.0.0.1", server.server_port, timeout=60)) as connection:
+            yield connection
+        server.shutdown()
+        thread.join()
+
+
+def test_a_slow_network_sees_the_newest_frame_of_a_camera() -> None:
+    looked_at, all_read = Event(), Event()
+
+    def camera() -> Iterator[Frame]:
+        for index in range(20):
+            if index == 1:
+                looked_at.wait(10)
+            yield Frame(np.zeros((1, 1, 3), np.uint8), index, index / 25)
+        all_read.set()
+
+    seen = []
+    for frame in load_script("webcam").newest(camera()):
+        seen.append(frame.index)
+        looked_at.set()
+        all_read.wait(10)
+    assert seen == [0, 19]
+
+
+def test_a_camera_that_fails_is_an_error_and_one_no_longer_watched_is_let_go() -> None:
+    newest = load_script("webcam").newest
+
+    def broken() -> Iterator[Frame]:
+        yield Frame(np.zeros((1, 1, 3), np.uint8), 0, 0.0)
+        raise ImageError("the cable was pulled")
+
+    with pytest.raises(ImageError, match="cable"):
+        list(newest(broken()))
+
+    closed = Event()
+
+    def endless() -> Iterator[Frame]:
+        try:
+            index = 0
+            while True:
+                yield Frame(np.zeros((1, 1, 3), np.uint8), index, 0.0)
+                index += 1
+        finally:
+            closed.set()
+
+    watching = newest(endless())
+    next(watching)
+    watching.close()
+    assert closed.wait(10)
+
+
+# ------------------------------------------------------------------------------ fastapi_endpoint
+
+
+@pytest.fixture
+def endpoint(one_detector: Detector) -> ModuleType:
+    return load_script("fastapi_endpoint")
+
+
+@pytest.fixture
+def client(endpoint: ModuleType) -> Any:
+    from fastapi.testclient import TestClient
+
+    return TestClient(endpoint.app)
+
+
+def png(picture: Picture) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_endpoint_answers_with_the_faces(
+    client: Any, astronaut: Picture, one_detector: Detector
+) -> None:
+    photo = astronaut[:240, 100:380]
+    answer = client.post("/landmarks?layout=68", content=png(photo))
+    assert answer.status_code == 200
+    (face,) = answer.json()["faces"]
+    (expected,) = one_detector.predict(photo)
+    np.testing.assert_allclose(Face.from_dict(face).points, expected.points, atol=0.01)
+    nobody = client.post("/landmarks", content=png(astronaut[300:, :200]))
+    assert nobody.json() == {"faces": []}
+
+
+def test_endpoint_says_what_is_wrong_with_a_request(client: Any, endpoint: ModuleType) -> None:
+    broken = client.post("/landmarks", content=b"not a photo")
+    assert broken.status_code == 400
+    assert "image" in broken.json()["detail"]
+    assert client.post("/landmarks", content=b"").status_code == 400
+    endpoint.MAX_BYTES = 1000
+    large = client.post("/landmarks", content=bytes(1001))
+    assert large.status_code == 413
+    assert "1000 bytes" in large.json()["detail"]
+    endpoint.MAX_BYTES, endpoint.MAX_PIXELS = 10**6, 100 * 100
+    many_pixels = client.post("/landmarks", content=png(np.zeros((101, 100, 3), np.uint8)))
+    assert many_pixels.status_code == 400
+    assert "pixels" in many_pixels.json()["detail"]
+    assert client.post("/landmarks?layout=5", content=b"").status_code == 422
+
+
+def test_endpoint_answers_several_at_once_as_one_by_one(client: Any, astronaut: Picture) -> None:
+    photo = png(astronaut[:240, 100:380])
+    alone = client.post("/landmarks?layout=68", content=photo).json()
+    answers: list[Any] = []
+
+    def ask() -> None:
+        answers.append(client.post("/landmarks?layout=68", content=photo).json())
+
+    threads = [Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [alone] * 3
+
+
+# ------------------------------------------------------------------------------------- notebooks
+
+
+def test_all_notebooks_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [
+        "compare_heatmaps",
+        "folder_to_parquet",
+        "quick_start",
+        "train_on_your_own_faces",
+        "video",
+    ]
+
+
+def readable(notebook: Any) -> Iterator[str]:
+    """All of a notebook but its pictures and videos."""
+    for cell in notebook.cells:
+        yield cell.source
+        for output in cell.get("outputs", ()):
+            yield output.get("text", "")
+            for kind, content in output.get("data", {}).items():
+                if kind.startswith("text/"):
+                    yield re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", content)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_was_run_from_top_to_bottom_and_says_nothing_of_the_machine(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    shown = [set(output.get("data", {})) for output in outputs]
+    assert any(kinds & {"image/png", "image/jpeg"} for kinds in shown)
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    words = "".join(readable(notebook))
+    for place in ("/tmp", "/home", "/root", "/work", "/Users", "site-packages", "ipykernel"):
+        assert place not in words, place
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert path.stat().st_size < 1_500_000
+
+
+def test_tests_train_for_a_few_steps_only() -> None:
+    notebook = nbformat.read(EXAMPLES / "train_on_your_own_faces.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "nbmake" in cell.metadata)
+    mocked = cell.metadata["nbmake"]["mock"]
+    assert all(f"{name} = " in cell.source for name in mocked)
