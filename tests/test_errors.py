@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -35,6 +36,7 @@ from hihlandmark import Detector, Face
 from hihlandmark.calibration import Calibration
 from hihlandmark.cli import app
 from hihlandmark.cli.options import astronaut
+from hihlandmark.crop import BoxMap
 from hihlandmark.errors import HihlandmarkError, ImageError
 from hihlandmark.evaluation.figures import new_figure
 from hihlandmark.evaluation.metrics import areas
@@ -49,6 +51,7 @@ from hihlandmark.folder.results import ResultFolder, Shard
 from hihlandmark.folder.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68
 from hihlandmark.models import official_hih
+from hihlandmark.models.registry import build_model
 from hihlandmark.runtimes import choose_runtime
 from hihlandmark.runtimes.converted import exported_runtime
 from hihlandmark.runtimes.export import export
@@ -285,13 +288,35 @@ def blank_face() -> Face:
 
 @cache
 def quick_detector() -> Detector:
-    return Detector(68, device="cpu", runtime="torch", refine=0, mirror=False)
+    return Detector(29, device="cpu", runtime="torch", refine=0, mirror=False)
 
 
 def faces(folder: Path, **changes: object) -> AnnotatedFaces:
     """One annotated face of noise, whose entry has changes."""
     project(folder, row(**changes))
     return read_faces(folder, "train")
+
+
+def small_weights(folder: Path) -> Path:
+    """The card of a network of 29 points, whose crops count pixels from their corner."""
+    configuration = {
+        **find_weights().card.configuration,
+        **{"stacks": 1, "features": 8, "decimal_features": 8, "layouts": {"COFW29": 29}},
+    }
+    crop = {**find_weights().card.crop, "pixel_origin": 0.0}
+    state = build_model("hih", configuration).state_dict()
+    return save_weights(folder, card(configuration=configuration, crop=crop, files={}), state)
+
+
+def faces_without_points(folder: Path) -> AnnotatedFaces:
+    (face,) = (whole := faces(folder)).faces
+    return replace(whole, faces=[replace(face, points=np.full((29, 2), np.nan))])
+
+
+def archive_of_texts(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "texts.zip", "w") as archive:
+        archive.writestr("a.txt", "no image")
+    first_found(str(folder / "texts.zip"))
 
 
 def command(*arguments: str) -> None:
@@ -439,6 +464,13 @@ RAISED: dict[str, Attempt] = {
     # Arguments
     "refine must be 0 or more and batch_size 1 or more, not … and …": lambda _: Detector(refine=-1),
     "decoder must be one of …, not …": lambda _: Detector(decoder="best"),
+    "… has no head for …, only for …: choose one of these layouts": lambda folder: Detector(
+        68, weights=small_weights(folder), device="cpu", runtime="torch"
+    ),
+    "… counts pixels from another origin: mirrored crops do not fit, leave mirror at None or "
+    "False": lambda folder: Detector(
+        29, weights=small_weights(folder), device="cpu", runtime="torch", mirror=True
+    ),
     "on_error must be 'raise' or 'yield', not …": lambda _: quick_detector().predict_many(
         [], on_error="skip"
     ),
@@ -500,6 +532,7 @@ RAISED: dict[str, Attempt] = {
     "… is damaged or no manifest (…): remove the folder to start anew": damaged_manifest,
     "…: no file matches this pattern: check the path": lambda _: first_found("nowhere/*.jpg"),
     "…: the folder cannot be read (…): allow it, or name other folders": closed_folder,
+    "…: no image in this archive: check the suffixes in it": archive_of_texts,
     "…: no image in this folder (looked for …): check the path and the suffixes": (
         lambda folder: first_found(str(folder))
     ),
@@ -520,6 +553,9 @@ RAISED: dict[str, Attempt] = {
     "…: faces are written to .jsonl or .parquet": lambda folder: open_faces(
         folder / "faces.txt"
     ).__enter__(),
+    "--web takes its photos from the page and writes no files": lambda _: command(
+        "demo", "photo.jpg", "--web"
+    ),
     # Evaluation and calibration
     "--every goes with --jitter or --robustness": lambda folder: command(
         "eval", "--data", str(folder), "--split", "a", "--every", "2"
@@ -533,6 +569,14 @@ RAISED: dict[str, Attempt] = {
     "boxes 'official' need official_map, and no others take it: fit it on the training split with "
     "fit_official_map(detector, faces)": lambda folder: evaluate(
         quick_detector(), faces(folder), boxes="official"
+    ),
+    "the faces of … have no known points: take another split": lambda folder: evaluate(
+        quick_detector(), faces_without_points(folder)
+    ),
+    "the faces of … have no official rectangles: take boxes 'labels' or 'detected'": (
+        lambda folder: evaluate(
+            quick_detector(), faces(folder), boxes="official", official_map=BoxMap((0, 0), 1)
+        )
     ),
     "detected boxes take no jitter; use boxes 'labels' or 'official'": lambda folder: evaluate(
         quick_detector(), faces(folder), boxes="detected", jitter=Jitter()
@@ -692,6 +736,14 @@ def test_a_missing_package_is_named(
     with pytest.raises(HihlandmarkError) as caught:
         attempt(tmp_path)
     assert pattern(message).fullmatch(in_one_line(str(caught.value)))
+
+
+def test_a_face_without_official_rectangle_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    project(tmp_path, row(), row(rect=[5, 5, 35, 35]))
+    detector, both = quick_detector(), read_faces(tmp_path, "train")
+    result = evaluate(detector, both, boxes="official", official_map=detector.box_map("landmarks"))
+    (reason,) = result.skipped
+    assert "the face has no official rectangle: only boxes 'labels' or 'detected' reach" in reason
 
 
 def test_what_is_not_raised_is_a_message_of_the_package() -> None:
