@@ -13,6 +13,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from hihlandmark.cli import app
 from hihlandmark.draw import BOX, encode_png, moved
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.layouts import WFLW98
-from hihlandmark.web import Limits, open_demo
+from hihlandmark.web import Limits, open_demo, serve
 from hihlandmark.web.demo import Demo, Upload
 from hihlandmark.web.page import take_upload
 from hihlandmark.web.photos import Photo, Photos
@@ -54,12 +55,9 @@ if TYPE_CHECKING:
 
 KIB = 2**10
 LIMITS = Limits(upload_bytes=2 * 2**20, pixels=2_000_000, queue=4)
-MADE: list[tuple[int, str]] = []
-"""Layout and model of every detector that the fixtures have made."""
 
 
 def make_quick(layout: int, model: str) -> Detector:
-    MADE.append((layout, model))
     return Detector(layout, model, device="cpu", refine=0, mirror=False)
 
 
@@ -299,10 +297,17 @@ def test_layout_and_model_change_without_a_new_upload(demo: Demo, pair: NDArray[
 
 
 def test_each_detector_is_made_once(demo: Demo, png: bytes) -> None:
+    made: list[tuple[int, str]] = []
+
+    def make(layout: int, model: str) -> Detector:
+        made.append((layout, model))
+        return demo.detector(layout, model)
+
+    counting = Demo(make, Photos(seconds=600, most=3), max_pixels=LIMITS.pixels)
     for page in ("one", "two"):
-        demo.take(page, Upload("face.png", png), 68, "hih-small", [])
-        demo.take_again(page, 68, "hih-small", 0, [])
-    assert MADE.count((68, "hih-small")) == len(set(MADE) & {(68, "hih-small")})
+        counting.take(page, Upload("face.png", png), 68, "hih-small", [])
+        counting.take_again(page, 29, "hih-small", 0, [])
+    assert made == [(68, "hih-small"), (29, "hih-small")]
 
 
 @pytest.mark.parametrize(("layout", "model"), [(5, "hih-small"), (68, "owner/name"), (68, "/x")])
@@ -382,6 +387,26 @@ def test_an_address_of_another_machine_is_refused() -> None:
         open_demo(make_quick, host="192.0.2.1", port=0),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("a.b", False)],
+)
+def test_the_public_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str, is_loopback: bool
+) -> None:
+    """What `serve` announces, of a server that ends at once."""
+    ended = OpenDemo("http://address", tmp_path, None, lambda: None, lambda: None)  # type: ignore[arg-type]
+    monkeypatch.setattr("hihlandmark.web.server.open_demo", lambda *_, **__: nullcontext(ended))
+    before = signal.getsignal(signal.SIGTERM)
+    said: list[str] = []
+    try:
+        serve(make_quick, host=host, announce=said.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said[0] == "The web demo is at http://address (Ctrl-C ends it)."
+    assert len(said) == (1 if is_loopback else 2)
 
 
 def test_web_takes_no_photo_from_the_command_line() -> None:
@@ -492,20 +517,26 @@ def test_large_requests_are_refused_before_they_are_read(opened: OpenDemo) -> No
     assert answer(event, data=iter([b"x"]), headers=chunked, method="POST")[0] == 411
 
 
-def event(address: str, file: dict[str, Any]) -> tuple[int, bytes]:
-    """What comes of asking for the landmarks of a file, without a browser."""
-    session = f"test{time.monotonic_ns()}"
+def ask(address: str, session: str, file: dict[str, Any]) -> tuple[int, bytes]:
+    """Asks for the landmarks of a file, as the page does; status and body."""
     body = {
         "data": [file, 68, "hih-small", []],
         "fn_index": 0,
         "session_hash": session,
         "event_data": None,
     }
-    url = f"{address}/gradio_api/queue/"
     headers = {"Content-Type": "application/json"}
-    status, _, content = answer(f"{url}join", data=json.dumps(body).encode(), headers=headers)
+    url = f"{address}/gradio_api/queue/join"
+    return answer(url, data=json.dumps(body).encode(), headers=headers)[::2]
+
+
+def event(address: str, file: dict[str, Any]) -> tuple[int, bytes]:
+    """What comes of asking for the landmarks of a file."""
+    session = f"test{time.monotonic_ns()}"
+    status, content = ask(address, session, file)
     if status != 200:
         return status, content
+    url = f"{address}/gradio_api/queue/"
     with request.urlopen(f"{url}data?session_hash={session}", timeout=30) as lines:
         for line in lines:
             if b"process_completed" in line:
@@ -534,6 +565,16 @@ def test_only_uploads_are_read(
     status, line = event(opened.address, file)
     assert (status, b"1 face, 68 points" in line) == (200, True)
     assert not upload.exists()
+
+
+def test_no_more_photos_wait_than_may(opened: OpenDemo) -> None:
+    file = {"path": str(opened.folder / "gone.png"), "meta": {"_type": "gradio.FileData"}}
+    with opened.demo._lock:  # the network is at work
+        answers = [ask(opened.address, f"wait{n}", file) for n in range(LIMITS.queue + 3)]
+    statuses = [status for status, _ in answers]
+    assert statuses[: LIMITS.queue] == [200] * LIMITS.queue
+    assert statuses[-1] == 503
+    assert b"Queue is full" in answers[-1][1]
 
 
 def test_a_photo_that_is_gone_has_no_picture(opened: OpenDemo, photo: Photo) -> None:

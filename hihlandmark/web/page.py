@@ -19,6 +19,7 @@ _QUEUE = "network"
 
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
+@media (min-width: 700px) {#asked {min-width: 320px !important}}
 p.note {margin: 0; padding: 10px 12px; border-radius: 6px;
   border-left: 4px solid var(--color-accent); background: var(--background-fill-secondary)}
 p.note.error {border-left-color: #dc2626}
@@ -36,7 +37,8 @@ p.downloads a {padding: 8px 14px; border: 1px solid var(--border-color-primary);
   color: var(--body-text-color); text-decoration: none}
 p.downloads a:hover {background: var(--button-secondary-background-fill-hover)}
 .scrolled {overflow-x: auto; margin-top: 12px}
-.scrolled table {width: 100%; margin: 0; border: 0; border-collapse: collapse; font-size: 0.9em}
+.scrolled :is(table, thead, tbody, tr) {border: 0 !important}
+.scrolled table {width: 100%; margin: 0; border-collapse: collapse; font-size: 0.9em}
 .scrolled caption {caption-side: bottom; padding-top: 6px; text-align: left}
 .scrolled th, .scrolled td {padding: 6px 8px; text-align: left; vertical-align: top; border: 0;
   border-bottom: 1px solid var(--border-color-primary)}
@@ -69,10 +71,10 @@ def build_page(
     import gradio as gr
 
     layouts = [(f"{points} ({name})", points) for points, name in LAYOUTS.items()]
-    with gr.Blocks(title="Face landmarks", analytics_enabled=False) as page:
+    with gr.Blocks(title="Face landmarks", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("# Face landmarks\n" + _introduction(limits))
         with gr.Row():
-            with gr.Column(scale=2, min_width=260):
+            with gr.Column(scale=2, min_width=260, elem_id="asked"):
                 photo = gr.Image(
                     label="Photo: drop, choose, paste or take one",
                     sources=["upload", "clipboard", "webcam"],
