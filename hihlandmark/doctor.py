@@ -77,7 +77,7 @@ def _device() -> str:
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{torch.get_num_threads()} threads"
+        else f"{(threads := torch.get_num_threads())} thread{'s' * (threads != 1)}"
     )
     return f"Device: {device} ({name}), {'works' if works else 'gives wrong sums'}"
 
