@@ -60,10 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def errors_made(request: pytest.FixtureRequest) -> dict[tuple[str, int], set[str]]:
     """The errors of a whole session; skips where only some of the tests were asked for."""
-    asked = request.config.option
-    config = request.config
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not asked.keyword
-    if not whole or asked.markexpr not in ("", "not slow and not wheel"):
+    config, asked = request.config, request.config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    options = ("keyword", "ignore", "ignore_glob", "deselect", "lf")
+    left_out = [name for name in options if getattr(asked, name, None)]
+    if not whole or left_out or asked.markexpr not in ("", "not slow and not wheel"):
         pytest.skip("only some of the tests ran, so that errors of the others were not raised")
     return ERRORS_MADE
 

@@ -322,6 +322,14 @@ def archive_of_texts(folder: Path) -> None:
     first_found(str(folder / "texts.zip"))
 
 
+def damaged_image_in_an_archive(folder: Path) -> Any:
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        archive.writestr("a.jpg", "damaged")
+    source = next(iter(find_images([str(folder / "images.zip")])))
+    assert not isinstance(source, ImageError)
+    return source.load()
+
+
 def command(*arguments: str) -> None:
     """Runs the command in this process."""
     app(list(arguments), standalone_mode=False)
@@ -570,6 +578,7 @@ RAISED: dict[str, Attempt] = {
     "…: no file matches this pattern: check the path": lambda _: first_found("nowhere/*.jpg"),
     "…: the folder cannot be read (…): allow it, or name other folders": closed_folder,
     "…: no image in this archive: check the suffixes in it": archive_of_texts,
+    "images.zip/a.jpg: … is not an image in a known format": damaged_image_in_an_archive,
     "…: no image in this folder (looked for …): check the path and the suffixes": (
         lambda folder: first_found(str(folder))
     ),
