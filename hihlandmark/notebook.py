@@ -5,7 +5,6 @@ Only pictures for people are made here; `draw` draws onto arrays.
 
 from __future__ import annotations
 
-import io
 import os
 import weakref
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
-from hihlandmark.draw import draw_faces
+from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes
+from hihlandmark.draw import draw_faces, encode_png, moved
 from hihlandmark.errors import HihlandmarkError
 from hihlandmark.face import Face
 from hihlandmark.image import ColorOrder, ImageInput, load_image
@@ -79,20 +78,20 @@ class Faces(list[Face]):
 
 def face_png(face: Face) -> bytes:
     """A picture of one face: `FACE_SIDE` pixels wide, on its photo or on plain ground."""
-    return _png(_square_around([face], FACE_SIDE))
+    return encode_png(_square_around([face], FACE_SIDE))
 
 
 def faces_png(faces: Sequence[Face]) -> bytes:
     """A picture of the whole photo with faces; without the photo, of the square around them."""
     photo = faces[0].image.load() if faces[0].image else None
     if photo is None:
-        return _png(_square_around(faces, LONGEST_SIDE // 2))
+        return encode_png(_square_around(faces, LONGEST_SIDE // 2))
     scale = min(1.0, LONGEST_SIDE / max(photo.shape[:2]))
     size = round(photo.shape[1] * scale), round(photo.shape[0] * scale)
     small = np.asarray(PillowImage.fromarray(photo).resize(size, PillowImage.Resampling.BOX))
     x, y = np.divide(size, photo.shape[1::-1])
     to_small = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
-    return _png(draw_faces(small, [_moved(face, to_small) for face in faces]))
+    return encode_png(draw_faces(small, [moved(face, to_small) for face in faces]))
 
 
 def _square_around(faces: Sequence[Face], size: int) -> Image:
@@ -106,14 +105,4 @@ def _square_around(faces: Sequence[Face], size: int) -> Image:
     else:
         ground = cut_crop(photo, square, size)
     to_square = crop_matrix(square, size)
-    return draw_faces(ground, [_moved(face, to_square) for face in faces])
-
-
-def _moved(face: Face, matrix: NDArray[np.floating]) -> Face:
-    return replace(face, points=transform_points(matrix, face.points[None])[0])
-
-
-def _png(picture: Image) -> bytes:
-    buffer = io.BytesIO()
-    PillowImage.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
+    return draw_faces(ground, [moved(face, to_square) for face in faces])
