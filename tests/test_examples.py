@@ -247,16 +247,19 @@ def test_endpoint_answers_with_the_faces(
     assert nobody.json() == {"faces": []}
 
 
-def test_endpoint_says_what_is_wrong_with_a_request(client: Any, endpoint: ModuleType) -> None:
+def test_endpoint_says_what_is_wrong_with_a_request(
+    client: Any, endpoint: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = client.post("/landmarks", content=b"not a photo")
     assert broken.status_code == 400
     assert "image" in broken.json()["detail"]
     assert client.post("/landmarks", content=b"").status_code == 400
-    endpoint.MAX_BYTES = 1000
+    monkeypatch.setattr(endpoint, "MAX_BYTES", 1000)
     large = client.post("/landmarks", content=bytes(1001))
     assert large.status_code == 413
     assert "1000 bytes" in large.json()["detail"]
-    endpoint.MAX_BYTES, endpoint.MAX_PIXELS = 10**6, 100 * 100
+    monkeypatch.setattr(endpoint, "MAX_BYTES", 10**6)
+    monkeypatch.setattr(endpoint, "MAX_PIXELS", 100 * 100)
     many_pixels = client.post("/landmarks", content=png(np.zeros((101, 100, 3), np.uint8)))
     assert many_pixels.status_code == 400
     assert "pixels" in many_pixels.json()["detail"]
