@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -324,6 +326,19 @@ def test_track_offline_gives_each_frame_its_steadied_faces(clip: Path, detector:
     assert second_difference(np.stack(steady)) < second_difference(np.stack(raw))
     with pytest.raises(ConfigurationError, match="not known of a camera"):
         next(track_offline("camera:0", detector))
+
+
+def test_videos_can_be_left_in_the_middle(clip: Path) -> None:
+    program = (
+        "import sys\nfrom hihlandmark.video import read_frames\n"
+        "for number in range(200):\n"
+        "    for frame in read_frames(sys.argv[1]):\n"
+        "        if frame.index == number % 12:\n"
+        "            break\n"
+    )
+    # In another process: one that waits for a lock of its own cannot be interrupted.
+    result = subprocess.run([sys.executable, "-c", program, str(clip)], timeout=300, check=False)
+    assert result.returncode == 0
 
 
 def test_an_annotated_video_keeps_times_and_sound(clip: Path, tmp_path: Path) -> None:
