@@ -209,8 +209,6 @@ def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
 
     HIH's "best_nme" has NumPy numbers, ADNet's "scheduler" has its milestones in a `Counter`.
     """
-    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5 reads plain numbers only
-        return contextlib.nullcontext()
     # The same function under the module names of NumPy 1 and 2.
     scalar = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [

@@ -152,7 +152,7 @@ def _av() -> Any:
         import av
     except ImportError as error:
         raise ConfigurationError("videos need PyAV: pip install 'hihlandmark[video]'") from error
-    # At any other level FFmpeg's threads ask for Python's lock in order to log, and where a video is
-    # left in the middle, the thread that has the lock waits for them for ever.
+    # At any other level FFmpeg's threads ask for Python's lock in order to log, and where a video
+    # is left in the middle, the thread that has the lock waits for them for ever.
     av.logging.set_level(None)
     return av
