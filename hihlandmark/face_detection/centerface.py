@@ -123,11 +123,17 @@ def _file() -> Path:
 
 
 def _run_opencv(path: Path) -> Run:
-    network = cv2.dnn.readNetFromONNX(str(path))
+    network, planned = cv2.dnn.readNetFromONNX(str(path)), None
     one_at_a_time = threading.Lock()  # the network holds its input
+    # OpenCV 4 plans the network for the first size of picture, and is wrong for all others.
+    any_size = int(cv2.__version__.partition(".")[0]) >= 5
 
     def run(blob: NDArray[np.floating]) -> list[FloatArray]:
+        nonlocal network, planned
         with one_at_a_time:
+            if not any_size and planned not in (None, blob.shape):
+                network = cv2.dnn.readNetFromONNX(str(path))
+            planned = blob.shape
             network.setInput(blob)
             return [np.array(output) for output in network.forward(_OUTPUTS)]
 
