@@ -173,6 +173,22 @@ def tight_boxes(points: FloatArray) -> FloatArray:
     return np.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1)
 
 
+def square_around(points: FloatArray, margin: float) -> FloatArray:
+    """The upright square (4,) around points (P, 2): ``margin`` times their box's longer side.
+
+    Of points that fell together, ``margin`` pixels.
+    """
+    square = BoxMap((0.0, 0.0), margin).squares(tight_boxes(points))[0]
+    square[2] = max(square[2], margin)
+    return square
+
+
+def resize_matrix(size: tuple[int, int], new_size: tuple[int, int]) -> FloatArray:
+    """From pixels of an image of a size (width, height) to those of the image resized: (2, 3)."""
+    x, y = np.divide(new_size, size)
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
+
+
 def cut_crop(image: Image, square: FloatArray, size: int) -> Image:
     """The crop (size, size, 3) of a square of an image (H, W, 3); black outside of the image.
 

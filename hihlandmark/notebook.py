@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes
+from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
 from hihlandmark.draw import draw_faces, encode_png, moved
 from hihlandmark.errors import HihlandmarkError
 from hihlandmark.face import Face
@@ -29,6 +29,7 @@ LONGEST_SIDE = 960
 """Longer side in pixels of the picture of a photo with its faces, at most."""
 GROUND = 32
 """Gray value behind faces whose photo is gone."""
+_MARGIN = 1.3  # side of a close-up, in longer sides of the points' box
 
 
 class ImageReference:
@@ -78,28 +79,28 @@ class Faces(list[Face]):
 
 def face_png(face: Face) -> bytes:
     """A picture of one face: `FACE_SIDE` pixels wide, on its photo or on plain ground."""
-    return encode_png(_square_around([face], FACE_SIDE))
+    return encode_png(_close_up([face], _photo_of(face), FACE_SIDE))
 
 
 def faces_png(faces: Sequence[Face]) -> bytes:
     """A picture of the whole photo with faces; without the photo, of the square around them."""
-    photo = faces[0].image.load() if faces[0].image else None
+    photo = _photo_of(faces[0])
     if photo is None:
-        return encode_png(_square_around(faces, LONGEST_SIDE // 2))
+        return encode_png(_close_up(faces, None, LONGEST_SIDE // 2))
     scale = min(1.0, LONGEST_SIDE / max(photo.shape[:2]))
     size = round(photo.shape[1] * scale), round(photo.shape[0] * scale)
     small = np.asarray(PillowImage.fromarray(photo).resize(size, PillowImage.Resampling.BOX))
-    x, y = np.divide(size, photo.shape[1::-1])
-    to_small = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
+    to_small = resize_matrix((photo.shape[1], photo.shape[0]), size)
     return encode_png(draw_faces(small, [moved(face, to_small) for face in faces]))
 
 
-def _square_around(faces: Sequence[Face], size: int) -> Image:
+def _photo_of(face: Face) -> Image | None:
+    return face.image.load() if face.image else None
+
+
+def _close_up(faces: Sequence[Face], photo: Image | None, size: int) -> Image:
     """The square (size, size, 3) that just holds the faces with some room, points drawn."""
-    x0, y0, x1, y1 = tight_boxes(np.concatenate([face.points for face in faces]))
-    side = 1.3 * max(x1 - x0, y1 - y0, 1)
-    square = np.array([(x0 + x1) / 2, (y0 + y1) / 2, side, 0])
-    photo = faces[0].image.load() if faces[0].image else None
+    square = square_around(np.concatenate([face.points for face in faces]), _MARGIN)
     if photo is None:
         ground = np.full((size, size, 3), GROUND, np.uint8)
     else:

@@ -97,7 +97,7 @@ def model_page(card: ModelCard, repository: str | None = None) -> str:
     source = f'weights="{repository}"' if repository else f'model="{card.name}"'
     text = (
         f"# {card.name}",
-        "Weights for face landmarks with [hihlandmark](https://pypi.org/project/hihlandmark/).",
+        "Weights for face landmarks with hihlandmark (`pip install hihlandmark`).",
         "```python\nfrom hihlandmark import Detector\n\n"
         f'faces = Detector({points}, {source}).predict("photo.jpg")\n```',
         *card_sections(card, "##"),

@@ -16,7 +16,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from hihlandmark import Detector, Face
-from hihlandmark.crop import crop_matrix, cut_crop, transform_points
+from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
 
 FOLDER = Path(__file__).parent
 BLUE, ORANGE, GREEN, GREY = "#1f6bb0", "#d9660f", "#2e8b57", "#666666"
@@ -48,8 +48,7 @@ def portrait(side: int, margin: float = 1.5) -> tuple[NDArray[np.uint8], NDArray
 
     ``margin``: its side in longer sides of the box tight around the 98 points.
     """
-    low, high = face().points.min(axis=0), face().points.max(axis=0)
-    square = np.array([*(low + high) / 2, margin * (high - low).max(), 0.0])
+    square = square_around(face().points, margin)
     return np.asarray(cut_crop(photo(), square, side)), crop_matrix(square, side)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,13 +72,13 @@ def demo(
         host=host,
         port=port,
         limits=Limits(max_megabytes * 2**20, max_megapixels * 1_000_000, queue),
-        announce=print,
     )
 
 
 def _write(image: str | None, out: Path, layout: LayoutName, model: str, device: str) -> None:
     from hihlandmark.draw import draw_faces, encode_png
-    from hihlandmark.folder import Result, Source, to_record
+    from hihlandmark.folder import Result, Source
+    from hihlandmark.folder.formats import write_jsonl
     from hihlandmark.image import load_image
     from hihlandmark.writing import write_atomically
 
@@ -89,7 +88,7 @@ def _write(image: str | None, out: Path, layout: LayoutName, model: str, device:
     picture, record = out / f"{name}.landmarks.png", out / f"{name}.json"
     write_atomically(picture, encode_png(draw_faces(photo, faces)))
     result = Result(Source(image or "skimage.data.astronaut()", name), faces)
-    write_atomically(record, (json.dumps(to_record(result), ensure_ascii=False) + "\n").encode())
+    write_atomically(record, write_jsonl([result]))
     print(f"{len(faces)} face{'s' * (len(faces) != 1)} found")
     for face in faces:
         print(f"  {face!r}")

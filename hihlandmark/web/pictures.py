@@ -6,7 +6,6 @@ Free functions of a `Photo`. Nothing here knows of Gradio or of requests.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import PurePath
@@ -17,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes
+from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
 from hihlandmark.draw import BOX, HIGH, LOW, draw_faces, encode_png, moved
 from hihlandmark.face import Face
-from hihlandmark.folder import Result, Source, to_record
+from hihlandmark.folder import Result, Source
+from hihlandmark.folder.formats import write_jsonl
 from hihlandmark.measures import head_pose
 from hihlandmark.web.photos import Photo
 
@@ -57,8 +57,7 @@ def whole_jpeg(photo: Photo, drawn: Collection[str]) -> bytes:
     size = screen_size(photo)
     how = cv2.INTER_AREA if size < photo.size else cv2.INTER_CUBIC
     resized = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-    x, y = np.divide(size, photo.size)
-    matrix = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
+    matrix = resize_matrix(photo.size, size)
     return _jpeg(_draw(resized, [moved(face, matrix) for face in photo.faces], drawn))
 
 
@@ -72,9 +71,7 @@ def screen_size(photo: Photo) -> tuple[int, int]:
 def face_jpeg(photo: Photo, index: int, drawn: Collection[str]) -> bytes:
     """One face, large, with some of what is around it, as JPEG of `FACE_SIDE` pixels."""
     face = photo.faces[index]
-    x0, y0, x1, y1 = tight_boxes(face.points)
-    side = FACE_MARGIN * max(x1 - x0, y1 - y0, 1)
-    square = np.array([(x0 + x1) / 2, (y0 + y1) / 2, side, 0])
+    square = square_around(face.points, FACE_MARGIN)
     crop = cut_crop(photo.load(), square, FACE_SIDE)
     face = moved(face, crop_matrix(square, FACE_SIDE))
     return _jpeg(_draw(crop, [face], set(drawn) - {"boxes"}))
@@ -121,7 +118,7 @@ def _jpeg(picture: Image) -> bytes:
 def json_record(photo: Photo) -> bytes:
     """What `hihlandmark predict` writes of an image: its size, its faces, model and SHA-256."""
     result = Result(Source(photo.name, photo.name), photo.faces, size=photo.size, model=photo.model)
-    return (json.dumps(to_record(result), ensure_ascii=False) + "\n").encode()
+    return write_jsonl([result])
 
 
 def file_stem(photo: Photo) -> str:
