@@ -164,10 +164,16 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     monkeypatch.setattr(loop, "build_training_network", with_our_batch_norm)
     run(part(batch_size=4, faces=2), data, tmp_path / "one")
     two, one = log_of(tmp_path / "two"), log_of(tmp_path / "one")
-    for name in ("integer", "decimal", "distillation", "nme/mean"):
+    # An integer heatmap that has learnt next to nothing is almost flat: rounding moves its maximum.
+    for name, looks, tolerance in (
+        ("integer", 5, 1e-5),
+        ("decimal", 5, 1e-5),
+        ("distillation", 5, 1e-5),
+        ("nme/mean", 3, 2e-2),
+    ):
         a, b = ([row[name] for row in log if name in row] for log in (two, one))
-        assert len(a) == (3 if name == "nme/mean" else 5)
-        assert a == pytest.approx(b, rel=1e-5), name
+        assert len(a) == looks
+        assert a == pytest.approx(b, rel=tolerance), name
 
 
 def with_our_batch_norm(configuration: TrainingConfiguration) -> HIH:
@@ -234,13 +240,14 @@ def test_mixed_precision_learns_nearly_the_same(data: Path, tmp_path: Path) -> N
 
 
 def test_validation_keeps_the_best_weights_and_draws(data: Path, tmp_path: Path) -> None:
-    validation = {"every": 2, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 3}
+    validation = {"every": 1, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 3}
     summary = run(tiny(validation=validation, augmentation=PLAIN), data, tmp_path)
     looks = [row for row in log_of(tmp_path) if "nme/mean" in row]
-    assert [row["step"] for row in looks] == [2, 4, 6]
+    assert [row["step"] for row in looks] == [1, 2, 3, 4, 5, 6]
     assert summary.checkpoint.name == checkpoints.BEST
     (nme,) = summary.nme.values()
-    assert nme == min(row["nme/mean"] for row in looks)
+    # Those of the stage before are at another crop size.
+    assert nme == min(row["nme/mean"] for row in looks if row["step"] > 4)
     best = checkpoints.load_checkpoint(summary.checkpoint)
     assert best["step"] == next(row["step"] for row in looks if row["nme/mean"] == nme)
     with Image.open(tmp_path / "pictures" / "0000006.png") as picture:
