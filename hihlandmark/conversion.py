@@ -18,17 +18,17 @@ import torch
 
 from hihlandmark.crop import CANONICAL_CROP, BoxMap
 from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.models import official_adnet, official_awing, official_hih
-from hihlandmark.models.official import Converted, plain_names
-from hihlandmark.weights import (
+from hihlandmark.model_card import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Decoding,
     ModelCard,
     Normalisation,
     boxes_of,
-    save_weights,
 )
+from hihlandmark.models import official_adnet, official_awing, official_hih
+from hihlandmark.models.official import Converted, plain_names
+from hihlandmark.weights import save_weights
 
 _STATE_DICTS = ("state_dict", "net")
 """Where checkpoints of other projects have their state dict, when they are not just that."""

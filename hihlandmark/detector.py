@@ -35,12 +35,13 @@ from hihlandmark.face_detection import (
 from hihlandmark.heatmap import Decoder, decode, mirrored, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
+from hihlandmark.model_card import DECODERS
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.notebook import Faces
 from hihlandmark.runtimes import Precision, make_runtime
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
-from hihlandmark.weights import DECODERS, load_model
+from hihlandmark.weights import load_model
 
 FloatArray = NDArray[np.floating]
 

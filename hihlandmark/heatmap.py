@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from hihlandmark.weights import Decoding
+    from hihlandmark.model_card import Decoding
 
 Decoder = Literal["argmax", "expectation", "quarter_shift", "mean"]
 Activation = Literal["softmax", "linear"]

@@ -10,13 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hihlandmark.errors import WeightsError
-from hihlandmark.weights import (
-    DEFAULT_MODEL,
-    ModelCard,
-    find_weights,
-    split_hub_id,
-    verify_weights,
-)
+from hihlandmark.model_card import ModelCard
+from hihlandmark.weights import DEFAULT_MODEL, find_weights, split_hub_id, verify_weights
 
 
 def push_weights(

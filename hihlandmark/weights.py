@@ -8,49 +8,34 @@ every file with its SHA-256; nothing is read from a file before it has been veri
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError, WeightsError
+from hihlandmark.model_card import NAME, WEIGHT_FILE, ModelCard, some
 from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hihlandmark import crop
-    from hihlandmark.heatmap import Activation, Decoder
     from hihlandmark.shape_prior import ShapePrior
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "hih-small"
-SCHEMA = 1
-"""Version of the card's fields; a card of a higher one is refused."""
 SHARD_BYTES = 16 * 2**20
 """Largest file that `save_weights` writes: what the repository and the wheel take."""
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
-DECODERS = ("argmax", "expectation", "quarter_shift", "mean")
-"""Those of ``heatmap.Decoder``, which cannot be imported here without torch."""
-ACTIVATIONS = ("linear", "softmax")
-"""Those of ``heatmap.Activation``, likewise."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_WEIGHT_FILE = re.compile(rf"(?P<name>{_NAME.pattern}?)(-\d{{5}}-of-\d{{5}})?\.safetensors")
-_HUB_ID = re.compile(rf"(?P<repository>{_NAME.pattern}/{_NAME.pattern})(@(?P<revision>\S+))?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HUB_ID = re.compile(rf"(?P<repository>{NAME.pattern}/{NAME.pattern})(@(?P<revision>\S+))?")
 _SHAPE_PRIOR = re.compile(r"shape_prior\.(?P<layout>\w+)\.(?P<part>mean|modes|scales)")
 """Names of the tensors of a `ShapePrior`; ``scales`` are its noise and its covariance_scale."""
 _PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".tar", ".bin"}
@@ -58,123 +43,6 @@ _HEADER_BYTES_PER_TENSOR = 160
 """Room for a tensor's entry in a safetensors header besides its name: dtype, shape, offsets."""
 _HUB_TIMEOUT = 10.0
 """Seconds to wait for the Hub's listing of a repository: huggingface_hub itself sets no limit."""
-
-
-class Normalisation(TypedDict):
-    """Mean and standard deviation of R, G, B in 0..1, subtracted and divided before the network."""
-
-    mean: list[float]
-    std: list[float]
-
-
-class BoxMap(TypedDict):
-    """From a box to its crop square: ``shift`` (dx, dy) of the centre and ``scale`` of the side.
-
-    Both are in units of the box's longer side.
-    """
-
-    shift: list[float]
-    scale: float
-
-
-class CropContract(TypedDict):
-    """The crop that a model was trained on.
-
-    ``pixel_origin``: where the centre of the top-left pixel lies, 0.5 in this package and 0.0 in
-    networks of projects that take x / stride for the heatmap position. ``boxes``: a `BoxMap` for
-    each kind of box, "mtcnn" or "landmarks:WFLW98".
-    """
-
-    pixel_origin: float
-    boxes: dict[str, BoxMap]
-
-
-class _RequiredDecoding(TypedDict):
-    decoder: Decoder
-    bin_centre: float
-    activation: Activation
-
-
-class Decoding(_RequiredDecoding, total=False):
-    """How heatmaps become points: the arguments of these names in ``heatmap``.
-
-    ``aligned_corners`` may be left out, for False.
-    """
-
-    aligned_corners: bool
-
-
-class TrainingData(TypedDict):
-    """A data set that the weights were trained on, with its licence and its number of images."""
-
-    name: str
-    licence: str
-    images: int
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What must be known about weights to run them, and what should be known to use them.
-
-    ``configuration`` holds the fields of the architecture's configuration class, ``calibration``
-    a mapping for each layout that has one. ``files`` maps the name of each weight file to its
-    SHA-256, in the order of the shards; it is empty until `save_weights` fills it. ``licence``
-    states the terms of the weights. Each of ``figures`` has at least "split", "points", "metric",
-    "value" and the "command" that measures it. Raises `WeightsError` when a field is not as stated.
-    """
-
-    name: str
-    architecture: str
-    configuration: dict[str, Any]
-    normalisation: Normalisation
-    crop: CropContract
-    decoding: Decoding
-    training_data: list[TrainingData]
-    licence: str
-    calibration: dict[str, Any] = field(default_factory=dict)
-    figures: list[dict[str, Any]] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_card(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelCard:
-        """Parse a card; `WeightsError` names the first field that is missing, unknown or wrong."""
-        try:
-            values = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise WeightsError(
-                f"The model card is not valid JSON: {error}. Fetch it again."
-            ) from error
-        if not isinstance(values, dict):
-            raise WeightsError("The model card is not a JSON object: fetch it again.")
-        schema = values.pop("schema", None)
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise WeightsError(
-                f"The model card has schema {schema}, this version of hihlandmark reads {SCHEMA}: "
-                "update hihlandmark."
-            )
-        if schema != SCHEMA or isinstance(schema, bool):
-            raise WeightsError(
-                f"The model card's schema is {schema!r}, expected {SCHEMA}: fetch it again."
-            )
-        names = {entry.name for entry in fields(cls)}
-        for trouble, keys in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
-            if keys:
-                raise WeightsError(
-                    f"The model card {trouble} fields: {_some(keys)}. Fetch it again."
-                )
-        card = cls(**values)
-        if not card.files:
-            raise WeightsError(
-                f"The model card {card.name!r} names no weight files: fetch it again."
-            )
-        return card
-
-    def to_json(self) -> str:
-        """The card as indented JSON, as `from_json` reads it."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
 
 class LoadedModel(NamedTuple):
@@ -300,7 +168,7 @@ def _find_packaged(name: str) -> WeightFiles:
     cards = _packaged_cards()
     if name not in cards:
         raise WeightsError(
-            f"There are no packaged weights {name!r}; packaged are: {_some(cards, 20)}. "
+            f"There are no packaged weights {name!r}; packaged are: {some(cards, 20)}. "
             "Give one of them, a path, or a repository of the Hub as owner/name."
         )
     return _files_beside(cards[name], _read_card(cards[name]), f"{name}, packaged")
@@ -320,13 +188,13 @@ def _find_path(path: Path, model: str) -> WeightFiles:
     if not path.exists() and not _is_weight_path(path):
         raise WeightsError(
             f"There are no weights {str(path)!r}: no such file or folder, no repository of the Hub "
-            f"(owner/name), and not packaged; packaged are: {_some(_packaged_cards(), 20)}."
+            f"(owner/name), and not packaged; packaged are: {some(_packaged_cards(), 20)}."
         )
     if not path.is_file():
         raise WeightsError(f"There is no weight file {path}: check the path.")
     if path.suffix.lower() == ".json":
         return _files_beside(path, _read_card(path), str(path))
-    weight_file = _WEIGHT_FILE.fullmatch(path.name)
+    weight_file = WEIGHT_FILE.fullmatch(path.name)
     if not weight_file:
         raise WeightsError(
             f"{path} is not a weight file: expected .safetensors, or its card .json."
@@ -340,7 +208,7 @@ def _find_path(path: Path, model: str) -> WeightFiles:
     card = _read_card(card_path)
     if path.name not in card.files:
         raise WeightsError(
-            f"The model card {card_path} is not about {path.name}: it names {_some(card.files)}. "
+            f"The model card {card_path} is not about {path.name}: it names {some(card.files)}. "
             "Copy the card and the files from one place."
         )
     return _files_beside(card_path, card, str(card_path))
@@ -422,7 +290,7 @@ def _hub_problem(error: Exception, repository: str, revision: str) -> str:
 def _cards_with_weights(names: Iterable[str]) -> set[str]:
     """Of the file names in a folder, those of cards that have weights beside them."""
     present = set(names)
-    matches = (_WEIGHT_FILE.fullmatch(name) for name in present)
+    matches = (WEIGHT_FILE.fullmatch(name) for name in present)
     return {f"{match['name']}.json" for match in matches if match} & present
 
 
@@ -434,7 +302,7 @@ def _choose_card(cards: set[str], model: str, where: str) -> str:
         return next(iter(cards))
     if cards:
         raise WeightsError(
-            f"{where} holds several models, and none is {model!r}: {_some(cards, 20)}. Name one."
+            f"{where} holds several models, and none is {model!r}: {some(cards, 20)}. Name one."
         )
     raise WeightsError(
         f"{where} holds no weights with a model card: expected NAME.safetensors and NAME.json."
@@ -457,7 +325,7 @@ def _files_beside(card_path: Path, card: ModelCard, source: str) -> WeightFiles:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise WeightsError(
-            f"Beside the model card {card_path} are missing: {_some(missing)}. Copy them there."
+            f"Beside the model card {card_path} are missing: {some(missing)}. Copy them there."
         )
     return WeightFiles(card, paths, source)
 
@@ -492,7 +360,7 @@ def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
             ) from error
         if twice := state.keys() & shard.keys():
             raise WeightsError(
-                f"{path} repeats tensors of another shard: {_some(twice)}. Fetch both again."
+                f"{path} repeats tensors of another shard: {some(twice)}. Fetch both again."
             )
         state |= shard
     return state
@@ -576,7 +444,7 @@ def _require_fit(network: nn.Module, state: Mapping[str, torch.Tensor], files: W
             if expected[name].shape != state[name].shape
         },
     }
-    found = [f"{trouble}: {_some(names)}" for trouble, names in troubles.items() if names]
+    found = [f"{trouble}: {some(names)}" for trouble, names in troubles.items() if names]
     if found:
         raise WeightsError(
             f"The architecture of the card ({files.card.architecture!r}) does not fit the weights "
@@ -632,7 +500,7 @@ def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor
     card_path = folder / f"{card.name}.json"
     write_atomically(card_path, replace(card, files=files).to_json().encode())
     for path in folder.glob("*.safetensors"):
-        match = _WEIGHT_FILE.fullmatch(path.name)
+        match = WEIGHT_FILE.fullmatch(path.name)
         if match and match["name"] == card.name and path.name not in files:
             path.unlink()
     return card_path
@@ -666,126 +534,3 @@ def _shards(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]
         shards[-1][name] = tensor
         size += needed
     return shards
-
-
-def boxes_of(maps: Mapping[str, crop.BoxMap]) -> dict[str, BoxMap]:
-    """Maps from boxes to crops as a card holds them."""
-    return {kind: {"shift": list(m.shift), "scale": round(m.scale, 4)} for kind, m in maps.items()}
-
-
-# Checking a card
-
-
-def _check_card(card: ModelCard) -> None:
-    _expect(_is_name(card.name), "name", "letters, digits and . _ -", card.name)
-    _expect(_is_text(card.architecture), "architecture", "a text", card.architecture)
-    _expect(_is_text(card.licence), "licence", "a text", card.licence)
-    for name in ("configuration", "calibration", "files"):
-        value = getattr(card, name)
-        _expect(_is_mapping(value), name, "an object", value)
-    _expect_fields(card.normalisation, "normalisation", {"mean", "std"})
-    mean, std = card.normalisation["mean"], card.normalisation["std"]
-    _expect(_are_numbers(mean, 3), "normalisation.mean", "three numbers", mean)
-    positive = _are_numbers(std, 3) and min(std) > 0
-    _expect(positive, "normalisation.std", "three numbers above 0", std)
-    _check_decoding(card.decoding)
-    _check_crop(card.crop)
-    for name, digest in card.files.items():
-        # A name with a folder in it could lead outside of the folder of the card.
-        _expect(_WEIGHT_FILE.fullmatch(name), "files", "names as NAME.safetensors", name)
-        hexadecimal = isinstance(digest, str) and _SHA256.fullmatch(digest)
-        _expect(hexadecimal, f"files.{name}", "a SHA-256 in small hexadecimal digits", digest)
-    _check_provenance(card)
-
-
-def _check_decoding(decoding: Decoding) -> None:
-    _expect_fields(
-        decoding, "decoding", {"decoder", "bin_centre", "activation"}, {"aligned_corners"}
-    )
-    decoder, activation = decoding["decoder"], decoding["activation"]
-    named = f"one of {_some(DECODERS, len(DECODERS))}"
-    _expect(decoder in DECODERS, "decoding.decoder", named, decoder)
-    known = activation in ACTIVATIONS
-    _expect(known, "decoding.activation", f"one of {_some(ACTIVATIONS)}", activation)
-    centre = decoding["bin_centre"]
-    _expect(_is_number(centre), "decoding.bin_centre", "a number", centre)
-    aligned = decoding.get("aligned_corners", False)
-    _expect(isinstance(aligned, bool), "decoding.aligned_corners", "true or false", aligned)
-
-
-def _check_crop(crop: CropContract) -> None:
-    _expect_fields(crop, "crop", {"pixel_origin", "boxes"})
-    _expect(_is_number(crop["pixel_origin"]), "crop.pixel_origin", "a number", crop["pixel_origin"])
-    _expect(_is_mapping(crop["boxes"]), "crop.boxes", "an object", crop["boxes"])
-    for kind, box in crop["boxes"].items():
-        where = f"crop.boxes.{kind}"
-        _expect_fields(box, where, {"shift", "scale"})
-        _expect(_are_numbers(box["shift"], 2), f"{where}.shift", "two numbers", box["shift"])
-        positive = _is_number(box["scale"]) and box["scale"] > 0
-        _expect(positive, f"{where}.scale", "a number above 0", box["scale"])
-
-
-def _check_provenance(card: ModelCard) -> None:
-    _expect(isinstance(card.training_data, list), "training_data", "a list", card.training_data)
-    for i, data in enumerate(card.training_data):
-        where = f"training_data[{i}]"
-        _expect_fields(data, where, {"name", "licence", "images"})
-        texts = _is_text(data["name"]) and _is_text(data["licence"])
-        _expect(texts, where, "name and licence as texts", data)
-        count = data["images"]
-        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
-        _expect(whole, f"{where}.images", "a whole number", count)
-    _expect(isinstance(card.figures, list), "figures", "a list", card.figures)
-    for i, figure in enumerate(card.figures):
-        where, needed = f"figures[{i}]", {"split", "points", "metric", "value", "command"}
-        _expect(_is_mapping(figure), where, "an object", figure)
-        missing = needed - figure.keys()
-        _expect(not missing, where, f"the fields {_some(needed, 5)}", figure)
-        _expect(_is_number(figure["value"]), f"{where}.value", "a number", figure["value"])
-
-
-def _expect(holds: object, name: str, expected: str, value: object) -> None:
-    if not holds:
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise WeightsError(f"The model card's field {name!r} must be {expected}, not {shown}.")
-
-
-def _expect_fields(
-    value: object, name: str, names: set[str], optional: Set[str] = frozenset()
-) -> None:
-    fits = isinstance(value, dict) and value.keys() - optional == names
-    _expect(fits, name, f"an object with the fields {_some(names)}", value)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= sys.float_info.max
-
-
-def _are_numbers(value: object, count: int) -> bool:
-    return isinstance(value, Sequence) and len(value) == count and all(map(_is_number, value))
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number")
-
-
-def _some(names: Iterable[str], count: int = 3) -> str:
-    """Up to ``count`` names in alphabetical order, and how many more there are."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - count} more" if len(ordered) > count else ""
-    return (", ".join(ordered[:count]) or "none") + more

@@ -50,6 +50,7 @@ from hihlandmark.folder import find_images
 from hihlandmark.folder.results import ResultFolder, Shard
 from hihlandmark.folder.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68
+from hihlandmark.model_card import ModelCard
 from hihlandmark.models import official_hih
 from hihlandmark.models.registry import ARCHITECTURES, build_model, configuration_of
 from hihlandmark.runtimes import choose_runtime
@@ -77,14 +78,7 @@ from hihlandmark.training.validation import Validator
 from hihlandmark.video.frames import read_frames
 from hihlandmark.video.tracking import FaceTracker, track_offline
 from hihlandmark.video.writing import AnnotatedVideo, open_faces
-from hihlandmark.weights import (
-    ModelCard,
-    find_weights,
-    load_model,
-    pull_weights,
-    read_weights,
-    save_weights,
-)
+from hihlandmark.weights import find_weights, load_model, pull_weights, read_weights, save_weights
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 

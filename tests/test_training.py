@@ -23,6 +23,7 @@ from hihlandmark import ConfigurationError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.errors import TrainingError
 from hihlandmark.layouts import COFW29
+from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 from hihlandmark.models.hih import HIH, Heatmaps
 from hihlandmark.training import checkpoint as checkpoints
 from hihlandmark.training import loop
@@ -32,12 +33,7 @@ from hihlandmark.training.distributed import SynchronisedBatchNorm, replace_batc
 from hihlandmark.training.loop import RunSummary, build_training_network, train
 from hihlandmark.training.objectives import decoding_of, make_objective
 from hihlandmark.training.self_training import teach
-from hihlandmark.weights import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ModelCard,
-    save_weights,
-)
+from hihlandmark.weights import save_weights
 
 CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 

@@ -26,14 +26,11 @@ from hihlandmark.conversion import convert_checkpoint
 from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.heatmap import Activation, Decoder
+from hihlandmark.model_card import ACTIVATIONS, DECODERS, Decoding, ModelCard
 from hihlandmark.models.registry import build_model
 from hihlandmark.shape_prior import ShapePrior
 from hihlandmark.weights import (
-    ACTIVATIONS,
-    DECODERS,
     SHARD_BYTES,
-    Decoding,
-    ModelCard,
     find_weights,
     list_weights,
     load_model,

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hihlandmark.model_card import ModelCard
     from hihlandmark.runtimes.graph import PixelGraph
-    from hihlandmark.weights import ModelCard
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.model_card import ModelCard
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.runtimes.formats import (
     TARGETS,
@@ -30,7 +31,6 @@ from hihlandmark.runtimes.formats import (
 )
 from hihlandmark.runtimes.graph import PixelGraph
 from hihlandmark.runtimes.protocol import Precision, Run
-from hihlandmark.weights import ModelCard
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.model_card import Normalisation
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.runtimes.protocol import Precision
-from hihlandmark.weights import Normalisation
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import hihlandmark
 from hihlandmark.calibration import Calibration
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.layouts import Layout
-from hihlandmark.weights import ModelCard, WeightFiles, find_weights, verify_weights
+from hihlandmark.model_card import ModelCard
+from hihlandmark.weights import WeightFiles, find_weights, verify_weights
 from hihlandmark.writing import write_atomically
 
 METRIC = "expected calibration error, per cent, cross-validated over faces"

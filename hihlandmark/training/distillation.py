@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from hihlandmark.errors import ConfigurationError, WeightsError
+from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 from hihlandmark.models.hih import HIH, HIHConfiguration
 from hihlandmark.models.network import Heatmaps, NetworkConfiguration
 from hihlandmark.training.configuration import Distillation, TrainingConfiguration
 from hihlandmark.training.objectives import decoding_of
-from hihlandmark.weights import IMAGENET_MEAN, IMAGENET_STD, ModelCard, load_model
+from hihlandmark.weights import load_model
 
 
 @dataclass(frozen=True)

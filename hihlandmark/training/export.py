@@ -15,6 +15,7 @@ from hihlandmark.calibration import Calibration
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
 from hihlandmark.layouts import mirror_points
+from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, TrainingData, boxes_of
 from hihlandmark.models.registry import MODELS
 from hihlandmark.shape_prior import fit_shape_prior
 from hihlandmark.training.batches import read_face_set
@@ -23,15 +24,7 @@ from hihlandmark.training.checkpoint import read_average
 from hihlandmark.training.configuration import TrainingConfiguration
 from hihlandmark.training.datasets import AnnotatedFaces
 from hihlandmark.training.objectives import decoding_of
-from hihlandmark.weights import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ModelCard,
-    TrainingData,
-    boxes_of,
-    save_weights,
-    shape_prior_tensors,
-)
+from hihlandmark.weights import save_weights, shape_prior_tensors
 
 
 def export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hihlandmark.model_card import Decoding
 from hihlandmark.models.network import LandmarkNetwork
 from hihlandmark.models.registry import architecture_of
 from hihlandmark.training.configuration import TrainingConfiguration
@@ -11,7 +12,6 @@ from hihlandmark.training.objectives.adnet import ADNetObjective
 from hihlandmark.training.objectives.awing import AWingObjective
 from hihlandmark.training.objectives.base import Objective
 from hihlandmark.training.objectives.hih import HIHObjective
-from hihlandmark.weights import Decoding
 
 if TYPE_CHECKING:
     from hihlandmark.training.distillation import Teacher

@@ -9,6 +9,7 @@ from torch import nn
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
+from hihlandmark.model_card import Decoding
 from hihlandmark.models.awing import AWing
 from hihlandmark.runtimes.graph import normalise
 from hihlandmark.training.batches import Batch
@@ -16,7 +17,6 @@ from hihlandmark.training.configuration import Loss
 from hihlandmark.training.losses import ACTIVATION
 from hihlandmark.training.objectives.base import Objective
 from hihlandmark.training.objectives.lines import LineMaps, line_weights
-from hihlandmark.weights import Decoding
 
 if TYPE_CHECKING:
     from hihlandmark.training.distillation import Teacher
