@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -25,6 +27,7 @@ from hihlandmark.face_detection import (
 )
 from hihlandmark.face_detection import centerface as centerface_module
 from hihlandmark.face_detection.mtcnn_cascade import Cascade
+from hihlandmark.face_detection.overlap import best_boxes
 from hihlandmark.training.crop_contract import fit_box_map, residuals, with_mirrored
 
 Image = NDArray[np.uint8]
@@ -231,6 +234,29 @@ def test_candidates_outside_of_the_picture_are_left_out(photo):
     (found,) = detector.detect([photo])
     assert len(found) == 0
     assert found.five_points.shape == (0, 5, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 300])
+@pytest.mark.parametrize("overlap", [0.3, 0.5, 0.7])
+def test_the_best_of_overlapping_boxes_are_those_of_torchvision(count: int, overlap: float) -> None:
+    from torchvision.ops import nms
+
+    rng = np.random.default_rng(count)
+    low = rng.integers(0, 200, (count, 2)).astype(float)  # so that equal overlaps occur
+    boxes = np.concatenate([low, low + rng.integers(3, 60, (count, 1))], axis=1)
+    scores = rng.integers(1, 50, count) / 50  # and equal scores
+    expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
+    assert best_boxes(boxes, scores, overlap).tolist() == expected.tolist()
+
+
+def test_converted_networks_are_run_without_the_packages_of_the_others() -> None:
+    MTCNNFaceDetector("cpu", runtime="openvino")  # converts, unless that was done before
+    code = (
+        "import sys; from hihlandmark.face_detection import MTCNNFaceDetector; "
+        "MTCNNFaceDetector('cpu', runtime='openvino'); "
+        "sys.exit(not {'facenet_pytorch', 'torchvision'}.isdisjoint(sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (20, 20), (21, 400), (400, 23), (33, 34)])

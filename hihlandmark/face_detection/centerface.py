@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import nms
 
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.face_detection.overlap import best_boxes
 from hihlandmark.face_detection.picture import check_options, in_image, shrunk
 from hihlandmark.face_detection.protocol import Detections, check_image
 from hihlandmark.runtimes import Run, choose_runtime
@@ -102,9 +102,7 @@ class CenterFaceDetector:
         boxes = np.concatenate([low, low + size], axis=1).astype(np.float64)
         five = places[0, :, row, column].reshape(-1, 5, 2)[..., ::-1]
         points = low[:, None] + five * size[:, None]
-        kept = nms(
-            torch.from_numpy(boxes), torch.from_numpy(scores.astype(np.float64)), _SAME_FACE
-        ).numpy()
+        kept = best_boxes(boxes, scores, _SAME_FACE)
         return in_image(boxes[kept], scores[kept], points[kept], factors, image, self.min_face)
 
 

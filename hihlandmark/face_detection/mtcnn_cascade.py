@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torchvision.ops import nms
 
+from hihlandmark.face_detection.overlap import best_boxes
 from hihlandmark.runtimes import Run, make_run
 from hihlandmark.runtimes.graph import ANY, PixelGraph
 
@@ -67,18 +67,20 @@ class Cascade:
     """The three networks on a device, run by a runtime of `runtimes.RUNTIMES`, or "auto"."""
 
     def __init__(self, device: torch.device, runtime: str = "auto") -> None:
-        from facenet_pytorch.models.mtcnn import ONet, PNet, RNet  # slow to import
-
         release = version("facenet-pytorch")
 
-        def run_of(network: nn.Module, shape: tuple[int, ...], *outputs: str) -> Run:
-            graph = PixelGraph(_OnPixels(network), "pixels", shape, outputs)
-            return make_run(runtime, graph, f"{type(network).__name__} {release}", device)
+        def run_of(name: str, shape: tuple[int, ...], *outputs: str) -> Run:
+            def make_graph() -> PixelGraph:
+                from facenet_pytorch.models import mtcnn  # slow to import
+
+                return PixelGraph(_OnPixels(getattr(mtcnn, name)()), "pixels", shape, outputs)
+
+            return make_run(runtime, make_graph, f"{name} {release}", device)
 
         refined, output = _REFINED_SIZE, _OUTPUT_SIZE
-        self._propose = run_of(PNet(), (1, ANY, ANY, 3), "moves", "scores")
-        self._refine = run_of(RNet(), (ANY, refined, refined, 3), "moves", "scores")
-        self._output = run_of(ONet(), (ANY, output, output, 3), "moves", "five_points", "scores")
+        self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves", "scores")
+        self._refine = run_of("RNet", (ANY, refined, refined, 3), "moves", "scores")
+        self._output = run_of("ONet", (ANY, output, output, 3), "moves", "five_points", "scores")
 
     def search(self, picture: Picture, smallest: float, threshold: float) -> Candidates:
         """Faces of ``smallest`` pixels or more in a picture (H, W, 3), their scores above 0..1."""
@@ -86,7 +88,7 @@ class Cascade:
         boxes, (moves, scores) = _kept(picture, boxes, self._refine, _REFINED_SIZE)
         passed = scores[:, 1] > _EARLY_THRESHOLDS[1]
         boxes, moves, scores = boxes[passed], moves[passed], scores[passed, 1]
-        best = _best(boxes, scores, _SAME_IN_PICTURE)
+        best = best_boxes(boxes, scores, _SAME_IN_PICTURE)
         boxes = _squares(_moved(boxes[best], moves[best]))
 
         boxes, (moves, points, scores) = _kept(picture, boxes, self._output, _OUTPUT_SIZE)
@@ -117,9 +119,9 @@ class Cascade:
             found = np.concatenate(
                 [boxes, score[row, column][:, None], moves[0, :, row, column]], axis=1
             )
-            levels.append(found[_best(boxes, found[:, 4], _SAME_IN_LEVEL)])
+            levels.append(found[best_boxes(boxes, found[:, 4], _SAME_IN_LEVEL)])
         found = np.concatenate([np.zeros((0, 9)), *levels])
-        found = found[_best(found[:, :4], found[:, 4], _SAME_IN_PICTURE)]
+        found = found[best_boxes(found[:, :4], found[:, 4], _SAME_IN_PICTURE)]
         boxes, moves = found[:, :4], found[:, 5:]
         # Here, and only here, sides are counted without the last pixel.
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -181,15 +183,8 @@ def _squares(boxes: FloatArray) -> FloatArray:
     return np.concatenate([low, low + longer], axis=1)
 
 
-def _best(boxes: FloatArray, scores: FloatArray, overlap: float) -> NDArray[np.intp]:
-    """Indices of boxes (F, 4), best first, without those whose IoU with a better one is larger."""
-    # In float64, equal scores of the networks stay equal, and their order is that of the boxes.
-    kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores.astype(boxes.dtype)), overlap)
-    return kept.numpy()
-
-
 def _best_by_smaller(boxes: FloatArray, scores: FloatArray, overlap: float) -> NDArray[np.intp]:
-    """As `_best`, but the overlap is the share of the smaller box: a face in a face is none."""
+    """As `best_boxes`, but the overlap is the share of the smaller box: no face lies in a face."""
     areas = _sides(boxes).prod(axis=1)
     kept: list[int] = []
     for index in np.argsort(-scores, kind="stable"):

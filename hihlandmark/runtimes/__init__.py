@@ -12,6 +12,8 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.runtimes.protocol import Precision, Run, Runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import nn
 
@@ -106,19 +108,22 @@ def make_runtime(
     return ConvertedRuntime(name, run, precision)
 
 
-def make_run(name: str, graph: PixelGraph, key: str, device: torch.device) -> Run:
+def make_run(
+    name: str, make_graph: Callable[[], PixelGraph], key: str, device: torch.device
+) -> Run:
     """A graph run in fp32 by ``name`` or, with "auto", by the fastest.
 
-    ``key`` tells the graph from others, for what is converted is kept. Raises `ConfigurationError`.
+    ``key`` tells the graph from others, for what is converted is kept, and the graph is only made
+    where it has to be. Raises `ConfigurationError`.
     """
     name = choose_runtime(name, device)
     if name == "torch":
         from hihlandmark.runtimes.formats import run_module
 
-        return run_module(graph.module, device)
+        return run_module(make_graph().module, device)
     from hihlandmark.runtimes.converted import converted_run
 
-    return converted_run(name, lambda: graph, key, device, "fp32")
+    return converted_run(name, make_graph, key, device, "fp32")
 
 
 __all__ = ["RUNTIMES", "Precision", "Run", "Runtime", "choose_runtime", "make_run", "make_runtime"]

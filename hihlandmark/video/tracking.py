@@ -11,15 +11,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.ops import nms
 
 from hihlandmark.crop import crop_angles, tight_boxes
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face import Face
 from hihlandmark.face_detection import Detections
+from hihlandmark.face_detection.overlap import best_boxes
 from hihlandmark.video.frames import CAMERA, Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
@@ -226,9 +225,8 @@ def _steady_square(before: FloatArray | None, now: FloatArray) -> FloatArray:
 
 def _distinct(faces: Sequence[Face]) -> list[Face]:
     """Without those that are another one, found twice: the first is kept."""
-    boxes = torch.tensor(np.array([face.box for face in faces], np.float32).reshape(-1, 4))
-    first_is_best = -torch.arange(len(faces), dtype=torch.float32)
-    return [faces[index] for index in nms(boxes, first_is_best, _SAME_FACE).tolist()]
+    boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
+    return [faces[index] for index in best_boxes(boxes, np.ones(len(faces)), _SAME_FACE)]
 
 
 def _byte_track() -> Any:
