@@ -9,7 +9,8 @@ of it is copied. What is not installed, or comes without its weights, is named a
 - the official HIH network as its repository runs it: PyTorch, float32, channels first;
 - the network of face-alignment 1.5 (four stacks, with random weights, which are as fast);
 - dlib with the 68-point model of ``face-recognition-models``;
-- `hih` and `hih-small` of this package by each runtime; `hih` with random weights where none are
+- `hih` and `hih-small` of this package by each runtime, and in INT8 by ONNX Runtime, within the
+  ranges of drawn faces, which take as long as others; `hih` with random weights where none are
   packaged. `hih` is the same network as the official one.
 
 All get the same number of CPU threads. "times" is the ratio of the median of the first row to that
@@ -41,7 +42,8 @@ from hihlandmark import Detector, HihlandmarkError, load_image
 from hihlandmark.benchmark import Timing, gflop, machine, table, take_turns
 from hihlandmark.models.registry import MODELS, build_model, configuration_of
 from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
-from hihlandmark.runtimes.export import drawn_faces
+from hihlandmark.runtimes.export import drawn_faces, export
+from hihlandmark.runtimes.formats import run_onnx
 from hihlandmark.weights import LoadedModel, load_model, save_weights
 
 LAYOUT = "WFLW98"
@@ -102,6 +104,11 @@ def our_model(name: str) -> LoadedModel:
         return LoadedModel(network, card, {})
 
 
+def int8_file(model: LoadedModel, folder: Path) -> Path:
+    """A model in INT8, as an ONNX file."""
+    return export(model, LAYOUT, "onnx", folder, calibration=drawn_faces(LAYOUT, SIZE))[0]
+
+
 def eager(network: nn.Module, crop: NDArray[np.uint8]) -> Run:
     """A network as PyTorch runs it, on one crop (S, S, 3), normalised as ImageNet's."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -126,6 +133,7 @@ def network_runs(
     arguments: argparse.Namespace,
     crop: NDArray[np.uint8],
     precisions: Sequence[Precision],
+    folder: Path,
     left: Left,
 ) -> tuple[dict[str, Run], dict[str, float]]:
     """One face by each network, and the GFLOP of each."""
@@ -154,6 +162,9 @@ def network_runs(
                     continue
                 name = f"{model_name}, {runtime} {precision}"
                 runs[name], work[name] = partial(run, crop[None]), flops
+        if find_spec("onnxruntime"):
+            int8 = run_onnx(int8_file(model, folder / "networks"), "cpu")
+            runs[f"{model_name}, onnxruntime int8"] = partial(int8, crop[None])
     try:
         import dlib
 
@@ -182,6 +193,13 @@ def photo_runs(
         name = f"{model}, {face_detector}, {detector.runtime.name}"
         runs[name] = partial(detector.predict, photo)
         runs[f"{name}, one crop a face"] = partial(quick.predict, photo)
+    if find_spec("onnxruntime"):
+        path = weights["hih-small"]
+        int8 = str(int8_file(load_model(path), path.parent / "exported"))
+        make = partial(Detector, 98, weights=path, runtime=int8)
+        runs["hih-small, mtcnn, int8"] = partial(make().predict, photo)
+        quick = make(refine=0, mirror=False)
+        runs["hih-small, mtcnn, int8, one crop a face"] = partial(quick.predict, photo)
     try:
         import dlib
 
@@ -272,9 +290,9 @@ def main() -> None:
     # Without hardware for it a large product in bf16 takes minutes.
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if arguments.bf16 else ("fp32",)
     limit = {precision: matmul_limit(precision) for precision in precisions}
-    runs, work = network_runs(arguments, crop, precisions, left)
-    networks = rows_of(take_turns(runs, arguments.rounds), work, limit)
     with tempfile.TemporaryDirectory() as folder:
+        runs, work = network_runs(arguments, crop, precisions, Path(folder), left)
+        networks = rows_of(take_turns(runs, arguments.rounds), work, limit)
         weights = dict(random_weights(Path(folder)))
         photos = photo_runs(arguments, photo, weights, left)
         whole = rows_of(take_turns(photos, arguments.rounds), {}, limit)

@@ -180,7 +180,7 @@ class Detector:
         detects_upright = make_face_detector(
             face_detector,
             device=self.device,
-            runtime=self.runtime.name,
+            runtime="auto" if Path(runtime).suffix else runtime,
             detection_size=detection_size,
             min_face=min_face,
             min_score=min_box_score,

@@ -149,7 +149,7 @@ def decode(
     cell = _highest(integer)
     if decoder == "expectation":
         # A lone spike on a face half hidden is not where most of the belief lies.
-        cell = _highest(_window(integer, _highest(_box_means(integer)), symmetric=False))
+        cell = _highest(_window(integer, _highest(_box_sums(integer)), symmetric=False))
     total = integer.sum(dim=(-2, -1))
     inside = total > 0
 
@@ -230,12 +230,11 @@ def _highest(maps: torch.Tensor) -> torch.Tensor:
     return torch.stack([place % size, place // size], dim=-1)
 
 
-def _box_means(maps: torch.Tensor) -> torch.Tensor:
-    """For each cell of maps (..., h, h), the mean over the square of `WINDOW` cells around it."""
-    size = maps.shape[-1]
-    stacked = maps.reshape(-1, 1, size, size)
-    side = 2 * WINDOW + 1
-    return torch.nn.functional.avg_pool2d(stacked, side, 1, WINDOW).view_as(maps)
+def _box_sums(maps: torch.Tensor) -> torch.Tensor:
+    """For each cell of maps (..., h, h), the sum over the square of `WINDOW` cells around it."""
+    cells = torch.arange(maps.shape[-1], device=maps.device)
+    near = ((cells - cells[:, None]).abs() <= WINDOW).to(maps.dtype)
+    return near @ maps @ near  # rows, then columns: pooling takes 40 times as long on a CPU
 
 
 def _window(maps: torch.Tensor, cell: torch.Tensor, symmetric: bool) -> torch.Tensor:
