@@ -149,11 +149,13 @@ def decode(
     cell = _highest(integer)
     if decoder == "expectation":
         # A lone spike on a face half hidden is not where most of the belief lies.
-        cell = _highest(_window(integer, _highest(box_sums(integer)), symmetric=False))
+        around = _highest(box_sums(integer))
+        cell = around + _highest(_window(integer, around)) - WINDOW
+        cell = cell.clamp(0)  # of an empty heatmap
     total = integer.sum(dim=(-2, -1))
     inside = total > 0
 
-    window = _window(integer, cell, symmetric=False)
+    window = _window(integer, cell)
     mass = window.sum(dim=(-2, -1)) / total
     mean, covariance = _moments(integer if decoder == "mean" else window)
     if decoder == "mean":
@@ -162,7 +164,8 @@ def decode(
         u = cell + 0.5 + 0.25 * _slope_signs(integer, cell)
     else:
         if decoder == "expectation":
-            cell, _ = _moments(_window(integer, cell, symmetric=True))
+            mean, _ = _moments(_symmetric(window, cell, integer.shape[-1]))
+            cell = cell + mean - WINDOW
         fraction, spread = _fraction(decimal, decoder, bin_centre, decimal_sigma)
         u, covariance = cell + fraction, covariance + spread
     if aligned_corners:
@@ -237,19 +240,26 @@ def box_sums(maps: torch.Tensor) -> torch.Tensor:
     return near @ maps @ near  # along y, then x: pooling takes ten times as long on a CPU
 
 
-def _window(maps: torch.Tensor, cell: torch.Tensor, symmetric: bool) -> torch.Tensor:
-    """The maps (..., h, h), 0 outside of the square of `WINDOW` cells around ``cell`` (..., 2).
+def _window(maps: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """The square of `WINDOW` cells around ``cell`` (..., 2) of maps (..., h, h), 0 beyond them."""
+    side = 2 * WINDOW + 1
+    offsets = torch.arange(side, device=maps.device)
+    columns, rows = (cell[..., None] + offsets).unbind(dim=-2)
+    row_length = maps.shape[-1] + 2 * WINDOW
+    places = rows[..., :, None] * row_length + columns[..., None, :]
+    padded = torch.nn.functional.pad(maps, [WINDOW] * 4).flatten(-2)
+    return padded.gather(-1, places.flatten(-2)).unflatten(-1, (side, side))
 
-    At a border a ``symmetric`` window shrinks on both sides, so that a Gaussian cut off by the
-    border keeps its mean.
+
+def _symmetric(window: torch.Tensor, cell: torch.Tensor, size: int) -> torch.Tensor:
+    """The window around ``cell``, 0 where that is nearer to a border of the map on the other side.
+
+    So a Gaussian that the border cuts off keeps its mean.
     """
-    size = maps.shape[-1]
-    reach = torch.full_like(cell, WINDOW)
-    if symmetric:
-        reach = torch.minimum(reach, torch.minimum(cell, size - 1 - cell))
-    cells = torch.arange(size, device=maps.device)
-    near = (cells - cell[..., None]).abs() <= reach[..., None]
-    return maps * (near[..., 1, :, None] & near[..., 0, None, :])
+    reach = torch.minimum(cell, size - 1 - cell)
+    offsets = torch.arange(-WINDOW, WINDOW + 1, device=window.device).abs()
+    near = offsets <= reach[..., None]
+    return window * (near[..., 1, :, None] & near[..., 0, None, :])
 
 
 def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
