@@ -37,7 +37,7 @@ PYTHONS = frozenset({"AttributeError", "IndexError", "KeyError", "OSError", "Val
 
 SUBJECTS = frozenset({"name", "package", "prefix", "provider", "scheme", "source", "where"})
 """Variables that say of what a message speaks: a gap, although the source tells some values."""
-LISTING = frozenset({"_some"})
+LISTING = frozenset({"some"})
 """Functions that give a list of names: a gap, too."""
 DEEPEST = 12
 """Variables and functions that stand for texts are followed so far."""

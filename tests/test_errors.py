@@ -127,7 +127,7 @@ def test_the_source_tells_the_wordings_of_messages() -> None:
         "--jitter goes with --boxes labels or official",
     )
     assert wordings("models/network.py", "layouts is empty") == ("layouts is empty",)
-    fields = wordings("weights.py", "must be three numbers above 0")
+    fields = wordings("model_card.py", "must be three numbers above 0")
     assert "The model card's field … must be a text, not …." in fields
 
 
