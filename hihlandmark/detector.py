@@ -21,6 +21,7 @@ from hihlandmark.crop import (
     crop_matrix,
     cut_crop,
     invert,
+    nearly_same,
     transform_points,
 )
 from hihlandmark.errors import ConfigurationError, ImageError
@@ -80,7 +81,7 @@ class _ImageJob:
 
 @dataclass
 class _FaceJob:
-    """One face on its way: the square to crop next and how many crops are still to come."""
+    """One face on its way: the square to crop next, and how many more its points may ask for."""
 
     owner: _ImageJob
     index: int
@@ -112,15 +113,16 @@ class Detector:
         min_face: side in pixels of the smallest face to look for; None keeps the detector's own.
         min_box_score: faces that the face detector is less sure of (0..1) are left out.
         detection_size: longest side in pixels at which faces are looked for; None: the detector's.
-        refine: how often the crop is cut anew around the points found, and turned upright with the
-            face if that is turned by more than 20 degrees; 0 takes the box as it is.
+        refine: how often, at most, the crop is cut anew around the points found, and turned upright
+            with the face if that is turned by more than 20 degrees. A crop that would hardly move
+            is kept. 0 takes the box as it is.
         batch_size: crops run through the network at once; None: 4 on a CPU, where more are
             slower and take memory (benchmarks/batch_size.py), 32 elsewhere.
         decoder: "expectation" or "argmax", of networks without decimal heatmaps also
             "quarter_shift" or "mean" (see `heatmap.decode`); None takes what the model card says.
-        mirror: run the network on each crop and on its mirror image, and take the mean of both
-            heatmaps: more accurate, at twice the network's time. None does so where the model
-            card's pixel convention is symmetric, as that of our weights is.
+        mirror: run the network on the mirror image of a face's last crop, too, and take the mean of
+            both heatmaps: more accurate, for one more run. None does so where the model card's
+            pixel convention is symmetric, as that of our weights is.
         shape_prior: correct points by what the other points of the face say (`ShapePrior`). None
             does so where the weights bring a prior of the layout.
         any_rotation: also find faces that lie on their side or stand upside down. The face detector
@@ -288,12 +290,20 @@ class Detector:
 
     def predict_crops(self, crops: NDArray[np.uint8]) -> CropLandmarks:
         """Network and decoding alone: crops (N, S, S, 3) uint8 RGB -> `CropLandmarks`."""
-        maps = self._heatmaps(crops)
-        if self.mirror:
-            table = torch.from_numpy(self.layout.mirror.copy()).to(self.device)
-            other = mirrored(*self._heatmaps(np.ascontiguousarray(crops[:, :, ::-1])), table)
-            integer = (maps.integer + other[0]) / 2
-            maps = Heatmaps(integer, _mean(maps.decimal, other[1]))
+        return self._read(self._with_mirrored(crops, self._heatmaps(crops)))
+
+    def _heatmaps(self, crops: NDArray[np.uint8]) -> Heatmaps:
+        return Heatmaps(*to_distributions(*self.runtime(crops), self.card.decoding["activation"]))
+
+    def _with_mirrored(self, crops: NDArray[np.uint8], maps: Heatmaps) -> Heatmaps:
+        """The heatmaps of crops, where wanted in the mean with those of their mirror images."""
+        if not self.mirror:
+            return maps
+        table = torch.from_numpy(self.layout.mirror.copy()).to(self.device)
+        other = mirrored(*self._heatmaps(np.ascontiguousarray(crops[:, :, ::-1])), table)
+        return Heatmaps((maps.integer + other[0]) / 2, _mean(maps.decimal, other[1]))
+
+    def _read(self, maps: Heatmaps) -> CropLandmarks:
         decoding = self.card.decoding
         decoded = decode(
             *maps,
@@ -309,9 +319,6 @@ class Detector:
         if self.shape_prior is not None:
             points, covariance = self.shape_prior.correct(points, covariance, self.crop_size)
         return CropLandmarks(points, covariance, decoded.mass.cpu().double().numpy())
-
-    def _heatmaps(self, crops: NDArray[np.uint8]) -> Heatmaps:
-        return Heatmaps(*to_distributions(*self.runtime(crops), self.card.decoding["activation"]))
 
     def find_landmarks(
         self,
@@ -350,7 +357,7 @@ class Detector:
         squares = box_map.squares(detections.boxes, detections.angles)
         rows = zip(squares, detections.boxes, detections.scores, strict=True)
         for index, (square, box, score) in enumerate(rows):
-            faces.append(_FaceJob(job, index, square, box, score, crops_left=1 + self.refine))
+            faces.append(_FaceJob(job, index, square, box, score, crops_left=self.refine))
         return job
 
     def _turned(
@@ -366,17 +373,24 @@ class Detector:
         squares = box_map.squares(np.tile(detections.boxes, (len(QUARTER_TURNS), 1)), angles)
         crops = (cut_crop(pixels, square, self.crop_size) for square in squares)
         batches = iter(lambda: list(islice(crops, self.batch_size)), [])
-        masses = [self.predict_crops(np.stack(batch)).mass.mean(axis=1) for batch in batches]
+        maps = (self._heatmaps(np.stack(batch)) for batch in batches)
+        masses = [self._read(each).mass.mean(axis=1) for each in maps]
         best = np.concatenate(masses).reshape(-1, count).argmax(axis=0)
         return replace(detections, angles=angles.reshape(-1, count)[best, np.arange(count)])
 
     def _run_batch(self, faces: deque[_FaceJob]) -> None:
         """One batch of crops; faces that want another crop go to the front of the queue."""
         batch = [faces.popleft() for _ in range(min(self.batch_size, len(faces)))]
-        squares = np.stack([face.square for face in batch])
         crops = np.stack(list(map_ahead(self._cut, batch, default_workers())))
-        found = self.predict_crops(crops)
-        to_image = invert(crop_matrix(squares, self.crop_size))
+        maps = self._heatmaps(crops)
+        again = self._cut_anew(batch, maps)
+        faces.extendleft(face for face, wants in zip(batch, again, strict=True) if wants)
+        if again.all():
+            return
+        done = np.flatnonzero(~again)
+        batch = [batch[i] for i in done]
+        found = self._read(self._with_mirrored(crops[done], _select(maps, done)))
+        to_image = self._to_image(batch)
         points = transform_points(to_image, found.points)
         linear = to_image[:, None, :, :2]
         covariance = linear @ found.covariance @ np.swapaxes(linear, -1, -2)
@@ -384,18 +398,7 @@ class Detector:
         interocular = np.linalg.norm(points[:, left] - points[:, right], axis=-1)
         scores = self.calibration.scores(covariance, found.mass, interocular)
         covariance *= self.calibration.covariance_scale
-        # Whole pixels and degrees, so that a rounding error of the network, which differs from
-        # batch to batch, does not become another crop and so another answer.
-        angles = crop_angles(points, self.layout.mean_shape)
-        next_squares = self.box_map("landmarks").squares_around(points, angles)
-        next_squares[:, :3] = np.round(next_squares[:, :3])
-        next_squares[:, 2] = next_squares[:, 2].clip(min=1)  # points that fell together
         for i, face in enumerate(batch):
-            face.crops_left -= 1
-            if face.crops_left:
-                face.square = next_squares[i]
-                faces.appendleft(face)
-                continue
             face.owner.faces[face.index] = Face(
                 points=points[i].astype(np.float32),
                 scores=scores[i].astype(np.float32),
@@ -407,9 +410,35 @@ class Detector:
             if face.owner.done:
                 face.owner.image = None
 
+    def _cut_anew(self, batch: list[_FaceJob], maps: Heatmaps) -> NDArray[np.bool_]:
+        """Gives faces another square where their heatmaps ask for one, and says which (N,)."""
+        again = np.array([face.crops_left > 0 for face in batch])
+        if not again.any():
+            return again
+        points = transform_points(self._to_image(batch), self._read(maps).points)
+        angles = crop_angles(points, self.layout.mean_shape)
+        # Whole pixels and degrees, so that a rounding error of the network, which differs from
+        # batch to batch, does not become another crop and so another answer.
+        squares = self.box_map("landmarks").squares_around(points, angles)
+        squares[:, :3] = np.round(squares[:, :3])
+        squares[:, 2] = squares[:, 2].clip(min=1)  # points that fell together
+        again &= ~nearly_same(np.stack([face.square for face in batch]), squares)
+        for face, square, wants in zip(batch, squares, again, strict=True):
+            if wants:
+                face.square = square
+                face.crops_left -= 1
+        return again
+
+    def _to_image(self, batch: list[_FaceJob]) -> FloatArray:
+        return invert(crop_matrix(np.stack([face.square for face in batch]), self.crop_size))
+
     def _cut(self, face: _FaceJob) -> NDArray[np.uint8]:
         assert face.owner.image is not None  # freed only when all its faces are done
         return cut_crop(face.owner.image, face.square, self.crop_size)
+
+
+def _select(maps: Heatmaps, index: NDArray[np.intp]) -> Heatmaps:
+    return Heatmaps(maps.integer[index], None if maps.decimal is None else maps.decimal[index])
 
 
 def _mean(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:

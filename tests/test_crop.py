@@ -9,6 +9,7 @@ from hihlandmark.crop import (
     crop_matrix,
     cut_crop,
     invert,
+    nearly_same,
     rolls,
     tight_boxes,
     transform_points,
@@ -175,3 +176,19 @@ def test_a_box_and_its_angle_give_the_crop_that_the_turned_picture_gives(quarter
     )
     crop = cut_crop(image, box_map.squares(box, np.array([quarters * np.pi / 2]))[0], 16)
     assert np.array_equal(crop, cut_crop(turned, box_map.squares(in_turned)[0], 16))
+
+
+def test_squares_are_nearly_the_same_within_a_twentieth_of_their_side_and_at_one_angle() -> None:
+    square = np.array([300.0, 200, 100, 0])
+    changes = np.array(
+        [
+            [4, -4, 4, 0],  # a little of everything
+            [6, 0, 0, 0],
+            [0, -6, 0, 0],
+            [0, 0, 6, 0],
+            [0, 0, -6, 0],
+            [0, 0, 0, 0.5],
+        ]
+    )
+    same = nearly_same(np.tile(square, (6, 1)), square + changes)
+    assert same.tolist() == [True, False, False, False, False, False]

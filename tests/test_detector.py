@@ -1,16 +1,18 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from hihlandmark import ConfigurationError, Detector, Face, ImageError, WeightsError
 from hihlandmark.crop import BoxMap, tight_boxes
-from hihlandmark.detector import CropLandmarks
 from hihlandmark.face_detection import Detections
+from hihlandmark.heatmap import Decoded
 from hihlandmark.layouts import convert, get_layout
 from hihlandmark.weights import find_weights, load_model, save_weights
 
@@ -165,6 +167,32 @@ def test_refining_corrects_a_bad_box(astronaut: Photo) -> None:
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize(
+    ("refine", "mirror", "right", "wrong"),
+    [(0, False, 1, 1), (0, True, 2, 2), (1, False, 1, 2), (1, True, 2, 3), (3, True, 2, 3)],
+)
+def test_the_network_runs_no_more_often_than_the_box_needs(
+    refine: int, mirror: bool, right: int, wrong: int, astronaut: Photo
+) -> None:
+    """A crop is cut anew only where the points say so, and its mirror image only of the last."""
+    detector = Detector(68, device="cpu", refine=refine, mirror=mirror)
+    runtime = detector.runtime
+    crops_run = 0
+
+    def counting(crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        nonlocal crops_run
+        crops_run += len(crops)
+        return runtime(crops)
+
+    detector.runtime = counting  # type: ignore[assignment]
+    (face,) = detector.predict(astronaut)
+    box = tight_boxes(face.points)
+    for moved, expected in ((0, right), (0.15 * (box[2] - box[0]), wrong)):
+        crops_run = 0
+        detector.predict(astronaut, boxes=box + moved, box_kind="landmarks")
+        assert crops_run == expected
+
+
 def test_both_decoders_find_the_same_face(astronaut: Photo, detector_of: DetectorOf) -> None:
     (face,) = detector_of(98).predict(astronaut)
     (other,) = Detector(98, device="cpu", decoder="argmax").predict(astronaut)
@@ -240,13 +268,14 @@ def test_the_map_from_boxes_is_the_cards(detector_of: DetectorOf) -> None:
 def test_points_that_fall_together_still_have_a_crop(
     astronaut: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detector = Detector(29, device="cpu", refine=1, mirror=False)
+    detector = Detector(29, device="cpu", refine=1)
 
-    def collapsed(crops: NDArray[np.uint8]) -> CropLandmarks:
-        points = np.full((len(crops), 29, 2), 100.0)
-        return CropLandmarks(points, np.tile(np.eye(2), (len(crops), 29, 1, 1)), points[..., 0])
+    def collapsed(integer: torch.Tensor, *_: Any, **__: Any) -> Decoded:
+        points = torch.full((len(integer), 29, 2), 100.0)
+        covariance = torch.eye(2).tile(len(integer), 29, 1, 1)
+        return Decoded(points, points[..., 0] / 100, covariance, points[..., 0] > 0)
 
-    monkeypatch.setattr(detector, "predict_crops", collapsed)
+    monkeypatch.setattr("hihlandmark.detector.decode", collapsed)
     (face,) = detector.predict(astronaut, boxes=[[180, 61, 267, 172]])
     assert np.isfinite(face.points).all()
 

