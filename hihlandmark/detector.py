@@ -316,6 +316,10 @@ class Detector:
             0.5 - self.card.crop["pixel_origin"]
         )
         covariance: FloatArray = decoded.covariance.cpu().double().numpy()
+        # A heatmap that is empty, as those trained by regression can be, says: anywhere.
+        nowhere = ~decoded.inside.cpu().numpy()
+        points[nowhere] = (self.crop_size - 1) / 2
+        covariance[nowhere] = np.eye(2) * self.crop_size**2 / 12
         if self.shape_prior is not None:
             points, covariance = self.shape_prior.correct(points, covariance, self.crop_size)
         return CropLandmarks(points, covariance, decoded.mass.cpu().double().numpy())

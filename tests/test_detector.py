@@ -14,6 +14,7 @@ from hihlandmark.crop import BoxMap, tight_boxes
 from hihlandmark.face_detection import Detections
 from hihlandmark.heatmap import Decoded
 from hihlandmark.layouts import convert, get_layout
+from hihlandmark.models.network import Heatmaps
 from hihlandmark.weights import find_weights, load_model, save_weights
 
 DetectorOf = Callable[[int], Detector]
@@ -278,6 +279,28 @@ def test_points_that_fall_together_still_have_a_crop(
     monkeypatch.setattr("hihlandmark.detector.decode", collapsed)
     (face,) = detector.predict(astronaut, boxes=[[180, 61, 267, 172]])
     assert np.isfinite(face.points).all()
+
+
+def test_an_empty_heatmap_is_a_point_of_score_zero_and_harms_no_other(astronaut: Photo) -> None:
+    detector = Detector(68, "awing-small", device="cpu")
+    (face,) = detector.predict(astronaut)
+    runtime = detector.runtime
+
+    def emptied(crops: NDArray[np.uint8]) -> Heatmaps:
+        maps = runtime(crops)
+        integer = maps.integer.clone()
+        integer[:, [30, 48, 54]] = -0.1  # the tip of the nose and the mouth's corners, mirrored too
+        return maps._replace(integer=integer)
+
+    detector.runtime = emptied  # type: ignore[assignment]
+    (found,) = detector.predict(astronaut)
+    empty = np.isin(np.arange(68), [30, 48, 54])
+    apart = np.linalg.norm(found.points - face.points, axis=1) / face.interocular
+    assert apart[~empty].max() < 0.05
+    assert np.isfinite(found.points).all()
+    assert np.isfinite(found.covariance).all()
+    assert (found.scores[empty] < 0.02).all()
+    assert (found.scores[~empty] > found.scores[empty].max()).all()
 
 
 @pytest.mark.parametrize("layout", [98, 68, 29])
