@@ -156,8 +156,8 @@ def nearly_same(squares: FloatArray, others: FloatArray) -> NDArray[np.bool_]:
     side, other_side = squares[:, 2], others[:, 2]
     moved = np.abs(others[:, :2] - squares[:, :2]).max(axis=1) / side
     scaled = np.abs(other_side / side - 1)
-    turned = squares[:, 3] != others[:, 3]
-    return (np.maximum(moved, scaled) < KEPT_WITHIN) & ~turned
+    at_one_angle = squares[:, 3] == others[:, 3]
+    return (np.maximum(moved, scaled) < KEPT_WITHIN) & at_one_angle
 
 
 CANONICAL_SCALE = 1.4

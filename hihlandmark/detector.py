@@ -39,7 +39,7 @@ from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.model_card import DECODERS
 from hihlandmark.models.network import Heatmaps
 from hihlandmark.notebook import Faces
-from hihlandmark.runtimes import Precision, make_runtime
+from hihlandmark.runtimes import Precision, is_file, make_runtime
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.weights import load_model
@@ -182,7 +182,7 @@ class Detector:
         detects_upright = make_face_detector(
             face_detector,
             device=self.device,
-            runtime="auto" if Path(runtime).suffix else runtime,
+            runtime="auto" if is_file(runtime) else runtime,
             detection_size=detection_size,
             min_face=min_face,
             min_score=min_box_score,
@@ -393,7 +393,7 @@ class Detector:
             return
         done = np.flatnonzero(~again)
         batch = [batch[i] for i in done]
-        found = self._read(self._with_mirrored(crops[done], _select(maps, done)))
+        found = self._read(self._with_mirrored(crops[done], maps.map(lambda each: each[done])))
         to_image = self._to_image(batch)
         points = transform_points(to_image, found.points)
         linear = to_image[:, None, :, :2]
@@ -417,17 +417,20 @@ class Detector:
     def _cut_anew(self, batch: list[_FaceJob], maps: Heatmaps) -> NDArray[np.bool_]:
         """Gives faces another square where their heatmaps ask for one, and says which (N,)."""
         again = np.array([face.crops_left > 0 for face in batch])
-        if not again.any():
+        asking = np.flatnonzero(again)
+        if not asking.size:
             return again
-        points = transform_points(self._to_image(batch), self._read(maps).points)
+        faces = [batch[i] for i in asking]
+        found = self._read(maps.map(lambda each: each[asking]))
+        points = transform_points(self._to_image(faces), found.points)
         angles = crop_angles(points, self.layout.mean_shape)
         # Whole pixels and degrees, so that a rounding error of the network, which differs from
         # batch to batch, does not become another crop and so another answer.
         squares = self.box_map("landmarks").squares_around(points, angles)
         squares[:, :3] = np.round(squares[:, :3])
         squares[:, 2] = squares[:, 2].clip(min=1)  # points that fell together
-        again &= ~nearly_same(np.stack([face.square for face in batch]), squares)
-        for face, square, wants in zip(batch, squares, again, strict=True):
+        again[asking] = ~nearly_same(np.stack([face.square for face in faces]), squares)
+        for face, square, wants in zip(faces, squares, again[asking], strict=True):
             if wants:
                 face.square = square
                 face.crops_left -= 1
@@ -439,10 +442,6 @@ class Detector:
     def _cut(self, face: _FaceJob) -> NDArray[np.uint8]:
         assert face.owner.image is not None  # freed only when all its faces are done
         return cut_crop(face.owner.image, face.square, self.crop_size)
-
-
-def _select(maps: Heatmaps, index: NDArray[np.intp]) -> Heatmaps:
-    return Heatmaps(maps.integer[index], None if maps.decimal is None else maps.decimal[index])
 
 
 def _mean(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:

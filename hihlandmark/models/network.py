@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -90,8 +90,12 @@ class Heatmaps(NamedTuple):
 
     def float(self) -> Heatmaps:
         """In float32."""
+        return self.map(torch.Tensor.float)
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Heatmaps:
+        """Both changed alike."""
         return Heatmaps(
-            self.integer.float(), None if self.decimal is None else self.decimal.float()
+            change(self.integer), None if self.decimal is None else change(self.decimal)
         )
 
 

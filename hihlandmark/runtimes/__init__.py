@@ -65,6 +65,11 @@ def choose_runtime(name: str, device: torch.device) -> str:
     return name
 
 
+def is_file(name: str) -> bool:
+    """Whether a runtime's name is the path of a file that `export` wrote."""
+    return bool(Path(name).suffix)
+
+
 def make_runtime(
     name: str,
     network: nn.Module,
@@ -83,7 +88,7 @@ def make_runtime(
     """
     from hihlandmark.runtimes.pytorch import TorchRuntime
 
-    if Path(name).suffix:
+    if is_file(name):
         from hihlandmark.runtimes.converted import exported_runtime
 
         return exported_runtime(Path(name), layout, card, device)
@@ -126,4 +131,13 @@ def make_run(
     return converted_run(name, make_graph, key, device, "fp32")
 
 
-__all__ = ["RUNTIMES", "Precision", "Run", "Runtime", "choose_runtime", "make_run", "make_runtime"]
+__all__ = [
+    "RUNTIMES",
+    "Precision",
+    "Run",
+    "Runtime",
+    "choose_runtime",
+    "is_file",
+    "make_run",
+    "make_runtime",
+]
