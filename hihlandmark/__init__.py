@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hihlandmark.errors import (
     ConfigurationError,
     DataError,
+    ExportError,
     HihlandmarkError,
     ImageError,
     TrainingError,
@@ -31,6 +32,7 @@ __all__ = [
     "ConfigurationError",
     "DataError",
     "Detector",
+    "ExportError",
     "Face",
     "HihlandmarkError",
     "ImageError",
@@ -58,4 +60,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -1,29 +1,32 @@
-"""The errors that this package raises. Each says what is wrong, with what, and what to do."""
+"""The error classes of this package.
+
+A message says what is wrong, with which input, and what to do.
+"""
 
 
 class HihlandmarkError(Exception):
-    """Base of all errors raised by hihlandmark on purpose."""
+    """Base class of all errors that hihlandmark raises on purpose."""
 
 
 class ImageError(HihlandmarkError):
-    """An image cannot be read, is of an unsupported kind, or is too large."""
+    """An image or video cannot be read, has an unsupported type, or is too large."""
 
 
 class WeightsError(HihlandmarkError):
-    """Weights are missing, corrupt, of another architecture, or not to be trusted."""
+    """Weights are missing, corrupt, unsafe to load, or of another architecture."""
 
 
 class ConfigurationError(HihlandmarkError):
-    """An argument or a combination of arguments makes no sense, or an extra is not installed."""
+    """An argument or a combination of arguments is invalid, or an extra is not installed."""
 
 
 class DataError(HihlandmarkError):
-    """A data set is incomplete, or a file of it is not what its format says."""
+    """A data set is incomplete, or one of its files does not follow its format."""
 
 
 class TrainingError(HihlandmarkError):
-    """A training run cannot go on: its checkpoint is corrupt or unwritable, or its loss is NaN."""
+    """Training cannot continue: a checkpoint is corrupt or not writable, or the loss is NaN."""
 
 
 class ExportError(HihlandmarkError):
-    """An exported network does not give the points of the original."""
+    """An exported network does not reproduce the points of the original."""
