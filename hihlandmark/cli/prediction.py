@@ -38,13 +38,6 @@ if TYPE_CHECKING:
     PredictAll = Callable[[Iterable[Source | ImageError]], Iterator[Result | ImageError]]
 
 
-class Engine(str, Enum):
-    """What runs the detectors."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
 class OutputFormat(str, Enum):
     """Keys of `folder.FORMATS`."""
 
@@ -114,21 +107,12 @@ def predict(
         bool,
         typer.Option("--by-content", help="Know images by their bytes, not by size and time."),
     ] = False,
-    engine: Annotated[
-        Engine, typer.Option("--engine", help="ray: on the machines of a Ray cluster.")
-    ] = Engine.LOCAL,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", help="Of the Ray cluster, or auto; default: one started on this machine."
-        ),
-    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers",
             min=1,
-            help="Threads that read ahead, one a core; with Ray detectors, one a GPU or two cores.",
+            help="Threads that read ahead; default: one per core, at most eight.",
         ),
     ] = None,
     fail_fast: Annotated[
@@ -150,8 +134,7 @@ def predict(
         ):
             if given:
                 raise typer.BadParameter(f"{name} needs --out DIR to write to")
-    make = partial(
-        make_detector,
+    detector = make_detector(
         layout.value,
         model,
         weights=weights,
@@ -165,13 +148,7 @@ def predict(
         shape_prior=shape_prior,
         any_rotation=any_rotation,
     )
-    # Ray's detectors are on other machines: the one here only says which settings come out.
-    detector = make(device="cpu", runtime="torch") if engine is Engine.RAY else make()
     predict_all: PredictAll = partial(predict_sources, detector, workers=workers)
-    if engine is Engine.RAY:
-        from hihlandmark.ray import predict_on_ray
-
-        predict_all = partial(predict_on_ray, make, address=address, workers=workers)
     if out is None:
         failed = _print_all(predict_all, paths, fail_fast)
     else:

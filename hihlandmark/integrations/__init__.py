@@ -1,0 +1,1 @@
+"""Detectors as steps of other systems, a module for each."""

@@ -1,0 +1,228 @@
+"""Ray Data: every image has its rows, once, when workers and machines die."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hihlandmark import ConfigurationError, Detector
+from hihlandmark.integrations.ray_data import AddLandmarks, add_landmarks
+
+pyarrow = pytest.importorskip("pyarrow")
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "ray_folder.py"
+
+make_quick = partial(Detector, 29, device="cpu", runtime="torch", refine=0, mirror=False)
+
+
+# ------------------------------------------------------------------------------------ without Ray
+
+
+@pytest.fixture(scope="module")
+def step() -> AddLandmarks:
+    return AddLandmarks(make_quick, "bytes")
+
+
+def encoded(image: NDArray[np.uint8], folder: Path) -> bytes:
+    Image.fromarray(image).save(folder / "encoded.png")
+    return (folder / "encoded.png").read_bytes()
+
+
+def test_bad_image_and_image_without_faces_are_rows_and_other_columns_stay(
+    step: AddLandmarks, astronaut: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    face = encoded(astronaut[:240, 100:380], tmp_path)
+    empty = encoded(astronaut[300:, :200], tmp_path)
+    batch = pyarrow.table(
+        {
+            "bytes": pyarrow.array([face, b"no image", empty], pyarrow.binary()),
+            "id": pyarrow.array([7, None, 9], pyarrow.int64()),
+        }
+    )
+    table = step(batch)
+    assert table.schema.field("id").type == pyarrow.int64()
+    assert "bytes" not in table.column_names
+    assert table.column("id").to_pylist() == [7, None, 9]
+    found, bad, without_face = table.to_pylist()
+    assert found["face"] == 0
+    assert found["error"] is None
+    assert np.shape(found["points"]) == (29, 2)
+    assert bad["error"]
+    assert bad["face"] is None
+    assert bad["points"] is None
+    assert without_face["error"] is None
+    assert without_face["face"] is None
+
+
+def test_image_with_two_faces_is_two_rows(
+    step: AddLandmarks, astronaut: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    half = astronaut[:240, 100:380]
+    both = encoded(np.concatenate([half, half], axis=1), tmp_path)
+    table = step(pyarrow.table({"bytes": [both], "path": ["two.png"]}))
+    assert table.column("face").to_pylist() == [0, 1]
+    assert table.column("path").to_pylist() == ["two.png", "two.png"]
+
+
+def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_anything = builtins.__import__
+
+    def import_without_ray(name: str, *args: Any) -> Any:
+        if name.split(".")[0] == "ray":
+            raise ImportError(name)
+        return import_anything(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", import_without_ray)
+    with pytest.raises(ConfigurationError, match="ray"):
+        add_landmarks(None, make_quick)
+
+
+# ------------------------------------------------------------------------------------ on a cluster
+
+
+@pytest.fixture
+def images(astronaut: NDArray[np.uint8], tmp_path: Path) -> Path:
+    """60 images of one face and one that cannot be read."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(60):
+        Image.fromarray(astronaut[:240, 90 + number : 350 + number]).save(folder / f"{number}.jpg")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Two nodes that work, and a head without cores that no test kills."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        nodes.add_node(num_cpus=2)
+    nodes.wait_for_nodes()
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def noting_detector(folder: Path) -> Callable[[], Detector]:
+    """Makes detectors that leave a file ``node-process-time`` in a folder for each batch."""
+
+    class NotingDetector(Detector):  # local, so that Ray sends it by value
+        def predict_many(self, images: Any, **options: Any) -> Any:
+            import ray
+
+            node = ray.get_runtime_context().get_node_id()
+            (folder / f"{node}-{os.getpid()}-{time.monotonic_ns()}").touch()
+            return super().predict_many(images, **options)
+
+    return partial(NotingDetector, 29, device="cpu", runtime="torch", refine=0, mirror=False)
+
+
+def run_example(images: Path, out: Path, make_detector: Callable[[], Detector]) -> Any:
+    """The table that `examples/ray_folder.py` writes."""
+    import pandas
+
+    spec = importlib.util.spec_from_file_location("ray_folder", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(str(images), str(out), make_detector, batch_size=4)
+    return pandas.read_parquet(out)
+
+
+def assert_each_image_once(table: Any, images: Path) -> None:
+    assert sorted(table["path"]) == sorted(str(path) for path in images.iterdir())
+    failed = table[table["error"].notna()]
+    assert [Path(path).name for path in failed["path"]] == ["broken.jpg"]
+
+
+@contextmanager
+def example_under_way(images: Path, folder: Path) -> Iterator[tuple[str, int, Future[Any]]]:
+    """Node and process of a worker in the third batch, and the table that the run will write."""
+    noted = folder / "noted"
+    noted.mkdir()
+    with ThreadPoolExecutor(1) as executor:
+        table = executor.submit(run_example, images, folder / "out", noting_detector(noted))
+        while len(batches := [path.name for path in noted.iterdir()]) < 3:
+            assert not table.done()
+            time.sleep(0.02)
+        newest = max(batches, key=lambda name: int(name.split("-")[2]))
+        node, process, _ = newest.split("-")
+        yield node, int(process), table
+
+
+@pytest.mark.slow
+def test_killed_worker_neither_loses_nor_doubles_rows(
+    cluster: Any, images: Path, tmp_path: Path
+) -> None:
+    with example_under_way(images, tmp_path) as (_, process, future):
+        os.kill(process, signal.SIGKILL)
+        table = future.result()
+    assert_each_image_once(table, images)
+    row = table.set_index("path").loc[str(images / "5.jpg")]
+    (alone,) = make_quick().predict(images / "5.jpg")
+    np.testing.assert_allclose(np.stack(row["points"]), alone.points, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_killed_node_neither_loses_nor_doubles_rows(
+    cluster: Any, images: Path, tmp_path: Path
+) -> None:
+    with example_under_way(images, tmp_path) as (node, _, future):
+        (victim,) = (each for each in cluster.worker_nodes if each.node_id == node)
+        cluster.remove_node(victim, allow_graceful=False)
+        assert not future.done()
+        table = future.result()
+    assert_each_image_once(table, images)
+
+
+@pytest.mark.slow
+def test_image_that_kills_every_worker_ends_the_run(cluster: Any, images: Path) -> None:
+    import ray
+
+    class Deadly(Detector):
+        def predict_many(self, images: Any, **options: Any) -> Any:
+            if b"no image" in images:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().predict_many(images, **options)
+
+    make_deadly = partial(Deadly, 29, device="cpu", runtime="torch", refine=0, mirror=False)
+    data = ray.data.read_binary_files(str(images))
+    with pytest.raises(ray.exceptions.RayError, match="actor"):
+        add_landmarks(data, make_deadly, max_restarts=2).take_all()
+
+
+@pytest.mark.slow
+def test_second_run_into_a_folder_is_refused(cluster: Any, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exists"):
+        run_example(images, tmp_path, make_quick)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_column_of_arrays_is_predicted(cluster: Any, images: Path) -> None:
+    import ray
+
+    data = ray.data.read_images(str(images / "5.jpg"), include_paths=True)
+    (row,) = add_landmarks(data, make_quick, column="image").take_all()
+    (alone,) = make_quick().predict(images / "5.jpg")
+    np.testing.assert_allclose(np.stack(row["points"]), alone.points, atol=1e-3)
+    assert row["path"] == str(images / "5.jpg")
