@@ -35,7 +35,7 @@ from torchvision.ops import box_iou
 from hihlandmark import load_image
 from hihlandmark.benchmark import table
 from hihlandmark.face_detection import Detections, make_face_detector
-from hihlandmark.face_detection.picture import in_image, shrunk
+from hihlandmark.face_detection.resizing import in_image, shrunk
 
 LARGE_FACE = 40
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from hihlandmark.training.configuration import read_configuration
-from hihlandmark.training.loop import train
+from hihlandmark.training.config import read_configuration
+from hihlandmark.training.trainer import train
 
 
 class Setting(NamedTuple):
-    """The losses of one run; see `hihlandmark.training.configuration.Loss`.
+    """The losses of one run; see `hihlandmark.training.config.Loss`.
 
     Decimal weights, but the paper's, keep the proportion of the two maps' gradients on an untrained
     network that the first setting has; point weights make the steepest slope of each loss about 1.

@@ -28,10 +28,10 @@ from hihlandmark.benchmark import gflop
 from hihlandmark.evaluation import evaluate
 from hihlandmark.evaluation.report import face_figures
 from hihlandmark.models.registry import build_model
-from hihlandmark.training.batches import read_face_set
-from hihlandmark.training.configuration import FaceSet, TrainingConfiguration, read_configuration
+from hihlandmark.training.config import FaceSet, TrainingConfiguration, read_configuration
+from hihlandmark.training.data import read_face_set
 from hihlandmark.training.export import export
-from hihlandmark.training.loop import train
+from hihlandmark.training.trainer import train
 from hihlandmark.weights import load_model
 
 SYSTEMS = ("hih-small", "adnet-small", "awing-small")

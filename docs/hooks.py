@@ -15,8 +15,8 @@ from typing import Any
 from typer.main import get_command
 
 from hihlandmark.cli import app
-from hihlandmark.model_card import ModelCard
-from hihlandmark.publishing import card_sections, markdown_table
+from hihlandmark.weights.card import ModelCard
+from hihlandmark.weights.publish import card_sections, markdown_table
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hihlandmark import Detector, ImageError
-from hihlandmark.folder import IMAGE_SUFFIXES
+from hihlandmark.io import IMAGE_SUFFIXES
 
 
 def photos_in(folder: Path) -> list[Path]:

@@ -17,8 +17,8 @@ import ray
 import ray.data
 
 from hihlandmark import Detector
-from hihlandmark.folder import IMAGE_SUFFIXES
 from hihlandmark.integrations.ray_data import add_landmarks
+from hihlandmark.io import IMAGE_SUFFIXES
 
 
 def main(

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import read_heatmaps
-from hihlandmark.models.network import Heatmaps
+from hihlandmark.models.base import Heatmaps
 from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
 from hihlandmark.runtimes.export import drawn_faces
 from hihlandmark.runtimes.graph import CropGraph

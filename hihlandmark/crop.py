@@ -173,7 +173,7 @@ CANONICAL_CROP: dict[str, BoxMap] = {
 """From each kind of box to the one crop that our networks are trained on.
 
 The crop's centre is that of the tight box of a face's 98 or 68 points, its side `CANONICAL_SCALE`
-times the longer side of that box. ``hihlandmark.training.crop_contract`` fits the other maps.
+times the longer side of that box. ``hihlandmark.datasets.box_maps`` fits the other maps.
 """
 
 

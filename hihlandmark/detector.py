@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hihlandmark.calibration import Calibration
+from hihlandmark.calibration.model import Calibration
 from hihlandmark.crop import (
     BoxMap,
     crop_angles,
@@ -36,13 +36,13 @@ from hihlandmark.face_detection import (
 from hihlandmark.heatmap import Decoder, decode, mirrored, to_distributions
 from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
-from hihlandmark.model_card import DECODERS
-from hihlandmark.models.network import Heatmaps
+from hihlandmark.models.base import Heatmaps
 from hihlandmark.notebook import Faces
 from hihlandmark.runtimes import Precision, is_file, make_runtime
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.weights import load_model
+from hihlandmark.weights.card import DECODERS
 
 FloatArray = NDArray[np.floating]
 
@@ -284,7 +284,7 @@ class Detector:
             kinds = sorted({name.partition(":")[0] for name in boxes})
             raise ConfigurationError(
                 f"{self.card.name} has no crop for boxes of kind {kind!r}; its card knows "
-                f"{', '.join(kinds)}. Fit one with hihlandmark.training.crop_contract"
+                f"{', '.join(kinds)}. Fit one with hihlandmark.datasets.box_maps"
             )
         return BoxMap((entry["shift"][0], entry["shift"][1]), entry["scale"])
 

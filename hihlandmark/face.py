@@ -173,7 +173,7 @@ class Face:
 
     def to_supervision(self) -> supervision.KeyPoints:
         """The points and scores as key points of one object; of many faces, see `to_key_points`."""
-        from hihlandmark.exports import to_key_points
+        from hihlandmark.io.connectors import to_key_points
 
         return to_key_points([self])
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from hihlandmark.model_card import Decoding
+    from hihlandmark.weights.card import Decoding
 
 Decoder = Literal["argmax", "expectation", "quarter_shift", "mean"]
 Activation = Literal["softmax", "linear"]

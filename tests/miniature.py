@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from hihlandmark.layouts import COFW29, W300_68, WFLW98
-from hihlandmark.training.configuration import TrainingConfiguration
+from hihlandmark.training.config import TrainingConfiguration
 
 LAYOUTS = {layout.name: layout.size for layout in (WFLW98, W300_68, COFW29)}
 PLAIN = {

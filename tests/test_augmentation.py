@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from hihlandmark import ConfigurationError
 from hihlandmark.crop import crop_matrix, transform_points
-from hihlandmark.layouts import FIVE, WFLW98
-from hihlandmark.training.augmentation import (
+from hihlandmark.datasets.augmentation import (
     NO_AUGMENTATION,
     Augmentation,
     generator,
     mirror_face,
 )
+from hihlandmark.layouts import FIVE, WFLW98
 
 LOOKS = ("colour", "grey", "shrink", "blur", "motion_blur", "jpeg", "patch", "occlusion")
 SQUARE = np.array([40.0, 30.0, 50.0, 0.1])

@@ -8,18 +8,18 @@ from miniature import LAYOUTS, PLAIN, tiny, write_set
 
 from hihlandmark import ConfigurationError
 from hihlandmark.crop import tight_boxes
+from hihlandmark.datasets import read_faces
 from hihlandmark.errors import DataError
 from hihlandmark.layouts import W300_68, WFLW98, convert
-from hihlandmark.training.batches import (
+from hihlandmark.training.config import TrainingSet
+from hihlandmark.training.data import (
     Batch,
     TrainingBatches,
     UnlabelledBatch,
     lent_points,
     usable_faces,
 )
-from hihlandmark.training.configuration import TrainingSet
-from hihlandmark.training.datasets import read_faces
-from hihlandmark.training.plan import Plan
+from hihlandmark.training.schedule import Plan
 
 
 def batches(data: Path, process: int = 0, processes: int = 1, **changes: Any) -> TrainingBatches:

@@ -13,22 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector
-from hihlandmark.calibration import MOST_KNOTS, Calibration
-from hihlandmark.cli.calibration import calibrate
-from hihlandmark.crop import BoxMap, crop_matrix, transform_points
-from hihlandmark.detector import CropLandmarks
-from hihlandmark.errors import DataError, ImageError, WeightsError
-from hihlandmark.evaluation.reliability import (
-    area_under_roc,
-    bootstrap_area_under_roc,
-    brier_score,
-    ellipse_coverage,
-    expected_calibration_error,
-    reliability_bins,
-)
-from hihlandmark.layouts import EXACT_98_68, get_layout
-from hihlandmark.training import calibration_card
-from hihlandmark.training.calibrate import (
+from hihlandmark.calibration import store
+from hihlandmark.calibration.fit import (
     PointStatistics,
     _fit_logistic,
     calibrated,
@@ -37,9 +23,23 @@ from hihlandmark.training.calibrate import (
     fit_calibration,
     measure_points,
 )
-from hihlandmark.training.calibration_card import METRIC, card_to_write, store_calibration
-from hihlandmark.training.calibration_report import draw_reliability, report_calibration
-from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.calibration.metrics import (
+    area_under_roc,
+    bootstrap_area_under_roc,
+    brier_score,
+    ellipse_coverage,
+    expected_calibration_error,
+    reliability_bins,
+)
+from hihlandmark.calibration.model import MOST_KNOTS, Calibration
+from hihlandmark.calibration.report import draw_reliability, report_calibration
+from hihlandmark.calibration.store import METRIC, card_to_write, store_calibration
+from hihlandmark.cli.calibrate import calibrate
+from hihlandmark.crop import BoxMap, crop_matrix, transform_points
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.detector import CropLandmarks
+from hihlandmark.errors import DataError, ImageError, WeightsError
+from hihlandmark.layouts import EXACT_98_68, get_layout
 from hihlandmark.weights import WeightFiles, find_weights
 
 FIVE = get_layout("FIVE")
@@ -421,7 +421,7 @@ def test_packaged_and_linked_cards_are_changed_in_a_copy_only(
     for path in own.paths[0].parent.iterdir():
         (link / path.name).symlink_to(path)
     assert card_to_write(find_weights(link), None) is None
-    monkeypatch.setattr(calibration_card.hihlandmark, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(store.hihlandmark, "__file__", str(tmp_path / "__init__.py"))
     assert card_to_write(own, None) is None
 
 
@@ -462,7 +462,7 @@ def test_a_card_that_cannot_be_written_stays_as_it_was(
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(calibration_card, "write_atomically", full)
+    monkeypatch.setattr(store, "write_atomically", full)
     with pytest.raises(WeightsError, match=r"hih-small\.json.*No space left"):
         store_calibration(own, target, W300_68, NEW, FIGURE)
     assert target.read_bytes() == before

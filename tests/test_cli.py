@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from hihlandmark import Face
 from hihlandmark.cli import app
-from hihlandmark.folder import Result, Source, find_images
-from hihlandmark.folder.formats import write_pts
+from hihlandmark.io import Result, Source, find_images
+from hihlandmark.io.formats import write_pts
 
 run = CliRunner()
 

@@ -6,7 +6,7 @@ from miniature import as_toml, tiny
 
 from hihlandmark import ConfigurationError
 from hihlandmark.models.registry import architecture_of, build_model
-from hihlandmark.training.configuration import read_configuration, shipped_configurations
+from hihlandmark.training.config import read_configuration, shipped_configurations
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_settings_reach_into_tables_and_lists(file: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_named(file: Path, setting: str, message: str) -> None:
-    from hihlandmark.training.loop import build_training_network
     from hihlandmark.training.objectives import make_objective
+    from hihlandmark.training.trainer import build_training_network
 
     def build() -> None:
         configuration = read_configuration(file, [setting])

@@ -17,18 +17,18 @@ from test_objectives import small
 from test_training import write_teacher
 
 from hihlandmark import Detector
+from hihlandmark.datasets import read_faces
 from hihlandmark.heatmap import Decoder, mirrored, read_heatmaps
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, Decoding, Normalisation
 from hihlandmark.models.registry import MODELS, build_model, configuration_of
 from hihlandmark.runtimes.pytorch import TorchRuntime
-from hihlandmark.training.batches import Batch, UnlabelledBatch
-from hihlandmark.training.configuration import SelfTraining
-from hihlandmark.training.datasets import read_faces
+from hihlandmark.training.config import SelfTraining
+from hihlandmark.training.data import Batch, UnlabelledBatch
 from hihlandmark.training.distillation import read_teacher
-from hihlandmark.training.loop import build_training_network
 from hihlandmark.training.objectives import decoding_of, make_objective
 from hihlandmark.training.self_training import teach
+from hihlandmark.training.trainer import build_training_network
 from hihlandmark.training.validation import Validator
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding, Normalisation
 
 CUDA = torch.device("cuda")
 NORMALISATION: Normalisation = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -10,10 +10,9 @@ from typer.testing import CliRunner, Result
 
 from hihlandmark import ConfigurationError, Detector
 from hihlandmark.cli.data import app
-from hihlandmark.errors import DataError
-from hihlandmark.layouts import COFW29, FIVE
-from hihlandmark.training.augmentation import NO_AUGMENTATION, Augmentation
-from hihlandmark.training.contact_sheet import (
+from hihlandmark.datasets import read_faces
+from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation
+from hihlandmark.datasets.contact_sheet import (
     BACKGROUND,
     CAPTION_HEIGHT,
     HIDDEN,
@@ -24,8 +23,9 @@ from hihlandmark.training.contact_sheet import (
     before_and_after,
     contact_sheet,
 )
-from hihlandmark.training.datasets import read_faces
-from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.errors import DataError
+from hihlandmark.layouts import COFW29, FIVE
 
 SHAPE = COFW29.mean_shape * 50 + 40
 

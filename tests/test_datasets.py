@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hihlandmark.datasets import dataset_splits, read_faces
+from hihlandmark.datasets.reading import StoredPhoto
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import COFW29, W300_68, WFLW98
-from hihlandmark.training.datasets import dataset_splits, read_faces
-from hihlandmark.training.datasets.reading import StoredPhoto
 
 
 def shape(count: int, offset: float = 0.0) -> np.ndarray:

@@ -14,7 +14,7 @@ from hihlandmark.crop import BoxMap, tight_boxes
 from hihlandmark.face_detection import Detections
 from hihlandmark.heatmap import Decoded
 from hihlandmark.layouts import convert, get_layout
-from hihlandmark.models.network import Heatmaps
+from hihlandmark.models.base import Heatmaps
 from hihlandmark.weights import find_weights, load_model, save_weights
 
 DetectorOf = Callable[[int], Detector]

@@ -21,7 +21,7 @@ from hihlandmark.cli import app
 from hihlandmark.models import registry
 from hihlandmark.runtimes import RUNTIMES
 from hihlandmark.runtimes.converted import CONVERTERS
-from hihlandmark.training.configuration import read_configuration
+from hihlandmark.training.config import read_configuration
 from hihlandmark.training.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent

@@ -35,27 +35,27 @@ from hihlandmark import (
 from hihlandmark.cli import app
 from hihlandmark.cli.options import astronaut
 from hihlandmark.crop import BoxMap
+from hihlandmark.datasets import cofw, packed, read_faces, w300, wflw
+from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.datasets.labeling import label
+from hihlandmark.datasets.packing import pack
+from hihlandmark.datasets.reading import BadSample
 from hihlandmark.evaluation.figures import new_figure
 from hihlandmark.evaluation.protocol import evaluate
-from hihlandmark.folder import find_images
-from hihlandmark.folder.sources import require_pyarrow
+from hihlandmark.io import find_images
+from hihlandmark.io.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68
 from hihlandmark.models.registry import ARCHITECTURES, build_model, configuration_of
 from hihlandmark.runtimes.converted import exported_runtime
 from hihlandmark.runtimes.formats import run_onnx, run_openvino
-from hihlandmark.runtimes.quantisation import quantise
-from hihlandmark.training.batches import TrainingBatches
+from hihlandmark.runtimes.int8 import quantise
 from hihlandmark.training.checkpoint import LAST, load_checkpoint
-from hihlandmark.training.configuration import Distillation, read_configuration
-from hihlandmark.training.datasets import cofw, packed, read_faces, w300, wflw
-from hihlandmark.training.datasets.faces import AnnotatedFaces
-from hihlandmark.training.datasets.reading import BadSample
+from hihlandmark.training.config import Distillation, read_configuration
+from hihlandmark.training.data import TrainingBatches
 from hihlandmark.training.distillation import read_teacher
 from hihlandmark.training.export import faces_and_mirror_images
-from hihlandmark.training.labelling import label
-from hihlandmark.training.loop import build_training_network
-from hihlandmark.training.packing import pack
-from hihlandmark.training.plan import Plan
+from hihlandmark.training.schedule import Plan
+from hihlandmark.training.trainer import build_training_network
 from hihlandmark.training.validation import Validator
 from hihlandmark.video.frames import read_frames
 from hihlandmark.video.tracking import FaceTracker

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, Detector, ImageError
 from hihlandmark.cli import app
 from hihlandmark.crop import BoxMap, tight_boxes
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import DataError
 from hihlandmark.evaluation import (
     NORMALISATIONS,
@@ -38,7 +39,6 @@ from hihlandmark.evaluation.figures import failure_gallery
 from hihlandmark.evaluation.metrics import point_distances
 from hihlandmark.evaluation.report import summarise, to_markdown, write_report
 from hihlandmark.layouts import W300_68, get_layout
-from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
 
 Array = NDArray[np.floating]
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from hihlandmark import ConfigurationError
-from hihlandmark.exports import (
+from hihlandmark.face import Face
+from hihlandmark.io import Result, Source
+from hihlandmark.io.connectors import (
     to_cvat,
     to_fiftyone,
     to_key_points,
@@ -19,8 +21,6 @@ from hihlandmark.exports import (
     to_pandas,
     to_polars,
 )
-from hihlandmark.face import Face
-from hihlandmark.folder import Result, Source
 from hihlandmark.layouts import COFW29
 
 

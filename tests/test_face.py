@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hihlandmark import ConfigurationError, Face
-from hihlandmark.exports import to_key_points
+from hihlandmark.io.connectors import to_key_points
 from hihlandmark.layouts import COFW29, W300_68, WFLW98, Layout
 
 

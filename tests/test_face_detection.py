@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from skimage.data import astronaut
 
 from hihlandmark.crop import BoxMap
+from hihlandmark.datasets.box_maps import fit_box_map, residuals, with_mirrored
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection import (
     FACE_DETECTORS,
@@ -28,7 +29,6 @@ from hihlandmark.face_detection import (
 from hihlandmark.face_detection import centerface as centerface_module
 from hihlandmark.face_detection.mtcnn_cascade import Cascade
 from hihlandmark.face_detection.overlap import best_boxes
-from hihlandmark.training.crop_contract import fit_box_map, residuals, with_mirrored
 
 Image = NDArray[np.uint8]
 

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Face, ImageError
 from hihlandmark.cli import app
-from hihlandmark.folder import Result, ResultFolder, Shard, Source, find_images, predict_sources
+from hihlandmark.io import Result, ResultFolder, Shard, Source, find_images, predict_sources
 from hihlandmark.layouts import get_layout
 
 SETTINGS = {"layout": "29", "weights": {"a.safetensors": "1" * 64}}
@@ -262,7 +262,7 @@ class Killed(BaseException):
 def test_a_kill_at_any_moment_costs_no_image_and_doubles_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
 ) -> None:
-    from hihlandmark.folder import results as module
+    from hihlandmark.io import results as module
 
     write(tmp_path, [result(letter) for letter in "abcd"], name, part_size=2)
     folder = ResultFolder(tmp_path, name, SETTINGS)
@@ -302,7 +302,7 @@ def test_a_kill_at_any_moment_costs_no_image_and_doubles_none(
 def test_a_full_disk_loses_nothing_that_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hihlandmark.folder import results as module
+    from hihlandmark.io import results as module
 
     write(tmp_path, [result("a")])
 

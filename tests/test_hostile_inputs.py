@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hihlandmark import Detector, Face, ImageError
-from hihlandmark.folder import Result, find_images, predict_sources
+from hihlandmark.io import Result, find_images, predict_sources
 
 Photo = NDArray[np.uint8]
 Make = Callable[[Photo, Path], Any]

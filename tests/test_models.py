@@ -14,9 +14,9 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
+from hihlandmark.models.base import Heatmaps, LandmarkNetwork
 from hihlandmark.models.blocks import BlurPool
 from hihlandmark.models.hih import HIH, HIHConfiguration
-from hihlandmark.models.network import Heatmaps, LandmarkNetwork
 from hihlandmark.models.registry import (
     ARCHITECTURES,
     LAYOUT_POINTS,

@@ -15,14 +15,14 @@ from test_batches import batches
 from hihlandmark import ConfigurationError, Detector
 from hihlandmark.layouts import COFW29, WFLW98, Contour
 from hihlandmark.models.adnet import StackMaps
-from hihlandmark.training.batches import Batch, UnlabelledBatch
-from hihlandmark.training.configuration import SelfTraining, TrainingConfiguration
+from hihlandmark.training.config import SelfTraining, TrainingConfiguration
+from hihlandmark.training.data import Batch, UnlabelledBatch
 from hihlandmark.training.distillation import Teacher
 from hihlandmark.training.export import export
-from hihlandmark.training.loop import build_training_network, train
 from hihlandmark.training.objectives import Objective, decoding_of, make_objective
 from hihlandmark.training.objectives.lines import LineMaps
 from hihlandmark.training.self_training import teach
+from hihlandmark.training.trainer import build_training_network, train
 
 LOSSES: dict[str, dict[str, Any]] = {
     "adnet-small": {"point": "anisotropic_direction", "point_weight": 1.0},

@@ -32,13 +32,15 @@ from official_states import (
 from hihlandmark.errors import WeightsError
 from hihlandmark.heatmap import decode
 from hihlandmark.layouts import get_layout
-from hihlandmark.models import official_adnet, official_awing, official_hih
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
+from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.hih import HIH
-from hihlandmark.models.network import LandmarkNetwork
-from hihlandmark.models.official import Converted
 from hihlandmark.models.registry import LAYOUT_POINTS, build_model, configuration_of
+from hihlandmark.weights.convert import adnet as official_adnet
+from hihlandmark.weights.convert import awing as official_awing
+from hihlandmark.weights.convert import hih as official_hih
+from hihlandmark.weights.convert.state import Converted
 
 FROM_OFFICIAL: dict[str, Callable[[dict[str, torch.Tensor]], Converted]] = {
     "hih": official_hih.from_official,

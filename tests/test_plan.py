@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hihlandmark.training.configuration import Stage, TrainingConfiguration
-from hihlandmark.training.plan import DECK, Plan, Sampler
+from hihlandmark.training.config import Stage, TrainingConfiguration
+from hihlandmark.training.schedule import DECK, Plan, Sampler
 
 
 def configuration(*stages: Stage, first_stage: int = 1) -> TrainingConfiguration:

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector, WeightsError
 from hihlandmark.cli import app
-from hihlandmark.publishing import model_page, push_weights
 from hihlandmark.weights import find_weights, list_weights, pull_weights, verify_weights
+from hihlandmark.weights.publish import model_page, push_weights
 
 NAME = "adnet-small"
 

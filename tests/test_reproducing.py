@@ -12,10 +12,10 @@ from test_datasets import TRAIN as WFLW_TRAIN
 from typer.testing import CliRunner
 
 from hihlandmark.cli import app
-from hihlandmark.training.augmentation import NO_AUGMENTATION, generator
-from hihlandmark.training.configuration import read_configuration
-from hihlandmark.training.loop import build_training_network
+from hihlandmark.datasets.augmentation import NO_AUGMENTATION, generator
+from hihlandmark.training.config import read_configuration
 from hihlandmark.training.objectives import decoding_of, make_objective
+from hihlandmark.training.trainer import build_training_network
 from hihlandmark.weights import find_weights
 
 TINY = {"stacks": 1, "features": 8, "depth": 3, "input_size": 128}

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, Detector, ImageError, load_image
 from hihlandmark.cli import app
 from hihlandmark.crop import tight_boxes
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.evaluation import (
     DISTURBANCES,
     CurvePoint,
@@ -24,9 +25,8 @@ from hihlandmark.evaluation import (
     measure_robustness,
     robustness_curve,
 )
+from hihlandmark.evaluation.corruptions import JPEG_FACE, UNDISTURBED, RobustnessCurve
 from hihlandmark.evaluation.report import sheets, summarise, to_markdown, write_report
-from hihlandmark.evaluation.robustness import JPEG_FACE, UNDISTURBED, RobustnessCurve
-from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
 
 Array = NDArray[np.floating]
 SPOTS = np.array([[100.3, 90.6], [180.8, 95.2], [140.5, 187.4], [120.1, 140.9]])

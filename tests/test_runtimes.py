@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError
 from hihlandmark.cli import app
 from hihlandmark.errors import ExportError
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, Decoding, ModelCard
-from hihlandmark.models.network import Heatmaps
+from hihlandmark.models.base import Heatmaps
 from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes import choose_runtime, converted, export, make_runtime
 from hihlandmark.runtimes.formats import write_openvino
 from hihlandmark.runtimes.graph import CropGraph, PixelGraph, folded
 from hihlandmark.runtimes.pytorch import TorchRuntime
 from hihlandmark.weights import LoadedModel, save_weights
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding, ModelCard
 
 CPU = torch.device("cpu")
 SIZE = 64

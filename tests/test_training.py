@@ -23,17 +23,17 @@ from hihlandmark import ConfigurationError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.errors import TrainingError
 from hihlandmark.layouts import COFW29
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 from hihlandmark.models.hih import HIH, Heatmaps
 from hihlandmark.training import checkpoint as checkpoints
-from hihlandmark.training import loop
-from hihlandmark.training.configuration import Distillation, TrainingConfiguration
+from hihlandmark.training import trainer
+from hihlandmark.training.config import Distillation, TrainingConfiguration
 from hihlandmark.training.distillation import Teacher, read_teacher
 from hihlandmark.training.distributed import SynchronisedBatchNorm, replace_batch_norm
-from hihlandmark.training.loop import RunSummary, build_training_network, train
 from hihlandmark.training.objectives import decoding_of, make_objective
 from hihlandmark.training.self_training import teach
+from hihlandmark.training.trainer import RunSummary, build_training_network, train
 from hihlandmark.weights import save_weights
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 
 CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
@@ -157,7 +157,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
         env={**os.environ, **CPU},
     )
     # PyTorch's own batch normalisation sums less exactly on a CPU, and its errors grow.
-    monkeypatch.setattr(loop, "build_training_network", with_our_batch_norm)
+    monkeypatch.setattr(trainer, "build_training_network", with_our_batch_norm)
     run(part(batch_size=4, faces=2), data, tmp_path / "one")
     two, one = log_of(tmp_path / "two"), log_of(tmp_path / "one")
     # An integer heatmap that has learnt next to nothing is almost flat: rounding moves its maximum.
@@ -365,8 +365,8 @@ def test_self_training_learns_from_the_teacher(data: Path, tmp_path: Path) -> No
 
 
 def test_the_teachers_points_move_with_the_crop_and_count_by_their_spread() -> None:
-    from hihlandmark.training.batches import UnlabelledBatch
-    from hihlandmark.training.configuration import SelfTraining
+    from hihlandmark.training.config import SelfTraining
+    from hihlandmark.training.data import UnlabelledBatch
 
     configuration = tiny()
     settings = SelfTraining.model_validate(
@@ -406,7 +406,7 @@ def test_a_face_teaches_its_own_head_alone(data: Path) -> None:
 
 
 def test_distillation_is_the_mean_divergence_from_the_teachers_distributions() -> None:
-    from hihlandmark.training.batches import Batch
+    from hihlandmark.training.data import Batch
 
     configuration = tiny()
     student, trained = (build_training_network(configuration) for _ in range(2))

@@ -22,11 +22,9 @@ from official_states import small_state
 from safetensors.torch import load_file, save
 
 from hihlandmark import weights as weights_module
-from hihlandmark.conversion import convert_checkpoint
 from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.heatmap import Activation, Decoder
-from hihlandmark.model_card import ACTIVATIONS, DECODERS, Decoding, ModelCard
 from hihlandmark.models.registry import build_model
 from hihlandmark.shape_prior import ShapePrior
 from hihlandmark.weights import (
@@ -40,6 +38,8 @@ from hihlandmark.weights import (
     shape_prior_tensors,
     verify_weights,
 )
+from hihlandmark.weights.card import ACTIVATIONS, DECODERS, Decoding, ModelCard
+from hihlandmark.weights.convert.checkpoint import convert_checkpoint
 
 TINY: dict[str, Any] = {
     "stacks": 1,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from paper import BLUE, detector, face, moved, paled, photo, portrait, save
 
 from hihlandmark import Face
-from hihlandmark.calibration import NEAR
+from hihlandmark.calibration.model import NEAR
 from hihlandmark.draw import HIGH, LOW
 from hihlandmark.evaluation.figures import new_figure
 

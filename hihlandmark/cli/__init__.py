@@ -14,12 +14,12 @@ import typer
 
 from hihlandmark.cli import data, weights
 from hihlandmark.cli.bench import bench
-from hihlandmark.cli.calibration import calibrate
+from hihlandmark.cli.calibrate import calibrate
 from hihlandmark.cli.demo import demo
-from hihlandmark.cli.evaluation import evaluate_split
+from hihlandmark.cli.evaluate import evaluate_split
 from hihlandmark.cli.export import export
-from hihlandmark.cli.prediction import predict
-from hihlandmark.cli.training import train
+from hihlandmark.cli.predict import predict
+from hihlandmark.cli.train import train
 from hihlandmark.cli.video import video
 from hihlandmark.errors import HihlandmarkError, ImageError
 

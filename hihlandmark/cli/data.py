@@ -22,7 +22,7 @@ from hihlandmark.cli.options import (
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 
 if TYPE_CHECKING:
-    from hihlandmark.training.inspection import SplitContent
+    from hihlandmark.datasets.inspection import SplitContent
 
 app = typer.Typer(
     help="Look at data sets of annotated faces, and pack them for training.",
@@ -69,8 +69,8 @@ def info(
 ) -> None:
     """Say what a data set holds: format, splits, faces, points, subsets, and what is left out."""
     from hihlandmark.cli.progress import progress_bar
-    from hihlandmark.training.datasets import dataset_splits, read_faces
-    from hihlandmark.training.inspection import inspect_split, split_layouts
+    from hihlandmark.datasets import dataset_splits, read_faces
+    from hihlandmark.datasets.inspection import inspect_split, split_layouts
 
     found, splits = dataset_splits(folder, data_format)
     print(f"{folder}: format {found}, splits {', '.join(splits) or 'none'}")
@@ -168,9 +168,9 @@ def show(
     on the right, mean that something is wrong with the annotations or their layout.
     """
     from hihlandmark.crop import CANONICAL_CROP
-    from hihlandmark.training.augmentation import Augmentation, generator
-    from hihlandmark.training.contact_sheet import before_and_after
-    from hihlandmark.training.datasets import read_faces
+    from hihlandmark.datasets import read_faces
+    from hihlandmark.datasets.augmentation import Augmentation, generator
+    from hihlandmark.datasets.contact_sheet import before_and_after
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigurationError(f"--out {out} must end with .png, .jpg or .webp")
@@ -179,7 +179,7 @@ def show(
         from hihlandmark.training import missing_extra
 
         with missing_extra():
-            from hihlandmark.training.configuration import read_configuration
+            from hihlandmark.training.config import read_configuration
 
         settings = read_configuration(configuration)
         augmentation, box_maps = settings.augmentation, settings.box_maps()
@@ -242,8 +242,8 @@ def prepare(
     Samples that cannot be used are left out, named and counted. Photos are not changed.
     """
     from hihlandmark.cli.progress import progress_bar
-    from hihlandmark.training.datasets import read_faces
-    from hihlandmark.training.packing import pack
+    from hihlandmark.datasets import read_faces
+    from hihlandmark.datasets.packing import pack
 
     sets = [
         read_faces(folder, split, format=data_format, layout=layout)
@@ -305,10 +305,10 @@ def label(
 
     Self-training only wants to know where to crop: --refine 0 --no-mirror is twice as fast or more.
     """
+    from hihlandmark.datasets.labeling import FaceInTheMiddle
+    from hihlandmark.datasets.labeling import label as label_images
     from hihlandmark.face_detection import MTCNNFaceDetector
-    from hihlandmark.folder import find_images
-    from hihlandmark.training.labelling import FaceInTheMiddle
-    from hihlandmark.training.labelling import label as label_images
+    from hihlandmark.io import find_images
 
     options: dict[str, Any] = {"min_box_score": min_score}
     if cut is not None:

@@ -77,9 +77,9 @@ def demo(
 
 def _write(image: str | None, out: Path, layout: LayoutName, model: str, device: str) -> None:
     from hihlandmark.draw import draw_faces, encode_png
-    from hihlandmark.folder import Result, Source
-    from hihlandmark.folder.formats import write_jsonl
     from hihlandmark.image import load_image
+    from hihlandmark.io import Result, Source
+    from hihlandmark.io.formats import write_jsonl
     from hihlandmark.writing import write_atomically
 
     name = Path(image).stem if image else "astronaut"

@@ -74,8 +74,8 @@ def _face_crops(folder: Path, layout: LayoutName, model: str, weights: str | Non
     """Crops (N, S, S, 3) of the faces in a folder's photos, `_MOST_CROPS` at most."""
     import numpy as np
 
-    from hihlandmark.folder import find_images
-    from hihlandmark.runtimes.quantisation import crops_of_faces
+    from hihlandmark.io import find_images
+    from hihlandmark.runtimes.int8 import crops_of_faces
 
     photos = [item for item in find_images([str(folder)]) if not isinstance(item, ImageError)]
     detector = make_detector(layout, model, weights=weights)

@@ -53,7 +53,7 @@ def push(
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
 ) -> None:
     """Upload weights, their card and a page about them to the Hugging Face Hub."""
-    from hihlandmark.publishing import push_weights
+    from hihlandmark.weights.publish import push_weights
 
     print(f"uploaded: {push_weights(weights, repository, private=private, message=message)}")
 
@@ -98,6 +98,6 @@ def convert(
     ] = None,
 ) -> None:
     """Convert an official checkpoint of HIH, ADNet or Adaptive Wing to safetensors with a card."""
-    from hihlandmark.conversion import convert_checkpoint
+    from hihlandmark.weights.convert.checkpoint import convert_checkpoint
 
     print(convert_checkpoint(checkpoint, out, name or checkpoint.stem))

@@ -1,5 +1,13 @@
 """How far predicted landmarks are from annotated ones: measuring, and reporting what was found."""
 
+from hihlandmark.evaluation.corruptions import (
+    DISTURBANCES,
+    Disturbance,
+    Robustness,
+    disturbed,
+    measure_robustness,
+    robustness_curve,
+)
 from hihlandmark.evaluation.metrics import (
     NORMALISATIONS,
     area_under_curve,
@@ -21,14 +29,6 @@ from hihlandmark.evaluation.protocol import (
     jitter_curve,
 )
 from hihlandmark.evaluation.result import Evaluation
-from hihlandmark.evaluation.robustness import (
-    DISTURBANCES,
-    Disturbance,
-    Robustness,
-    disturbed,
-    measure_robustness,
-    robustness_curve,
-)
 
 __all__ = [
     "BOX_SOURCES",

@@ -15,13 +15,13 @@ from PIL import ImageDraw, ImageFont
 from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
 from hihlandmark.draw import draw_points
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.evaluation.corruptions import FAILING, Robustness
 from hihlandmark.evaluation.metrics import area_under_curve, cumulative_errors
 from hihlandmark.evaluation.protocol import JitterCurve
 from hihlandmark.evaluation.result import Evaluation
-from hihlandmark.evaluation.robustness import FAILING, Robustness
 
 if TYPE_CHECKING:
-    from hihlandmark.training.datasets.faces import AnnotatedFaces
+    from hihlandmark.datasets.faces import AnnotatedFaces
 
 FloatArray = NDArray[np.floating]
 Image = NDArray[np.uint8]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from hihlandmark.calibration import NEAR
-from hihlandmark.evaluation.reliability import expected_calibration_error
+from hihlandmark.calibration.metrics import expected_calibration_error
+from hihlandmark.calibration.model import NEAR
 from hihlandmark.layouts import Layout
 
 FloatArray = NDArray[np.floating]

@@ -24,8 +24,8 @@ from hihlandmark.face_detection import Detections, given_boxes
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
 
 if TYPE_CHECKING:
+    from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
     from hihlandmark.detector import Detector
-    from hihlandmark.training.datasets.faces import AnnotatedFace, AnnotatedFaces
 
 FloatArray = NDArray[np.floating]
 Image = NDArray[np.uint8]
@@ -197,7 +197,7 @@ def fit_official_map(detector: Detector, faces: AnnotatedFaces) -> BoxMap:
     To be fitted on a split that is not evaluated. The crop meant is the one around the true points.
     Raises `DataError` when no face has a rectangle, `ConfigurationError` for unknown layouts.
     """
-    from hihlandmark.training.crop_contract import fit_box_map
+    from hihlandmark.datasets.box_maps import fit_box_map
 
     usable = [face for face in faces if face.rectangle is not None and _known(face).any()]
     if not usable:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.evaluation.corruptions import FAILING, Robustness, RobustnessCurve
 from hihlandmark.evaluation.metrics import (
     area_under_curve,
     areas,
@@ -26,13 +27,12 @@ from hihlandmark.evaluation.metrics import (
 )
 from hihlandmark.evaluation.protocol import CurvePoint, JitterCurve
 from hihlandmark.evaluation.result import Evaluation
-from hihlandmark.evaluation.robustness import FAILING, Robustness, RobustnessCurve
 from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hihlandmark.training.datasets.faces import AnnotatedFaces
+    from hihlandmark.datasets.faces import AnnotatedFaces
 
 FloatArray = NDArray[np.floating]
 Report = dict[str, Any]

@@ -8,10 +8,10 @@ import torch
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.any_rotation import AnyRotationFaceDetector
+from hihlandmark.face_detection.base import Detections, FaceDetector
+from hihlandmark.face_detection.boxes import given_boxes
 from hihlandmark.face_detection.centerface import CenterFaceDetector
-from hihlandmark.face_detection.given import given_boxes
 from hihlandmark.face_detection.mtcnn import MTCNNFaceDetector
-from hihlandmark.face_detection.protocol import Detections, FaceDetector
 
 __all__ = [
     "FACE_DETECTORS",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.crop import invert, tight_boxes, transform_points, turn
-from hihlandmark.face_detection.protocol import Detections, FaceDetector, check_image
+from hihlandmark.face_detection.base import Detections, FaceDetector, check_image
 
 FloatArray = NDArray[np.floating]
 Image = NDArray[np.uint8]

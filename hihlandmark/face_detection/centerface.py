@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.face_detection.base import Detections, check_image
 from hihlandmark.face_detection.overlap import best_boxes
-from hihlandmark.face_detection.picture import check_options, in_image, shrunk
-from hihlandmark.face_detection.protocol import Detections, check_image
+from hihlandmark.face_detection.resizing import check_options, in_image, shrunk
 from hihlandmark.runtimes import Run, choose_runtime
 from hihlandmark.runtimes.formats import run_openvino
 from hihlandmark.runtimes.graph import ANY

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hihlandmark.face_detection.base import Detections, check_image
 from hihlandmark.face_detection.mtcnn_cascade import Cascade
-from hihlandmark.face_detection.picture import check_options, in_image, shrunk
-from hihlandmark.face_detection.protocol import Detections, check_image
+from hihlandmark.face_detection.resizing import check_options, in_image, shrunk
 from hihlandmark.runtimes.pytorch import resolve_device
 
 # 0.63 of the time that photos of 1024-1280 pixels take as they are, for 93 % of the faces in crowds

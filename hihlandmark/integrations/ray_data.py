@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hihlandmark.errors import ConfigurationError, ImageError
-from hihlandmark.folder.formats import face_columns, face_row
-from hihlandmark.folder.sources import require_pyarrow
+from hihlandmark.io.formats import face_columns, face_row
+from hihlandmark.io.sources import require_pyarrow
 
 if TYPE_CHECKING:
     import pyarrow

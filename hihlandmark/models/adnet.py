@@ -18,17 +18,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hihlandmark.models.base import (
+    Heatmaps,
+    LandmarkNetwork,
+    NetworkConfiguration,
+    auxiliary_heads,
+)
 from hihlandmark.models.blocks import (
     BlurPool,
     CoordHourglass,
     CoordStem,
     PreActivationBottleneck,
-)
-from hihlandmark.models.network import (
-    Heatmaps,
-    LandmarkNetwork,
-    NetworkConfiguration,
-    auxiliary_heads,
 )
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hihlandmark.models.blocks import CoordHourglass, CoordStem, HierarchicalBlock
-from hihlandmark.models.network import (
+from hihlandmark.models.base import (
     Heatmaps,
     LandmarkNetwork,
     NetworkConfiguration,
     auxiliary_heads,
 )
+from hihlandmark.models.blocks import CoordHourglass, CoordStem, HierarchicalBlock
 
 
 @dataclass(frozen=True, kw_only=True)

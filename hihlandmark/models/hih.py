@@ -15,14 +15,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from hihlandmark.models.blocks import Block, Bottleneck, ConvBlock, DownBlock, Hourglass
-from hihlandmark.models.network import (
+from hihlandmark.models.base import (
     Heatmaps,
     LandmarkNetwork,
     NetworkConfiguration,
     auxiliary_heads,
     halvings,
 )
+from hihlandmark.models.blocks import Block, Bottleneck, ConvBlock, DownBlock, Hourglass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.adnet import ADNet, ADNetConfiguration
 from hihlandmark.models.awing import AWing, AWingConfiguration
+from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.hih import HIH, HIHConfiguration
-from hihlandmark.models.network import LandmarkNetwork
 
 Row = TypeVar("Row")
 

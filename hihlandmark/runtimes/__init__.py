@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.runtimes.protocol import Precision, Run, Runtime
+from hihlandmark.runtimes.base import Precision, Run, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hihlandmark.model_card import ModelCard
     from hihlandmark.runtimes.graph import PixelGraph
+    from hihlandmark.weights.card import ModelCard
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.model_card import ModelCard
-from hihlandmark.models.network import Heatmaps
+from hihlandmark.models.base import Heatmaps
+from hihlandmark.runtimes.base import Precision, Run
 from hihlandmark.runtimes.formats import (
     TARGETS,
     run_onnx,
@@ -30,7 +30,7 @@ from hihlandmark.runtimes.formats import (
     write_openvino,
 )
 from hihlandmark.runtimes.graph import PixelGraph
-from hihlandmark.runtimes.protocol import Precision, Run
+from hihlandmark.weights.card import ModelCard
 
 logger = logging.getLogger(__name__)
 

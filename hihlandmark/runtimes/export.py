@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from hihlandmark.errors import ConfigurationError, ExportError
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
-from hihlandmark.model_card import Decoding
+from hihlandmark.runtimes.base import Outputs, Run
 from hihlandmark.runtimes.formats import TARGETS, run_module
 from hihlandmark.runtimes.graph import CropGraph, folded
-from hihlandmark.runtimes.protocol import Outputs, Run
-from hihlandmark.runtimes.quantisation import quantise
+from hihlandmark.runtimes.int8 import quantise
 from hihlandmark.weights import LoadedModel
+from hihlandmark.weights.card import Decoding
 
 LARGEST_DIFFERENCE = 0.05
 """Crop pixels by which a point of an exported network may differ from PyTorch's in float32."""

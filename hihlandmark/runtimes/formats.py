@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hihlandmark.errors import ConfigurationError
+from hihlandmark.runtimes.base import Outputs, Run
 from hihlandmark.runtimes.graph import ANY, PixelGraph
-from hihlandmark.runtimes.protocol import Outputs, Run
 
 # Writing
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hihlandmark.heatmap import read_heatmaps
-from hihlandmark.model_card import Decoding, Normalisation
-from hihlandmark.models.network import Heatmaps
+from hihlandmark.models.base import Heatmaps
+from hihlandmark.weights.card import Decoding, Normalisation
 
 ANY = -1
 """In shapes: whatever comes."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.model_card import Normalisation
-from hihlandmark.models.network import Heatmaps
+from hihlandmark.models.base import Heatmaps
+from hihlandmark.runtimes.base import Precision
 from hihlandmark.runtimes.graph import CropGraph, folded
-from hihlandmark.runtimes.protocol import Precision
+from hihlandmark.weights.card import Normalisation
 
 logger = logging.getLogger(__name__)
 

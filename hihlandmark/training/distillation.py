@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
+from hihlandmark.models.base import Heatmaps, NetworkConfiguration
 from hihlandmark.models.hih import HIH, HIHConfiguration
-from hihlandmark.models.network import Heatmaps, NetworkConfiguration
-from hihlandmark.training.configuration import Distillation, TrainingConfiguration
+from hihlandmark.training.config import Distillation, TrainingConfiguration
 from hihlandmark.training.objectives import decoding_of
 from hihlandmark.weights import load_model
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 
 
 @dataclass(frozen=True)

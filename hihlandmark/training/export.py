@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hihlandmark.calibration import Calibration
+from hihlandmark.calibration.fit import fit_calibration
+from hihlandmark.calibration.model import Calibration
+from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
 from hihlandmark.layouts import mirror_points
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, TrainingData, boxes_of
 from hihlandmark.models.registry import MODELS
 from hihlandmark.shape_prior import fit_shape_prior
-from hihlandmark.training.batches import read_face_set
-from hihlandmark.training.calibrate import fit_calibration
 from hihlandmark.training.checkpoint import read_average
-from hihlandmark.training.configuration import TrainingConfiguration
-from hihlandmark.training.datasets import AnnotatedFaces
+from hihlandmark.training.config import TrainingConfiguration
+from hihlandmark.training.data import read_face_set
 from hihlandmark.training.objectives import decoding_of
 from hihlandmark.weights import save_weights, shape_prior_tensors
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, TrainingData, boxes_of
 
 
 def export(

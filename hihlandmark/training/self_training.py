@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from hihlandmark.heatmap import read_heatmaps
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, Decoding
-from hihlandmark.models.network import LandmarkNetwork
+from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.runtimes.graph import normalise
-from hihlandmark.training.batches import Batch, UnlabelledBatch
-from hihlandmark.training.configuration import SelfTraining
+from hihlandmark.training.config import SelfTraining
+from hihlandmark.training.data import Batch, UnlabelledBatch
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding
 
 
 @torch.no_grad()

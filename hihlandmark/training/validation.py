@@ -17,16 +17,16 @@ from hihlandmark.crop import (
     tight_boxes,
     transform_points,
 )
+from hihlandmark.datasets.contact_sheet import Tile, contact_sheet
+from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.evaluation import mean_error, normalised_errors
 from hihlandmark.evaluation.metrics import face_errors
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, Decoding
-from hihlandmark.models.network import LandmarkNetwork
+from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.runtimes.graph import normalise
-from hihlandmark.training.contact_sheet import Tile, contact_sheet
-from hihlandmark.training.datasets.faces import AnnotatedFaces
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding
 
 BATCH_SIZE = 16
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError, ImageError
-from hihlandmark.folder.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
+from hihlandmark.io.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
-from hihlandmark.folder.formats import face_columns, face_row
-from hihlandmark.folder.sources import require_pyarrow
+from hihlandmark.io.formats import face_columns, face_row
+from hihlandmark.io.sources import require_pyarrow
 from hihlandmark.video.frames import Frame, frame_rate, open_container
 from hihlandmark.writing import replaced_when_whole
 

@@ -19,8 +19,8 @@ from PIL import Image as PillowImage
 from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
 from hihlandmark.draw import BOX, HIGH, LOW, draw_faces, encode_png, moved
 from hihlandmark.face import Face
-from hihlandmark.folder import Result, Source
-from hihlandmark.folder.formats import write_jsonl
+from hihlandmark.io import Result, Source
+from hihlandmark.io.formats import write_jsonl
 from hihlandmark.measures import head_pose
 from hihlandmark.web.photos import Photo
 

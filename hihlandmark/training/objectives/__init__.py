@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hihlandmark.model_card import Decoding
-from hihlandmark.models.network import LandmarkNetwork
+from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.registry import architecture_of
-from hihlandmark.training.configuration import TrainingConfiguration
+from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.objectives.adnet import ADNetObjective
 from hihlandmark.training.objectives.awing import AWingObjective
 from hihlandmark.training.objectives.base import Objective
 from hihlandmark.training.objectives.hih import HIHObjective
+from hihlandmark.weights.card import Decoding
 
 if TYPE_CHECKING:
     from hihlandmark.training.distillation import Teacher

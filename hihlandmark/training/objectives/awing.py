@@ -9,14 +9,14 @@ from torch import nn
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
-from hihlandmark.model_card import Decoding
 from hihlandmark.models.awing import AWing
 from hihlandmark.runtimes.graph import normalise
-from hihlandmark.training.batches import Batch
-from hihlandmark.training.configuration import Loss
+from hihlandmark.training.config import Loss
+from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ACTIVATION
 from hihlandmark.training.objectives.base import Objective
 from hihlandmark.training.objectives.lines import LineMaps, line_weights
+from hihlandmark.weights.card import Decoding
 
 if TYPE_CHECKING:
     from hihlandmark.training.distillation import Teacher

@@ -11,11 +11,11 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import gaussian
 from hihlandmark.layouts import get_layout
-from hihlandmark.model_card import IMAGENET_MEAN, IMAGENET_STD, Decoding
-from hihlandmark.models.network import LandmarkNetwork
-from hihlandmark.training.batches import Batch
-from hihlandmark.training.configuration import Loss
+from hihlandmark.models.base import LandmarkNetwork
+from hihlandmark.training.config import Loss
+from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import HEATMAP_LOSSES, POINT_LOSSES, PointLoss, contour_normals
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding
 
 if TYPE_CHECKING:
     from hihlandmark.training.distillation import Teacher

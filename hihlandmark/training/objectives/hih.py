@@ -9,13 +9,13 @@ import torch
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import DECIMAL_SIGMA, gaussian, to_distributions
-from hihlandmark.model_card import Decoding
 from hihlandmark.models.hih import HIH
 from hihlandmark.runtimes.graph import normalise
-from hihlandmark.training.batches import Batch
-from hihlandmark.training.configuration import Loss
+from hihlandmark.training.config import Loss
+from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ACTIVATION, HEATMAP_LOSSES, csc
 from hihlandmark.training.objectives.base import Objective, named_loss, point_loss_of
+from hihlandmark.weights.card import Decoding
 
 if TYPE_CHECKING:
     from hihlandmark.training.distillation import Teacher

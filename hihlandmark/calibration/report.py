@@ -1,0 +1,181 @@
+"""How honest a detector's scores and ellipses are before and after a fit: figures and a diagram."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hihlandmark.calibration.fit import (
+    CalibratedPoints,
+    Method,
+    PointStatistics,
+    calibrated,
+    cross_validated,
+    fit,
+)
+from hihlandmark.calibration.metrics import (
+    area_under_roc,
+    bootstrap_area_under_roc,
+    brier_score,
+    ellipse_coverage,
+    expected_calibration_error,
+    reliability_bins,
+)
+from hihlandmark.calibration.model import Calibration
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.writing import write_atomically
+
+LEVELS = (0.5, 0.9)
+"""The ellipses whose coverage is reported."""
+
+FIRM = 50
+"""Bins of fewer points are drawn hollow: their share has a standard deviation up to 0.07."""
+DRAWN = {
+    "before": ("before", "tab:orange"),
+    "after, other faces": ("after (cross-validated)", "tab:blue"),
+}
+"""The stages in the diagram: label and colour."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationReport:
+    """A fit and what it changes on the points that it was made from.
+
+    ``before`` and ``after`` are the calibrations; ``stages`` maps "before", "after, same faces" and
+    "after, other faces" to what they make of the points. In the last one, the honest one, each
+    face is judged by a calibration fitted on other faces.
+    """
+
+    statistics: PointStatistics
+    method: Method
+    before: Calibration
+    after: Calibration
+    stages: dict[str, CalibratedPoints]
+
+    def figures(self, stage: str) -> dict[str, float]:
+        """Figures of a stage: calibration error and coverage in per cent, Brier score in 0..1."""
+        known, near = self.statistics.known, self.statistics.near
+        scores, distances = (values[known] for values in self.stages[stage])
+        coverage = {
+            f"coverage_{level:.0%}".rstrip("%"): round(100 * ellipse_coverage(distances, level), 2)
+            for level in LEVELS
+        }
+        error = expected_calibration_error(scores, near[known])
+        return {
+            "calibration_error": round(100 * error, 2),
+            "brier": round(brier_score(scores, near[known]), 4),
+            **coverage,
+        }
+
+    def hidden_points(self, stage: str) -> dict[str, Any] | None:
+        """How well low scores of a stage find hidden points; None where visibility is not known.
+
+        "auroc" compares all points, "auroc_same_landmark" only points of the same landmark: some
+        landmarks are both hidden more often and less exact than others, which is no merit of the
+        score. Both are in 0..1, 0.5 by chance, each with its 95 % interval over faces.
+        """
+        scores, hidden = self.stages[stage].scores, self.statistics.hidden
+        told = np.isfinite(hidden) & np.isfinite(scores)
+        positive = hidden[told] == 1
+        if positive.all() or not positive.any():
+            return None
+        face, landmark = np.nonzero(told)
+        found: dict[str, Any] = {"hidden": int(positive.sum()), "visible": int((~positive).sum())}
+        for name, strata in (("auroc", None), ("auroc_same_landmark", landmark)):
+            area = area_under_roc(-scores[told], positive, strata)
+            interval = bootstrap_area_under_roc(-scores[told], positive, face, strata)
+            found[name] = _known(area)
+            found[f"{name}_interval"] = [_known(value) for value in interval]
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """All figures, as plain values for JSON."""
+        known = self.statistics.known
+        figures = {stage: self.figures(stage) for stage in self.stages}
+        hidden = {stage: self.hidden_points(stage) for stage in self.stages}
+        told = {"hidden_points": hidden} if hidden["before"] else {}
+        return {
+            "faces": len(known),
+            "points": int(known.sum()),
+            "near": round(100 * float(self.statistics.near[known].mean()), 2),
+            "skipped": list(self.statistics.skipped),
+            "method": self.method,
+            "calibration": {"before": self.before.to_dict(), "after": self.after.to_dict()},
+            "figures": figures,
+            **told,
+        }
+
+
+def _known(value: float) -> float | None:
+    """Rounded for JSON, which has no NaN."""
+    return round(value, 4) if np.isfinite(value) else None
+
+
+def report_calibration(
+    statistics: PointStatistics, before: Calibration, method: Method = "logistic"
+) -> CalibrationReport:
+    """Fits a calibration and compares it with the one before. Raises as `cross_validated`."""
+    after = fit(statistics, method)
+    stages = {
+        "before": calibrated(before, statistics),
+        "after, same faces": calibrated(after, statistics),
+        "after, other faces": cross_validated(statistics, method),
+    }
+    return CalibrationReport(statistics, method, before, after, stages)
+
+
+def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> None:
+    """Writes a PNG: scores against what came true, their histogram, and ellipses' coverage.
+
+    Shows the calibration before and, judged on faces that it was not fitted on, the one after.
+    Raises `ConfigurationError` without matplotlib, or when the file cannot be written.
+    """
+    figure = new_figure(10, 5.6)
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    diagram, coverage = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
+    histogram = figure.add_subplot(grid[1, 0], sharex=diagram)
+    figure.suptitle(title)
+    for axes in (diagram, coverage):
+        axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="honest")
+    for stage, (label, colour) in DRAWN.items():
+        _plot_bins(diagram, histogram, report, stage, label, colour)
+        distances = report.stages[stage].distances[report.statistics.known]
+        levels = np.linspace(0.02, 0.98, 49)
+        shares = [ellipse_coverage(distances, level) for level in levels]
+        coverage.plot(levels, shares, color=colour, label=label)
+    note = f"hollow: fewer than {FIRM} points"
+    diagram.text(0.98, 0.03, note, ha="right", color="0.4")
+    diagram.set(ylabel="share of points within 5 %")
+    histogram.set(xlabel="score", ylabel="points")
+    coverage.set(xlabel="share that the ellipse should hold", ylabel="share of true points in it")
+    for axes in (diagram, coverage):
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.legend(loc="upper left", frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise ConfigurationError(
+            f"the diagram {path} could not be written: {error}; choose another --diagram"
+        ) from error
+
+
+def _plot_bins(
+    diagram: Any, histogram: Any, report: CalibrationReport, stage: str, label: str, colour: str
+) -> None:
+    known = report.statistics.known
+    bins = reliability_bins(report.stages[stage].scores[known], report.statistics.near[known])
+    filled, firm = bins.counts > 0, bins.counts >= FIRM
+    label += f": ECE {report.figures(stage)['calibration_error']:.2f} %"
+    diagram.plot(bins.scores[filled], bins.shares[filled], color=colour, label=label)
+    for chosen, inside in ((filled & ~firm, "white"), (firm, colour)):
+        places = bins.scores[chosen], bins.shares[chosen]
+        diagram.plot(*places, "o", markersize=5, color=colour, markerfacecolor=inside)
+    edges = np.linspace(0, 1, len(bins.counts) + 1)
+    histogram.stairs(bins.counts, edges, color=colour, linewidth=1.5)

@@ -1,0 +1,80 @@
+"""`hihlandmark train`: from annotated faces to weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hihlandmark.cli.options import DeviceOption
+
+
+def train(
+    configuration: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A TOML file, or a configuration that we ship: hih-wflw, hih-300w, hih-cofw "
+            "(the paper's), hih-mixed, hih-small, hih-small-continued, "
+            "hih-small-distilled.",
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder in which the configuration's data sets lie.")
+    ],
+    run: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for checkpoints and logs; goes on if it has a run."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the configuration: --set stages.0.steps=100. May be repeated.",
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Folder to write weights and card to when training is done."),
+    ] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option(
+            "--initial", help="Weights to start from: path, packaged name or Hub repository."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Processes that prepare data.")
+    ] = 1,
+) -> None:
+    """Train a network on annotated faces, resuming where a stopped run was.
+
+    On several GPUs or processes: torchrun --nproc-per-node N -m hihlandmark train ...
+    """
+    from hihlandmark.training import missing_extra
+
+    with missing_extra():
+        from accelerate import PartialState
+
+        from hihlandmark.training.config import read_configuration
+        from hihlandmark.training.export import export as export_weights
+        from hihlandmark.training.trainer import train as run_training
+    from hihlandmark.weights import load_model
+
+    chosen = read_configuration(configuration, settings or ())
+    start = load_model(initial).network.state_dict() if initial else None
+    summary = run_training(chosen, data, run, device=device, initial=start, workers=workers)
+    if not PartialState().is_main_process:
+        return
+    print(f"{summary.steps} steps; checkpoint: {summary.checkpoint}")
+    for name, nme in summary.nme.items():
+        print(f"  {name}: NME {100 * nme:.2f} %")
+    if summary.skipped:
+        print(f"{len(summary.skipped)} samples left out, the first: {summary.skipped[0]}")
+    if summary.stand_ins:
+        print(f"{summary.stand_ins} times another face stood in for an unreadable image")
+    if export is not None:
+        print(f"weights: {export_weights(summary.checkpoint, chosen, data, export)}")

@@ -1,0 +1,147 @@
+"""Annotated faces on disk, in the formats of their authors -> `AnnotatedFaces`.
+
+A file a format, each with ``recognise``, ``splits`` and ``read``; adding a format is adding a file
+and a row to `FORMATS`. What happens to the faces afterwards (crops, augmentation, batches, the
+packed form's writing) lives elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from hihlandmark.datasets import cofw, lists, packed, project, w300, wflw
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.reading import OnBadSample, Samples
+from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.layouts import get_layout
+
+__all__ = ["FORMATS", "AnnotatedFace", "AnnotatedFaces", "dataset_splits", "read_faces"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How data sets of one format are told apart and read."""
+
+    recognised_by: str
+    recognise: Callable[[Path], bool]
+    splits: Callable[[Path], list[str]]
+    read: Callable[[Path, str, str | None, Samples], AnnotatedFaces]
+
+
+# In the order in which they are tried.
+FORMATS: Mapping[str, Format] = {
+    "project": Format("annotations.jsonl", project.recognise, project.splits, project.read),
+    "packed": Format("pack.json", packed.recognise, packed.splits, packed.read),
+    "wflw": Format("WFLW_annotations/ and WFLW_images/", wflw.recognise, wflw.splits, wflw.read),
+    "cofw": Format("COFW_{train,test}_color.mat", cofw.recognise, cofw.splits, cofw.read),
+    "w300": Format("afw/, helen/, lfpw/, ibug/, 300W/", w300.recognise, w300.splits, w300.read),
+    "lists": Format("lists of crops, SPLIT.txt", lists.recognise, lists.splits, lists.read),
+}
+SHOWN = 5
+"""How many messages an error quotes."""
+
+
+def read_faces(
+    folder: Path,
+    split: str,
+    *,
+    format: str = "auto",
+    layout: str | None = None,
+    on_bad_sample: OnBadSample = "skip",
+) -> AnnotatedFaces:
+    """The annotated faces of one split of a data set; the images are not read yet.
+
+    ``split``: "test", or "test/pose" for those of its faces that are in a subset. ``format``: a key
+    of `FORMATS`; "auto" looks at what the folder holds. ``layout``: name of the scheme that the
+    points are in, where the folder does not say or has several. ``on_bad_sample``: a sample with a
+    wrong number of points, with NaN, or without image is left out and named in ``skipped``, or
+    raises.
+
+    Raises `DataError` when a file is missing or not what its format says, or no sample is usable;
+    `ConfigurationError` for an argument that does not fit the data set.
+    """
+    folder = Path(folder)
+    if on_bad_sample not in get_args(OnBadSample):
+        known = " or ".join(map(repr, get_args(OnBadSample)))
+        raise ConfigurationError(f"on_bad_sample={on_bad_sample!r}: pass {known}")
+    name = _find_format(folder, format)
+    whole, _, subset = split.partition("/")
+    samples = Samples(on_bad_sample)
+    faces = FORMATS[name].read(folder, whole, _canonical(layout), samples)
+    _check_any(folder, split, faces)
+    return _subset(folder, faces, whole, subset) if subset else faces
+
+
+def dataset_splits(folder: Path, format: str = "auto") -> tuple[str, list[str]]:
+    """The format of a data set, and the splits that it offers to `read_faces`.
+
+    Raises `DataError` when the folder is missing or of no known format, and `ConfigurationError`
+    for an unknown format.
+    """
+    folder = Path(folder)
+    name = _find_format(folder, format)
+    return name, FORMATS[name].splits(folder)
+
+
+def _canonical(layout: str | None) -> str | None:
+    """Our own name of a layout for each of its aliases; other names are schemes of their own."""
+    if layout is None:
+        return None
+    try:
+        return get_layout(layout).name
+    except ConfigurationError:
+        return layout
+
+
+def _find_format(folder: Path, wanted: str) -> str:
+    if wanted != "auto" and wanted not in FORMATS:
+        raise ConfigurationError(f"no format {wanted!r}; there is auto, {', '.join(FORMATS)}")
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}; give the folder of a data set")
+    if wanted != "auto":
+        return wanted
+    if (name := _recognised(folder)) is not None:
+        return name
+    inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
+    inside = [name for name in inside[:100] if _recognised(folder / name) is not None]
+    advice = f"; give one of the data sets in it: {', '.join(inside)}" if inside else ""
+    known = "; ".join(f"{name}: {row.recognised_by}" for name, row in FORMATS.items())
+    raise DataError(f"{folder} is of no known format ({known}){advice}")
+
+
+def _recognised(folder: Path) -> str | None:
+    return next((name for name, row in FORMATS.items() if row.recognise(folder)), None)
+
+
+def _check_any(folder: Path, split: str, faces: AnnotatedFaces) -> None:
+    """Raises when there is no face; warns when there are fewer than its authors published."""
+    if not len(faces):
+        shown = "".join(f"\n  {message}" for message in faces.skipped[:SHOWN])
+        skipped = len(faces.skipped)
+        more = f"\n  and {skipped - SHOWN} more" if skipped > SHOWN else ""
+        why = f": all {skipped} samples were skipped{shown}{more}" if skipped else ""
+        raise DataError(
+            f"{folder} has no usable face in split {split!r}, mend it or take another{why}"
+        )
+    if faces.published is not None and len(faces) + len(faces.skipped) != faces.published:
+        _log.warning(
+            "%s has %d faces in split %r, published are %d: figures on it are not comparable",
+            *(folder, len(faces) + len(faces.skipped), split, faces.published),
+        )
+
+
+def _subset(folder: Path, faces: AnnotatedFaces, split: str, subset: str) -> AnnotatedFaces:
+    chosen = [face for face in faces if subset in face.subsets]
+    if not chosen:
+        known = ", ".join(sorted(set().union(*(face.subsets for face in faces)))) or "none"
+        raise ConfigurationError(
+            f"{folder}: split {split!r} has no subset {subset!r}; it has {known}"
+        )
+    return replace(faces, faces=chosen, published=None)

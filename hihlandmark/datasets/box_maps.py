@@ -1,0 +1,129 @@
+"""Fits the maps from a face detector's boxes, and from landmarks' boxes, to the canonical crop.
+
+    python -m hihlandmark.datasets.box_maps --data DIR
+
+The canonical crop is upright; its centre is that of the tight box of the face's 68 (or 98) points
+and its side 1.4 times the longer side of that box. The maps printed go into the model cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
+from hihlandmark.datasets import AnnotatedFace, read_faces
+from hihlandmark.face_detection import FaceDetector, make_face_detector
+from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
+
+FloatArray = NDArray[np.floating]
+
+# From the tight box of all points of a layout that has the jaw and the brows.
+CANONICAL = CANONICAL_CROP[f"landmarks:{W300_68.name}"]
+# A detection further from the middle of a stored picture, in its longer sides, is another face.
+_FURTHEST = 0.25
+
+
+class Residuals(NamedTuple):
+    """How far the squares of a box map lie from the true ones, over faces.
+
+    ``centre``: standard deviation of x and of y in sides of the true square; ``log_scale``: that of
+    the natural logarithm of the side.
+    """
+
+    centre: tuple[float, float]
+    log_scale: float
+
+
+def fit_box_map(boxes: FloatArray, squares: FloatArray) -> BoxMap:
+    """The map from boxes (N, 4) xyxy to squares (N, 3), (cx, cy, side), by medians over faces."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    longer = (high - low).max(axis=1)
+    shift = np.median((squares[:, :2] - (low + high) / 2) / longer[:, None], axis=0)
+    scale = np.exp(np.median(np.log(squares[:, 2] / longer)))
+    return BoxMap((float(shift[0]), float(shift[1])), float(scale))
+
+
+def residuals(box_map: BoxMap, boxes: FloatArray, squares: FloatArray) -> Residuals:
+    """What a map leaves unexplained on boxes (N, 4) xyxy and their true squares (N, 3)."""
+    mapped = box_map.squares(boxes)
+    x, y = ((mapped[:, :2] - squares[:, :2]) / squares[:, 2:]).std(axis=0)
+    return Residuals((float(x), float(y)), float(np.log(mapped[:, 2] / squares[:, 2]).std()))
+
+
+def detected_pairs(
+    faces: Iterable[AnnotatedFace], detector: FaceDetector
+) -> tuple[FloatArray, FloatArray]:
+    """Boxes (N, 4) that a detector finds in the middle of pictures, and the true squares (N, 3).
+
+    Faces that it does not find are left out.
+    """
+    boxes, squares = [], []
+    for face in faces:
+        image = face.load_image()
+        found = detector.detect([image])[0].boxes
+        middle = (np.array(image.shape[1::-1]) - 1) / 2
+        distances = np.linalg.norm((found[:, :2] + found[:, 2:]) / 2 - middle, axis=1)
+        if not len(found) or distances.min() > _FURTHEST * max(image.shape):
+            continue
+        boxes.append(found[distances.argmin()])
+        squares.append(CANONICAL.squares(tight_boxes(face.points))[0, :3])
+    return np.array(boxes), np.array(squares)
+
+
+def with_mirrored(boxes: FloatArray, squares: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Boxes (N, 4) and squares (N, 3), then those of the mirrored pictures: (2 N, 4), (2 N, 3).
+
+    For boxes of landmarks, which prefer no side; a few faces that do would shift the map. A face
+    detector need not be symmetric.
+    """
+    mirrored_boxes = boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1)
+    return np.concatenate([boxes, mirrored_boxes]), np.concatenate([squares, squares * (-1, 1, 1)])
+
+
+def main() -> None:
+    """Fits the map of MTCNN (300-W train) and that of the 29 points (WFLW train), prints JSON."""
+    parser = argparse.ArgumentParser(description="Fit the maps from boxes to the canonical crop.")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds w300, wflw98")
+    parser.add_argument("--detector", default="mtcnn")
+    parser.add_argument("--faces", type=int, default=700, help="random faces for the detector")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    w300 = read_faces(arguments.data / "w300", "train")
+    order = np.random.default_rng(arguments.seed).permutation(len(w300))
+    chosen = [w300[i] for i in order[: arguments.faces]]
+    detector = make_face_detector(arguments.detector)
+    pairs = {detector.name: detected_pairs(chosen, detector)}
+
+    wflw = read_faces(arguments.data / "wflw98", "train")
+    points = np.stack([face.points for face in wflw])
+    points_29, _ = convert(points, WFLW98, COFW29)
+    pairs[f"landmarks:{COFW29.name}"] = with_mirrored(
+        tight_boxes(points_29), CANONICAL.squares(tight_boxes(points))[:, :3]
+    )
+
+    boxes: dict[str, Any] = {
+        f"landmarks:{layout.name}": {"shift": CANONICAL.shift, "scale": CANONICAL.scale}
+        for layout in (WFLW98, W300_68)
+    }
+    for kind, (found, squares) in pairs.items():
+        box_map = fit_box_map(found, squares)
+        centre, log_scale = residuals(box_map, found, squares)
+        boxes[kind] = {
+            "shift": [round(value, 4) for value in box_map.shift],
+            "scale": round(box_map.scale, 4),
+            "residual_centre": [round(value, 4) for value in centre],
+            "residual_log_scale": round(log_scale, 4),
+        }
+    print(json.dumps(boxes, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Many small pictures with their points on one large one, to look at data before training on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
+from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation, generator
+from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.draw import SUB_PIXEL_BITS
+from hihlandmark.errors import ConfigurationError
+
+Image = NDArray[Any]  # uint8; OpenCV does not say so
+FloatArray = NDArray[np.floating]
+
+LEFT, MIDDLE, RIGHT = (90, 190, 255), (255, 255, 255), (255, 150, 230)
+"""RGB of the points that belong to the left of the upright picture, to its middle, to its right. A
+mirrored face whose points were not exchanged has them on the wrong sides."""
+HIDDEN = (255, 60, 40)
+"""RGB of a point that is annotated as hidden, or outside of its picture, drawn at the edge."""
+BACKGROUND, CAPTION = (24, 24, 24), (230, 230, 230)
+CAPTION_HEIGHT = 16
+"""In pixels, below each tile."""
+
+
+class Tile(NamedTuple):
+    """A picture (H, W, 3) uint8 RGB, with points (P, 2) in its pixels, NaN where unknown.
+
+    ``colours``: (P, 3) RGB of the points; without it all are of the colour `MIDDLE`.
+    """
+
+    image: Image
+    points: FloatArray
+    caption: str = ""
+    colours: NDArray[np.integer] | None = None
+
+
+def contact_sheet(tiles: Iterable[Tile], columns: int, tile_size: int = 256) -> Image:
+    """Tiles side by side, row by row: (H, W, 3) uint8 RGB.
+
+    ``tile_size``: side in pixels of the square that each picture is fitted into. Raises
+    `ConfigurationError` when there is no tile, or no room for one.
+    """
+    if columns < 1 or tile_size < 16:
+        raise ConfigurationError("a contact sheet needs 1 column and tiles of 16 pixels or more")
+    drawn = [_draw_tile(tile, tile_size) for tile in tiles]
+    if not drawn:
+        raise ConfigurationError("there is no picture for the contact sheet: choose a face or more")
+    columns = min(columns, len(drawn))
+    rows = -(-len(drawn) // columns)
+    height, width = drawn[0].shape[:2]
+    sheet = np.full((rows * height, columns * width, 3), BACKGROUND, np.uint8)
+    for number, tile in enumerate(drawn):
+        top, left = number // columns * height, number % columns * width
+        sheet[top : top + height, left : left + width] = tile
+    return sheet
+
+
+def before_and_after(
+    faces: AnnotatedFaces,
+    indices: Sequence[int],
+    augmentation: Augmentation | None,
+    *,
+    box_maps: Mapping[str, BoxMap] = CANONICAL_CROP,
+    crop_size: int = 256,
+    variants: int = 5,
+    seed: int = 0,
+) -> Image:
+    """A row a face: the picture as stored, its crop as it is, then augmented crops.
+
+    ``indices``: which of the faces; ``augmentation``: None leaves the augmented crops out;
+    ``box_maps``: from each kind of box to its crop; ``crop_size``: side of the crops and tiles in
+    pixels; ``variants``: augmented crops a face.
+    Points that most faces have on the left and on the right have two colours, hidden ones and those
+    outside a third. Raises `ImageError` when a picture cannot be read.
+    """
+    columns = [("crop", NO_AUGMENTATION)]
+    if augmentation is not None:
+        columns += [(f"epoch {epoch}", augmentation) for epoch in range(variants)]
+    to_square = box_maps.get(f"landmarks:{faces.layout}", BoxMap((0.0, 0.0), 1.4))
+    pictures = [faces[index].load_image() for index in indices]
+    sides, tiles = _side_colours(faces), []
+    for row, (index, picture) in enumerate(zip(indices, pictures, strict=True)):
+        face = faces[index]
+        visible = np.ones(len(sides), bool) if face.visible is None else face.visible
+        colours = np.where(visible[:, None], sides, HIDDEN)
+        tiles.append(Tile(picture, face.points, face.name, colours))
+        known = face.points[~np.isnan(face.points).any(axis=1)]
+        square = to_square.squares(tight_boxes(known))[0]
+        for column, (caption, changes) in enumerate(columns):
+            rng = generator(seed, index, column)
+            crop, points, flipped = changes.crop(
+                picture, face.points, faces.mirror, square, crop_size, rng, pictures[row - 1]
+            )
+            colours = np.where(visible[faces.mirror if flipped else ...][:, None], sides, HIDDEN)
+            tiles.append(Tile(crop, points, caption + " (flipped)" * flipped, colours))
+    return contact_sheet(tiles, columns=1 + len(columns), tile_size=crop_size)
+
+
+def _side_colours(faces: AnnotatedFaces) -> NDArray[np.integer]:
+    """The colours (P, 3) of points by the side of the picture on which they lie in most faces."""
+    x = np.array([face.points[:, 0] for face in faces])
+    with np.errstate(invalid="ignore"):
+        left = (x < x[:, faces.mirror]).mean(axis=0) > (x > x[:, faces.mirror]).mean(axis=0)
+    colours = np.where(left[:, None], LEFT, RIGHT)
+    colours[faces.mirror == np.arange(len(faces.mirror))] = MIDDLE
+    return colours
+
+
+def _draw_tile(tile: Tile, size: int) -> Image:
+    """The picture fitted into a square of ``size``, its points, and the caption below."""
+    height, width = tile.image.shape[:2]
+    scale = size / max(height, width)
+    extent = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shrinking = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    picture = cv2.resize(tile.image, extent, interpolation=shrinking)
+    _draw_points(picture, (tile.points + 0.5) * scale - 0.5, tile.colours)
+    canvas = np.full((size + CAPTION_HEIGHT, size, 3), BACKGROUND, np.uint8)
+    left, top = (size - extent[0]) // 2, (size - extent[1]) // 2
+    canvas[top : top + extent[1], left : left + extent[0]] = picture
+    fits = max(1, size // 7)  # characters of some seven pixels; the end of a path says most
+    caption = tile.caption if len(tile.caption) <= fits else "..." + tile.caption[3 - fits :]
+    place = (3, size + CAPTION_HEIGHT - 5)
+    cv2.putText(
+        canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, CAPTION, lineType=cv2.LINE_AA
+    )
+    return canvas
+
+
+def _draw_points(picture: Image, points: FloatArray, colours: NDArray[np.integer] | None) -> None:
+    """Fills a disc at each known point (P, 2) of a picture; those outside at its edge."""
+    edge = np.array(picture.shape[1::-1]) - 1
+    outside = ((points < -0.5) | (points >= edge + 0.5)).any(axis=1, keepdims=True)
+    colours = np.tile(MIDDLE, (len(points), 1)) if colours is None else colours
+    colours = np.where(outside, HIDDEN, colours)
+    radius = round(max(1.0, max(picture.shape) / 170) * 2**SUB_PIXEL_BITS)
+    for (x, y), colour in zip(points.clip(0, edge), colours, strict=True):
+        if not np.isnan(x + y):
+            place = (round(x * 2**SUB_PIXEL_BITS), round(y * 2**SUB_PIXEL_BITS))
+            cv2.circle(picture, place, radius, colour.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)

@@ -1,0 +1,79 @@
+"""What a split of a data set holds, and what is wrong with it, before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hihlandmark.datasets import packed
+from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.errors import ImageError
+
+Progress = Callable[[int, int], None]
+"""Called with how many faces are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """Counts of one split; ``outside`` and ``unreadable`` are None when no picture was opened."""
+
+    layout: str
+    points: int
+    """Annotated points a face."""
+    faces: int
+    subsets: Mapping[str, int]
+    """Faces in each subset, in the order of their names."""
+    unknown: int
+    """Points of all faces that are not annotated."""
+    hidden: int
+    """Points of all faces that are annotated as hidden."""
+    outside: int | None
+    """Points of all faces that lie outside of their picture."""
+    unreadable: Sequence[str] | None
+    """One message for every face whose picture cannot be read."""
+    skipped: Sequence[str]
+    """One message for every sample that the reader left out."""
+
+
+def split_layouts(folder: Path, format_name: str, split: str) -> list[str | None]:
+    """The layouts of a split, each to be read by itself; None stands for the data set's only one.
+
+    ``format_name``: a key of `datasets.FORMATS`. Only a pack can hold several.
+    """
+    if format_name != "packed":
+        return [None]
+    sets = packed.describe(folder)["sets"]
+    return list(dict.fromkeys(each["layout"] for each in sets if each["split"] == split))
+
+
+def inspect_split(
+    faces: AnnotatedFaces, open_pictures: bool = True, progress: Progress | None = None
+) -> SplitContent:
+    """Counts what a split holds. ``open_pictures`` reads every picture, which takes a while."""
+    outside, unreadable = 0, []
+    for number, face in enumerate(faces if open_pictures else ()):
+        try:
+            height, width = face.load_image().shape[:2]
+        except ImageError as error:
+            unreadable.append(f"{face.name}: {error}")
+        else:
+            beyond = (face.points < -0.5) | (face.points >= np.array([width, height]) - 0.5)
+            outside += int(beyond.any(axis=1).sum())
+        if progress is not None:
+            progress(number + 1, len(faces))
+    subsets = Counter(subset for face in faces for subset in face.subsets)
+    return SplitContent(
+        layout=faces.layout,
+        points=len(faces.mirror),
+        faces=len(faces),
+        subsets=dict(sorted(subsets.items())),
+        unknown=sum(int(np.isnan(face.points).any(axis=1).sum()) for face in faces),
+        hidden=sum(int((~face.visible).sum()) for face in faces if face.visible is not None),
+        outside=outside if open_pictures else None,
+        unreadable=unreadable if open_pictures else None,
+        skipped=faces.skipped,
+    )

@@ -1,0 +1,154 @@
+"""Reads 300-W as iBUG publishes it: 68 points in ``.pts`` files beside the images.
+
+::
+
+    afw/  helen/trainset/  helen/testset/  lfpw/trainset/  lfpw/testset/  ibug/
+    300W/01_Indoor/  300W/02_Outdoor/          (the private test set; also without 300W/)
+
+Splits, as all papers use them: train (AFW and the training parts of HELEN and LFPW, 3,148 faces),
+common (the test parts, 554), challenge (IBUG, 135), full (both, 689, whose faces carry the subsets
+"common" and "challenge"), and test (300 faces each of the subsets "indoor" and "outdoor").
+
+The coordinates of ``.pts`` files count from 1, as MATLAB does, so 1 is subtracted. Mirror images
+that some redistributions add ("..._mirror.jpg") are left out: no paper trains on them as files.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.reading import (
+    BadSample,
+    Samples,
+    StoredPhoto,
+    check_layout,
+    entry_names,
+    finite_numbers,
+    unknown_split,
+)
+from hihlandmark.errors import DataError
+from hihlandmark.layouts import W300_68
+
+_COMMON = {"helen/testset": "common", "lfpw/testset": "common"}
+_CHALLENGE = {"ibug": "challenge"}
+# Split -> its folders -> the subset that a folder's faces are in.
+SPLITS: dict[str, dict[str, str | None]] = {
+    "train": {"afw": None, "helen/trainset": None, "lfpw/trainset": None},
+    "common": {**_COMMON},
+    "challenge": {**_CHALLENGE},
+    "full": {**_COMMON, **_CHALLENGE},
+    "test": {"01_Indoor": "indoor", "02_Outdoor": "outdoor"},
+}
+PUBLISHED = {"train": 3148, "common": 554, "challenge": 135, "full": 689, "test": 600}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+PRIVATE_TEST = "300W"
+
+
+def recognise(folder: Path) -> bool:
+    """Whether the folder holds a data set of this format."""
+    parts = {part for parts in SPLITS.values() for part in parts}
+    return any(_part(folder, part) is not None for part in parts)
+
+
+def splits(folder: Path) -> list[str]:
+    """The splits whose folders are all there; of the private test set, the subsets too."""
+    whole = [
+        split
+        for split, parts in SPLITS.items()
+        if all(_part(folder, part) is not None for part in parts)
+    ]
+    return whole + [f"test/{subset}" for subset in SPLITS["test"].values() if "test" in whole]
+
+
+def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
+    """The annotated faces of a split.
+
+    Raises `DataError` and `ConfigurationError`.
+    """
+    check_layout("300-W", W300_68, layout)
+    if split not in SPLITS:
+        raise unknown_split(folder, split, SPLITS)
+    places = {part: _part(folder, part) for part in SPLITS[split]}
+    if missing := [part for part, place in places.items() if place is None]:
+        raise DataError(
+            f"{folder} lacks {' and '.join(missing)}: 300-W {split} is made of "
+            f"{', '.join(places)}; unpack iBUG's zip files there, so that the .pts files lie "
+            "beside their images"
+        )
+    for part, place in places.items():
+        assert place is not None
+        _read_part(folder, place, split, SPLITS[split][part], samples)
+    return samples.result("300-W", W300_68, PUBLISHED[split])
+
+
+def _part(folder: Path, part: str) -> Path | None:
+    """The folder of a part, whatever its case ("IBUG", "Helen/trainset")."""
+    return _descend(folder, part) or _descend(folder, f"{PRIVATE_TEST}/{part}")
+
+
+def _descend(folder: Path, path: str) -> Path | None:
+    for step in path.split("/"):
+        names = (name for name in entry_names(folder) if name.lower() == step.lower())
+        if (name := next(names, None)) is None:
+            return None
+        folder = folder / name
+    return folder if folder.is_dir() else None
+
+
+def _read_part(root: Path, folder: Path, split: str, subset: str | None, samples: Samples) -> None:
+    names = [name for name in entry_names(folder) if not Path(name).stem.endswith("_mirror")]
+    images = {Path(n).stem: n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES}
+    annotations = {Path(n).stem: n for n in names if Path(n).suffix.lower() == ".pts"}
+    for stem in sorted(images.keys() | annotations.keys()):
+        path = folder / annotations.get(stem, f"{stem}.pts")
+        source = path.relative_to(root).as_posix()
+        with samples.reading(source):
+            if stem not in images:
+                raise BadSample(f"there is no image {stem} beside it (.jpg, .jpeg, .png, .bmp)")
+            if stem not in annotations:
+                raise BadSample(f"there is no such file for the image {images[stem]}")
+            image = folder / images[stem]
+            samples.add(
+                AnnotatedFace(
+                    name=image.relative_to(root).as_posix(),
+                    load_image=StoredPhoto(image),
+                    points=read_pts(path) - 1,
+                    split=split,
+                    subsets=frozenset() if subset is None else frozenset({subset}),
+                    source=source,
+                )
+            )
+
+
+def read_pts(path: Path, count: int = W300_68.size) -> NDArray[np.float64]:
+    """The points (P, 2) of a ``.pts`` file as they stand in it: counted from 1.
+
+    Raises `BadSample` when they are not ``count`` pairs of finite numbers.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise BadSample(f"cannot be read: {error.strerror}") from error
+    header, opening, rest = text.partition("{")
+    body, closing, _ = rest.partition("}")
+    if not opening or not closing:
+        raise BadSample("has no coordinates between { and }: it is cut off, or no .pts file")
+    fields = body.split()
+    said = re.search(r"n_points\s*:\s*(\d+)", header)
+    if said is not None and int(said[1]) != count:
+        raise BadSample(f"has {said[1]} points instead of {count}")
+    if len(fields) != 2 * count:
+        raise BadSample(f"has {len(fields)} coordinates instead of {2 * count}")
+    first_line = header.count("\n") + 2
+    lines = body.strip("\r\n").splitlines()
+    for number, line in enumerate(lines, start=first_line):
+        try:
+            finite_numbers(line.split())
+        except BadSample as error:
+            raise BadSample(f"line {number}: {error}") from error
+    return finite_numbers(fields).reshape(-1, 2)

@@ -1,0 +1,161 @@
+"""Reads WFLW as its authors publish it: 98 points, six attributes, 7,500 + 2,500 faces.
+
+::
+
+    WFLW_images/0--Parade/...jpg
+    WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{train,test}.txt
+    WFLW_annotations/list_98pt_test/list_98pt_test{,_largepose,_expression,...}.txt
+
+A line of a list has 98 x 2 coordinates, then (in the first kind) the face rectangle xmin, ymin,
+xmax, ymax and six flags, then the image's path, with blanks between. Coordinates are used as
+published: they are in pixels with the centre of the top-left pixel at (0, 0), as the authors' and
+all public code that we read take them.
+
+The faces of a split carry the subsets pose, expression, illumination, makeup, occlusion and blur,
+from the flags; for a test list without flags, from the subsets' own lists.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.reading import (
+    BadSample,
+    Samples,
+    ScannedFolders,
+    StoredPhoto,
+    check_layout,
+    finite_numbers,
+    numbered_lines,
+    unknown_split,
+)
+from hihlandmark.errors import DataError
+from hihlandmark.layouts import WFLW98
+
+IMAGES, ANNOTATIONS = "WFLW_images", "WFLW_annotations"
+# The first list that is there is read.
+LISTS = {
+    "train": ("list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt",),
+    "test": (
+        "list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt",
+        "list_98pt_test/list_98pt_test.txt",
+    ),
+}
+PUBLISHED = {"train": 7500, "test": 2500}
+# In the order of the flags; the lists of the test subsets say "largepose".
+ATTRIBUTES = ("pose", "expression", "illumination", "makeup", "occlusion", "blur")
+SUBSET_LISTS = {
+    name: f"list_98pt_test/list_98pt_test_{'largepose' if name == 'pose' else name}.txt"
+    for name in ATTRIBUTES
+}
+COORDINATES, RECTANGLE, FLAGS = 196, 4, 6
+NUMBERS_IN_LINE = (COORDINATES, COORDINATES + RECTANGLE, COORDINATES + RECTANGLE + FLAGS)
+
+
+def recognise(folder: Path) -> bool:
+    """Whether the folder holds a data set of this format."""
+    return (folder / ANNOTATIONS).is_dir() or (folder / IMAGES).is_dir()
+
+
+def splits(folder: Path) -> list[str]:
+    """The splits whose lists are there; of the test split, the subsets too."""
+    whole = [name for name in LISTS if _list(folder, name) is not None]
+    return whole + [f"test/{name}" for name in ATTRIBUTES if "test" in whole]
+
+
+def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
+    """The annotated faces of "train" or "test".
+
+    Raises `DataError` and `ConfigurationError`.
+    """
+    check_layout("WFLW", WFLW98, layout)
+    if split not in LISTS:
+        raise unknown_split(folder, split, LISTS)
+    path = _list(folder, split)
+    if path is None:
+        raise DataError(
+            f"{folder} has no list of WFLW's {split} faces: looked for "
+            + " and ".join(f"{ANNOTATIONS}/{name}" for name in LISTS[split])
+            + "; unpack WFLW_annotations.tar.gz there"
+        )
+    if not (folder / IMAGES).is_dir():
+        raise DataError(
+            f"{folder} has no folder {IMAGES}: unpack WFLW_images.tar.gz there, "
+            f"beside {ANNOTATIONS}"
+        )
+    files = ScannedFolders()
+    listed = _subsets_by_face(folder) if split == "test" else {}
+    for number, line in numbered_lines(path):
+        source = f"{path.name}, line {number}"
+        with samples.reading(source):
+            samples.add(_face(folder, line, split, source, listed, files))
+    return samples.result("WFLW", WFLW98, PUBLISHED[split])
+
+
+def _list(folder: Path, split: str) -> Path | None:
+    places = [folder / ANNOTATIONS / name for name in LISTS[split]]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _parse(line: str) -> tuple[str, NDArray[np.float64]]:
+    """A line -> the image's path, and the numbers before it."""
+    *fields, image = line.split()
+    if len(fields) not in NUMBERS_IN_LINE:
+        known = " or ".join(str(count + 1) for count in NUMBERS_IN_LINE)
+        raise BadSample(f"has {len(fields) + 1} columns instead of {known}")
+    return image, finite_numbers(fields)
+
+
+def _face(
+    folder: Path,
+    line: str,
+    split: str,
+    source: str,
+    listed: dict[tuple[str, bytes], set[str]],
+    files: ScannedFolders,
+) -> AnnotatedFace:
+    image, numbers = _parse(line)
+    path = folder / IMAGES / image
+    if not files.has(path):
+        raise BadSample(f"there is no image {IMAGES}/{image}")
+    rectangle = numbers[COORDINATES : COORDINATES + RECTANGLE]
+    flags = numbers[COORDINATES + RECTANGLE :]
+    if not np.isin(flags, (0, 1)).all():
+        raise BadSample(f"its attributes {flags} are not all 0 or 1")
+    if len(flags):
+        subsets = {name for name, flag in zip(ATTRIBUTES, flags, strict=True) if flag}
+    else:
+        subsets = listed.get(_key(image, numbers), set())
+    return AnnotatedFace(
+        name=image,
+        load_image=StoredPhoto(path),
+        points=numbers[:COORDINATES].reshape(-1, 2),
+        split=split,
+        rectangle=rectangle if len(rectangle) else None,
+        subsets=frozenset(subsets),
+        source=source,
+    )
+
+
+def _subsets_by_face(folder: Path) -> dict[tuple[str, bytes], set[str]]:
+    """Which subset lists a face of the test split is in; empty where those lists are not there."""
+    subsets: dict[tuple[str, bytes], set[str]] = defaultdict(set)
+    for name, file in SUBSET_LISTS.items():
+        path = folder / ANNOTATIONS / file
+        for _, line in numbered_lines(path) if path.is_file() else ():
+            try:
+                image, numbers = _parse(line)
+            except BadSample:  # said once, for the list of the whole split
+                continue
+            subsets[_key(image, numbers)].add(name)
+    return subsets
+
+
+def _key(image: str, numbers: NDArray[np.float64]) -> tuple[str, bytes]:
+    """Tells the faces of one photo apart by their points, to a tenth of a pixel."""
+    return image, np.rint(numbers[:COORDINATES] * 10).astype(np.int64).tobytes()

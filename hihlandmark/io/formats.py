@@ -1,0 +1,269 @@
+"""Results -> texts and tables: what a file of each format holds."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hihlandmark.face import Face
+from hihlandmark.io.sources import Source, require_pyarrow
+from hihlandmark.layouts import Layout
+
+_ID_BITS_OF_FACE = 12
+"""Of the numbers of COCO's annotations, which are those of their images with these bits behind, and
+fit into 63."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of an image: its faces, or the error that it could not be read with."""
+
+    source: Source
+    faces: Sequence[Face] = ()
+    size: tuple[int, int] | None = None
+    """Width and height in pixels."""
+    error: str | None = None
+    model: Mapping[str, str] = field(default_factory=dict)
+    """``model``: its name; ``weights``: their SHA-256."""
+
+
+def to_record(result: Result) -> dict[str, Any]:
+    """One JSON object for an image."""
+    record: dict[str, Any] = {"image": result.source.path}
+    if result.error is not None:
+        return record | {"error": result.error}
+    if result.size:
+        record |= {"width": result.size[0], "height": result.size[1]}
+    return record | {"faces": [face.to_dict() for face in result.faces]} | dict(result.model)
+
+
+def write_json(result: Result) -> dict[str, bytes]:
+    """One JSON object in a file an image."""
+    return {".json": _line(to_record(result))}
+
+
+def write_pts(result: Result) -> dict[str, bytes]:
+    """One 300-W .pts file a face."""
+    return {f".{number}.pts": face.to_pts().encode() for number, face in enumerate(result.faces)}
+
+
+def write_jsonl(results: Iterable[Result]) -> bytes:
+    """One JSON object a line, an image each."""
+    return b"".join(_line(to_record(result)) for result in results)
+
+
+def write_csv(results: Iterable[Result]) -> bytes:
+    """One row a point, with the face's number; one for an image without a face."""
+    text = io.StringIO()
+    fields = ("image", "width", "height", "error", "face", *Face.ROW_FIELDS)
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        start = _image_columns(result)
+        if not result.faces:
+            writer.writerow(start)
+        for number, face in enumerate(result.faces):
+            writer.writerows(start | {"face": number} | row for row in face.to_rows())
+    return text.getvalue().encode()
+
+
+def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> bytes:
+    """One row a face; one without a face for an image that has none or could not be read.
+
+    Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
+    layout, points (P x 2), scores (P), covariance (P x 4, if wanted), model, weights.
+    """
+    pyarrow = require_pyarrow()
+    schema = pyarrow.schema(
+        [
+            ("image", pyarrow.string()),
+            ("width", pyarrow.int32()),
+            ("height", pyarrow.int32()),
+            ("error", pyarrow.string()),
+            ("face", pyarrow.int32()),
+            *(column for column in face_columns() if covariance or column[0] != "covariance"),
+            ("model", pyarrow.string()),
+            ("weights", pyarrow.string()),
+        ]
+    )
+    rows = [row for result in results for row in _face_rows(result)]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def face_columns() -> list[tuple[str, Any]]:
+    """Names and Arrow types of what `face_row` says."""
+    import pyarrow
+
+    numbers = pyarrow.list_(pyarrow.float32())
+    return [
+        ("box", numbers),
+        ("box_score", pyarrow.float32()),
+        ("layout", pyarrow.string()),
+        ("points", pyarrow.list_(numbers)),
+        ("scores", numbers),
+        ("covariance", pyarrow.list_(numbers)),
+    ]
+
+
+def face_row(face: Face) -> dict[str, Any]:
+    """A face for a row of a table."""
+    return {
+        "box": face.box.tolist(),
+        "box_score": face.box_score,
+        "layout": face.layout.name,
+        "points": face.points.tolist(),
+        "scores": face.scores.tolist(),
+        "covariance": np.reshape(face.covariance, (-1, 4)).tolist(),
+    }
+
+
+def write_coco(results: Iterable[Result]) -> bytes:
+    """COCO's JSON of key points, with `scores` beside those of each face.
+
+    ``id`` of an image is a hash of its path, so that files of several parts fit together. All
+    points are marked as visible (2), for whether they are is not known. An image that could not be
+    read has its ``error``.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    layouts: dict[str, Layout] = {}
+    for result in results:
+        digest = hashlib.sha256(os.fsencode(result.source.path)).digest()
+        image_id = int.from_bytes(digest[:8], "big") >> _ID_BITS_OF_FACE + 1
+        columns = _image_columns(result)
+        image = {"id": image_id, "file_name": columns.pop("image"), **columns}
+        images.append({name: value for name, value in image.items() if value is not None})
+        for number, face in enumerate(result.faces):
+            layouts[face.layout.name] = face.layout
+            annotations.append(_coco_annotation(face, image_id, number))
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [_coco_category(layout) for layout in layouts.values()],
+    }
+    return _line(content)
+
+
+def _coco_annotation(face: Face, image_id: int, number: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = np.round(face.box.astype(float), 2).tolist()
+    points = np.round(face.points.astype(float), 3)
+    return {
+        "id": (image_id << _ID_BITS_OF_FACE) + number,
+        "image_id": image_id,
+        "category_id": face.layout.size,
+        "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+        "area": round((x1 - x0) * (y1 - y0), 2),
+        "iscrowd": 0,
+        "keypoints": np.column_stack([points, np.full(len(points), 2)]).ravel().tolist(),
+        "num_keypoints": len(points),
+        "score": round(face.box_score, 4),
+        "scores": np.round(face.scores.astype(float), 4).tolist(),
+    }
+
+
+def _coco_category(layout: Layout) -> dict[str, Any]:
+    lines = [
+        pair
+        for indices, closed in layout.contours
+        for pair in zip(indices, (*indices[1:], *(indices[:1] if closed else ())), strict=False)
+    ]
+    return {
+        "id": layout.size,
+        "name": "face",
+        "supercategory": "person",
+        "keypoints": list(layout.point_names),
+        "skeleton": [[first + 1, second + 1] for first, second in lines],  # COCO counts from 1
+    }
+
+
+def coco_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_coco` wrote, without some images."""
+    record = json.loads(content)
+    gone = {image["id"] for image in record["images"] if image["file_name"] in images}
+    record["images"] = [image for image in record["images"] if image["id"] not in gone]
+    record["annotations"] = [face for face in record["annotations"] if face["image_id"] not in gone]
+    return _line(record)
+
+
+def jsonl_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_jsonl` wrote, without some images."""
+    lines = content.splitlines(keepends=True)
+    return b"".join(line for line in lines if json.loads(line)["image"] not in images)
+
+
+def csv_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_csv` wrote, without some images."""
+    text = io.StringIO()
+    header, *rows = csv.reader(io.StringIO(content.decode()))
+    csv.writer(text, lineterminator="\n").writerows(
+        [header, *(row for row in rows if row[0] not in images)]
+    )
+    return text.getvalue().encode()
+
+
+def parquet_without(content: bytes, images: Collection[str]) -> bytes:
+    """What `write_parquet` wrote, without some images."""
+    pyarrow = require_pyarrow()
+    table = pyarrow.parquet.read_table(io.BytesIO(content))
+    kept = [name not in images for name in table["image"].to_pylist()]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table.filter(pyarrow.array(kept)), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _image_columns(result: Result) -> dict[str, Any]:
+    """What every row of a table says of its image."""
+    width, height = result.size or (None, None)
+    return {
+        "image": result.source.path,
+        "width": width,
+        "height": height,
+        "error": result.error,
+    }
+
+
+def _face_rows(result: Result) -> list[dict[str, Any]]:
+    start = {**_image_columns(result), **result.model}
+    return [
+        start | {"face": number} | face_row(face) for number, face in enumerate(result.faces)
+    ] or [start]
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+class Format(NamedTuple):
+    """How results become files: one for each image, or one for many of them."""
+
+    suffix: str
+    of_image: Callable[[Result], dict[str, bytes]] | None = None
+    """The files of an image, by the suffix that its name gets."""
+    of_many: Callable[[Iterable[Result]], bytes] | None = None
+    without: Callable[[bytes, Collection[str]], bytes] | None = None
+    """Such a file without the results of some images."""
+
+
+FORMATS: Mapping[str, Format] = {
+    "json": Format(".json", of_image=write_json),
+    "pts": Format(".pts", of_image=write_pts),
+    "jsonl": Format(".jsonl", of_many=write_jsonl, without=jsonl_without),
+    "csv": Format(".csv", of_many=write_csv, without=csv_without),
+    "coco": Format(".coco.json", of_many=write_coco, without=coco_without),
+    "parquet": Format(".parquet", of_many=write_parquet, without=parquet_without),
+    "parquet-points": Format(
+        ".parquet", of_many=partial(write_parquet, covariance=False), without=parquet_without
+    ),
+}
+"""By what `hihlandmark predict --format` calls them."""

@@ -1,0 +1,316 @@
+"""Annotated faces -> training batches: crops, and the points of every layout as far as known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from hihlandmark.crop import (
+    BoxMap,
+    crop_matrix,
+    cut_crop,
+    invert,
+    tight_boxes,
+)
+from hihlandmark.datasets import read_faces
+from hihlandmark.datasets.augmentation import Image, generator
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.layouts import EXACT_98_29, EXACT_98_68
+from hihlandmark.training.config import FaceSet, TrainingConfiguration, TrainingSet
+from hihlandmark.training.schedule import Draw, Plan, Sampler
+
+logger = logging.getLogger(__name__)
+
+FURTHEST_REPLACEMENT = 20
+"""Faces in a row that may be unreadable before a set counts as broken."""
+
+
+class Batch(NamedTuple):
+    """B crops and the targets of every point of every layout.
+
+    ``crops`` (B, S, S, 3) uint8; ``points`` (B, P, 2) float32 in crop pixels; ``weights`` (B, P)
+    float32, 0 where a point is unknown or outside of the crop. P counts all the layouts' points,
+    one layout after another. ``unreadable``: images that others had to stand in for.
+    """
+
+    crops: torch.Tensor
+    points: torch.Tensor
+    weights: torch.Tensor
+    unreadable: torch.Tensor
+
+
+class UnlabelledBatch(NamedTuple):
+    """U unlabelled faces, each as the teacher and as the student sees it.
+
+    ``plain`` and ``disturbed`` (U, S, S, 3) uint8; ``matrices`` (U, 2, 3) float32 map pixels of
+    the plain crop to those of the disturbed one.
+    """
+
+    plain: torch.Tensor
+    disturbed: torch.Tensor
+    matrices: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One face on its way into a batch: image (H, W, 3) and points (P, 2), NaN where unknown."""
+
+    image: Image
+    points: NDArray[np.float64]
+    square: NDArray[np.float64]
+    unreadable: int
+
+
+class _Faces:
+    """Faces of several sets, drawn by sample number."""
+
+    def __init__(
+        self,
+        configuration: TrainingConfiguration,
+        sets: Sequence[TrainingSet],
+        faces: Sequence[AnnotatedFaces],
+        seed: int,
+    ) -> None:
+        self.sets, self.faces = sets, faces
+        self.warned_of: set[str] = set()
+        self.box_maps = [
+            _box_map(configuration, s, each.layout) for s, each in zip(sets, faces, strict=True)
+        ]
+        sizes = [len(each) for each in faces]
+        shares = [s.share or float(size) for s, size in zip(sets, sizes, strict=True)]
+        self.sampler = Sampler(sizes, shares, seed)
+
+    def load(self, draw: Draw) -> Sample:
+        """The face drawn, or the next one of its set that can be read."""
+        training_set, faces = self.sets[draw.set_number], self.faces[draw.set_number]
+        for unreadable in range(FURTHEST_REPLACEMENT):
+            face = faces[(draw.face + unreadable) % len(faces)]
+            try:
+                image = face.load_image()
+            except ImageError as error:
+                if face.name not in self.warned_of:
+                    self.warned_of.add(face.name)
+                    logger.warning("%s of %s is left out: %s", face.name, faces.name, error)
+                continue
+            box = _box_points(training_set, face)
+            square = self.box_maps[draw.set_number].squares(tight_boxes(box))[0]
+            points = face.points.copy()
+            points[list(training_set.ignored)] = np.nan
+            return Sample(image, points, square, unreadable)
+        raise DataError(
+            f"{FURTHEST_REPLACEMENT} images in a row of {faces.name} cannot be read, the last "
+            f"{face.name}; is the folder complete?"
+        )
+
+
+class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
+    """Step number -> the batch of this process, and unlabelled faces where the run uses them.
+
+    A sample depends on the configuration's seed, its face and how often the face was seen, so that
+    a run which resumes at a step sees what it would have seen without the interruption, and several
+    processes see together what one with a larger batch would. ``layouts`` maps the name of each
+    layout, auxiliary ones too, to its number of points. ``process`` of ``processes`` sees its part
+    of the plan's samples.
+    """
+
+    def __init__(
+        self,
+        configuration: TrainingConfiguration,
+        plan: Plan,
+        layouts: Mapping[str, int],
+        faces: Sequence[AnnotatedFaces],
+        unlabelled: Sequence[AnnotatedFaces] = (),
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.configuration, self.plan, self.layouts = configuration, plan, dict(layouts)
+        for each in faces:
+            _check_layout(each, self.layouts)
+        self.faces = _Faces(configuration, configuration.sets, faces, configuration.seed)
+        self.self_training = configuration.self_training
+        if self.self_training:
+            seed = configuration.seed + 1
+            self.unlabelled = _Faces(configuration, self.self_training.sets, unlabelled, seed)
+        starts = np.cumsum([0, *self.layouts.values()]).tolist()
+        self.starts = dict(zip(self.layouts, starts, strict=False))
+        self.lent = lent_points(self.starts)
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return self.plan.steps
+
+    def __getitem__(self, step: int) -> tuple[Batch, UnlabelledBatch | None]:
+        stage, _, first = self.plan.at(step)
+        share = stage.batch_size * self.plan.group // self.processes
+        first += self.process * share
+        rows = [self._sample(first + i, stage.crop_size) for i in range(share)]
+        batch = Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)))
+        settings = self.self_training
+        if settings is None or step < settings.start:
+            return batch, None
+        first = (step * self.processes + self.process) * settings.faces
+        pairs = [self._pair(first + i, stage.crop_size) for i in range(settings.faces)]
+        parts = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        return batch, UnlabelledBatch(*parts)
+
+    def _sample(self, number: int, size: int) -> tuple[Any, ...]:
+        """One row of a `Batch`, from the sample of that number."""
+        draw = self.faces.sampler.draw(number)
+        rng = generator(self.configuration.seed, *draw)
+        sample = self.faces.load(draw)
+        faces = self.faces.faces[draw.set_number]
+        crop, points, _ = self.configuration.augmentation.crop(
+            sample.image,
+            sample.points,
+            faces.mirror,
+            sample.square,
+            size,
+            rng,
+            lambda: self._other_crop(rng, size),
+        )
+        with np.errstate(invalid="ignore"):  # of unknown points, which are NaN
+            known = np.asarray(((points >= -0.5) & (points < size - 0.5)).all(axis=-1))
+        row = self._row(faces.layout, np.nan_to_num(points), known)
+        return crop, *row, np.int64(sample.unreadable)
+
+    def _pair(self, number: int, size: int) -> tuple[Any, ...]:
+        """One row of an `UnlabelledBatch`: crops of the same, perhaps mirrored, image."""
+        draw = self.unlabelled.sampler.draw(number)
+        rng = generator(self.configuration.seed + 1, *draw)
+        augmentation = self.configuration.augmentation
+        sample = self.unlabelled.load(draw)
+        image, square = sample.image, sample.square
+        if rng.random() < augmentation.flip:
+            image = np.ascontiguousarray(image[:, ::-1])
+            square = square * (-1, 1, 1, -1) + (image.shape[1] - 1, 0, 0, 0)
+        disturbed = augmentation.square(square, rng)
+        plain = cut_crop(image, square, size)
+        crop = cut_crop(image, disturbed, size)
+        crop = augmentation.look(crop, rng, lambda: self._other_crop(rng, size))
+        # From the plain crop to the image, from there to the disturbed crop.
+        back = np.vstack([invert(crop_matrix(square, size)), (0, 0, 1)])
+        matrix = crop_matrix(disturbed, size) @ back
+        return plain, crop, matrix.astype(np.float32)
+
+    def _other_crop(self, rng: np.random.Generator, size: int) -> Image:
+        """A crop of any face of the run, for patches."""
+        sample = self.faces.load(self.faces.sampler.draw(int(rng.integers(self.plan.samples))))
+        return cut_crop(sample.image, sample.square, size)
+
+    def _row(
+        self, layout: str, points: NDArray[np.floating], known: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """One layout's points -> points (P, 2) and weights (P,) of all layouts."""
+        total = sum(self.layouts.values())
+        all_points, weights = np.zeros((total, 2), np.float32), np.zeros(total, np.float32)
+        own = slice(self.starts[layout], self.starts[layout] + len(points))
+        all_points[own], weights[own] = points, known
+        source, target = self.lent[layout]
+        all_points[target] = points[source]
+        weights[target] = known[source] * self.configuration.loss.shared_weight
+        return all_points, weights
+
+
+def _box_map(
+    configuration: TrainingConfiguration, training_set: TrainingSet, layout: str
+) -> BoxMap:
+    """From the tight box of a face's points to the crop that it is trained on."""
+    canonical = configuration.box_maps().get(f"landmarks:{layout}")
+    if training_set.box_scale is None and canonical is not None:
+        return canonical
+    return BoxMap((0.0, 0.0), training_set.box_scale or configuration.canonical_scale)
+
+
+def _check_layout(faces: AnnotatedFaces, layouts: Mapping[str, int]) -> None:
+    points = len(faces.mirror)
+    if faces.layout not in layouts:
+        raise ConfigurationError(
+            f"{faces.name} is of layout {faces.layout}, which this run does not learn: it learns "
+            f"{', '.join(layouts)}. Add it to layouts or auxiliary_layouts, or set the set's layout"
+        )
+    if points != layouts[faces.layout]:
+        raise ConfigurationError(
+            f"{faces.name} has {points} points a face, {faces.layout} {layouts[faces.layout]}: set "
+            "the layout that it is annotated in"
+        )
+
+
+def read_face_set(data: Path, face_set: FaceSet) -> AnnotatedFaces:
+    """The faces of a set of a configuration, whose folder lies within ``data``."""
+    folder = data / face_set.folder
+    return read_faces(folder, face_set.split, format=face_set.format, layout=face_set.layout)
+
+
+def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedFaces:
+    """The faces of a set that have a box to cut a crop around; the others join ``skipped``.
+
+    Raises `ConfigurationError` when the set names points that its faces do not have, and
+    `DataError` when no face is left.
+    """
+    points = len(faces.mirror)
+    numbers = (*training_set.ignored, *(training_set.box_points or ()))
+    if max(numbers, default=0) >= points:
+        raise ConfigurationError(
+            f"ignored or box_points of {faces.name} name point {max(numbers)}; it has {points}, "
+            "counted from 0"
+        )
+    kept = [face for face in faces if np.ptp(_box_points(training_set, face), axis=0).max() > 0]
+    if len(kept) == len(faces):
+        return faces
+    lost = [
+        f"{face.source or face.name}: no two points to cut a crop around"
+        for face in faces
+        if face not in kept
+    ]
+    if not kept:
+        raise DataError(f"{faces.name} has no usable face, leave it out: {lost[0]}")
+    return replace(faces, faces=kept, skipped=[*faces.skipped, *lost])
+
+
+def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> NDArray[np.float64]:
+    """The known points (K, 2) that the crop is cut around; one of (0, 0) where none is known."""
+    chosen = training_set.box_points
+    points = face.points if chosen is None else face.points[list(chosen)]
+    known = points[np.isfinite(points).all(axis=-1)]
+    return known if len(known) else np.zeros((1, 2))
+
+
+def lent_points(starts: Mapping[str, int]) -> dict[str, tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """For each layout: its points that another layout has too, and their places in the row.
+
+    Lets a face annotated in one layout teach the same points of the other layouts. ``starts`` maps
+    a layout to its first place in the row of all points.
+    """
+    same_68_29 = {
+        i29: i68
+        for i29, i98 in EXACT_98_29.items()
+        for i68, other98 in EXACT_98_68.items()
+        if i98 == other98
+    }
+    tables = {
+        ("WFLW98", "W300_68"): EXACT_98_68,
+        ("WFLW98", "COFW29"): EXACT_98_29,
+        ("W300_68", "COFW29"): same_68_29,
+    }
+    pairs: dict[str, list[tuple[int, int]]] = {name: [] for name in starts}
+    for (fine, coarse), table in tables.items():
+        if fine in starts and coarse in starts:
+            for c, f in table.items():
+                pairs[fine].append((f, starts[coarse] + c))
+                pairs[coarse].append((c, starts[fine] + f))
+    columns = {name: np.array(pair, np.intp).reshape(-1, 2) for name, pair in pairs.items()}
+    return {name: (column[:, 0], column[:, 1]) for name, column in columns.items()}
+
+
+# One thread a worker: OpenCV's own threads would fight with the network's for the cores.
+cv2.setNumThreads(1)

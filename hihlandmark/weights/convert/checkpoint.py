@@ -1,0 +1,221 @@
+"""Official checkpoints of HIH, ADNet and Adaptive Wing -> weights with a card.
+
+What their tensors are called is in ``hih.py, adnet.py and awing.py``; what is known of the systems besides
+is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hihlandmark.crop import CANONICAL_CROP, BoxMap
+from hihlandmark.errors import ConfigurationError, WeightsError
+from hihlandmark.weights import save_weights
+from hihlandmark.weights.card import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Decoding,
+    ModelCard,
+    Normalisation,
+    boxes_of,
+)
+from hihlandmark.weights.convert import adnet, awing, hih
+from hihlandmark.weights.convert.state import Converted, plain_names
+
+_STATE_DICTS = ("state_dict", "net")
+"""Where checkpoints of other projects have their state dict, when they are not just that."""
+_SAVE = "Save one by torch.save(model.state_dict(), PATH) with its authors' code, and convert that"
+
+
+def convert_checkpoint(
+    checkpoint: Path, folder: Path, name: str, layout: str | None = None
+) -> Path:
+    """Convert a checkpoint of the HIH, ADNet or Adaptive Wing authors to safetensors and a card.
+
+    Which of them it is, its tensors' names say. The checkpoint is a pickle of a state dict, alone
+    or in a dict as ``"state_dict"`` or ``"net"``, its keys with or without "module." in front; it
+    is opened with ``weights_only=True``. ``layout``: the layout that it must be of, such as
+    "WFLW98"; None takes the one with as many points. The card states the system's decoding,
+    normalisation and origin of pixels, and the maps from boxes to its crops, so that it runs on
+    photos. Returns the path of the card. Raises `WeightsError` when it is no such checkpoint or
+    holds other objects.
+    """
+    state = _read_checkpoint(checkpoint)
+    system = _system_of(state, checkpoint)
+    try:
+        configuration, state = system.from_official(state)
+    except (ConfigurationError, WeightsError) as error:
+        raise WeightsError(f"{checkpoint} is not a checkpoint of {system.name}: {error}") from error
+    (found,) = configuration["layouts"]
+    if layout is not None and found != layout:
+        raise WeightsError(f"{checkpoint} has the layout {found}, not {layout}: leave layout out.")
+    maps = _official_crop(found, system.crop_layout or found, system.crop)
+    card = ModelCard(
+        name=name,
+        architecture=system.architecture,
+        configuration=configuration,
+        normalisation=system.normalisation,
+        crop={"pixel_origin": system.pixel_origin, "boxes": boxes_of(maps)},
+        decoding=system.decoding,
+        training_data=[],
+        licence="not stated by the checkpoint: see where it is from",
+    )
+    return save_weights(folder, card, state)
+
+
+class _OfficialSystem(NamedTuple):
+    """What is known of the checkpoints of one system besides what they say themselves.
+
+    ``layer``: how the names of tensors begin that it alone has. ``crop``: from the tight boxes of a
+    face's landmarks to its square, in the layout ``crop_layout``; None is the checkpoint's own.
+    """
+
+    name: str
+    architecture: str
+    layer: str
+    from_official: Callable[[Mapping[str, torch.Tensor]], Converted]
+    normalisation: Normalisation
+    decoding: Decoding
+    pixel_origin: float
+    crop: BoxMap
+    crop_layout: str | None = None
+
+
+SYSTEMS = (
+    _OfficialSystem(
+        name="HIH",
+        architecture="hih",
+        layer="pre_conv.",
+        from_official=hih.from_official,
+        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        decoding={"decoder": "argmax", "bin_centre": 0.0, "activation": "linear"},
+        # It takes x / 4 for the position in the heatmap.
+        pixel_origin=0.0,
+        # It follows the practice of PFLD (github.com/guoqiangqi/PFLD), whose crops are 1.2
+        # times as large as the face.
+        crop=BoxMap((0.0, 0.0), 1.2),
+    ),
+    _OfficialSystem(
+        name="ADNet",
+        architecture="adnet",
+        layer="out_pointmaps.",
+        from_official=adnet.from_official,
+        normalisation={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        decoding={
+            "decoder": "mean",
+            "bin_centre": 0.5,
+            "activation": "linear",
+            "aligned_corners": True,
+        },
+        pixel_origin=0.5,
+        # Its crops are 200 * scale pixels wide around the centre, both read from files of
+        # metadata. How these were made is not published. A user of the files found the scale
+        # to be the height of the landmarks' box / 200, with mean differences of 0.006 on COFW,
+        # 0.03 on WFLW and 0.09 on 300-W (issue 3 of its repository). Its longer side / 200, as
+        # in the annotations of HRNet (github.com/HRNet/HRNet-Facial-Landmark-Detection, issue
+        # 3), differs from the height by as much: on average not at all for the 29 points, by
+        # 4 % for the 98 and by 5 % for the 68. HRNet then takes 1.25 times as much, ADNet not.
+        crop=BoxMap((0.0, 0.0), 1.0),
+    ),
+    _OfficialSystem(
+        name="Adaptive Wing",
+        architecture="awing",
+        layer="m0.coordconv.",
+        from_official=awing.from_official,
+        normalisation={"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
+        decoding={"decoder": "quarter_shift", "bin_centre": 0.5, "activation": "linear"},
+        # It takes x / 4 for the position in the heatmap.
+        pixel_origin=0.0,
+        # WFLW's rectangle w x h, 5 % larger, is cut out with a side of 0.8 * 1.05 * (w + h)
+        # around its centre, and of this the inner 0.8, or all where a point would come near
+        # the edge. These squares of 462 faces of WFLW's test list, in units of the landmarks'
+        # box: medians of this shift and scale, standard deviations of 0.06 and 9 %.
+        crop=BoxMap((0.0, -0.136), 1.48),
+        crop_layout="WFLW98",
+    ),
+)
+
+
+def _system_of(state: Mapping[str, torch.Tensor], checkpoint: Path) -> _OfficialSystem:
+    names = plain_names(state)
+    for system in SYSTEMS:
+        if any(name.startswith(system.layer) for name in names):
+            return system
+    known = ", ".join(f"{system.name} ({system.layer}*)" for system in SYSTEMS)
+    raise WeightsError(
+        f"{checkpoint} is not a checkpoint of a known system: it has none of the layers that tell "
+        f"them apart, {known}; its first are {', '.join(sorted(names)[:3])}."
+    )
+
+
+def _official_crop(layout: str, crop_layout: str, square: BoxMap) -> dict[str, BoxMap]:
+    """The maps from boxes to the crop that ``square`` maps tight boxes of ``crop_layout`` to."""
+    own = f"landmarks:{layout}"
+    # Where it lies in the canonical square, whose place in all boxes is known.
+    canonical = CANONICAL_CROP[f"landmarks:{crop_layout}"]
+    ratio = square.scale / canonical.scale
+    dx, dy = ((s - c) / canonical.scale for s, c in zip(square.shift, canonical.shift, strict=True))
+
+    def moved(box_map: BoxMap) -> BoxMap:
+        x, y = box_map.shift
+        shift = (round(x + dx * box_map.scale, 4), round(y + dy * box_map.scale, 4))
+        return BoxMap(shift, box_map.scale * ratio)
+
+    return {
+        kind: moved(box_map)
+        for kind, box_map in CANONICAL_CROP.items()
+        if kind == own or not kind.startswith("landmarks:")
+    }
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled checkpoint, under the names that they have there."""
+    try:
+        with _numbers_allowed():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is not a checkpoint, or holds objects besides tensors and numbers, which are "
+            f"not opened because they may run code: {error}. {_SAVE}"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint: {error}; fetch it again"
+        ) from error
+    keys = [key for key in _STATE_DICTS if isinstance(checkpoint, dict) and key in checkpoint]
+    state = checkpoint[keys[0]] if keys else checkpoint
+    if not isinstance(state, dict) or not state:
+        names = " or ".join(f'"{key}"' for key in _STATE_DICTS)
+        raise WeightsError(
+            f"{path} is not a checkpoint: it is no state dict and has no {names}. {_SAVE}"
+        )
+    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(
+            f"{path} is not a checkpoint: its state dict is not all tensors. {_SAVE}"
+        )
+    return state
+
+
+def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
+    """Lets ``torch.load(weights_only=True)`` read the numbers that trainers save, nothing more.
+
+    HIH's "best_nme" has NumPy numbers, ADNet's "scheduler" has its milestones in a `Counter`.
+    """
+    # The same function under the module names of NumPy 1 and 2.
+    scalar = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [
+        Counter,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+    ]
+    return torch.serialization.safe_globals(allowed)
