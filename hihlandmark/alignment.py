@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import crop_matrix, cut_crop, invert, similarities, transform_points
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
 from hihlandmark.image import ImageInput, load_image
-
-FloatArray = NDArray[np.floating]
 
 # Eyes, tip of the nose, corners of the mouth in a crop of 112 x 112, of InsightFace's ArcFace
 # models (Deng et al., arXiv 1801.07698), which count as this package does.

@@ -8,14 +8,12 @@ image pixels, angle in radians by which the crop's x axis is turned clockwise on
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
-Image = NDArray[Any]  # uint8; OpenCV does not say so
+from hihlandmark.arrays import FloatArray, Image
 
 
 def crop_matrix(square: FloatArray, size: int) -> FloatArray:

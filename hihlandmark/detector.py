@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.calibration.model import Calibration
 from hihlandmark.crop import (
     BoxMap,
@@ -43,8 +44,6 @@ from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.weights import load_model
 from hihlandmark.weights.card import DECODERS
-
-FloatArray = NDArray[np.floating]
 
 Found = tuple[NDArray[np.uint8], Detections]
 """An image (H, W, 3), and the boxes of its faces."""

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from hihlandmark.arrays import Image
 from hihlandmark.crop import tight_boxes, transform_points
 from hihlandmark.face import Face
-
-Image = NDArray[np.uint8]
 
 SUB_PIXEL_BITS = 4
 """OpenCV draws with fixed-point coordinates of this many fractional bits: 1/16 pixel."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import Layout, get_conversion, get_layout
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import supervision
 
     from hihlandmark.notebook import ImageReference
-
-FloatArray = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

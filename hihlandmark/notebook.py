@@ -12,16 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from hihlandmark.arrays import Image
 from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
 from hihlandmark.draw import draw_faces, encode_png, moved
 from hihlandmark.errors import HihlandmarkError
 from hihlandmark.face import Face
 from hihlandmark.image import ColorOrder, ImageInput, load_image
-
-Image = NDArray[np.uint8]
 
 FACE_SIDE = 384
 """Side in pixels of the picture of one face."""

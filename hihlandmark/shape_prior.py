@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import invert, similarities, transform_points
-
-FloatArray = NDArray[np.floating]
 
 LEAST_DEVIATION = 1 / 256
 """Standard deviation that even a sharp heatmap has, in sides of the crop: annotators vary more."""

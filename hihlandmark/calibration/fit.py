@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import BoolArray, FloatArray
 from hihlandmark.calibration.model import MOST_KNOTS, NEAR, Calibration, calibration_features
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
@@ -21,8 +22,6 @@ from hihlandmark.evaluation.metrics import normalised_errors
 from hihlandmark.layouts import Conversion, get_conversion, get_layout
 from hihlandmark.training import missing_extra
 
-FloatArray = NDArray[np.floating]
-BoolArray = NDArray[np.bool_]
 Method = Literal["logistic", "isotonic"]
 METHODS: tuple[Method, ...] = ("logistic", "isotonic")
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
-BoolArray = NDArray[np.bool_]
+from hihlandmark.arrays import BoolArray, FloatArray
 
 BINS = 10
 RESAMPLES = 1000

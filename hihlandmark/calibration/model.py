@@ -12,11 +12,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import WeightsError
-
-FloatArray = NDArray[np.floating]
 
 NEAR = 0.05
 """A point counts as found within this share of the inter-ocular distance."""

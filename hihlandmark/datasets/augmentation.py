@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import mirror_points
 
-Image = NDArray[Any]  # uint8; OpenCV does not say so
-FloatArray = NDArray[np.floating]
 Other = Image | Callable[[], Image] | None
 """A picture (H, W, 3) uint8 that patches come from, or what reads it: called only for a patch."""
 

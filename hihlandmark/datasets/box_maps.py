@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
 from hihlandmark.datasets import AnnotatedFace, read_faces
 from hihlandmark.face_detection import FaceDetector, make_face_detector
 from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
-
-FloatArray = NDArray[np.floating]
 
 # From the tight box of all points of a layout that has the jaw and the brows.
 CANONICAL = CANONICAL_CROP[f"landmarks:{W300_68.name}"]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation, generator
 from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.draw import SUB_PIXEL_BITS
 from hihlandmark.errors import ConfigurationError
-
-Image = NDArray[Any]  # uint8; OpenCV does not say so
-FloatArray = NDArray[np.floating]
 
 LEFT, MIDDLE, RIGHT = (90, 190, 255), (255, 255, 255), (255, 150, 230)
 """RGB of the points that belong to the left of the upright picture, to its middle, to its right. A

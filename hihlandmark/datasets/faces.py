@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from hihlandmark.arrays import Image
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from hihlandmark.arrays import Progress
 from hihlandmark.datasets import packed
 from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.errors import ImageError
-
-Progress = Callable[[int, int], None]
-"""Called with how many faces are done, and of how many."""
 
 
 @dataclass(frozen=True)

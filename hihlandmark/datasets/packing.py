@@ -22,14 +22,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import Progress
 from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, Image
 from hihlandmark.datasets.packed import DESCRIPTION, TABLE, VERSION, import_datasets
 from hihlandmark.datasets.reading import BadSample
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
-
-Progress = Callable[[int, int], None]
-"""Called with the faces done and the faces in all."""
 
 WIDEST = 20_000
 """Widest crop in photo pixels: wider ones come of wrong points, and would fill the memory."""

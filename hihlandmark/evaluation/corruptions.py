@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.augmentation import compressed, without_colour
 from hihlandmark.errors import ConfigurationError, ImageError
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
     from hihlandmark.detector import Detector
 
-FloatArray = NDArray[np.floating]
-Image = NDArray[Any]  # uint8; OpenCV does not say so
 
 VIEW_SIDE = 3.0
 """Side of the square that is kept of a photo, in longer sides of the box tight around the face's

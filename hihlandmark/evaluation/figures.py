@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
 from hihlandmark.draw import draw_points
 from hihlandmark.errors import ConfigurationError
@@ -23,8 +23,6 @@ from hihlandmark.evaluation.result import Evaluation
 if TYPE_CHECKING:
     from hihlandmark.datasets.faces import AnnotatedFaces
 
-FloatArray = NDArray[np.floating]
-Image = NDArray[np.uint8]
 
 CED_END = 0.10
 """Where the curve ends, as in the papers."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.calibration.metrics import expected_calibration_error
 from hihlandmark.calibration.model import NEAR
 from hihlandmark.layouts import Layout
-
-FloatArray = NDArray[np.floating]
 
 STEP = 1e-4
 """Distance of the errors at which the CED curve is sampled, as in the code of the HIH authors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, Image, Progress
 from hihlandmark.crop import BoxMap, tight_boxes
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.evaluation.metrics import (
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
     from hihlandmark.detector import Detector
 
-FloatArray = NDArray[np.floating]
-Image = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
-"""Called with the number of faces done and the number of all faces."""
 
 BoxSource = Literal["labels", "official", "detected"]
 BOX_SOURCES: tuple[BoxSource, ...] = get_args(BoxSource)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.evaluation.corruptions import FAILING, Robustness, RobustnessCurve
 from hihlandmark.evaluation.metrics import (
     area_under_curve,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from hihlandmark.datasets.faces import AnnotatedFaces
 
-FloatArray = NDArray[np.floating]
 Report = dict[str, Any]
 
 THRESHOLDS = (0.08, 0.10)

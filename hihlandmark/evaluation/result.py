@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.evaluation.metrics import (
     NORMALISATIONS,
@@ -16,8 +17,6 @@ from hihlandmark.evaluation.metrics import (
     point_distances,
 )
 from hihlandmark.layouts import Layout
-
-FloatArray = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import invert, tight_boxes, transform_points, turn
 from hihlandmark.face_detection.base import Detections, FaceDetector, check_image
-
-FloatArray = NDArray[np.floating]
-Image = NDArray[np.uint8]
 
 TURNS = np.arange(8) * (np.pi / 4)
 # A face is found in several turns, at times only a part of it or upside down: in boxes that share

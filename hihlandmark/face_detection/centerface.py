@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.base import Detections, check_image
 from hihlandmark.face_detection.overlap import best_boxes
@@ -22,8 +23,6 @@ from hihlandmark.face_detection.resizing import check_options, in_image, shrunk
 from hihlandmark.runtimes import Run, choose_runtime
 from hihlandmark.runtimes.formats import run_openvino
 from hihlandmark.runtimes.graph import ANY
-
-FloatArray = NDArray[np.floating]
 
 # As many faces in crowds as MTCNN finds at 800, in half of the time: benchmarks/face_detection.py.
 DETECTION_SIZE = 480

@@ -18,12 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.face_detection.overlap import best_boxes
 from hihlandmark.runtimes import Run, make_run
 from hihlandmark.runtimes.graph import ANY, PixelGraph
-
-FloatArray = NDArray[np.floating]
-Picture = NDArray[np.uint8]
 
 WINDOW = 12
 """Side in pixels of what one output cell of P-Net sees; its cells are two pixels apart."""
@@ -82,7 +80,7 @@ class Cascade:
         self._refine = run_of("RNet", (ANY, refined, refined, 3), "moves", "scores")
         self._output = run_of("ONet", (ANY, output, output, 3), "moves", "five_points", "scores")
 
-    def search(self, picture: Picture, smallest: float, threshold: float) -> Candidates:
+    def search(self, picture: Image, smallest: float, threshold: float) -> Candidates:
         """Faces of ``smallest`` pixels or more in a picture (H, W, 3), their scores above 0..1."""
         boxes = self._proposals(picture, smallest)
         boxes, (moves, scores) = _kept(picture, boxes, self._refine, _REFINED_SIZE)
@@ -101,7 +99,7 @@ class Cascade:
         best = _best_by_smaller(boxes, scores, _SAME_IN_PICTURE)
         return Candidates(boxes[best], scores[best], points[best])
 
-    def _proposals(self, picture: Picture, smallest: float) -> FloatArray:
+    def _proposals(self, picture: Image, smallest: float) -> FloatArray:
         """P-Net over the pyramid: square boxes (F, 4)."""
         height, width = picture.shape[:2]
         levels: list[FloatArray] = []
@@ -128,10 +126,10 @@ class Cascade:
         return _squares(boxes + moves * np.tile(sides, 2))
 
 
-def pyramid(picture: Picture, scale: float) -> list[Picture]:
+def pyramid(picture: Image, scale: float) -> list[Image]:
     """The picture (H, W, 3) at ``scale``, and ever smaller copies down to one window."""
     height, width = picture.shape[:2]
-    levels: list[Picture] = []
+    levels: list[Image] = []
     while min(height, width) * scale >= WINDOW:
         size = (int(width * scale + 1), int(height * scale + 1))
         # Each from the one before it, which has little more than it needs; the first one from all.
@@ -142,7 +140,7 @@ def pyramid(picture: Picture, scale: float) -> list[Picture]:
 
 
 def _kept(
-    picture: Picture, boxes: FloatArray, run: Run, size: int
+    picture: Image, boxes: FloatArray, run: Run, size: int
 ) -> tuple[FloatArray, list[FloatArray]]:
     """The boxes (F, 4) that hold a pixel of the picture, and what a network says of each.
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.base import Detections
-
-FloatArray = NDArray[np.floating]
-Image = NDArray[np.uint8]
 
 
 def check_options(

@@ -21,11 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
 from hihlandmark.errors import ConfigurationError
-
-FloatArray = NDArray[np.floating]
-IndexArray = NDArray[np.intp]
-BoolArray = NDArray[np.bool_]
 
 
 class Contour(NamedTuple):

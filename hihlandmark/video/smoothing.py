@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
+from hihlandmark.arrays import FloatArray
 
 _LEAST_WEIGHT, _GREATEST_WEIGHT = 0.25, 4.0
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import crop_angles, tight_boxes
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, ImageError
@@ -21,8 +22,6 @@ from hihlandmark.face_detection import Detections
 from hihlandmark.face_detection.overlap import best_boxes
 from hihlandmark.video.frames import CAMERA, Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
-
-FloatArray = NDArray[np.floating]
 
 LEAST_SCORE = 0.2
 """Mean score of a face below which it is lost, as in a crop without a face."""

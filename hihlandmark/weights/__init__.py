@@ -19,9 +19,9 @@ from hihlandmark.weights.files import (
 
 __all__ = [
     "DEFAULT_MODEL",
+    "SHARD_BYTES",
     "LoadedModel",
     "PackagedWeights",
-    "SHARD_BYTES",
     "WeightFiles",
     "find_weights",
     "list_weights",
