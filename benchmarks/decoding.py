@@ -3,7 +3,7 @@
     python benchmarks/decoding.py --json OUT [--rounds 15]
 
 One face of 98 points, and eight: each decoder of `heatmap.decode`, and the sums over windows in
-which "expectation" looks for most of the belief, by two matrix products as there, and by pooling.
+which "local_soft_argmax" looks for most of the belief, by two matrix products as there, and by pooling.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from rich.console import Console
 
-from hihlandmark.benchmark import machine, table, take_turns
+from hihlandmark.benchmark import machine, table, time_interleaved
 from hihlandmark.heatmap import WINDOW, Decoder, box_sums, decode, to_distributions
 
 POINTS = 98
@@ -48,9 +48,9 @@ def main() -> None:
             "windows, by products": partial(box_sums, integer),
         }
         for decoder in get_args(Decoder):
-            beside = decimal if decoder in ("argmax", "expectation") else None
+            beside = decimal if decoder in ("argmax", "local_soft_argmax") else None
             runs[f"decode, {decoder}"] = partial(decode, integer, beside, decoder)
-        times = take_turns(runs, arguments.rounds, each=faces)
+        times = time_interleaved(runs, arguments.rounds, each=faces)
         record += [
             {"faces": faces, "what": name, "milliseconds": asdict(timing)}
             for name, timing in times.items()

@@ -1,17 +1,17 @@
-"""Time and recall of the face detectors, by the size at which a photo is searched: a table, JSON.
+"""Time and recall of the face detectors, by the size at which an image is searched: a table, JSON.
 
     python benchmarks/face_detection.py --data DIR --json OUT
 
 DIR holds ``scenes/annotations.jsonl`` (``image``, and ``box`` tight around the landmarks of the one
-annotated face) and ``scenes/images``; photos without an annotation are searched, too.
+annotated face) and ``scenes/images``; images without an annotation are searched, too.
 
-- "annotated": the part of the annotated faces that are found: the centre of a detected box lies in
+- "annotated": the part of the annotated faces that are found: the center of a detected box lies in
   the landmarks' box and the two overlap by IoU >= 0.3 (MTCNN's box also holds the forehead, so that
   a perfect one does not reach 1).
-- "crowds": on the photos without annotation, the part of the faces found at the first setting
-  (facenet-pytorch's own search, on the full photo) that are found again with IoU >= 0.5; and the
+- "crowds": on the images without annotation, the part of the faces found at the first setting
+  (facenet-pytorch's own search, on the full image) that are found again with IoU >= 0.5; and the
   same of those with a longer side of 40 pixels or more.
-- "time": median over the photos of a photo's time as a ratio to the first setting. It is the CPU
+- "time": median over the images of an image's time as a ratio to the first setting. It is the CPU
   time of one thread, which other load on the machine hardly changes.
 """
 
@@ -41,7 +41,7 @@ LARGE_FACE = 40
 
 
 class Setting(NamedTuple):
-    """How a photo is searched; see `make_face_detector`."""
+    """How an image is searched; see `make_face_detector`."""
 
     detector: str
     detection_size: int
@@ -87,7 +87,7 @@ class FacenetPyTorch:
 
 
 class Search(NamedTuple):
-    """What one setting found in one photo, boxes (F, 4), and the CPU time that it took."""
+    """What one setting found in one image, boxes (F, 4), and the CPU time that it took."""
 
     boxes: NDArray[np.floating]
     seconds: float
@@ -105,14 +105,14 @@ def found_again(reference: NDArray[np.floating], boxes: NDArray[np.floating]) ->
 
 
 def annotated_face_found(face: NDArray[np.floating], boxes: NDArray[np.floating]) -> bool:
-    """Whether one of (F, 4) boxes has its centre in the landmarks' box (4,) and IoU >= 0.3."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = ((centres >= face[:2]) & (centres <= face[2:])).all(axis=1)
+    """Whether one of (F, 4) boxes has its center in the landmarks' box (4,) and IoU >= 0.3."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centers >= face[:2]) & (centers <= face[2:])).all(axis=1)
     return bool((inside & (pairwise_iou(face[None], boxes)[0] >= 0.3)).any())
 
 
 def search(scenes: Path) -> dict[str, list[Search]]:
-    """Photo (its path in the folder) -> one `Search` for each of `SETTINGS`."""
+    """Image (its path in the folder) -> one `Search` for each of `SETTINGS`."""
     detectors = [
         FacenetPyTorch(setting.detection_size, setting.min_face)
         if setting.detector == FacenetPyTorch.name
@@ -134,7 +134,7 @@ def search(scenes: Path) -> dict[str, list[Search]]:
 def evaluate(
     searches: dict[str, list[Search]], annotated: dict[str, NDArray[np.floating]]
 ) -> list[dict[str, Any]]:
-    """One row of results for each of `SETTINGS`; ``annotated``: photo -> landmarks' box (4,)."""
+    """One row of results for each of `SETTINGS`; ``annotated``: image -> landmarks' box (4,)."""
     crowds = [of_photo for name, of_photo in searches.items() if name not in annotated]
     reference = np.concatenate([of_photo[0].boxes for of_photo in crowds])
     large = (reference[:, 2:] - reference[:, :2]).max(axis=1) >= LARGE_FACE

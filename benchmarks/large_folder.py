@@ -1,8 +1,8 @@
-"""`hihlandmark predict` over very many photos: memory on the way, and images a second.
+"""`hihlandmark predict` over very many images: memory on the way, and images a second.
 
     python benchmarks/large_folder.py --json OUT [--count 20000] [--photo PHOTO]
 
-A tar archive of COUNT photos is generated, each a part of one photo (scikit-image's astronaut) and
+A tar archive of COUNT images is generated, each a part of one image (scikit-image's astronaut) and
 another JPEG, and read by `hihlandmark predict` in its quickest setting. The memory of that process
 (resident set, from /proc, so on Linux only) is noted at each twentieth of the images.
 """
@@ -31,7 +31,7 @@ _SIDE = 160
 
 
 def write_archive(path: Path, photo: np.ndarray, count: int) -> None:
-    """COUNT parts of a photo (H, W, 3), none like another, in one archive."""
+    """COUNT parts of an image (H, W, 3), none like another, in one archive."""
     with tarfile.open(path, "w") as archive:
         for number in range(count):
             left, top = 140 + number % 7, 20 + number // 7 % 5
@@ -82,7 +82,7 @@ def main() -> None:
         archive, out = Path(folder) / "photos.tar", Path(folder) / "out"
         write_archive(archive, photo, arguments.count)
         command = [sys.executable, "-m", "hihlandmark", "predict", str(archive), "--out", str(out)]
-        command += ["--format", "parquet", "--refine", "0", "--no-mirror", "--layout", "68"]
+        command += ["--format", "parquet", "--refine", "0", "--no-flip-test", "--layout", "68"]
         start = time.perf_counter()
         process = subprocess.Popen(command)
         steps = np.linspace(0, arguments.count, 21)[1:]

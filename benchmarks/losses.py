@@ -58,7 +58,9 @@ SMALL_RUN = (
 
 def overrides(setting: Setting, steps: int) -> list[str]:
     """The changes to the configuration ``hih-small``."""
-    stage = f"crop_size = 128, batch_size = 24, learning_rate = 2e-3, warm_up = {min(100, steps)}"
+    stage = (
+        f"crop_size = 128, batch_size = 24, learning_rate = 2e-3, warmup_steps = {min(100, steps)}"
+    )
     return [
         *SMALL_RUN,
         f"stages=[{{steps = {steps}, {stage}}}]",

@@ -36,8 +36,8 @@ from hihlandmark.weights import load_model
 
 SYSTEMS = ("hih-small", "adnet-small", "awing-small")
 STAGES = (
-    "{steps = 1200, crop_size = 128, batch_size = 16, learning_rate = 2e-3, warm_up = 100}",
-    "{steps = 450, crop_size = 256, batch_size = 12, learning_rate = 1e-3, warm_up = 50}",
+    "{steps = 1200, crop_size = 128, batch_size = 16, learning_rate = 2e-3, warmup_steps = 100}",
+    "{steps = 450, crop_size = 256, batch_size = 12, learning_rate = 1e-3, warmup_steps = 50}",
 )
 SPLITS = (
     FaceSet(folder="w300", split="helen_test"),
@@ -73,7 +73,7 @@ def errors(card: Path, arguments: argparse.Namespace) -> dict[str, dict[str, flo
     for split in SPLITS:
         faces = read_face_set(arguments.data, split)
         detector = Detector(
-            faces.layout, weights=card, device=arguments.device, mirror=False, refine=0
+            faces.layout, weights=card, device=arguments.device, flip_test=False, refine=0
         )
         figures = face_figures(evaluate(detector, faces).face_errors)
         found[split.title] = {name: float(figures[name]) for name in ("nme", "fr10", "auc10")}
@@ -93,7 +93,7 @@ def size(card: Path) -> dict[str, float]:
 def milliseconds(cards: dict[str, Path], device: str) -> dict[str, list[float]]:
     """Quartiles of the milliseconds a face of each system, measured in turns."""
     detectors = {
-        name: Detector(68, weights=card, device=device, mirror=False)
+        name: Detector(68, weights=card, device=device, flip_test=False)
         for name, card in cards.items()
     }
     crops = np.random.default_rng(0).integers(0, 256, (BATCH, 256, 256, 3), dtype=np.uint8)

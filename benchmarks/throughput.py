@@ -1,12 +1,12 @@
-"""Many photos through `Detector.predict_many`: speed, how busy the cores are, and memory.
+"""Many images through `Detector.predict_many`: speed, how busy the cores are, and memory.
 
     python benchmarks/throughput.py --photos DIR --json OUT [--count 500] [--long 10000]
 
-The photos of DIR, over and over until there are COUNT: one by one through `Detector.predict`, then
+The images of DIR, over and over until there are COUNT: one by one through `Detector.predict`, then
 through `predict_many`, whose ratio is what working ahead gains. "cores busy" is processor time over
 time on the clock, in per cent of the cores. Then LONG of them, with the memory of the process after
-each tenth, and a photo of 50 megapixels made of the first photo. Memory is the largest resident
-set so far, less what it was before the first photo.
+each tenth, and an image of 50 megapixels made of the first image. Memory is the largest resident
+set so far, less what it was before the first image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LARGE = (5800, 8700)
 
 
 def photos(folder: Path, count: int) -> Iterator[str]:
-    """Paths of the folder's photos, over and over."""
+    """Paths of the folder's images, over and over."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     return itertools.islice(map(str, itertools.cycle(paths)), count)
 
@@ -44,7 +44,7 @@ def peak() -> float:
 
 
 def measure(results: Iterator[Any], workers: str) -> dict[str, Any]:
-    """Photos and faces a second, and how busy the cores were, while an iterator is used up."""
+    """Images and faces a second, and how busy the cores were, while an iterator is used up."""
     start, used = time.perf_counter(), time.process_time()
     images = faces = 0
     for found in results:
@@ -60,7 +60,7 @@ def measure(results: Iterator[Any], workers: str) -> dict[str, Any]:
 
 
 def memory_on_the_way(detector: Detector, folder: Path, count: int) -> list[float]:
-    """Peak memory in MB after each tenth of many photos."""
+    """Peak memory in MB after each tenth of many images."""
     peaks = []
     for number, _ in enumerate(detector.predict_many(photos(folder, count)), start=1):
         if number % max(1, count // 10) == 0:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from hihlandmark import Detector
-from hihlandmark.benchmark import machine, table, take_turns
+from hihlandmark.benchmark import machine, table, time_interleaved
 from hihlandmark.video import FaceTracker, OneEuroFilter, read_frames, smooth_track, track
 
 FloatArray = NDArray[np.floating]
@@ -126,7 +126,7 @@ def cost(clip: Path, detector: Detector, frames: int) -> dict[str, Any]:
 
         return run
 
-    timings = take_turns({"every frame": follow(1), "every tenth": follow(10)}, rounds=3)
+    timings = time_interleaved({"every frame": follow(1), "every tenth": follow(10)}, rounds=3)
     return {name: timing.median / len(pictures) for name, timing in timings.items()}
 
 

@@ -1,8 +1,8 @@
-"""The faces of every photo of a folder, as JSON Lines: a line a photo, in order.
+"""The faces of every image of a folder, as JSON Lines: a line an image, in order.
 
     python examples/batch_folder.py PHOTOS landmarks.jsonl
 
-A photo that cannot be read is a line with its ``error``. Photos are read as they are needed, so
+An image that cannot be read is a line with its ``error``. Images are read as they are needed, so
 that memory does not grow with their number. For work that goes on after a kill, Parquet, archives
 or cloud storage take ``hihlandmark predict PHOTOS --out DIR`` (docs/folders.md).
 """
@@ -25,9 +25,9 @@ def photos_in(folder: Path) -> list[Path]:
 
 
 def records(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """One object ready for JSON a photo: its path, and its faces or the error.
+    """One object ready for JSON an image: its path, and its faces or the error.
 
-    Photos come as `predict_many` is done with them, the first before the last is read.
+    Images come as `predict_many` is done with them, the first before the last is read.
     """
     paths = list(paths)
     results = detector.predict_many(paths, on_error="yield")
@@ -39,7 +39,7 @@ def records(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, Any
 
 
 def main(folder: str, out: str = "landmarks.jsonl") -> None:
-    """Writes a line a photo and says how many photos, faces and errors there were."""
+    """Writes a line an image and says how many images, faces and errors there were."""
     photos = faces = errors = 0
     with open(out, "w", encoding="utf-8") as lines:
         for record in records(Detector(), photos_in(Path(folder))):

@@ -1,8 +1,8 @@
-"""An HTTP endpoint: POST the bytes of a photo, get its faces as JSON.
+"""An HTTP endpoint: POST the bytes of an image, get its faces as JSON.
 
     pip install fastapi uvicorn
     uvicorn --app-dir examples fastapi_endpoint:app
-    curl --data-binary @photo.jpg "http://127.0.0.1:8000/landmarks?layout=98"
+    curl --data-binary @image.jpg "http://127.0.0.1:8000/landmarks?layout=98"
 
 400 for what is no image, 413 for more than `MAX_BYTES`, 422 for a layout that there is not.
 """
@@ -19,11 +19,11 @@ from hihlandmark import Detector, ImageError, load_image
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
 app = FastAPI(title="Face landmarks")
 detector_of = cache(Detector)
-one_at_a_time = Lock()  # one photo uses all cores already
+one_at_a_time = Lock()  # one image uses all cores already
 
 
 def find(photo: bytes, layout: int) -> list[dict[str, Any]]:
-    """The faces of a photo, as `Face.to_dict` says. Raises `ImageError`."""
+    """The faces of an image, as `Face.to_dict` says. Raises `ImageError`."""
     image = load_image(photo, max_pixels=MAX_PIXELS)
     with one_at_a_time:
         return [face.to_dict() for face in detector_of(layout).predict(image)]
@@ -31,7 +31,7 @@ def find(photo: bytes, layout: int) -> list[dict[str, Any]]:
 
 @app.post("/landmarks")
 async def landmarks(request: Request, layout: Literal["98", "68", "29"] = "98") -> dict[str, Any]:
-    """The faces of the photo in the body, best first; none is an empty list."""
+    """The faces of the image in the body, best first; none is an empty list."""
     photo = bytearray()
     async for part in request.stream():
         photo += part

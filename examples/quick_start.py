@@ -1,8 +1,8 @@
-"""The landmarks of a photo in three layouts, drawn side by side.
+"""The landmarks of an image in three layouts, drawn side by side.
 
     python examples/quick_start.py [PHOTO] [PICTURE]
 
-Without a photo of your own, scikit-image's astronaut is used.
+Without an image of your own, scikit-image's astronaut is used.
 """
 
 import sys
@@ -15,7 +15,7 @@ from hihlandmark import Detector, draw_faces, load_image
 
 
 def main(photo: str | None = None, picture: str = "landmarks.png") -> None:
-    """Finds the faces of a photo once, and their points in each layout."""
+    """Finds the faces of an image once, and their points in each layout."""
     image = load_image(photo if photo else astronaut())
     drawings = []
     for layout in (98, 68, 29):

@@ -2,7 +2,7 @@
 
     python examples/webcam.py [camera:0 | VIDEO | rtsp://...] [PORT]
 
-Then open http://127.0.0.1:8000. Only this computer sees the pictures, and none is kept. Frames go
+Then open http://127.0.0.1:8000. Only this computer sees the images, and none is kept. Frames go
 out as a stream of JPEGs, which browsers show: ``opencv-python-headless`` opens no windows.
 Needs ``pip install "hihlandmark[video]" && pip install --no-deps trackers``. Stop it with Ctrl-C.
 """

@@ -1,7 +1,7 @@
 """Sub-pixel face landmarks with Heatmap-in-Heatmap networks.
 
 >>> from hihlandmark import Detector
->>> faces = Detector().predict("photo.jpg")
+>>> faces = Detector().predict("image.jpg")
 """
 
 from __future__ import annotations

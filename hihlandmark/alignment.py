@@ -42,7 +42,7 @@ class AlignedFace(NamedTuple):
 def five_points(face: Face) -> FloatArray:
     """(5, 2): the middles of the eyes, the tip of the nose, the corners of the mouth.
 
-    What lies left in an upright picture comes first, as with most face detectors.
+    What lies left in an upright image comes first, as with most face detectors.
     """
     eyes = [face[part].mean(axis=0) for part in ("left_eye", "right_eye")]
     others = [face[name] for name in ("nose_tip", "left_mouth_corner", "right_mouth_corner")]
@@ -89,8 +89,8 @@ def _ffhq_square(points: FloatArray) -> FloatArray:
     # Halfway between the line of the eyes and what is across from eyes to mouth.
     across = eye_to_eye + np.array([eye_to_mouth[1], -eye_to_mouth[0]])
     half = max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
-    centre = eyes + 0.1 * eye_to_mouth
-    return np.array([*centre, 2 * half, np.arctan2(across[1], across[0])])
+    center = eyes + 0.1 * eye_to_mouth
+    return np.array([*center, 2 * half, np.arctan2(across[1], across[0])])
 
 
 TEMPLATES: Mapping[str, Callable[[FloatArray], FloatArray]] = {

@@ -1,4 +1,4 @@
-"""Times of the network and of whole photos on this machine: what `hihlandmark bench` prints.
+"""Times of the network and of whole images on this machine: what `hihlandmark bench` prints.
 
 Whatever is compared takes turns, round by round, so that a busy machine is busy for all alike.
 """
@@ -35,7 +35,7 @@ from hihlandmark.weights import LoadedModel, load_model
 
 PLAIN = "plain PyTorch"
 """The network as it comes out of training, in float32: no folded batch norms, channels first."""
-_WARM_UP = 2
+_WARMUP_RUNS = 2
 _FIRST_PREDICTION = """
 import sys, time
 start = time.perf_counter()
@@ -61,16 +61,16 @@ class Timing:
         return f"{self.median:.1f} ({self.low:.1f} to {self.high:.1f})"
 
 
-def take_turns(
+def time_interleaved(
     runs: Mapping[str, Callable[[], object]], rounds: int, each: int = 1
 ) -> dict[str, Timing]:
     """Times of one of ``each`` units that a call works off, the calls taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(_WARM_UP + rounds):
+    for number in range(_WARMUP_RUNS + rounds):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            if number >= _WARM_UP:
+            if number >= _WARMUP_RUNS:
                 seconds[name].append(time.perf_counter() - start)
     return {
         name: Timing(*np.percentile(np.array(of_run) * 1000 / each, (25, 50, 75)).tolist())
@@ -107,7 +107,7 @@ def network_rows(
     for batch in batches:
         crops = drawn_faces(layout, model.card.configuration["input_size"], batch)
         calls = {name: partial(_finished, run, crops) for name, run in runs.items()}
-        times = take_turns(calls, rounds, each=batch)
+        times = time_interleaved(calls, rounds, each=batch)
         expected = _points(runs[PLAIN](crops), model)
         for name, run in runs.items():
             apart = np.linalg.norm(_points(run(crops), model) - expected, axis=-1).max()
@@ -120,7 +120,7 @@ Network = Callable[[NDArray[np.uint8]], Heatmaps]
 
 
 def _plain(model: LoadedModel, layout: str, device: torch.device) -> Network:
-    graph = CropGraph(model.network, layout, model.card.normalisation).to(device)
+    graph = CropGraph(model.network, layout, model.card.normalization).to(device)
 
     @torch.inference_mode()
     def run(crops: NDArray[np.uint8]) -> Heatmaps:
@@ -159,7 +159,7 @@ def _points(heatmaps: Heatmaps, model: LoadedModel) -> NDArray[np.floating]:
 def photo_times(
     weights: str, layout: str, photo: NDArray[np.uint8], device: torch.device, rounds: int
 ) -> dict[str, Timing]:
-    """A photo (H, W, 3) to points by each installed runtime, with face detection.
+    """An image (H, W, 3) to points by each installed runtime, with face detection.
 
     As `Detector` comes, with two crops of each face and their mirror images, and with one crop.
     """
@@ -170,8 +170,10 @@ def photo_times(
             runs[runtime] = partial(make().predict, photo)
         except ConfigurationError:
             continue  # not on this device
-        runs[f"{runtime}, one crop a face"] = partial(make(refine=0, mirror=False).predict, photo)
-    return take_turns(runs, rounds)
+        runs[f"{runtime}, one crop a face"] = partial(
+            make(refine=0, flip_test=False).predict, photo
+        )
+    return time_interleaved(runs, rounds)
 
 
 def first_prediction(
@@ -237,7 +239,7 @@ def measure(
     rounds: int = 15,
     precisions: Sequence[Precision] = ("fp32",),
 ) -> dict[str, Any]:
-    """All of it, as plain values: machine, network, photo, first_prediction.
+    """All of it, as plain values: machine, network, image, first_prediction.
 
     ``weights``: as of `Detector`; ``photo``: (H, W, 3).
     """

@@ -1,7 +1,7 @@
 """Where a crop lies in an image: squares around faces, and the way there and back.
 
-The one owner of coordinates. Positions are in pixels with the centre of the top-left pixel at
-(0, 0), in images and in crops alike. A `CropSquare` is (cx, cy, side, angle): centre and side in
+The one owner of coordinates. Positions are in pixels with the center of the top-left pixel at
+(0, 0), in images and in crops alike. A `CropSquare` is (cx, cy, side, angle): center and side in
 image pixels, angle in radians by which the crop's x axis is turned clockwise on the screen.
 """
 
@@ -49,22 +49,22 @@ def similarities(
     """Least-squares similarities (N, 2, 3) from points (N, P, 2) to ``target`` (P, 2).
 
     ``known`` (N, P): the points that count; None: all. Where they fell together, or are none or
-    NaN, only their centre is moved.
+    NaN, only their center is moved.
     """
     known = np.ones(points.shape[:-1], bool) if known is None else known
     share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
-    centre, target_centre = share[:, None] @ points, share[:, None] @ target
-    p, t = points - centre, target - target_centre
+    center, target_center = share[:, None] @ points, share[:, None] @ target
+    p, t = points - center, target - target_center
     size = np.einsum("np,npi,npi->n", share, p, p)
     along = np.einsum("np,npi,npi->n", share, p, t)
     across = np.einsum("np,np->n", share, p[..., 0] * t[..., 1] - p[..., 1] * t[..., 0])
     # Of points that fell together, or are none, any similarity is as good that has an inverse.
-    apart = size > 1e-24 * (centre**2).sum(axis=(1, 2))  # by more than the rounding of their centre
+    apart = size > 1e-24 * (center**2).sum(axis=(1, 2))  # by more than the rounding of their center
     fits = apart & (np.hypot(along, across) > 1e-9 * size)
     cos = np.where(fits, along / np.where(fits, size, 1), 1)
     sin = np.where(fits, across / np.where(fits, size, 1), 0)
     linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=-2)
-    shift = target_centre - centre @ np.swapaxes(linear, -1, -2)
+    shift = target_center - center @ np.swapaxes(linear, -1, -2)
     return np.concatenate([linear, np.swapaxes(shift, -1, -2)], axis=-1)
 
 
@@ -72,7 +72,7 @@ def similarities(
 class BoxMap:
     """From the boxes of one detector to the canonical crop square, as fitted once on data.
 
-    ``shift``: from the box's centre to the square's, in longer sides of the box; ``scale``: the
+    ``shift``: from the box's center to the square's, in longer sides of the box; ``scale``: the
     square's side in longer sides of the box.
     """
 
@@ -90,18 +90,18 @@ class BoxMap:
         longer = (high - low).max(axis=1, keepdims=True)
         angles = np.zeros(len(boxes)) if angles is None else np.asarray(angles, np.float64)
         shift = turn(np.array([self.shift]), angles)[:, 0]
-        centre = (low + high) / 2 + shift * longer
-        return np.concatenate([centre, longer * self.scale, angles[:, None]], axis=1)
+        center = (low + high) / 2 + shift * longer
+        return np.concatenate([center, longer * self.scale, angles[:, None]], axis=1)
 
     def squares_around(self, points: FloatArray, angles: FloatArray) -> FloatArray:
         """Points (F, P, 2) of faces turned by angles (F,) -> crop squares (F, 4) turned likewise.
 
         For boxes of kind "landmarks": where the face stands upright, its tight box and its square
-        are those of the same face in a picture that was turned back by the angle.
+        are those of the same face in an image that was turned back by the angle.
         """
         squares = self.squares(tight_boxes(turn(points, -angles)))
-        centre = turn(squares[:, None, :2], angles)[:, 0]
-        return np.concatenate([centre, squares[:, 2:3], angles[:, None]], axis=1)
+        center = turn(squares[:, None, :2], angles)[:, 0]
+        return np.concatenate([center, squares[:, 2:3], angles[:, None]], axis=1)
 
 
 def turn(points: FloatArray, angles: FloatArray) -> FloatArray:
@@ -112,7 +112,7 @@ def turn(points: FloatArray, angles: FloatArray) -> FloatArray:
 
 
 def rolls(points: FloatArray, upright: FloatArray) -> FloatArray:
-    """How far faces are turned in the picture plane: (F,) radians in -pi..pi, clockwise.
+    """How far faces are turned in the image plane: (F,) radians in -pi..pi, clockwise.
 
     ``points``: (F, P, 2); ``upright``: (P, 2), the same points of an upright face of any size, such
     as `Layout.mean_shape`. The rotation of the similarity that fits best, in least squares, on all
@@ -170,7 +170,7 @@ CANONICAL_CROP: dict[str, BoxMap] = {
 }
 """From each kind of box to the one crop that our networks are trained on.
 
-The crop's centre is that of the tight box of a face's 98 or 68 points, its side `CANONICAL_SCALE`
+The crop's center is that of the tight box of a face's 98 or 68 points, its side `CANONICAL_SCALE`
 times the longer side of that box. ``hihlandmark.datasets.box_maps`` fits the other maps.
 """
 

@@ -39,7 +39,7 @@ from hihlandmark.image import ImageInput, load_image
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.models.base import Heatmaps
 from hihlandmark.notebook import Faces
-from hihlandmark.runtimes import Precision, is_file, make_runtime
+from hihlandmark.runtimes import Precision, is_exported_model, make_runtime
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.weights import load_model
@@ -117,9 +117,9 @@ class Detector:
             is kept. 0 takes the box as it is.
         batch_size: crops run through the network at once; None: 4 on a CPU, where more are
             slower and take memory (benchmarks/batch_size.py), 32 elsewhere.
-        decoder: "expectation" or "argmax", of networks without decimal heatmaps also
+        decoder: "local_soft_argmax" or "argmax", of networks without decimal heatmaps also
             "quarter_shift" or "mean" (see `heatmap.decode`); None takes what the model card says.
-        mirror: run the network on the mirror image of a face's last crop, too, and take the mean of
+        flip_test: run the network on the mirror image of a face's last crop, too, and take the mean of
             both heatmaps: more accurate, for one more run. None does so where the model card's
             pixel convention is symmetric, as that of our weights is.
         shape_prior: correct points by what the other points of the face say (`ShapePrior`). None
@@ -151,7 +151,7 @@ class Detector:
         refine: int = 1,
         batch_size: int | None = None,
         decoder: Decoder | None = None,
-        mirror: bool | None = None,
+        flip_test: bool | None = None,
         shape_prior: bool | None = None,
         any_rotation: bool = False,
     ) -> None:
@@ -181,7 +181,7 @@ class Detector:
         detects_upright = make_face_detector(
             face_detector,
             device=self.device,
-            runtime="auto" if is_file(runtime) else runtime,
+            runtime="auto" if is_exported_model(runtime) else runtime,
             detection_size=detection_size,
             min_face=min_face,
             min_score=min_box_score,
@@ -194,13 +194,13 @@ class Detector:
         self.batch_size = batch_size or (4 if self.device.type == "cpu" else 32)
         self.decoder: Decoder = decoder or self.card.decoding["decoder"]
         self.crop_size: int = self.card.configuration["input_size"]
-        symmetric = self.card.crop["pixel_origin"] == self.card.decoding["bin_centre"] == 0.5
-        if mirror and not symmetric:
+        symmetric = self.card.crop["pixel_origin"] == self.card.decoding["bin_center"] == 0.5
+        if flip_test and not symmetric:
             raise ConfigurationError(
                 f"{self.card.name} counts pixels from another origin: mirrored crops do not fit, "
-                "leave mirror at None or False"
+                "leave flip_test at None or False"
             )
-        self.mirror = symmetric if mirror is None else mirror
+        self.flip_test = symmetric if flip_test is None else flip_test
         if shape_prior and self.layout.name not in shape_priors:
             raise ConfigurationError(
                 f"{self.card.name} brings no shape prior of {self.layout.name}: leave shape_prior "
@@ -296,7 +296,7 @@ class Detector:
 
     def _with_mirrored(self, crops: NDArray[np.uint8], maps: Heatmaps) -> Heatmaps:
         """The heatmaps of crops, where wanted in the mean with those of their mirror images."""
-        if not self.mirror:
+        if not self.flip_test:
             return maps
         table = torch.from_numpy(self.layout.mirror.copy()).to(self.device)
         other = mirrored(*self._heatmaps(np.ascontiguousarray(crops[:, :, ::-1])), table)
@@ -307,10 +307,10 @@ class Detector:
         decoded = decode(
             *maps,
             self.decoder,
-            bin_centre=decoding["bin_centre"],
-            aligned_corners=decoding.get("aligned_corners", False),
+            bin_center=decoding["bin_center"],
+            align_corners=decoding.get("align_corners", False),
         )
-        # The origin is 0.5 where the centre of a pixel is (0, 0), as everywhere in this package.
+        # The origin is 0.5 where the center of a pixel is (0, 0), as everywhere in this package.
         points: FloatArray = decoded.points.cpu().double().numpy() + (
             0.5 - self.card.crop["pixel_origin"]
         )
@@ -386,7 +386,7 @@ class Detector:
         batch = [faces.popleft() for _ in range(min(self.batch_size, len(faces)))]
         crops = np.stack(list(map_ahead(self._cut, batch, default_workers())))
         maps = self._heatmaps(crops)
-        again = self._cut_anew(batch, maps)
+        again = self._select_for_recrop(batch, maps)
         faces.extendleft(face for face, wants in zip(batch, again, strict=True) if wants)
         if again.all():
             return
@@ -413,7 +413,7 @@ class Detector:
             if face.owner.done:
                 face.owner.image = None
 
-    def _cut_anew(self, batch: list[_FaceJob], maps: Heatmaps) -> NDArray[np.bool_]:
+    def _select_for_recrop(self, batch: list[_FaceJob], maps: Heatmaps) -> NDArray[np.bool_]:
         """Gives faces another square where their heatmaps ask for one, and says which (N,)."""
         again = np.array([face.crops_left > 0 for face in batch])
         asking = np.flatnonzero(again)

@@ -57,7 +57,7 @@ def draw_faces(
     return canvas
 
 
-def moved(face: Face, matrix: NDArray[np.floating]) -> Face:
+def transform_face(face: Face, matrix: NDArray[np.floating]) -> Face:
     """The face where a transform (2, 3) takes it, to be drawn onto an image transformed likewise.
 
     Its upright box holds the corners of the one before; the covariances stay as they are.
@@ -68,7 +68,7 @@ def moved(face: Face, matrix: NDArray[np.floating]) -> Face:
 
 
 def encode_png(picture: Image) -> bytes:
-    """An RGB picture (H, W, 3) uint8 as the bytes of a PNG file."""
+    """An RGB image (H, W, 3) uint8 as the bytes of a PNG file."""
     buffer = io.BytesIO()
     PillowImage.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
@@ -77,16 +77,16 @@ def encode_png(picture: Image) -> bytes:
 def draw_points(
     canvas: Image, points: NDArray[np.float32], scores: NDArray[np.float32], radius: float
 ) -> None:
-    """Fills a disc at each of the points (P, 2), coloured by score (P,), into ``canvas``."""
-    colours = LOW + (HIGH - LOW) * np.clip(scores, 0, 1)[:, None]
+    """Fills a disc at each of the points (P, 2), colored by score (P,), into ``canvas``."""
+    colors = LOW + (HIGH - LOW) * np.clip(scores, 0, 1)[:, None]
     fixed_radius = round(radius * 2**SUB_PIXEL_BITS)
-    for centre, colour in zip(_fixed_point(points), colours, strict=True):
-        x, y = map(int, centre)
-        cv2.circle(canvas, (x, y), fixed_radius, colour.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)
+    for center, color in zip(_fixed_point(points), colors, strict=True):
+        x, y = map(int, center)
+        cv2.circle(canvas, (x, y), fixed_radius, color.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)
 
 
 def _fixed_point(points: NDArray[np.float32]) -> NDArray[np.int32]:
-    # Far outside of the picture nothing is seen, but OpenCV's arithmetic would overflow.
+    # Far outside of the image nothing is seen, but OpenCV's arithmetic would overflow.
     return np.round(np.clip(points, -1e5, 1e5) * 2**SUB_PIXEL_BITS).astype(np.int32)
 
 
@@ -104,10 +104,10 @@ def _write(
     canvas: Image,
     text: str,
     point: NDArray[np.float32],
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     scale: float,
 ) -> None:
     """Writes to the right of a point (2,), above it."""
     x, y = np.clip(point, -1e5, 1e5)
     place = (round(float(x)) + 2, round(float(y)) - 2)
-    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Face:
     """The landmarks of one face, in pixels of the image as given (upright).
 
-    The centre of the top-left pixel is (0, 0). Points may lie outside of the image where the face
+    The center of the top-left pixel is (0, 0). Points may lie outside of the image where the face
     does.
 
     Attributes:
@@ -96,7 +96,7 @@ class Face:
         left, right = self.points[list(self.layout.ocular_pair)]
         return float(np.linalg.norm(left - right))
 
-    def to(self, layout: int | str | Layout) -> Face:
+    def to_layout(self, layout: int | str | Layout) -> Face:
         """The same face in another layout, by the explicit table of `layouts`.
 
         Interpolated points are marked in ``approximate``; scores and covariances are carried over
@@ -121,7 +121,7 @@ class Face:
         )
 
     def _repr_png_(self) -> bytes:
-        """For Jupyter: the face, on its photo where that is still at hand."""
+        """For Jupyter: the face, on its image where that is still at hand."""
         from hihlandmark.notebook import face_png
 
         return face_png(self)
@@ -166,7 +166,7 @@ class Face:
         return json.dumps(self.to_dict())
 
     def to_pts(self) -> str:
-        """The text of a 300-W .pts file, whose origin is (1, 1) at the top-left pixel's centre."""
+        """The text of a 300-W .pts file, whose origin is (1, 1) at the top-left pixel's center."""
         lines = [f"{x:.3f} {y:.3f}" for x, y in self.points + 1]
         return "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}", ""])
 

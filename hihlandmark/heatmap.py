@@ -1,14 +1,14 @@
 """The heatmap-in-heatmap representation: points -> heatmaps (targets) and heatmaps -> points.
 
-Positions are in crop pixels (the centre of the top-left pixel is (0, 0)). With s pixels a cell,
+Positions are in crop pixels (the center of the top-left pixel is (0, 0)). With s pixels a cell,
 ``u = (x + 0.5) / s`` splits into the cell ``floor(u)``, which the integer heatmap holds, and the
 fraction ``u - floor(u)``, which the decimal heatmap holds in ``bins`` bins a side (Lan et al.,
 arXiv 2104.03100, section 3.2). Where the crop lies in the image is the business of ``crop.py``.
 
-Bin b holds the fractions [b / bins, (b + 1) / bins) and decodes to its centre. The paper rounds
+Bin b holds the fractions [b / bins, (b + 1) / bins) and decodes to its center. The paper rounds
 ``bins * fraction`` instead, which leaves the fractions above 15/16 without a bin: a point in the
 last sixteenth of a cell is then off by up to 1/8 cell. `decode` reads that older convention too
-(``bin_centre=0``), because converted checkpoints were trained with it.
+(``bin_center=0``), because converted checkpoints were trained with it.
 
 Networks without a decimal heatmap (ADNet, Adaptive Wing) have None in its place: their integer
 heatmap's shape says where in the cell the point is.
@@ -23,7 +23,7 @@ import torch
 if TYPE_CHECKING:
     from hihlandmark.weights.card import Decoding
 
-Decoder = Literal["argmax", "expectation", "quarter_shift", "mean"]
+Decoder = Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"]
 Activation = Literal["softmax", "linear"]
 
 INTEGER_SIGMA = 1.5
@@ -31,14 +31,14 @@ INTEGER_SIGMA = 1.5
 DECIMAL_SIGMA = 1.0
 """Standard deviation of the decimal target, in bins (paper, section 4.2)."""
 WINDOW = 5
-"""Cells to each side of the highest one that `expectation` reads. Three hold a target; a hesitating
+"""Cells to each side of the highest one that `local_soft_argmax` reads. Three hold a target; a hesitating
 network spreads further."""
 
 
-def gaussian(centres: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
-    """Gaussians with peak 1: centres (..., 2) as (x, y) in cells -> maps (..., size, size)."""
-    cells = torch.arange(size, device=centres.device, dtype=centres.dtype)
-    distance = (cells - centres.unsqueeze(-1)) / sigma
+def gaussian(centers: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
+    """Gaussians with peak 1: centers (..., 2) as (x, y) in cells -> maps (..., size, size)."""
+    cells = torch.arange(size, device=centers.device, dtype=centers.dtype)
+    distance = (cells - centers.unsqueeze(-1)) / sigma
     profile = torch.exp(-0.5 * distance.square())
     return profile[..., 1, :, None] * profile[..., 0, None, :]
 
@@ -82,7 +82,7 @@ def encode(
 ) -> Targets:
     """Points (..., P, 2) in crop pixels -> `Targets` with maps of ``heatmap_size`` cells a side.
 
-    The decimal Gaussian is centred on the exact fraction rather than on a bin, so that a decoder
+    The decimal Gaussian is centerd on the exact fraction rather than on a bin, so that a decoder
     can read more than the bin from it.
     """
     u = (points + 0.5) / stride
@@ -112,7 +112,7 @@ def mirrored(
     """The heatmaps (..., P, h, h) and (..., P, b, b) of a mirrored crop as those of the crop.
 
     ``mirror`` (P,): the layout's mirror table. Needs maps that are symmetric about the crop's
-    middle: pixel centres at (0, 0) and ``bin_centre=0.5``.
+    middle: pixel centers at (0, 0) and ``bin_center=0.5``.
     """
     integer = integer[..., mirror, :, :].flip(-1)
     return integer, None if decimal is None else decimal[..., mirror, :, :].flip(-1)
@@ -121,33 +121,33 @@ def mirrored(
 def decode(
     integer: torch.Tensor,
     decimal: torch.Tensor | None,
-    decoder: Decoder = "expectation",
+    decoder: Decoder = "local_soft_argmax",
     *,
     stride: int = 4,
-    bin_centre: float = 0.5,
+    bin_center: float = 0.5,
     decimal_sigma: float = DECIMAL_SIGMA,
-    aligned_corners: bool = False,
+    align_corners: bool = False,
 ) -> Decoded:
     """Non-negative heatmaps (..., P, h, h) and (..., P, b, b) -> `Decoded`.
 
     ``argmax`` is HIH's: the highest cell plus the highest bin. On targets it is exact to half
     a bin, 1/16 cell.
 
-    ``expectation`` adds the mean of the integer heatmap, around the highest cell of where most of
+    ``local_soft_argmax`` adds the mean of the integer heatmap, around the highest cell of where most of
     it lies, to the mean of the decimal heatmap. Where a network hesitates between the end of one
     cell and the start of the next, the two means move in opposite directions and their sum stays
     right, while two maxima may disagree by a whole cell.
     On targets it is exact to 1/10,000 cell. Differentiable.
 
-    Without a decimal heatmap (None), ``argmax`` gives the middle of the cell, ``expectation`` the
+    Without a decimal heatmap (None), ``argmax`` gives the middle of the cell, ``local_soft_argmax`` the
     mean around the highest one, and there are two decoders more: ``quarter_shift`` moves the middle
-    of the highest cell by a quarter of a cell towards the higher neighbour, in x and in y (Adaptive
+    of the highest cell by a quarter of a cell towards the higher neighbor, in x and in y (Adaptive
     Wing and stacked hourglasses before it); ``mean`` is the mean of the whole map, ADNet's
-    soft-argmax. ``aligned_corners`` stretches the cells' grid, so that the middles of the first and
+    soft-argmax. ``align_corners`` stretches the cells' grid, so that the middles of the first and
     the last one lie on the crop's edges, as the mean of ADNet's released code does.
     """
     cell = _highest(integer)
-    if decoder == "expectation":
+    if decoder == "local_soft_argmax":
         # A lone spike on a face half hidden is not where most of the belief lies.
         around = _highest(box_sums(integer))
         cell = around + _highest(_window(integer, around)) - WINDOW
@@ -163,12 +163,12 @@ def decode(
     elif decoder == "quarter_shift":
         u = cell + 0.5 + 0.25 * _slope_signs(integer, cell)
     else:
-        if decoder == "expectation":
+        if decoder == "local_soft_argmax":
             mean, _ = _moments(_symmetric(window, cell, integer.shape[-1]))
             cell = cell + mean - WINDOW
-        fraction, spread = _fraction(decimal, decoder, bin_centre, decimal_sigma)
+        fraction, spread = _fraction(decimal, decoder, bin_center, decimal_sigma)
         u, covariance = cell + fraction, covariance + spread
-    if aligned_corners:
+    if align_corners:
         size = integer.shape[-1]
         u = (u - 0.5) * (size / (size - 1))
 
@@ -190,13 +190,13 @@ def read_heatmaps(
         *to_distributions(integer, decimal, decoding["activation"]),
         decoding["decoder"],
         stride=stride,
-        bin_centre=decoding["bin_centre"],
-        aligned_corners=decoding.get("aligned_corners", False),
+        bin_center=decoding["bin_center"],
+        align_corners=decoding.get("align_corners", False),
     )
 
 
 def _fraction(
-    decimal: torch.Tensor | None, decoder: Decoder, bin_centre: float, sigma: float
+    decimal: torch.Tensor | None, decoder: Decoder, bin_center: float, sigma: float
 ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
     """Where in its cell a point is, (..., 2) in cells, and the covariance of that (..., 2, 2)."""
     if decimal is None:
@@ -205,11 +205,11 @@ def _fraction(
     mean, covariance = _moments(decimal)
     highest = decoder == "argmax"
     place = _highest(decimal) if highest else _untruncated_mean(mean, bins, sigma)
-    return (place + bin_centre) / bins, covariance / bins**2
+    return (place + bin_center) / bins, covariance / bins**2
 
 
 def _slope_signs(maps: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """-1, 0 or 1 (..., 2) as (x, y): where the higher neighbour of a cell is; 0 at the border."""
+    """-1, 0 or 1 (..., 2) as (x, y): where the higher neighbor of a cell is; 0 at the border."""
     size = maps.shape[-1]
     inner = ((cell > 0) & (cell < size - 1)).all(dim=-1, keepdim=True)
     x, y = cell.clamp(1, size - 2).unbind(dim=-1)
@@ -277,18 +277,18 @@ def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _untruncated_mean(mean: torch.Tensor, bins: int, sigma: float) -> torch.Tensor:
-    """The centre of a Gaussian whose mean over ``bins`` bins is ``mean``, per axis.
+    """The center of a Gaussian whose mean over ``bins`` bins is ``mean``, per axis.
 
     The border of the decimal heatmap cuts the Gaussian off, which draws its mean inwards, by up to
-    0.8 bins at the end of a cell. The mean rises with the centre, so a table inverts it.
+    0.8 bins at the end of a cell. The mean rises with the center, so a table inverts it.
     """
-    centres = torch.linspace(-0.5, bins - 0.5, 32 * bins + 1, device=mean.device, dtype=mean.dtype)
+    centers = torch.linspace(-0.5, bins - 0.5, 32 * bins + 1, device=mean.device, dtype=mean.dtype)
     cells = torch.arange(bins, device=mean.device, dtype=mean.dtype)
-    profile = torch.exp(-0.5 * ((cells - centres[:, None]) / sigma).square())
+    profile = torch.exp(-0.5 * ((cells - centers[:, None]) / sigma).square())
     means = (profile @ cells) / profile.sum(dim=-1)
     # A comparison with all of them, and no search, which ONNX does not have.
     upper = (means < mean.detach().unsqueeze(-1)).sum(dim=-1).clamp(1, len(means) - 1)
     lower = upper - 1
-    slope = (centres[upper] - centres[lower]) / (means[upper] - means[lower])
-    centre = centres[lower] + (mean - means[lower]) * slope
-    return centre.clamp(-0.5, bins - 0.5)
+    slope = (centers[upper] - centers[lower]) / (means[upper] - means[lower])
+    center = centers[lower] + (mean - means[lower]) * slope
+    return center.clamp(-0.5, bins - 0.5)

@@ -1,7 +1,7 @@
-"""Anything that a user holds as a photo becomes an upright RGB uint8 array (H, W, 3).
+"""Anything that a user holds as an image becomes an upright RGB uint8 array (H, W, 3).
 
 Reading, downloading, decoding and checking live here, and every failure is an `ImageError`. What
-happens to the array afterwards (cropping, normalising for a network) lives elsewhere.
+happens to the array afterwards (cropping, normalizing for a network) lives elsewhere.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def load_image(
 
     EXIF orientation is applied. Transparent images are composited over white, as viewers show them;
     an alpha of 0 everywhere is taken as unset and ignored. Of an animation, the first frame is
-    read (of a PIL image, its current frame). Colour profiles are not applied, except LAB to sRGB.
+    read (of a PIL image, its current frame). Color profiles are not applied, except LAB to sRGB.
 
     ``max_pixels`` bounds files and PIL images before they are decoded, in place of Pillow's limit;
     ``timeout`` (seconds, in total) and ``max_bytes`` bound a download, and ``max_bytes`` also a
@@ -469,7 +469,7 @@ def _as_array(image: Any) -> NDArray[Any]:
             image = image.float() if image.is_floating_point() else image
             return image.numpy(force=True)
         return np.asarray(image)
-    except Exception as error:  # sparse, quantised and meta tensors, each in its own way
+    except Exception as error:  # sparse, quantized and meta tensors, each in its own way
         kind = type(image).__name__
         raise ImageError(
             f"image of type {kind} does not become a NumPy array: {error}; convert it yourself"
@@ -524,7 +524,7 @@ def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
     overshoot = FLOAT_OVERSHOOT * white if is_float else 0
     if low < -overshoot:
         raise ImageError(
-            f"{source} has negative values, down to {low:g}: undo the normalisation by mean and "
+            f"{source} has negative values, down to {low:g}: undo the normalization by mean and "
             "standard deviation, or shift it to start from 0"
         )
     if high > white + overshoot:
@@ -548,7 +548,7 @@ def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    # Screen capture APIs leave the fourth byte at 0: nobody means an invisible photo.
+    # Screen capture APIs leave the fourth byte at 0: nobody means an invisible image.
     if not alpha.any() or alpha.min() == 255:
         return pixels
     # 255 * 255 + 127 still fits into 16 bits.

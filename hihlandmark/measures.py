@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hihlandmark.face import Face
 
-# A generic adult face in millimetres, x to the left of the person (right in the picture), y down, z
+# A generic adult face in millimeters, x to the left of the person (right in the image), y down, z
 # away from the camera, from the tip of the nose: proportions of anthropometric tables, rounded. No
 # one's face is this one, which limits pitch above all.
 _HEAD = {
@@ -29,8 +29,8 @@ _HEAD = {
 class HeadPose(NamedTuple):
     """Degrees. All are 0 for a face that looks straight into the camera.
 
-    ``yaw`` above 0: turned towards the right side of the picture; ``pitch`` above 0: looking up;
-    ``roll`` above 0: tilted clockwise in the picture.
+    ``yaw`` above 0: turned towards the right side of the image; ``pitch`` above 0: looking up;
+    ``roll`` above 0: tilted clockwise in the image.
     """
 
     yaw: float
@@ -57,7 +57,7 @@ def head_pose(
     )
     # As seen from where the camera is: along the line to the face, not along that of the lens.
     matrix = _to_front(np.asarray(place[:, 0], np.float64)) @ cv2.Rodrigues(turn)[0]
-    # The way that the face looks is -z of the head; roll is that of the head's x in the picture.
+    # The way that the face looks is -z of the head; roll is that of the head's x in the image.
     look = -matrix[:, 2]
     yaw = np.arctan2(look[0], -look[2])
     pitch = np.arctan2(-look[1], np.hypot(look[0], look[2]))
@@ -75,7 +75,7 @@ def _to_front(place: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def eye_openness(face: Face) -> tuple[float, float]:
-    """Height over width of the eyes, left in the picture first: about 0.3 open, 0.1 closed."""
+    """Height over width of the eyes, left in the image first: about 0.3 open, 0.1 closed."""
     left, right = (_height_to_width(face, f"{side}_eye") for side in ("left", "right"))
     return left, right
 

@@ -1,6 +1,6 @@
-"""How faces show themselves in Jupyter: on their photo, where it is still at hand.
+"""How faces show themselves in Jupyter: on their image, where it is still at hand.
 
-Only pictures for people are made here; `draw` draws onto arrays.
+Only images for people are made here; `draw` draws onto arrays.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from PIL import Image as PillowImage
 
 from hihlandmark.arrays import Image
 from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
-from hihlandmark.draw import draw_faces, encode_png, moved
+from hihlandmark.draw import draw_faces, encode_png, transform_face
 from hihlandmark.errors import HihlandmarkError
 from hihlandmark.face import Face
 from hihlandmark.image import ColorOrder, ImageInput, load_image
 
 FACE_SIDE = 384
-"""Side in pixels of the picture of one face."""
+"""Side in pixels of the image of one face."""
 LONGEST_SIDE = 960
-"""Longer side in pixels of the picture of a photo with its faces, at most."""
+"""Longer side in pixels of the image of an image with its faces, at most."""
 GROUND = 32
-"""Gray value behind faces whose photo is gone."""
+"""Gray value behind faces whose image is gone."""
 _MARGIN = 1.3  # side of a close-up, in longer sides of the points' box
 
 
@@ -60,7 +60,7 @@ class ImageReference:
 
 
 class Faces(list[Face]):
-    """The faces of one image: a list that Jupyter shows as a picture."""
+    """The faces of one image: a list that Jupyter shows as an image."""
 
     @classmethod
     def of(cls, faces: Iterable[Face], image: ImageInput, color: ColorOrder) -> Faces:
@@ -76,12 +76,12 @@ class Faces(list[Face]):
 
 
 def face_png(face: Face) -> bytes:
-    """A picture of one face: `FACE_SIDE` pixels wide, on its photo or on plain ground."""
+    """An image of one face: `FACE_SIDE` pixels wide, on its image or on plain ground."""
     return encode_png(_close_up([face], _photo_of(face), FACE_SIDE))
 
 
 def faces_png(faces: Sequence[Face]) -> bytes:
-    """A picture of the whole photo with faces; without the photo, of the square around them."""
+    """An image of the whole image with faces; without the image, of the square around them."""
     photo = _photo_of(faces[0])
     if photo is None:
         return encode_png(_close_up(faces, None, LONGEST_SIDE // 2))
@@ -89,7 +89,7 @@ def faces_png(faces: Sequence[Face]) -> bytes:
     size = round(photo.shape[1] * scale), round(photo.shape[0] * scale)
     small = np.asarray(PillowImage.fromarray(photo).resize(size, PillowImage.Resampling.BOX))
     to_small = resize_matrix((photo.shape[1], photo.shape[0]), size)
-    return encode_png(draw_faces(small, [moved(face, to_small) for face in faces]))
+    return encode_png(draw_faces(small, [transform_face(face, to_small) for face in faces]))
 
 
 def _photo_of(face: Face) -> Image | None:
@@ -104,4 +104,4 @@ def _close_up(faces: Sequence[Face], photo: Image | None, size: int) -> Image:
     else:
         ground = cut_crop(photo, square, size)
     to_square = crop_matrix(square, size)
-    return draw_faces(ground, [moved(face, to_square) for face in faces])
+    return draw_faces(ground, [transform_face(face, to_square) for face in faces])

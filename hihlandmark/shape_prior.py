@@ -39,7 +39,7 @@ class ShapePrior:
     """The shapes of the faces of one layout with P points.
 
     Attributes:
-        mean: (P, 2), centred, with a root mean square distance of 1 from its centre.
+        mean: (P, 2), centerd, with a root mean square distance of 1 from its center.
         modes: (K, P, 2), each as long as its standard deviation.
         noise: standard deviation of a coordinate that the modes leave.
         covariance_scale: factor that makes the covariances of the network's heatmaps those of its
@@ -109,14 +109,14 @@ class ShapePrior:
 def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
     """The prior of annotated faces (N, P, 2), N >= 2, all their points known.
 
-    ``noise``: in root mean square distances of a shape's points from its centre. Modes that vary
+    ``noise``: in root mean square distances of a shape's points from its center. Modes that vary
     less are left out. Give faces and their mirror images.
     """
     aligned: FloatArray = np.asarray(shapes, np.float64)
-    mean = _normalised(aligned[0])
-    for _ in range(5):  # generalised Procrustes analysis (Gower 1975)
+    mean = _normalized(aligned[0])
+    for _ in range(5):  # generalized Procrustes analysis (Gower 1975)
         aligned = transform_points(similarities(aligned, mean), aligned)
-        mean = _normalised(aligned.mean(axis=0))
+        mean = _normalized(aligned.mean(axis=0))
     deviations = (aligned - mean).reshape(len(aligned), -1)
     deviations -= deviations.mean(axis=0)
     _, sizes, directions = np.linalg.svd(deviations, full_matrices=False)
@@ -126,9 +126,9 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
     return ShapePrior(mean, modes, noise)
 
 
-def _normalised(shape: FloatArray) -> FloatArray:
-    centred = shape - shape.mean(axis=0)
-    return centred / np.sqrt((centred**2).sum(axis=1).mean())
+def _normalized(shape: FloatArray) -> FloatArray:
+    centerd = shape - shape.mean(axis=0)
+    return centerd / np.sqrt((centerd**2).sum(axis=1).mean())
 
 
 def _student_weights(residual: FloatArray, spread: FloatArray) -> FloatArray:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replaced_when_whole(path: Path) -> Iterator[Path]:
+def atomic_write_path(path: Path) -> Iterator[Path]:
     """An empty file to write to, which takes the path's place when all went well.
 
     Makes the file's folder if need be.
@@ -33,5 +33,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Makes the file's folder if need be.
     """
-    with replaced_when_whole(path) as temporary:
+    with atomic_write_path(path) as temporary:
         temporary.write_bytes(content)

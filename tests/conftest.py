@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def astronaut() -> NDArray[np.uint8]:
-    """The photo (512, 512, 3) of one face, some 90 pixels wide."""
+    """The image (512, 512, 3) of one face, some 90 pixels wide."""
     image = skimage_astronaut()
     image.flags.writeable = False
     return image
@@ -54,5 +54,5 @@ def detector_of() -> Callable[[int], Detector]:
 def detector(detector_of: Callable[[int], Detector]) -> Detector:
     """The detector of 68 points at its quickest: one crop a face, no mirror image."""
     quick = copy(detector_of(68))
-    quick.refine, quick.mirror = 0, False
+    quick.refine, quick.flip_test = 0, False
     return quick

@@ -12,14 +12,14 @@ from hihlandmark.training.config import TrainingConfiguration
 
 LAYOUTS = {layout.name: layout.size for layout in (WFLW98, W300_68, COFW29)}
 PLAIN = {
-    **dict.fromkeys(("rotation_degrees", "scale", "shift", "flip", "colour", "grey"), 0.0),
+    **dict.fromkeys(("rotation_degrees", "scale", "shift", "flip", "color", "gray"), 0.0),
     **dict.fromkeys(("blur", "motion_blur", "shrink", "jpeg", "occlusion", "patch"), 0.0),
 }
 """No augmentation."""
 
 
 def write_set(folder: Path, points: np.ndarray, faces: int = 3, split: str = "train") -> None:
-    """Pictures of 120 x 120 pixels of noise with the same points on each, and their list."""
+    """Images of 120 x 120 pixels of noise with the same points on each, and their list."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with (folder / "annotations.jsonl").open("a", encoding="utf-8") as lines:
@@ -47,8 +47,20 @@ def tiny(**changes: Any) -> TrainingConfiguration:
         "network": {"features": 8, "depth": 3, "decimal_features": 8, "input_size": 128},
         "sets": [{"folder": name, "share": 1} for name in LAYOUTS],
         "stages": [
-            {"steps": 4, "crop_size": 64, "batch_size": 3, "learning_rate": 1e-2, "warm_up": 2},
-            {"steps": 2, "crop_size": 128, "batch_size": 2, "learning_rate": 1e-3, "warm_up": 1},
+            {
+                "steps": 4,
+                "crop_size": 64,
+                "batch_size": 3,
+                "learning_rate": 1e-2,
+                "warmup_steps": 2,
+            },
+            {
+                "steps": 2,
+                "crop_size": 128,
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+                "warmup_steps": 1,
+            },
         ],
         "save_every": 1,
     }

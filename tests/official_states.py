@@ -18,7 +18,7 @@ from hihlandmark.layouts import get_layout
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# How names tell a stack, and the layers that merge it into the trunk, which the last one lacks.
+# How names tell a stack, and the layers that merge it into the backbone, which the last one lacks.
 STACK = {
     "hih": (r"hg(\d)", r"$^"),
     "adnet": (r"(?:hgs|features|out_\w+)\.(\d)", r"merge_\w+\.(\d)"),

@@ -39,7 +39,7 @@ def test_arcface_crops_have_eyes_nose_and_mouth_where_they_belong(
     expected = np.array([(38.3, 51.7), (73.5, 51.5), (56, 71.7), (41.5, 92.4), (70.7, 92.2)])
     assert np.abs(placed - expected).max() < 6
     assert np.abs(placed.mean(axis=0) - expected.mean(axis=0)).max() < 0.05
-    # What the crop shows there is what the photo shows.
+    # What the crop shows there is what the image shows.
     inside = cv2.warpAffine(astronaut, aligned.matrix, (112, 112))
     assert np.abs(aligned.image.astype(int) - inside).mean() < 8
 
@@ -66,8 +66,8 @@ def test_ffhq_crops_are_those_of_the_data_set(faces: dict[int, Face]) -> None:
     x = across - np.flipud(down) * [-1, 1]
     x *= max(np.hypot(*across) * 2.0, np.hypot(*down) * 1.8) / np.hypot(*x)
     y = np.flipud(x) * [-1, 1]
-    centre = eyes + down * 0.1
-    corners = np.stack([centre - x - y, centre + x + y])
+    center = eyes + down * 0.1
+    corners = np.stack([center - x - y, center + x + y])
     matrix = crop_matrix(TEMPLATES["ffhq"](points), 256)
     placed = corners @ matrix[:, :2].T + matrix[:, 2]
     np.testing.assert_allclose(placed, [(-0.5, -0.5), (255.5, 255.5)], atol=1e-6)

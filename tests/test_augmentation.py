@@ -17,12 +17,12 @@ from hihlandmark.datasets.augmentation import (
 )
 from hihlandmark.layouts import FIVE, WFLW98
 
-LOOKS = ("colour", "grey", "shrink", "blur", "motion_blur", "jpeg", "patch", "occlusion")
+LOOKS = ("color", "gray", "shrink", "blur", "motion_blur", "jpeg", "patch", "occlusion")
 SQUARE = np.array([40.0, 30.0, 50.0, 0.1])
 
 
 def photo(height: int = 60, width: int = 80) -> NDArray[np.uint8]:
-    """Smooth colours: noise would not survive any change of look."""
+    """Smooth colors: noise would not survive any change of look."""
     y, x = np.mgrid[:height, :width]
     channels = [128 + 100 * np.sin(x / 9), 128 + 100 * np.cos(y / 7), 100 + x + y * 0.5]
     return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
@@ -116,16 +116,16 @@ def test_each_change_of_look_acts_alone_and_leaves_its_input_alone(name: str) ->
 @pytest.mark.parametrize("other_shape", [(1, 1), (20, 400), (64, 64)])
 def test_looks_keep_shape_and_type_for_every_size(size: int, other_shape: tuple[int, int]) -> None:
     everything = Augmentation(**dict.fromkeys(LOOKS, 1.0))
-    grey = np.repeat(photo(size, size)[..., :1], 3, axis=2)
-    for crop in (photo(size, size), grey, np.zeros((size, size, 3), np.uint8)):
+    gray = np.repeat(photo(size, size)[..., :1], 3, axis=2)
+    for crop in (photo(size, size), gray, np.zeros((size, size, 3), np.uint8)):
         for seed in range(4):
             changed = everything.look(crop, generator(seed), photo(*other_shape))
             assert changed.shape == (size, size, 3)
             assert changed.dtype == np.uint8
 
 
-def test_grey_has_no_colour_left() -> None:
-    changed = replace(NO_AUGMENTATION, grey=1).look(photo(), generator(0))
+def test_gray_has_no_color_left() -> None:
+    changed = replace(NO_AUGMENTATION, gray=1).look(photo(), generator(0))
     assert np.ptp(changed, axis=2).max() == 0
 
 

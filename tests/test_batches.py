@@ -15,7 +15,7 @@ from hihlandmark.training.config import TrainingSet
 from hihlandmark.training.data import (
     Batch,
     TrainingBatches,
-    UnlabelledBatch,
+    UnlabeledBatch,
     lent_points,
     usable_faces,
 )
@@ -29,21 +29,21 @@ def batches(data: Path, process: int = 0, processes: int = 1, **changes: Any) ->
         for s in configuration.sets
     ]
     settings = configuration.self_training
-    unlabelled = [read_faces(data / s.folder, s.split) for s in settings.sets] if settings else []
+    unlabeled = [read_faces(data / s.folder, s.split) for s in settings.sets] if settings else []
     plan = Plan(
-        configuration, sum(map(len, sets)), processes * configuration.optimiser.accumulation
+        configuration, sum(map(len, sets)), processes * configuration.optimizer.accumulation
     )
-    return TrainingBatches(configuration, plan, LAYOUTS, sets, unlabelled, process, processes)
+    return TrainingBatches(configuration, plan, LAYOUTS, sets, unlabeled, process, processes)
 
 
-def labelled(step: tuple[Batch, UnlabelledBatch | None]) -> Batch:
+def labeled(step: tuple[Batch, UnlabeledBatch | None]) -> Batch:
     return step[0]
 
 
 def test_a_batch_holds_each_faces_own_points_and_those_it_lends(data: Path) -> None:
-    batch = labelled(batches(data, augmentation=PLAIN, sets=[{"folder": "WFLW98"}])[0])
+    batch = labeled(batches(data, augmentation=PLAIN, sets=[{"folder": "WFLW98"}])[0])
     assert batch.crops.shape == (3, 64, 64, 3)
-    # The tight box's longer side is 1/1.4 of the crop, its centre the crop's.
+    # The tight box's longer side is 1/1.4 of the crop, its center the crop's.
     expected = WFLW98.mean_shape * 64 / 1.4 + 31.5
     assert np.allclose(batch.points[0, :98], expected, atol=1e-3)
     assert (batch.weights[:, :98] == 1).all()
@@ -60,12 +60,12 @@ def test_a_flipped_face_keeps_its_point_order(data: Path) -> None:
     sets = [{"folder": "W300_68"}]
     flipped = batches(data, augmentation={**PLAIN, "flip": 1.0}, sets=sets)
     plain = batches(data, augmentation=PLAIN, sets=sets)
-    assert np.allclose(labelled(flipped[0]).points, labelled(plain[0]).points, atol=0.6)
+    assert np.allclose(labeled(flipped[0]).points, labeled(plain[0]).points, atol=0.6)
 
 
 def test_points_outside_of_the_crop_are_not_taught(data: Path) -> None:
     sets = [{"folder": "COFW29", "box_scale": 0.8}]
-    batch = labelled(batches(data, augmentation=PLAIN, sets=sets)[0])
+    batch = labeled(batches(data, augmentation=PLAIN, sets=sets)[0])
     own = batch.weights[0, 98 + 68 :].numpy()
     points = batch.points[0, 98 + 68 :].numpy()
     outside = ((points < -0.5) | (points >= 63.5)).any(axis=1)
@@ -78,11 +78,11 @@ def test_unknown_and_ignored_points_are_not_taught(tmp_path: Path) -> None:
     write_set(tmp_path / "set", points)
     own = slice(98, 98 + 68)
     sets = [{"folder": "set", "ignored": ["0-2", 40]}]
-    batch = labelled(batches(tmp_path, augmentation=PLAIN, sets=sets)[0])
+    batch = labeled(batches(tmp_path, augmentation=PLAIN, sets=sets)[0])
     unknown = {i for i, weight in enumerate(batch.weights[0, own]) if weight == 0}
     assert unknown == {0, 1, 2, 40}
     flipped = batches(tmp_path, augmentation={**PLAIN, "flip": 1.0}, sets=sets)
-    weights = labelled(flipped[0]).weights[0, own]
+    weights = labeled(flipped[0]).weights[0, own]
     assert {i for i, weight in enumerate(weights) if weight == 0} == {16, 15, 14, 47}
 
 
@@ -91,7 +91,7 @@ def test_a_tighter_crop_enlarges_the_face(data: Path) -> None:
         tight = batches(
             data, augmentation=PLAIN, sets=[{"folder": "WFLW98"}], canonical_scale=scale
         )
-        box = tight_boxes(labelled(tight[0]).points[0, :98].double().numpy())
+        box = tight_boxes(labeled(tight[0]).points[0, :98].double().numpy())
         return float((box[2:] - box[:2]).max())
 
     assert face_side(1.2) == pytest.approx(64 / 1.2, rel=1e-3)
@@ -101,17 +101,17 @@ def test_a_tighter_crop_enlarges_the_face(data: Path) -> None:
 def test_batches_depend_on_seed_and_step_alone(data: Path) -> None:
     one, two, other = batches(data), batches(data), batches(data, seed=2)
     one[0], one[3]
-    for a, b in zip(labelled(one[2]), labelled(two[2]), strict=True):
+    for a, b in zip(labeled(one[2]), labeled(two[2]), strict=True):
         assert torch.equal(a, b)
-    assert not torch.equal(labelled(one[2]).crops, labelled(one[1]).crops)
-    assert not torch.equal(labelled(one[2]).crops, labelled(other[2]).crops)
+    assert not torch.equal(labeled(one[2]).crops, labeled(one[1]).crops)
+    assert not torch.equal(labeled(one[2]).crops, labeled(other[2]).crops)
 
 
 def test_processes_see_together_what_one_with_a_larger_batch_sees(data: Path) -> None:
     stages = [{"steps": 3, "crop_size": 64, "batch_size": 2}]
     parts = [batches(data, p, 2, stages=stages)[1] for p in range(2)]
     whole = batches(data, stages=[{**stages[0], "batch_size": 4}])[1]
-    assert torch.equal(torch.cat([labelled(p).crops for p in parts]), labelled(whole).crops)
+    assert torch.equal(torch.cat([labeled(p).crops for p in parts]), labeled(whole).crops)
 
 
 def test_faces_without_a_box_are_left_out_and_named(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_an_unreadable_image_is_replaced_and_counted(tmp_path: Path) -> None:
     write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
     (tmp_path / "set" / "train_1.png").write_bytes(b"no image")
     some = batches(tmp_path, sets=[{"folder": "set"}], augmentation=PLAIN)
-    assert sum(int(labelled(some[step]).unreadable.sum()) for step in range(4)) == 4
+    assert sum(int(labeled(some[step]).unreadable.sum()) for step in range(4)) == 4
     for image in (tmp_path / "set").glob("*.png"):
         image.write_bytes(b"no image")
     with pytest.raises(DataError, match="20 images in a row"):
@@ -147,15 +147,15 @@ def test_the_students_crop_lies_where_the_matrix_says(data: Path) -> None:
     assert some[1][1] is None, "the teacher waits"
     extra = some[2][1]
     assert extra is not None
-    assert extra.plain.shape == extra.disturbed.shape == (2, 64, 64, 3)
-    for plain, disturbed, matrix in zip(*extra, strict=True):
-        # The middle of the plain crop, found again in the disturbed one.
+    assert extra.plain.shape == extra.augmented.shape == (2, 64, 64, 3)
+    for plain, augmented, matrix in zip(*extra, strict=True):
+        # The middle of the plain crop, found again in the augmented one.
         x, y = (matrix[:, :2] @ torch.tensor([31.5, 31.5]) + matrix[:, 2]).tolist()
         import cv2
 
         moved = cv2.warpAffine(plain.numpy(), matrix.double().numpy(), (64, 64))
         near = np.s_[int(y) - 8 : int(y) + 8, int(x) - 8 : int(x) + 8]
-        a, b = (np.float64(crop[near]).ravel() for crop in (moved, disturbed.numpy()))
+        a, b = (np.float64(crop[near]).ravel() for crop in (moved, augmented.numpy()))
         assert np.corrcoef(a, b)[0, 1] > 0.5
 
 

@@ -16,7 +16,7 @@ from hihlandmark.cli import app
 
 def test_calls_take_turns_and_warm_up_first() -> None:
     order: list[str] = []
-    times = benchmark.take_turns(
+    times = benchmark.time_interleaved(
         {"quick": lambda: order.append("q"), "slow": lambda: (order.append("s"), time.sleep(0.01))},
         rounds=3,
         each=2,

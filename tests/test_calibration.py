@@ -275,7 +275,7 @@ def test_low_scores_that_find_hidden_points_are_reported_and_drawn(tmp_path: Pat
 
 
 def annotated(points: NDArray[np.floating], layout: str = "FIVE", **more: Any) -> AnnotatedFaces:
-    """Faces (N, P, 2) on photos that are grey in the value of their index."""
+    """Faces (N, P, 2) on images that are gray in the value of their index."""
 
     def photo(index: int) -> Callable[[], NDArray[np.uint8]]:
         return lambda: np.full((200, 200, 3), index, np.uint8)
@@ -285,7 +285,7 @@ def annotated(points: NDArray[np.floating], layout: str = "FIVE", **more: Any) -
 
 
 def detector_off_by(points: NDArray[np.floating], offset: float, layout: str = "FIVE") -> Any:
-    """A detector that knows faces (N, P, 2) by their grey, and is off by some crop pixels in x."""
+    """A detector that knows faces (N, P, 2) by their gray, and is off by some crop pixels in x."""
     box_map = BoxMap((0.1, 0.0), 1.5)
 
     def predict_crops(crops: NDArray[np.uint8]) -> CropLandmarks:

@@ -19,7 +19,7 @@ run = CliRunner()
 
 @pytest.fixture
 def photos(tmp_path: Path, astronaut: NDArray[np.uint8]) -> Path:
-    """A folder with a face, a face in a sub-folder, a picture without one, and no images."""
+    """A folder with a face, a face in a sub-folder, an image without one, and no images."""
     folder = tmp_path / "photos with ünïcode"
     (folder / "sub").mkdir(parents=True)
     Image.fromarray(astronaut).save(folder / "face.png")

@@ -51,14 +51,14 @@ def test_settings_reach_into_tables_and_lists(file: Path) -> None:
         [
             "stages.1.steps=7",
             "loss.point=wing",
-            "optimiser.betas=[0.5, 0.9]",
+            "optimizer.betas=[0.5, 0.9]",
             "sets.0.ignored=['3-5', 9]",
             "name='other'",
         ],
     )
     assert changed.stages[1].steps == 7
     assert changed.loss.point == "wing"
-    assert changed.optimiser.betas == (0.5, 0.9)
+    assert changed.optimizer.betas == (0.5, 0.9)
     assert changed.sets[0].ignored == (3, 4, 5, 9)
     assert changed.name == "other"
 

@@ -31,7 +31,7 @@ def test_crop_and_back_is_the_identity(square: np.ndarray, size: int) -> None:
     assert np.allclose(back, points, atol=1e-6)
 
 
-def test_centres_and_edges_follow_the_pixel_convention() -> None:
+def test_centers_and_edges_follow_the_pixel_convention() -> None:
     # A square over the pixels 10..17 (edges 9.5 and 17.5), enlarged twice.
     matrix = crop_matrix(np.array([13.5, 13.5, 8.0, 0.0]), 16)
     points = np.array([[9.5, 9.5], [10.0, 10.0], [17.5, 17.5]])

@@ -22,16 +22,16 @@ from hihlandmark.heatmap import Decoder, mirrored, read_heatmaps
 from hihlandmark.models.registry import MODELS, build_model, configuration_of
 from hihlandmark.runtimes.pytorch import TorchRuntime
 from hihlandmark.training.config import SelfTraining
-from hihlandmark.training.data import Batch, UnlabelledBatch
+from hihlandmark.training.data import Batch, UnlabeledBatch
 from hihlandmark.training.distillation import read_teacher
 from hihlandmark.training.objectives import decoding_of, make_objective
 from hihlandmark.training.self_training import teach
 from hihlandmark.training.trainer import build_training_network
 from hihlandmark.training.validation import Validator
-from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding, Normalisation
+from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding, Normalization
 
 CUDA = torch.device("cuda")
-NORMALISATION: Normalisation = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+NORMALIZATION: Normalization = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -82,9 +82,9 @@ def test_every_network_gives_the_same_heatmaps(name: str) -> None:
     torch.manual_seed(0)
     network = build_model(MODELS[name].architecture, configuration_of(name))
     crops = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    here = TorchRuntime(network, "WFLW98", NORMALISATION, torch.device("cpu"))(crops)
+    here = TorchRuntime(network, "WFLW98", NORMALIZATION, torch.device("cpu"))(crops)
     with simulated_cuda():
-        there = TorchRuntime(network, "WFLW98", NORMALISATION, CUDA)(crops)
+        there = TorchRuntime(network, "WFLW98", NORMALIZATION, CUDA)(crops)
         assert_alike(here.integer, there.integer)
         if here.decimal is not None:
             assert there.decimal is not None
@@ -95,9 +95,9 @@ def test_bf16_gives_nearly_the_same_heatmaps() -> None:
     torch.manual_seed(0)
     network = build_model("hih", configuration_of("hih-small"))
     crops = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    exact = TorchRuntime(network, "WFLW98", NORMALISATION, torch.device("cpu"))(crops).integer
+    exact = TorchRuntime(network, "WFLW98", NORMALIZATION, torch.device("cpu"))(crops).integer
     with simulated_cuda():
-        runtime = TorchRuntime(network, "WFLW98", NORMALISATION, CUDA, "bf16")
+        runtime = TorchRuntime(network, "WFLW98", NORMALIZATION, CUDA, "bf16")
         mixed = runtime(crops).integer.cpu()
     assert mixed.dtype == torch.float32
     assert not torch.equal(mixed, exact)
@@ -107,7 +107,7 @@ def test_bf16_gives_nearly_the_same_heatmaps() -> None:
 @pytest.mark.parametrize("decoder", get_args(Decoder))
 def test_every_decoder_gives_the_same_points(decoder: Decoder) -> None:
     torch.manual_seed(0)
-    decoding: Decoding = {"activation": "softmax", "decoder": decoder, "bin_centre": 0.5}
+    decoding: Decoding = {"activation": "softmax", "decoder": decoder, "bin_center": 0.5}
     integer, decimal, mirror = torch.randn(2, 5, 64, 64), torch.randn(2, 5, 8, 8), torch.arange(5)
     for maps in ((integer, decimal), (integer, None)):
         here = read_heatmaps(*mirrored(*maps, mirror), decoding)
@@ -138,15 +138,15 @@ def test_losses_are_the_same(model: str, data: Path, tmp_path: Path) -> None:
         assert_alike(here, losses(CUDA))
 
 
-def test_a_teacher_says_the_same_of_unlabelled_faces() -> None:
+def test_a_teacher_says_the_same_of_unlabeled_faces() -> None:
     configuration = tiny()
     settings = SelfTraining(sets=[{"folder": "W300_68"}], layouts=["WFLW98"], start=2, faces=1)
     plain = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
-    unlabelled = UnlabelledBatch(plain, plain, torch.eye(3)[:2].repeat(2, 1, 1))
+    unlabeled = UnlabeledBatch(plain, plain, torch.eye(3)[:2].repeat(2, 1, 1))
 
     def taught(device: torch.device) -> Batch:
         network = build_training_network(configuration).to(device).eval()
-        moved = UnlabelledBatch(*(part.to(device) for part in unlabelled))
+        moved = UnlabeledBatch(*(part.to(device) for part in unlabeled))
         return teach(network, moved, settings, decoding_of(configuration), 195, nullcontext())
 
     here = taught(torch.device("cpu"))

@@ -157,7 +157,7 @@ def test_show_repeats_itself_with_a_seed(data: Path, tmp_path: Path) -> None:
 def test_show_takes_the_augmentation_of_a_configuration(data: Path, tmp_path: Path) -> None:
     settings = "\n".join(
         f"{name} = 0.0"
-        for name in ("rotation_degrees", "scale", "shift", "flip", "colour", "grey", "shrink")
+        for name in ("rotation_degrees", "scale", "shift", "flip", "color", "gray", "shrink")
     )
     settings += "\nblur = 0\nmotion_blur = 0\njpeg = 0\npatch = 0\nocclusion = 0"
     config = tmp_path / "run.toml"
@@ -212,8 +212,8 @@ def five_points(visible: NDArray[np.bool_] | None = None) -> AnnotatedFaces:
     return AnnotatedFaces("set", "FIVE5", FIVE.mirror, [face])
 
 
-def colours_at(tile: NDArray[np.uint8], points: NDArray[np.float64]) -> list[tuple[int, ...]]:
-    """The colour that a pixel shows, unmixed from what is around its point."""
+def colors_at(tile: NDArray[np.uint8], points: NDArray[np.float64]) -> list[tuple[int, ...]]:
+    """The color that a pixel shows, unmixed from what is around its point."""
     pixels = [tile[round(y), round(x)].astype(float) for x, y in points]
     known = np.array([LEFT, MIDDLE, RIGHT, HIDDEN])
     nearest = [np.abs(known / 255 - pixel / pixel.max()).sum(axis=1).argmin() for pixel in pixels]
@@ -227,16 +227,16 @@ def test_a_flipped_face_keeps_left_points_on_the_left_and_hidden_ones_hidden() -
     sheet = before_and_after(five_points(visible), [0], flip, crop_size=80, variants=1)
     stored, crop, flipped = np.split(sheet[:80], 3, axis=1)
     points = five_points()[0].points
-    assert colours_at(stored, points) == [LEFT, HIDDEN, MIDDLE, LEFT, RIGHT]
+    assert colors_at(stored, points) == [LEFT, HIDDEN, MIDDLE, LEFT, RIGHT]
     places = (points - (40, 42.5)) * 80 / 56 + 39.5
-    assert colours_at(crop, places) == [LEFT, HIDDEN, MIDDLE, LEFT, RIGHT]
-    assert colours_at(flipped, places) == [HIDDEN, RIGHT, MIDDLE, LEFT, RIGHT]
+    assert colors_at(crop, places) == [LEFT, HIDDEN, MIDDLE, LEFT, RIGHT]
+    assert colors_at(flipped, places) == [HIDDEN, RIGHT, MIDDLE, LEFT, RIGHT]
 
 
 def test_points_outside_are_marked_at_the_edge_and_unknown_ones_not() -> None:
     points = np.array([[10.0, 90.0], [30.0, 30.0], [np.nan, np.nan]])
     tile = contact_sheet([Tile(np.zeros((60, 60, 3), np.uint8), points)], 1, 60)[:60]
-    assert colours_at(tile, np.array([[10, 59], [30, 30]])) == [HIDDEN, MIDDLE]
+    assert colors_at(tile, np.array([[10, 59], [30, 30]])) == [HIDDEN, MIDDLE]
     tile[57:, 8:13] = tile[28:33, 28:33] = 0
     assert tile.max() == 0
 

@@ -18,7 +18,7 @@ from hihlandmark.layouts import COFW29, W300_68, WFLW98
 
 
 def shape(count: int, offset: float = 0.0) -> np.ndarray:
-    """Some points (P, 2) within a photo of 60 x 40."""
+    """Some points (P, 2) within an image of 60 x 40."""
     return np.stack([np.linspace(5, 50, count), np.linspace(30, 8, count)], axis=-1) + offset
 
 

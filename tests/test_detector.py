@@ -20,7 +20,7 @@ from hihlandmark.weights import find_weights, load_model, save_weights
 DetectorOf = Callable[[int], Detector]
 Photo = NDArray[np.uint8]
 
-# Where features of the astronaut are, in pixels, read off the enlarged photo by eye.
+# Where features of the astronaut are, in pixels, read off the enlarged image by eye.
 EYES_AND_MOUTH = {"left_eye": (203, 102), "right_eye": (247, 104), "outer_lips": (223, 145)}
 
 
@@ -169,14 +169,14 @@ def test_refining_corrects_a_bad_box(astronaut: Photo) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refine", "mirror", "right", "wrong"),
+    ("refine", "flip_test", "right", "wrong"),
     [(0, False, 1, 1), (0, True, 2, 2), (1, False, 1, 2), (1, True, 2, 3), (3, True, 2, 3)],
 )
 def test_the_network_runs_no_more_often_than_the_box_needs(
-    refine: int, mirror: bool, right: int, wrong: int, astronaut: Photo
+    refine: int, flip_test: bool, right: int, wrong: int, astronaut: Photo
 ) -> None:
     """A crop is cut anew only where the points say so, and its mirror image only of the last."""
-    detector = Detector(68, device="cpu", refine=refine, mirror=mirror)
+    detector = Detector(68, device="cpu", refine=refine, flip_test=flip_test)
     runtime = detector.runtime
     crops_run = 0
 
@@ -244,7 +244,7 @@ def test_auto_says_which_device_it_took(caplog: pytest.LogCaptureFixture) -> Non
         ({"face_detector": "haar"}, ConfigurationError, "'mtcnn', 'centerface'"),
         ({"refine": -1}, ConfigurationError, "refine"),
         ({"batch_size": 0}, ConfigurationError, "batch_size"),
-        ({"decoder": "guess"}, ConfigurationError, "expectation"),
+        ({"decoder": "guess"}, ConfigurationError, "local_soft_argmax"),
         ({"runtime": "tensorflow"}, ConfigurationError, "openvino"),
     ],
 )
@@ -305,7 +305,7 @@ def test_an_empty_heatmap_is_a_point_of_score_zero_and_harms_no_other(astronaut:
 
 @pytest.mark.parametrize("layout", [98, 68, 29])
 def test_a_hidden_part_of_the_face_is_where_the_rest_says(layout: int, astronaut: Photo) -> None:
-    """A grey square over one eye: with the shape prior its points stay nearer to the true ones."""
+    """A gray square over one eye: with the shape prior its points stay nearer to the true ones."""
     plain = Detector(layout, device="cpu", refine=0, shape_prior=False)
     with_prior = Detector(layout, device="cpu", refine=0)
     assert plain.shape_prior is None

@@ -74,7 +74,7 @@ def workplace(
     open_tables: None,
     one_thread: None,
 ) -> Path:
-    """An empty folder with a photo, where nothing can be fetched and conversions are not kept."""
+    """An empty folder with an image, where nothing can be fetched and conversions are not kept."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("hihlandmark.runtimes.converted._cache_folder", lambda package: tmp_path)

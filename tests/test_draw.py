@@ -15,11 +15,11 @@ def test_a_point_is_drawn_where_it_is_to_a_fraction_of_a_pixel() -> None:
     draw_points(canvas, point, np.array([1.0], np.float32), radius=3)
     weight = canvas.sum(axis=2).astype(float)
     rows, columns = np.mgrid[:40, :40]
-    centre = [(weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()]
-    assert np.allclose(centre, point[0], atol=0.15)
+    center = [(weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()]
+    assert np.allclose(center, point[0], atol=0.15)
 
 
-def test_colour_says_the_score() -> None:
+def test_color_says_the_score() -> None:
     canvas = np.zeros((20, 40, 3), np.uint8)
     points = np.array([[10, 10], [30, 10]], np.float32)
     draw_points(canvas, points, np.array([0.0, 1.0], np.float32), radius=4)

@@ -48,7 +48,7 @@ from hihlandmark.layouts import COFW29, W300_68
 from hihlandmark.models.registry import ARCHITECTURES, build_model, configuration_of
 from hihlandmark.runtimes.converted import exported_runtime
 from hihlandmark.runtimes.formats import run_onnx, run_openvino
-from hihlandmark.runtimes.int8 import quantise
+from hihlandmark.runtimes.int8 import quantize
 from hihlandmark.training.checkpoint import LAST, load_checkpoint
 from hihlandmark.training.config import Distillation, read_configuration
 from hihlandmark.training.data import TrainingBatches
@@ -69,7 +69,7 @@ Case = tuple[type[Exception], str, Attempt]
 
 @cache
 def quick_detector() -> Detector:
-    return Detector(29, device="cpu", runtime="torch", refine=0, mirror=False)
+    return Detector(29, device="cpu", runtime="torch", refine=0, flip_test=False)
 
 
 def command(line: str) -> None:
@@ -114,7 +114,11 @@ def small_detector(folder: Path, **options: Any) -> Detector:
 
 DETECTOR: list[Case] = [
     (ConfigurationError, "head", lambda folder: small_detector(folder, layout=68)),
-    (ConfigurationError, "origin", lambda folder: small_detector(folder, layout=29, mirror=True)),
+    (
+        ConfigurationError,
+        "origin",
+        lambda folder: small_detector(folder, layout=29, flip_test=True),
+    ),
     (ConfigurationError, "on_error", lambda _: quick_detector().predict_many([], on_error="skip")),
     (ConfigurationError, "workers", lambda _: quick_detector().predict_many([], workers=0)),
 ]
@@ -353,7 +357,7 @@ MISSING: list[tuple[str, str, Attempt]] = [
     ("trackers", "trackers", lambda _: FaceTracker(quick_detector())),
     ("skimage.data", "demo", lambda _: astronaut()),
     ("onnxruntime", "onnx", lambda folder: run_onnx(folder / "a.onnx")),
-    ("onnxruntime.quantization", "onnx", lambda folder: quantise(folder, np.zeros((2, 8, 8, 3)))),
+    ("onnxruntime.quantization", "onnx", lambda folder: quantize(folder, np.zeros((2, 8, 8, 3)))),
     ("openvino", "openvino", lambda folder: run_openvino(folder / "a.xml")),
 ]
 

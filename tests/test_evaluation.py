@@ -20,7 +20,7 @@ from hihlandmark.crop import BoxMap, tight_boxes
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import DataError
 from hihlandmark.evaluation import (
-    NORMALISATIONS,
+    NORMALIZATIONS,
     Evaluation,
     Jitter,
     area_under_curve,
@@ -33,11 +33,11 @@ from hihlandmark.evaluation import (
     fit_official_map,
     jitter_curve,
     mean_error,
-    normalised_errors,
+    normalized_errors,
 )
 from hihlandmark.evaluation.figures import failure_gallery
 from hihlandmark.evaluation.metrics import point_distances
-from hihlandmark.evaluation.report import summarise, to_markdown, write_report
+from hihlandmark.evaluation.report import summarize, to_markdown, write_report
 from hihlandmark.layouts import W300_68, get_layout
 
 Array = NDArray[np.floating]
@@ -49,7 +49,7 @@ Array = NDArray[np.floating]
 def test_errors_are_in_units_of_the_pair() -> None:
     truth = np.array([[[0.0, 0.0], [10.0, 0.0], [5.0, 5.0]]])
     predicted = truth + np.array([[[0, 0], [0, 1], [3, 4]]])
-    assert np.allclose(normalised_errors(predicted, truth, (0, 1)), [[0, 0.1, 0.5]])
+    assert np.allclose(normalized_errors(predicted, truth, (0, 1)), [[0, 0.1, 0.5]])
 
 
 def test_the_units_of_errors_are_lengths_of_the_true_face() -> None:
@@ -57,7 +57,7 @@ def test_the_units_of_errors_are_lengths_of_the_true_face() -> None:
     truth[0, 0], truth[0, 16] = (0, 5), (40, 35)  # the box: 40 wide, 30 high
     truth[0, 36:42], truth[0, 42:48] = (10, 20), (26, 20)  # pupils: the means of the eyes
     truth[0, 36], truth[0, 45] = (4, 20), (32, 20)  # outer corners, 28 apart
-    units = {name: unit(truth, W300_68)[0] for name, unit in NORMALISATIONS.items()}
+    units = {name: unit(truth, W300_68)[0] for name, unit in NORMALIZATIONS.items()}
     assert units["interocular"] == pytest.approx(28)
     assert units["interpupil"] == pytest.approx(16 + 6 / 6 + 6 / 6)
     assert units["box"] == pytest.approx(np.sqrt(40 * 30))
@@ -74,7 +74,7 @@ def test_what_is_unknown_has_no_distance_and_what_was_not_found_an_infinite_one(
 def test_boxes_are_tight_around_the_known_points() -> None:
     truth = np.full((2, 68, 2), np.nan)
     truth[0, 3], truth[0, 60] = (1, 1), (4, 5)
-    diagonal = NORMALISATIONS["diagonal"](truth, W300_68)
+    diagonal = NORMALIZATIONS["diagonal"](truth, W300_68)
     assert diagonal[0] == 5
     assert np.isnan(diagonal[1])
 
@@ -205,12 +205,12 @@ def test_other_units_follow_from_one_evaluation(
     astronaut: NDArray[np.uint8], detector: Detector, points: Array
 ) -> None:
     evaluation = evaluate(detector, split_of([annotated("one", astronaut, points + 3)]))
-    by_eyes, by_box = evaluation.face_errors[0], evaluation.normalised("box").face_errors[0]
+    by_eyes, by_box = evaluation.face_errors[0], evaluation.normalized("box").face_errors[0]
     sides = np.ptp(points, axis=0)
     interocular = np.linalg.norm(points[36] - points[45])
     assert by_eyes / by_box == pytest.approx(np.sqrt(sides.prod()) / interocular)
     with pytest.raises(ConfigurationError, match="interocular, interpupil, box, diagonal"):
-        evaluation.normalised("chin")
+        evaluation.normalized("chin")
 
 
 def test_a_face_that_is_not_found_is_a_failure_and_not_part_of_the_nme(
@@ -223,7 +223,7 @@ def test_a_face_that_is_not_found_is_a_failure_and_not_part_of_the_nme(
         detector, split_of([annotated(*face) for face in faces]), boxes="detected"
     )
     assert evaluation.missed.tolist() == [False, True, True]
-    figures = summarise(evaluation, {})
+    figures = summarize(evaluation, {})
     assert figures["missed"] == 2
     assert figures["nme"] < 2
     assert figures["fr10"] == pytest.approx(66.67)
@@ -234,7 +234,7 @@ def test_missed_faces_are_failures_in_units_that_their_labels_do_not_give() -> N
     assert np.isinf(evaluation.face_errors[2])
     truth = evaluation.truth.copy()
     truth[2, 36] = np.nan
-    units = {"interocular": NORMALISATIONS["interocular"](truth, W300_68)}
+    units = {"interocular": NORMALIZATIONS["interocular"](truth, W300_68)}
     assert np.isinf(replace(evaluation, truth=truth, units=units).face_errors[2])
 
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_used_is_skipped_and_named(
         [
             annotated("broken", ImageError("cannot read broken.png"), points),
             annotated("fine", astronaut, points),
-            annotated("unlabelled", astronaut, np.full((68, 2), np.nan)),
+            annotated("unlabeled", astronaut, np.full((68, 2), np.nan)),
             annotated("outside", astronaut, points + 2000),
         ]
     )
@@ -263,7 +263,7 @@ def test_what_cannot_be_used_is_skipped_and_named(
     assert evaluation.names == ("fine",)
     assert [message.partition(":")[0] for message in evaluation.skipped] == [
         "broken",
-        "unlabelled",
+        "unlabeled",
         "outside",
     ]
     assert "cannot read broken.png" in evaluation.skipped[0]
@@ -275,10 +275,10 @@ def test_layouts_that_share_points_are_compared_on_these(
     astronaut: NDArray[np.uint8], detector_of: Callable[[int], Detector]
 ) -> None:
     (face,) = detector_of(98).predict(astronaut)
-    truth_of_68 = face.to(68).points
+    truth_of_68 = face.to_layout(68).points
     of_68 = split_of([annotated("one", astronaut, truth_of_68)])
     evaluation = evaluate(detector_of(98), of_68)
-    approximate = face.to(68).approximate
+    approximate = face.to_layout(68).approximate
     assert evaluation.layout is W300_68
     assert (np.isnan(evaluation.errors[0]) == approximate).all()
     assert evaluation.face_errors[0] < 0.02
@@ -328,7 +328,7 @@ def test_missing_rectangles_and_wrong_options_are_named(
         evaluate(detector, faces, boxes="detected", jitter=Jitter(0.1))
 
 
-def test_jitter_moves_by_the_shift_and_scales_about_the_centre() -> None:
+def test_jitter_moves_by_the_shift_and_scales_about_the_center() -> None:
     boxes = np.tile([10.0, 20, 30, 60], (50, 1))
     moved = Jitter(shift=0.1)(boxes) - boxes
     assert np.allclose(moved[:, :2], moved[:, 2:])
@@ -344,8 +344,8 @@ def test_refinement_makes_up_for_worse_boxes(
 ) -> None:
     faces = split_of([annotated(str(i), astronaut, points) for i in range(2)])
     once, twice = (jitter_curve(detector, faces, (0, 0.2), (1,), refine=n) for n in (0, 1))
-    assert [point.strength for point in once.shifts] == [0, 0.2]
-    assert once.shifts[0] == once.scales[0]._replace(strength=0)
+    assert [point.severity for point in once.shifts] == [0, 0.2]
+    assert once.shifts[0] == once.scales[0]._replace(severity=0)
     assert once.shifts[0].nme < 0.02
     assert once.shifts[1].nme > 1.2 * once.shifts[0].nme
     assert twice.shifts[1].nme < once.shifts[1].nme
@@ -367,7 +367,7 @@ def test_progress_runs_up_to_all_faces(
 def small_evaluation() -> Evaluation:
     """Three faces with eyes 100 pixels apart: off by 2 and by 12 pixels, and missed."""
     truth = np.tile(200 + 150 * W300_68.mean_shape, (3, 1, 1))
-    truth *= 100 / NORMALISATIONS["interocular"](truth, W300_68)[:, None, None]
+    truth *= 100 / NORMALIZATIONS["interocular"](truth, W300_68)[:, None, None]
     predicted = truth + np.array([[[2, 0]], [[0, 12]], [[np.nan, np.nan]]])
     scores = np.where(np.isnan(predicted[..., 0]), np.nan, 0.9)
     return Evaluation(
@@ -376,7 +376,7 @@ def small_evaluation() -> Evaluation:
         truth=truth,
         predicted=predicted,
         scores=scores,
-        units={name: unit(truth, W300_68) for name, unit in NORMALISATIONS.items()},
+        units={name: unit(truth, W300_68) for name, unit in NORMALIZATIONS.items()},
         subsets=(frozenset({"pose"}), frozenset({"pose", "blur"}), frozenset()),
         skipped=("d.png: cannot be read",),
     )
@@ -389,7 +389,7 @@ def faces_of(evaluation: Evaluation) -> AnnotatedFaces:
 
 
 def test_the_summary_has_all_faces_subsets_parts_and_points() -> None:
-    report = summarise(small_evaluation(), {"model": "some"})
+    report = summarize(small_evaluation(), {"model": "some"})
     assert report["faces"] == 3
     assert report["nme"] == pytest.approx(7)
     assert (report["fr8"], report["fr10"]) == (pytest.approx(66.67), pytest.approx(66.67))
@@ -408,16 +408,16 @@ def test_the_summary_has_all_faces_subsets_parts_and_points() -> None:
 def test_a_summary_of_nothing_found_is_valid_json() -> None:
     evaluation = small_evaluation()
     nothing = replace(evaluation, predicted=np.full_like(evaluation.predicted, np.nan))
-    report = json.loads(json.dumps(summarise(nothing, {}), allow_nan=False))
+    report = json.loads(json.dumps(summarize(nothing, {}), allow_nan=False))
     assert report["nme"] is None
     assert report["fr10"] == 100
-    assert "| all | 3 | 3 |" in to_markdown(summarise(nothing, {}), {})
+    assert "| all | 3 | 3 |" in to_markdown(summarize(nothing, {}), {})
 
 
 def test_a_report_folder_has_tables_and_pictures(tmp_path: Path) -> None:
     evaluation = small_evaluation()
     settings = {"model": "some"}
-    report = summarise(evaluation, settings)
+    report = summarize(evaluation, settings)
     faces = faces_of(evaluation)
     written = write_report(tmp_path / "new", report, evaluation, faces, settings)
     assert {path.name for path in written} == {
@@ -439,7 +439,7 @@ def test_a_report_folder_has_tables_and_pictures(tmp_path: Path) -> None:
             assert min(picture.size) > 200
 
 
-def test_the_gallery_shows_the_worst_faces_first_in_two_colours() -> None:
+def test_the_gallery_shows_the_worst_faces_first_in_two_colors() -> None:
     evaluation = small_evaluation()
     picture = Image.open(io.BytesIO(failure_gallery(evaluation, faces_of(evaluation), count=2)))
     pixels = np.asarray(picture).astype(int)
@@ -466,14 +466,14 @@ def test_the_command_prints_tables_or_json_alone_and_writes_a_report(
     tmp_path: Path, astronaut: NDArray[np.uint8], points: Array
 ) -> None:
     write_split(tmp_path / "set", astronaut, points)
-    command = ["eval", "--data", str(tmp_path / "set"), "--split", "val", "--no-mirror"]
+    command = ["eval", "--data", str(tmp_path / "set"), "--split", "val", "--no-flip-test"]
     result = CliRunner().invoke(app, [*command, "--json", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
     assert figures["nme"] < 2
     assert (figures["boxes"], figures["refine"], figures["mirror"]) == ("labels", 0, False)
     assert figures == json.loads((tmp_path / "out" / "report.json").read_text())
-    result = CliRunner().invoke(app, [*command, "--normalise", "box"])
+    result = CliRunner().invoke(app, [*command, "--normalize", "box"])
     assert result.exit_code == 0, result.output
     assert "square root of the tight box's area" in result.stdout
     result = CliRunner().invoke(app, [*command, "--boxes", "official"])

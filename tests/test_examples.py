@@ -296,7 +296,7 @@ def test_all_notebooks_are_there() -> None:
 
 
 def readable(notebook: Any) -> Iterator[str]:
-    """All of a notebook but its pictures and videos."""
+    """All of a notebook but its images and videos."""
     for cell in notebook.cells:
         yield cell.source
         for output in cell.get("outputs", ()):

@@ -60,7 +60,7 @@ def test_label_studio_gets_a_task_with_points_in_per_cent() -> None:
     assert len(prediction["result"]) == 29
     first = prediction["result"][0]
     assert first["value"]["keypointlabels"] == [COFW29.point_names[0]]
-    # Half a pixel from the corner to the centre of the first pixel.
+    # Half a pixel from the corner to the center of the first pixel.
     assert first["value"]["x"] == pytest.approx((one.points[0, 0] + 0.5) / 200 * 100)
     assert first["value"]["y"] == pytest.approx((one.points[0, 1] + 0.5) / 100 * 100)
     assert len({result["id"] for result in prediction["result"]}) == 29

@@ -45,22 +45,22 @@ def test_wrong_shapes_are_named() -> None:
 
 def test_to_68_keeps_shared_points_and_marks_interpolated_ones() -> None:
     face = face_of(WFLW98)
-    converted = face.to(68)
+    converted = face.to_layout(68)
     assert converted.layout is W300_68
     assert np.allclose(converted.points[36], face.points[60])
     assert not converted.approximate[36]
     assert converted.approximate[37]
     assert converted.scores[36] == face.scores[60]
-    assert face.to(98) is face
+    assert face.to_layout(98) is face
 
 
 def test_to_an_unknown_pair_says_what_there_is() -> None:
     with pytest.raises(ConfigurationError, match="WFLW98 -> W300_68"):
-        face_of(COFW29).to(98)
+        face_of(COFW29).to_layout(98)
 
 
 def test_an_approximate_point_stays_approximate_through_a_second_conversion() -> None:
-    five = face_of(WFLW98).to(68).to(5)
+    five = face_of(WFLW98).to_layout(68).to_layout(5)
     assert five.approximate[0]
     assert not five.approximate[3]
 

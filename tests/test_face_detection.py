@@ -221,7 +221,7 @@ def test_boxes_below_min_score_are_left_out(photo):
 
 
 def test_candidates_outside_of_the_picture_are_left_out(photo):
-    """P-Net moves candidates at the edges; here all of them, wholly out of the picture."""
+    """P-Net moves candidates at the edges; here all of them, wholly out of the image."""
     detector = MTCNNFaceDetector("cpu")
     cascade = detector._cascade
     propose = cascade._propose
@@ -471,7 +471,7 @@ def test_fit_box_map_recovers_a_map_in_spite_of_wrong_boxes():
     boxes = random_boxes(40)
     squares = true_map.squares(boxes)[:, :3]
     left_over = residuals(fit_box_map(boxes, squares), boxes, squares)
-    np.testing.assert_allclose([*left_over.centre, left_over.log_scale], 0, atol=1e-9)
+    np.testing.assert_allclose([*left_over.center, left_over.log_scale], 0, atol=1e-9)
     squares[:10] += 500
     fitted = fit_box_map(boxes, squares)
     np.testing.assert_allclose([*fitted.shift, fitted.scale], [0.02, 0.13, 1.2], atol=1e-9)
@@ -481,7 +481,7 @@ def test_residuals_count_in_sides_of_the_square():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10.0]])
     squares = np.array([[4.5, 5, 20], [6.5, 5, 20.0]])
     found = residuals(BoxMap((0.0, 0.0), 2.0), boxes, squares)
-    np.testing.assert_allclose(found.centre, [0.05, 0])
+    np.testing.assert_allclose(found.center, [0.05, 0])
     np.testing.assert_allclose(found.log_scale, 0)
 
 

@@ -406,7 +406,7 @@ def test_results_come_in_order_with_size_and_error(photos: Path, detector: Any) 
 
 def test_predict_goes_on_where_it_stopped(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    quick = ["--refine", "0", "--no-mirror", "--layout", "29"]
+    quick = ["--refine", "0", "--no-flip-test", "--layout", "29"]
     command = ["predict", str(photos), "--out", str(out), "--format", "parquet", *quick]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 1
@@ -429,7 +429,7 @@ def test_a_killed_job_gives_every_image_once(tmp_path: Path, astronaut: Any) -> 
     small = Image.fromarray(astronaut[:280, 60:380])
     for number in range(150):
         small.save(photos / f"{number:03d}.jpg", quality=60 + number % 30)
-    quick = ["--refine", "0", "--no-mirror", "--layout", "29", "--part-size", "5"]
+    quick = ["--refine", "0", "--no-flip-test", "--layout", "29", "--part-size", "5"]
     command = [sys.executable, "-m", "hihlandmark", "predict", str(photos), "--out", str(out)]
     command += ["--format", "jsonl", *quick]
     chance = random.Random(7)

@@ -29,10 +29,10 @@ def test_argmax_recovers_any_point_to_half_a_bin(x: float, y: float) -> None:
 @settings(max_examples=200, deadline=None)
 @given(x=coordinate, y=coordinate)
 def test_expectation_recovers_any_point_to_a_ten_thousandth_of_a_cell(x: float, y: float) -> None:
-    assert decoded_error(torch.tensor([[x, y]]), "expectation") <= 1e-4
+    assert decoded_error(torch.tensor([[x, y]]), "local_soft_argmax") <= 1e-4
 
 
-@pytest.mark.parametrize("decoder", ["argmax", "expectation"])
+@pytest.mark.parametrize("decoder", ["argmax", "local_soft_argmax"])
 @pytest.mark.parametrize("corner", [(-0.5, -0.5), (255.49, -0.5), (-0.5, 255.49), (255.49, 255.49)])
 def test_points_at_the_borders_are_recovered(corner: tuple[float, float], decoder: Decoder) -> None:
     assert decoded_error(torch.tensor([corner]), decoder) <= HALF_BIN + 1e-5
@@ -68,7 +68,7 @@ def test_expectation_resolves_a_hesitation_between_two_cells() -> None:
     points = torch.tensor([[3.97 * 4 - 0.5, 100.0], [4.03 * 4 - 0.5, 100.0]])
     targets = encode(points, CELLS)
     integer, decimal = targets.integer.mean(dim=0), targets.decimal.mean(dim=0)
-    decoded = decode(integer[None], decimal[None], "expectation")
+    decoded = decode(integer[None], decimal[None], "local_soft_argmax")
     assert abs(decoded.points[0, 0] - (4.0 * 4 - 0.5)) < 0.5
 
 
@@ -102,7 +102,7 @@ def test_mass_tells_a_sharp_heatmap_from_a_flat_one() -> None:
 def test_official_bins_decode_to_their_lower_edge() -> None:
     integer, decimal = torch.zeros(1, CELLS, CELLS), torch.zeros(1, BINS, BINS)
     integer[0, 7, 5] = decimal[0, 2, 4] = 1
-    decoded = decode(integer, decimal, "argmax", bin_centre=0)
+    decoded = decode(integer, decimal, "argmax", bin_center=0)
     assert decoded.points[0].tolist() == [(5 + 4 / 8) * 4 - 0.5, (7 + 2 / 8) * 4 - 0.5]
 
 

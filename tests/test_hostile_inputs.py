@@ -177,10 +177,10 @@ def test_a_thousand_faces_are_all_answered(astronaut: Photo) -> None:
     collage = np.tile(tile, (25, 40, 1))
     corners = np.stack(np.meshgrid(np.arange(40), np.arange(25)), axis=-1).reshape(-1, 2) * 40
     boxes = np.concatenate([corners + 8, corners + np.array([30, 34])], axis=1)
-    faces = Detector(29, device="cpu", refine=0, mirror=False).predict(collage, boxes=boxes)
+    faces = Detector(29, device="cpu", refine=0, flip_test=False).predict(collage, boxes=boxes)
     assert len(faces) == 1000
-    centres = np.array([face.points.mean(axis=0) for face in faces])
-    assert np.abs(centres - corners - 20).max() < 15
+    centers = np.array([face.points.mean(axis=0) for face in faces])
+    assert np.abs(centers - corners - 20).max() < 15
 
 
 def test_a_folder_of_what_are_no_images_names_every_one(

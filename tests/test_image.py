@@ -32,7 +32,7 @@ from hihlandmark.image import EXIF_ORIENTATION_TAG, UPRIGHT_TRANSPOSE, load_imag
 
 
 def gradient(height: int = 6, width: int = 9) -> NDArray[np.uint8]:
-    """A picture (H, W, 3) without any symmetry and with three different channels."""
+    """An image (H, W, 3) without any symmetry and with three different channels."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 25, y * 40, 255 - x * 20 - y * 3], axis=-1).astype(np.uint8)
 
@@ -196,7 +196,7 @@ def test_transparent_modes_are_composited_over_white(mode: str) -> None:
     np.testing.assert_array_equal(image, [[[0, 0, 0], [204, 204, 204]]])
 
 
-def test_lab_image_keeps_its_colours() -> None:
+def test_lab_image_keeps_its_colors() -> None:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     red = Image.new("RGB", (4, 3), (220, 40, 30))
     picture = ImageCms.profileToProfile(red, srgb, lab, outputMode="LAB")
@@ -204,13 +204,13 @@ def test_lab_image_keeps_its_colours() -> None:
     np.testing.assert_allclose(load_image(picture)[0, 0].astype(int), (220, 40, 30), atol=4)
 
 
-def test_cmyk_jpeg_keeps_its_colours() -> None:
+def test_cmyk_jpeg_keeps_its_colors() -> None:
     red = Image.new("RGB", (16, 16), (250, 10, 10)).convert("CMYK")
     image = load_image(encode(red, "JPEG", quality=95))
     np.testing.assert_allclose(image[8, 8].astype(int), (250, 10, 10), atol=6)
 
 
-def test_transparent_palette_colour_becomes_white() -> None:
+def test_transparent_palette_color_becomes_white() -> None:
     picture = Image.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 200, 100, 50])
     picture.putpixel((1, 0), 1)
@@ -243,7 +243,7 @@ def test_float_tiff_is_read_as_0_to_1_or_to_white() -> None:
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_first_frame_of_an_animation_is_read(format: str) -> None:
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ("white", "red", "blue")]
+    frames = [Image.new("RGB", (8, 6), color) for color in ("white", "red", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     image = load_image(data)
@@ -268,7 +268,7 @@ def test_every_dtype_of_one_picture_gives_the_same_pixels(picture: NDArray[np.ui
 
 @settings(max_examples=30, deadline=None)
 @given(small_pictures)
-def test_colour_order_and_channel_axis_are_undone(picture: NDArray[np.uint8]) -> None:
+def test_color_order_and_channel_axis_are_undone(picture: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(load_image(picture[..., ::-1], color="bgr"), picture)
     first = np.moveaxis(picture, -1, 0)
     np.testing.assert_array_equal(load_image(first, channels="first"), picture)
@@ -373,7 +373,7 @@ HOSTILE: dict[str, tuple[Any, dict[str, Any], str]] = {
     "float in 0..65535": (WIDE.astype(F32), {}, "divide by 65535"),
     "huge float": (np.full((4, 4), 1e200), {}, "pass white="),
     "float in 0..1 as 0..255": (PIXELS / 255, {"white": 255}, "almost black.*white=1"),
-    "normalised float": ((PIXELS / 255 - 0.45) / 0.22, {}, "negative.*normalisation"),
+    "normalized float": ((PIXELS / 255 - 0.45) / 0.22, {}, "negative.*normalization"),
     "negative integers": (PIXELS.astype(int) - 200, {}, "negative"),
     "integers above 255": (WIDE.astype(np.int32), {}, "white=65535"),
     "uint16 above its white": (WIDE, {"white": 4095}, "white is 4095"),
@@ -436,7 +436,7 @@ def test_unreadable_permissions_are_reported(
     path.chmod(0)
     if os.access(path, os.R_OK):  # the superuser reads everything
 
-        def refuse(*_: Any, **__: Any) -> None:
+        def raise_if_any(*_: Any, **__: Any) -> None:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "open", refuse)
@@ -555,7 +555,7 @@ def test_limit_of_pillow_is_left_as_it_was_by_many_threads(
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers by path: a photo, and everything that goes wrong in the web."""
+    """Answers by path: an image, and everything that goes wrong in the web."""
 
     def do_GET(self) -> None:
         answer = getattr(

@@ -161,7 +161,7 @@ def test_contours_are_symmetric_lines_that_leave_only_lone_points_out(layout: La
 
 
 @every_layout
-def test_normalising_points_are_those_of_the_two_eyes(layout: Layout) -> None:
+def test_normalizing_points_are_those_of_the_two_eyes(layout: Layout) -> None:
     left, right = layout.ocular_pair
     assert layout.mirror[left] == right
     assert set(layout.mirror[list(layout.pupils[0])]) == set(layout.pupils[1])
@@ -175,7 +175,7 @@ def test_normalising_points_are_those_of_the_two_eyes(layout: Layout) -> None:
 
 
 @every_layout
-def test_mean_shape_is_a_normalised_symmetric_upright_face(layout: Layout) -> None:
+def test_mean_shape_is_a_normalized_symmetric_upright_face(layout: Layout) -> None:
     shape = layout.mean_shape
     assert shape.shape == (layout.size, 2)
     assert shape.dtype == np.float64
@@ -252,7 +252,7 @@ def test_mirror_twice_is_the_identity(layout: Layout, data: st.DataObject, width
     np.testing.assert_array_equal(points, original)
 
 
-def test_mirror_maps_pixel_centres_onto_pixel_centres() -> None:
+def test_mirror_maps_pixel_centers_onto_pixel_centers() -> None:
     points = np.zeros((5, 2), np.float32)
     points[0], points[1] = (0, 7), (639, 9)
     mirrored = mirror_points(points, FIVE, width=640)

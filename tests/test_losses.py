@@ -365,7 +365,7 @@ def test_contour_normals_have_length_1_on_contours_and_0_elsewhere(layout: Layou
     assert torch.allclose(lengths, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_contour_normals_of_a_circle_point_to_its_centre() -> None:
+def test_contour_normals_of_a_circle_point_to_its_center() -> None:
     points = torch.zeros(WFLW98.size, 2, dtype=torch.float64)
     angles = torch.arange(8) * math.tau / 8
     circle = torch.stack([angles.cos(), angles.sin()], dim=-1).double()
@@ -375,7 +375,7 @@ def test_contour_normals_of_a_circle_point_to_its_centre() -> None:
 
 
 def test_contour_normals_of_a_straight_line_and_its_ends_are_perpendicular() -> None:
-    """The bisector of a straight angle is no direction: sums of neighbours vanish there."""
+    """The bisector of a straight angle is no direction: sums of neighbors vanish there."""
     points = torch.zeros(2, WFLW98.size, 2)
     along = torch.tensor([0.6, 0.8])
     points[:, :33] = torch.arange(33)[:, None] * along
@@ -384,11 +384,11 @@ def test_contour_normals_of_a_straight_line_and_its_ends_are_perpendicular() -> 
     assert torch.allclose(normals.norm(dim=-1), torch.ones(2, 33))
 
 
-def test_points_whose_neighbours_are_unknown_or_coincide() -> None:
+def test_points_whose_neighbors_are_unknown_or_coincide() -> None:
     points = mean_shape(WFLW98) * 100
     points[1] = torch.nan  # beside 0, the end of the jaw, and 2
     points[51:55] = 7.0  # all of the bridge of the nose in one place
-    points[33], points[34] = points[35].clone(), points[41].clone()  # 33 between equal neighbours
+    points[33], points[34] = points[35].clone(), points[41].clone()  # 33 between equal neighbors
     points[41] = points[34] + 1e-4  # no direction can be read off so small a difference
     normals = contour_normals(WFLW98, points)
     assert normals.isfinite().all()

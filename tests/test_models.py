@@ -29,8 +29,8 @@ from hihlandmark.models.registry import (
 SMALL_EDGES = {"WFLW98": [[0, 1, 2], [2, 3]], "COFW29": [[0, 28]]}
 
 ITS_OWN: dict[str, dict[str, object]] = {
-    "hih": {"decimal_features": 8, "decimal_bins": 4, "idle_skips": True},
-    "adnet": {"edges": SMALL_EDGES, "idle_skips": True, "blur_pool": True},
+    "hih": {"decimal_features": 8, "decimal_bins": 4, "unused_shortcuts": True},
+    "adnet": {"edges": SMALL_EDGES, "unused_shortcuts": True, "blur_pool": True},
     "awing": {},
 }
 
@@ -166,11 +166,11 @@ def test_build_model_refuses_missing_and_unknown_fields() -> None:
 
 def test_build_model_fills_in_optional_fields() -> None:
     configuration = small_configuration(input_size=128)
-    del configuration["decimal_bins"], configuration["idle_skips"]
+    del configuration["decimal_bins"], configuration["unused_shortcuts"]
     model = build_model("hih", configuration)
     assert model.configuration == HIHConfiguration(
         **small_configuration(  # type: ignore[arg-type]
-            input_size=128, decimal_bins=8, idle_skips=False
+            input_size=128, decimal_bins=8, unused_shortcuts=False
         )
     )
 
@@ -185,7 +185,7 @@ def test_build_model_fills_in_optional_fields() -> None:
         ({"layouts": {}}, "layouts is empty"),
         ({"layouts": ["WFLW98"]}, "layouts and auxiliary_layouts must map"),
         ({"auxiliary_layouts": None}, "layouts and auxiliary_layouts must map"),
-        ({"idle_skips": 1}, "idle_skips=1 is neither"),
+        ({"unused_shortcuts": 1}, "unused_shortcuts=1 is neither"),
         ({"features": 18}, "features=18 is not a multiple of 4"),
         ({"input_size": 66}, "input_size=66 is not a multiple of 4"),
         ({"input_size": 2}, "input_size=2 is not a multiple of 4"),
@@ -225,8 +225,10 @@ def test_build_model_refuses_edges_of_other_points(edges: object, message: str) 
 
 
 def test_build_model_refuses_impossible_values_of_adnet() -> None:
-    configuration = small_configuration_of("adnet", blur_pool=1, idle_skips=None)
-    with pytest.raises(ConfigurationError, match=r"idle_skips=None is neither.*blur_pool=1 is nei"):
+    configuration = small_configuration_of("adnet", blur_pool=1, unused_shortcuts=None)
+    with pytest.raises(
+        ConfigurationError, match=r"unused_shortcuts=None is neither.*blur_pool=1 is nei"
+    ):
         build_model("adnet", configuration)
     del configuration["edges"]
     with pytest.raises(ConfigurationError, match="missing: edges"):
@@ -288,7 +290,7 @@ def second_stack(model: AWing, first_boundary: float, second_boundary: float) ->
     """What stack 2 says of a crop when stack 1 says these boundaries of the two layouts."""
     crop = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        # Through the boundary alone: not through what is merged into the trunk.
+        # Through the boundary alone: not through what is merged into the backbone.
         convolution(model.merge_predictions, 0).weight.zero_()
         predict = convolution(model.predict, 0)
         predict.weight[127:].zero_()
@@ -366,7 +368,7 @@ def test_gradient_reaches_every_parameter_but_the_idle_ones() -> None:
     loss.backward()
 
     idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert idle == {name for name, _ in model.named_parameters() if ".idle_skip." in name}
+    assert idle == {name for name, _ in model.named_parameters() if ".unused_shortcut." in name}
     assert idle
 
 
@@ -379,7 +381,7 @@ def test_gradient_reaches_every_parameter_of_adnet_but_the_idle_ones() -> None:
     loss.backward()
 
     idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert idle == {name for name, _ in model.named_parameters() if ".idle_skip." in name}
+    assert idle == {name for name, _ in model.named_parameters() if ".unused_shortcut." in name}
 
 
 def test_gradient_reaches_every_parameter_of_awing() -> None:
@@ -393,12 +395,15 @@ def test_gradient_reaches_every_parameter_of_awing() -> None:
 
 
 def test_idle_skips_add_parameters_and_change_nothing_else() -> None:
-    lean, full = build_small(idle_skips=False).eval(), build_small(idle_skips=True).eval()
+    lean, full = (
+        build_small(unused_shortcuts=False).eval(),
+        build_small(unused_shortcuts=True).eval(),
+    )
     missing, unexpected = full.load_state_dict(lean.state_dict(), strict=False)
     crops = torch.randn(1, 3, 64, 64)
 
     assert not unexpected
-    assert all(".idle_skip." in name for name in missing)
+    assert all(".unused_shortcut." in name for name in missing)
     with torch.inference_mode():
         for ours, theirs in zip(full(crops).values(), lean(crops).values(), strict=True):
             assert torch.equal(ours.integer, theirs.integer)

@@ -17,9 +17,9 @@ RED = np.array([220, 30, 40], np.uint8)
 
 
 def make_face(
-    centre: tuple[float, float] = (100, 80), size: float = 60, layout: Layout = COFW29
+    center: tuple[float, float] = (100, 80), size: float = 60, layout: Layout = COFW29
 ) -> Face:
-    points = layout.mean_shape * size + np.array(centre)
+    points = layout.mean_shape * size + np.array(center)
     return Face(
         points=points,
         scores=np.ones(layout.size),
@@ -40,7 +40,7 @@ def picture_of(faces: Face | Faces) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def photo() -> NDArray[np.uint8]:
-    """200 x 160 pixels of one colour, so that what is drawn on it stands out."""
+    """200 x 160 pixels of one color, so that what is drawn on it stands out."""
     return np.broadcast_to(RED, (160, 200, 3)).copy()
 
 
@@ -76,7 +76,7 @@ def test_large_photo_is_shrunk_and_points_keep_their_place() -> None:
     assert abs(rows.max() - high[1]) < 4
 
 
-def test_colour_order_of_arrays_is_kept(photo: NDArray[np.uint8]) -> None:
+def test_color_order_of_arrays_is_kept(photo: NDArray[np.uint8]) -> None:
     blue_first = np.ascontiguousarray(photo[..., ::-1])
     picture = picture_of(Faces.of([make_face()], blue_first, "bgr"))
     assert np.all(picture[150, 10] == RED)
@@ -114,7 +114,7 @@ def test_what_cannot_be_remembered_is_no_error(image: object) -> None:
 
 def test_another_layout_of_a_face_knows_its_photo(photo: NDArray[np.uint8]) -> None:
     (face,) = Faces.of([make_face(layout=WFLW98)], photo, "rgb")
-    assert face.to(68).image is face.image
+    assert face.to_layout(68).image is face.image
 
 
 def test_no_face_is_said_in_words() -> None:

@@ -16,7 +16,7 @@ from hihlandmark import ConfigurationError, Detector
 from hihlandmark.layouts import COFW29, WFLW98, Contour
 from hihlandmark.models.adnet import StackMaps
 from hihlandmark.training.config import SelfTraining, TrainingConfiguration
-from hihlandmark.training.data import Batch, UnlabelledBatch
+from hihlandmark.training.data import Batch, UnlabeledBatch
 from hihlandmark.training.distillation import Teacher
 from hihlandmark.training.export import export
 from hihlandmark.training.objectives import Objective, decoding_of, make_objective
@@ -316,7 +316,7 @@ def test_there_is_no_distillation_without_decimal_heatmaps(model: str) -> None:
 
 def test_how_heatmaps_are_read_follows_from_the_losses() -> None:
     assert decoding_of(small("adnet-small"))["decoder"] == "mean"
-    for sub_cell, decoder in ((True, "expectation"), (False, "quarter_shift")):
+    for sub_cell, decoder in ((True, "local_soft_argmax"), (False, "quarter_shift")):
         decoding = decoding_of(small("awing-small", {"sub_cell": sub_cell}))
         assert (decoding["decoder"], decoding["activation"]) == (decoder, "linear")
 
@@ -325,15 +325,15 @@ def test_how_heatmaps_are_read_follows_from_the_losses() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_networks_without_decimal_heatmaps_teach_unlabelled_faces(model: str) -> None:
+def test_networks_without_decimal_heatmaps_teach_unlabeled_faces(model: str) -> None:
     configuration = small(model)
     teacher = build_training_network(configuration).eval()
     crops = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     moved = torch.eye(2, 3).repeat(2, 1, 1)
     moved[:, 0, 2] = 2.0
     settings = SelfTraining.model_validate({"sets": [{}], "layouts": ["COFW29"], "weight": 0.5})
-    unlabelled = UnlabelledBatch(crops, crops, moved)
-    found = teach(teacher, unlabelled, settings, decoding_of(configuration), 195, nullcontext())
+    unlabeled = UnlabeledBatch(crops, crops, moved)
+    found = teach(teacher, unlabeled, settings, decoding_of(configuration), 195, nullcontext())
     taught = found.weights[:, COFW] > 0
     assert taught.any()
     assert (found.weights[:, : COFW.start] == 0).all()

@@ -50,7 +50,7 @@ FROM_OFFICIAL: dict[str, Callable[[dict[str, torch.Tensor]], Converted]] = {
 
 
 def golden_crop() -> torch.Tensor:
-    """One crop (1, 3, 256, 256), normalised."""
+    """One crop (1, 3, 256, 256), normalized."""
     return RandomStream(98).between(-2, 2, (1, 3, 256, 256))
 
 
@@ -105,7 +105,7 @@ def test_adnet_computes_what_the_official_implementation_does(pool: str) -> None
         maps, numbers["positions"], numbers[f"values_{pool}"], numbers[f"means_{pool}"]
     )
     for stack, landmarks in zip(stacks, numbers[f"landmarks_{pool}"], strict=True):
-        found = decode(stack.attended[0], None, "mean", aligned_corners=True)
+        found = decode(stack.attended[0], None, "mean", align_corners=True)
         np.testing.assert_allclose(found.points.numpy(), landmarks, rtol=0, atol=1e-3)
 
 
@@ -124,7 +124,7 @@ def test_awing_computes_what_the_official_implementation_does() -> None:
         points = maps[0, :98]
         # No map is negative after training; moved up, each keeps its peak and its slopes.
         found = decode(points - points.amin(dim=(-2, -1), keepdim=True), None, "quarter_shift")
-        # The centre of their top-left pixel is (0.5, 0.5).
+        # The center of their top-left pixel is (0.5, 0.5).
         np.testing.assert_allclose(found.points.numpy() + 0.5, expected, rtol=0, atol=1e-4)
 
 

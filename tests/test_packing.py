@@ -21,7 +21,7 @@ from hihlandmark.layouts import COFW29, W300_68, Layout
 
 @dataclass(frozen=True)
 class SmoothPhoto:
-    """A photo (H, W, 3) that JPEG keeps well, another one for each seed."""
+    """An image (H, W, 3) that JPEG keeps well, another one for each seed."""
 
     seed: int
     width: int = 300
@@ -118,7 +118,7 @@ def test_large_faces_are_shrunk_and_small_ones_never_enlarged(tmp_path: Path) ->
     assert square[2] == np.ceil(2 * np.ptp(large.points, axis=0).max())
     back = transform_points(invert(crop_matrix(square, 160)), by_name["1.jpg"].points)
     np.testing.assert_allclose(back, large.points, atol=1e-3)
-    # The pixel under a point is the photo's colour there.
+    # The pixel under a point is the image's color there.
     x, y = np.rint(by_name["1.jpg"].points[0]).astype(int)
     at = transform_points(invert(crop_matrix(square, 160)), np.array([[x, y]], float))[0]
     u, v = np.rint(at).astype(int)

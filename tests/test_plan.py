@@ -22,7 +22,7 @@ def configuration(*stages: Stage, first_stage: int = 1) -> TrainingConfiguration
 
 
 TWO = configuration(
-    Stage(steps=4, batch_size=3, learning_rate=1e-2, warm_up=2),
+    Stage(steps=4, batch_size=3, learning_rate=1e-2, warmup_steps=2),
     Stage(epochs=2, batch_size=5, learning_rate=1e-3),
 )
 

@@ -112,9 +112,9 @@ def test_page_says_all_that_the_card_says(row) -> None:
     head, text = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", page, re.S).groups()
     assert "license: other" in head
     assert "library_name: hihlandmark" in head
-    assert card.licence in text
+    assert card.license in text
     for each in card.training_data:
-        assert f"| {each['name']} | {each['images']} | {each['licence']} |" in text
+        assert f"| {each['name']} | {each['images']} | {each['license']} |" in text
     for each in card.figures:
         assert f"| {each['split']} | {each['boxes']} | {each['points']} |" in text
         assert f"\n{each['command']}\n" in text

@@ -26,7 +26,7 @@ pyarrow = pytest.importorskip("pyarrow")
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "ray_folder.py"
 
-make_quick = partial(Detector, 29, device="cpu", runtime="torch", refine=0, mirror=False)
+make_quick = partial(Detector, 29, device="cpu", runtime="torch", refine=0, flip_test=False)
 
 
 # ------------------------------------------------------------------------------------ without Ray
@@ -132,7 +132,7 @@ def noting_detector(folder: Path) -> Callable[[], Detector]:
             (folder / f"{node}-{os.getpid()}-{time.monotonic_ns()}").touch()
             return super().predict_many(images, **options)
 
-    return partial(NotingDetector, 29, device="cpu", runtime="torch", refine=0, mirror=False)
+    return partial(NotingDetector, 29, device="cpu", runtime="torch", refine=0, flip_test=False)
 
 
 def run_example(images: Path, out: Path, make_detector: Callable[[], Detector]) -> Any:
@@ -204,7 +204,7 @@ def test_image_that_kills_every_worker_ends_the_run(cluster: Any, images: Path) 
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().predict_many(images, **options)
 
-    make_deadly = partial(Deadly, 29, device="cpu", runtime="torch", refine=0, mirror=False)
+    make_deadly = partial(Deadly, 29, device="cpu", runtime="torch", refine=0, flip_test=False)
     data = ray.data.read_binary_files(str(images))
     with pytest.raises(ray.exceptions.RayError, match="actor"):
         add_landmarks(data, make_deadly, max_restarts=2).take_all()

@@ -78,9 +78,9 @@ def test_the_papers_protocol_runs_from_the_published_folder_to_the_report(
     printed = run("train", configuration, *places, *settings, "--device", "cpu", "--workers", 0)
     assert f"  {test_split}: NME" in printed
     weights = out / "export" / f"{configuration}.json"
-    reading = ["--no-mirror", "--decoder", HOW_READ[model], "--device", "cpu", "--json"]
+    reading = ["--no-flip-test", "--decoder", HOW_READ[model], "--device", "cpu", "--json"]
     if configuration.endswith("cofw"):
-        reading += ["--normalise", "interpupil"]
+        reading += ["--normalize", "interpupil"]
     where = ["--data", data, "--split", test_split, "--model", model, "--weights", weights]
     figures = json.loads(run("eval", *where, *reading))
     assert figures["faces"] >= 2
@@ -94,8 +94,8 @@ def test_adnets_configurations_have_the_released_values(data: str) -> None:
     (stage,) = configuration.stages
     assert (stage.epochs, stage.batch_size, stage.learning_rate) == (500, 32, 1e-3)
     assert (stage.milestones, stage.decay) == ((200, 350, 450), 0.1)
-    assert (configuration.optimiser.name, configuration.optimiser.weight_decay) == ("adam", 0)
-    assert configuration.average_decay == pytest.approx(0.5 ** (8 / 10_000), abs=1e-6)
+    assert (configuration.optimizer.name, configuration.optimizer.weight_decay) == ("adam", 0)
+    assert configuration.ema_decay == pytest.approx(0.5 ** (8 / 10_000), abs=1e-6)
     loss = configuration.loss
     assert (loss.integer, loss.point) == ("adaptive_wing", "anisotropic_direction")
     assert loss.point_weight == pytest.approx(2 / 63, abs=1e-6)
@@ -109,8 +109,8 @@ def test_adaptive_wings_configurations_have_the_published_values(data: str) -> N
     (stage,) = configuration.stages
     assert (stage.epochs, stage.milestones) == (240, (80, 160))
     assert (stage.learning_rate, stage.decay) == (1e-4, 0.1)
-    optimiser = configuration.optimiser
-    assert (optimiser.name, optimiser.betas[0], optimiser.weight_decay) == ("rmsprop", 0, 1e-5)
+    optimizer = configuration.optimizer
+    assert (optimizer.name, optimizer.betas[0], optimizer.weight_decay) == ("rmsprop", 0, 1e-5)
     loss = configuration.loss
     assert (loss.integer, loss.integer_sigma, loss.line_sigma) == ("adaptive_wing", 1.75, 1)
     assert decoding_of(configuration)["decoder"] == "quarter_shift"
@@ -144,17 +144,17 @@ def test_small_networks_differ_from_hih_small_in_model_and_losses_alone(model: s
     }
     assert differing == {"name", "model", "loss"}
     assert (ours.model, ours.loss.integer) == (model, "adaptive_wing")
-    decoder = {"adnet-small": "mean", "awing-small": "expectation"}[model]
+    decoder = {"adnet-small": "mean", "awing-small": "local_soft_argmax"}[model]
     assert decoding_of(ours)["decoder"] == decoder
     make_objective(ours, build_training_network(ours))
 
 
 def test_noise_of_the_authors_blends_up_to_half_of_every_pixel() -> None:
-    grey = np.full((64, 64, 3), 100, np.uint8)
+    gray = np.full((64, 64, 3), 100, np.uint8)
     noisy = replace(NO_AUGMENTATION, noise=1.0)
     shares = []
     for number in range(20):
-        look = noisy.look(grey, generator(number))
+        look = noisy.look(gray, generator(number))
         # (1 - share) 100 + share n, n even in 0..255 with a standard deviation of 73.9.
         shares.append(look.std() / 73.9)
         assert look.mean() == pytest.approx(100 + shares[-1] * 27.5, abs=1)

@@ -17,31 +17,31 @@ from hihlandmark.cli import app
 from hihlandmark.crop import tight_boxes
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.evaluation import (
-    DISTURBANCES,
+    CORRUPTIONS,
     CurvePoint,
     Robustness,
-    disturbed,
+    corrupted,
     evaluate,
     measure_robustness,
     robustness_curve,
 )
-from hihlandmark.evaluation.corruptions import JPEG_FACE, UNDISTURBED, RobustnessCurve
-from hihlandmark.evaluation.report import sheets, summarise, to_markdown, write_report
+from hihlandmark.evaluation.corruptions import JPEG_FACE, UNCORRUPTED, RobustnessCurve
+from hihlandmark.evaluation.report import sheets, summarize, to_markdown, write_report
 
 Array = NDArray[np.floating]
 SPOTS = np.array([[100.3, 90.6], [180.8, 95.2], [140.5, 187.4], [120.1, 140.9]])
 STRENGTHS = [
-    pytest.param(name, strength, id=f"{name}-{strength:g}")
-    for name, disturbance in DISTURBANCES.items()
-    for strength in disturbance.strengths
+    pytest.param(name, severity, id=f"{name}-{severity:g}")
+    for name, corruption in CORRUPTIONS.items()
+    for severity in corruption.severities
 ]
 
 
-# ----------------------------------------------------------------------------- disturbed photos
+# ----------------------------------------------------------------------------- corrupted images
 
 
 def spotted(points: Array, size: int = 300, sigma: float = 4) -> NDArray[np.uint8]:
-    """A grey picture (size, size, 3) with a soft bright spot at each point."""
+    """A gray image (size, size, 3) with a soft bright spot at each point."""
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1)
     distances = ((grid[:, :, None] - points) ** 2).sum(axis=-1)
     light = np.exp(-distances / (2 * sigma**2)).sum(axis=-1)
@@ -59,15 +59,15 @@ def split_of(*faces: AnnotatedFace, layout: str = "POINTS4") -> AnnotatedFaces:
 
 
 def light_around(picture: NDArray[np.uint8], points: Array, radius: float) -> Array:
-    """The centre of the light (P, 2) within a radius of each point (P, 2)."""
+    """The center of the light (P, 2) within a radius of each point (P, 2)."""
     rows, columns = np.indices(picture.shape[:2])
     grid = np.stack([columns, rows], axis=-1)
     light = picture.astype(float).mean(axis=2) - 20
-    centres = []
+    centers = []
     for point in points:
         near = np.linalg.norm(grid - point, axis=-1) < radius
-        centres.append(np.average(grid[near], axis=0, weights=light[near].clip(min=0) + 1e-9))
-    return np.array(centres)
+        centers.append(np.average(grid[near], axis=0, weights=light[near].clip(min=0) + 1e-9))
+    return np.array(centers)
 
 
 def longer_side(points: Array) -> float:
@@ -75,19 +75,19 @@ def longer_side(points: Array) -> float:
     return float((box[2:] - box[:2]).max())
 
 
-@pytest.mark.parametrize(("name", "strength"), STRENGTHS)
-def test_points_lie_where_they_lay_on_the_face(name: str, strength: float) -> None:
+@pytest.mark.parametrize(("name", "severity"), STRENGTHS)
+def test_points_lie_where_they_lay_on_the_face(name: str, severity: float) -> None:
     faces = split_of(*[annotated(spotted(SPOTS))] * 2)
-    for face in disturbed(faces, DISTURBANCES[name], strength):
+    for face in corrupted(faces, CORRUPTIONS[name], severity):
         scale = longer_side(face.points) / longer_side(SPOTS) if name in ("size", "jpeg") else 1
-        centres = light_around(face.load_image(), face.points, 14 * scale)
-        # Of the spots' own pixels, of which there are few in the smallest picture.
-        assert np.abs(centres - face.points).max() < (0.5 if name == "jpeg" else 0.2)
+        centers = light_around(face.load_image(), face.points, 14 * scale)
+        # Of the spots' own pixels, of which there are few in the smallest image.
+        assert np.abs(centers - face.points).max() < (0.5 if name == "jpeg" else 0.2)
 
 
 def test_photos_as_they_are_are_copied_and_black_beyond_their_edge() -> None:
     photo = np.random.default_rng(0).integers(1, 256, (240, 240, 3), dtype=np.uint8)
-    (face,) = disturbed(split_of(annotated(photo)), UNDISTURBED, 0)
+    (face,) = corrupted(split_of(annotated(photo)), UNCORRUPTED, 0)
     picture, offset = face.load_image(), face.points - SPOTS
     left, top = np.rint(offset[0]).astype(int)
     assert np.allclose(offset, (left, top))
@@ -102,11 +102,11 @@ def test_faces_are_shrunk_to_a_size_and_smaller_ones_are_left_and_counted(
 ) -> None:
     large = annotated(astronaut, points, "large")
     assert longer_side(points) > 64
-    small = replace(disturbed(split_of(large), DISTURBANCES["size"], 40)[0], name="small")
+    small = replace(corrupted(split_of(large), CORRUPTIONS["size"], 40)[0], name="small")
     faces = split_of(large, small, layout="W300_68")
-    in_pixels = [longer_side(face.points) for face in disturbed(faces, DISTURBANCES["size"], 48)]
+    in_pixels = [longer_side(face.points) for face in corrupted(faces, CORRUPTIONS["size"], 48)]
     assert in_pixels == pytest.approx([48, 40], abs=0.3)
-    curve = robustness_curve(detector, faces, DISTURBANCES["size"], (48, 32))
+    curve = robustness_curve(detector, faces, CORRUPTIONS["size"], (48, 32))
     assert curve.remarks == (
         "Faces shrunk to 48 pixels: 1 of 2 are not larger and left as they are",
     )
@@ -114,13 +114,13 @@ def test_faces_are_shrunk_to_a_size_and_smaller_ones_are_left_and_counted(
 
 def test_every_face_is_compressed_at_one_size() -> None:
     faces = split_of(*[annotated(spotted(k * SPOTS, k * 300), k * SPOTS) for k in (1, 2)])
-    for face in disturbed(faces, DISTURBANCES["jpeg"], 40):
+    for face in corrupted(faces, CORRUPTIONS["jpeg"], 40):
         assert longer_side(face.points) == pytest.approx(JPEG_FACE, abs=0.3)
 
 
 def test_lower_qualities_leave_less_of_a_photo(astronaut: NDArray[np.uint8]) -> None:
-    faces, jpeg = split_of(annotated(astronaut)), DISTURBANCES["jpeg"]
-    best, good, bad = (disturbed(faces, jpeg, q)[0].load_image() for q in (100, 60, 5))
+    faces, jpeg = split_of(annotated(astronaut)), CORRUPTIONS["jpeg"]
+    best, good, bad = (corrupted(faces, jpeg, q)[0].load_image() for q in (100, 60, 5))
     assert np.abs(best - good.astype(int)).mean() < np.abs(best - bad.astype(int)).mean() / 2
 
 
@@ -129,7 +129,7 @@ def test_blur_grows_with_the_face() -> None:
     edge[:, 300:] = 255
     points = SPOTS - SPOTS.mean(axis=0)
     faces = split_of(*[annotated(edge, 300 + k * points) for k in (1, 2)])
-    once, twice = disturbed(faces, DISTURBANCES["blur"], 5)
+    once, twice = corrupted(faces, CORRUPTIONS["blur"], 5)
     # The slope of an edge under a Gaussian of sigma: 255 / (sigma * sqrt(2 pi)).
     sigma = 0.05 * longer_side(SPOTS)
     for face, factor in ((once, 1), (twice, 2)):
@@ -138,16 +138,16 @@ def test_blur_grows_with_the_face() -> None:
         assert slope == pytest.approx(255 / (factor * sigma * np.sqrt(2 * np.pi)), rel=0.2)
 
 
-def test_grey_photos_have_no_colour() -> None:
+def test_gray_photos_have_no_color() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    picture = disturbed(split_of(annotated(photo)), DISTURBANCES["grey"], 1)[0].load_image()
+    picture = corrupted(split_of(annotated(photo)), CORRUPTIONS["gray"], 1)[0].load_image()
     assert np.ptp(picture, axis=2).max() == 0
     assert np.ptp(picture) > 100
 
 
 def test_photos_are_turned_by_the_angle_in_both_directions_in_turn() -> None:
     faces = split_of(*[annotated(spotted(SPOTS))] * 4)
-    for index, face in enumerate(disturbed(faces, DISTURBANCES["rotation"], 30)):
+    for index, face in enumerate(corrupted(faces, CORRUPTIONS["rotation"], 30)):
         (before, after) = (some[1] - some[0] for some in (SPOTS, face.points))
         turned = np.rad2deg(np.arctan2(after[1], after[0]) - np.arctan2(before[1], before[0]))
         assert turned == pytest.approx(-30 if index % 2 == 0 else 30)
@@ -156,23 +156,23 @@ def test_photos_are_turned_by_the_angle_in_both_directions_in_turn() -> None:
 
 def test_the_crop_of_a_turned_face_lies_within_its_picture() -> None:
     faces = split_of(annotated(spotted(SPOTS)))
-    for degrees in DISTURBANCES["rotation"].strengths:
-        (face,) = disturbed(faces, DISTURBANCES["rotation"], degrees)
+    for degrees in CORRUPTIONS["rotation"].severities:
+        (face,) = corrupted(faces, CORRUPTIONS["rotation"], degrees)
         box = tight_boxes(face.points)
-        centre, half = (box[:2] + box[2:]) / 2, 0.75 * longer_side(face.points)
-        assert (centre - half > 0).all()
-        assert (centre + half < len(face.load_image())).all()
+        center, half = (box[:2] + box[2:]) / 2, 0.75 * longer_side(face.points)
+        assert (center - half > 0).all()
+        assert (center + half < len(face.load_image())).all()
 
 
 def test_official_rectangles_go_with_the_face() -> None:
     box = tight_boxes(SPOTS)
     rectangle = box + np.array([-10, -10, 10, 10.0])
     faces = split_of(annotated(spotted(SPOTS), rectangle=rectangle))
-    (small,) = disturbed(faces, DISTURBANCES["size"], 32)
+    (small,) = corrupted(faces, CORRUPTIONS["size"], 32)
     assert small.rectangle is not None
     margins = (small.rectangle - tight_boxes(small.points)) * longer_side(SPOTS) / 32
     assert margins == pytest.approx([-10, -10, 10, 10], abs=0.3)
-    (turned,) = disturbed(faces, DISTURBANCES["rotation"], 90)
+    (turned,) = corrupted(faces, CORRUPTIONS["rotation"], 90)
     assert turned.rectangle is not None
     low, high = turned.rectangle[:2], turned.rectangle[2:]
     assert high - low == pytest.approx(rectangle[2:] - rectangle[:2])
@@ -180,13 +180,13 @@ def test_official_rectangles_go_with_the_face() -> None:
     assert (low + high) / 2 == pytest.approx(middle)
 
 
-def test_disturbed_photos_are_read_by_other_processes(tmp_path: Path) -> None:
+def test_corrupted_photos_are_read_by_other_processes(tmp_path: Path) -> None:
     Image.fromarray(spotted(SPOTS)).save(tmp_path / "photo.png")
     face = replace(
         annotated(spotted(SPOTS)), load_image=partial(load_image, tmp_path / "photo.png")
     )
-    for name, disturbance in DISTURBANCES.items():
-        (one,) = disturbed(split_of(face), disturbance, disturbance.strengths[-1])
+    for name, corruption in CORRUPTIONS.items():
+        (one,) = corrupted(split_of(face), corruption, corruption.severities[-1])
         there = pickle.loads(pickle.dumps(one))
         assert np.array_equal(there.load_image(), one.load_image()), name
 
@@ -194,18 +194,18 @@ def test_disturbed_photos_are_read_by_other_processes(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_named(detector: Detector) -> None:
     faces = split_of(annotated(spotted(SPOTS)))
     with pytest.raises(ConfigurationError, match=r"quality must be in 1 to 100, not 0"):
-        disturbed(faces, DISTURBANCES["jpeg"], 0)
-    with pytest.raises(ConfigurationError, match="give one strength or more"):
-        robustness_curve(detector, faces, DISTURBANCES["jpeg"], ())
+        corrupted(faces, CORRUPTIONS["jpeg"], 0)
+    with pytest.raises(ConfigurationError, match="give one severity or more"):
+        robustness_curve(detector, faces, CORRUPTIONS["jpeg"], ())
     far_off = split_of(annotated(spotted(SPOTS), 10 * SPOTS))
     with pytest.raises(ImageError, match="face is over 2 times as large as the photo"):
-        disturbed(far_off, UNDISTURBED, 0)[0].load_image()
+        corrupted(far_off, UNCORRUPTED, 0)[0].load_image()
 
 
 def test_unknown_points_stay_unknown() -> None:
     some = np.where(np.arange(4)[:, None] == 2, np.nan, SPOTS)
     faces = split_of(annotated(spotted(SPOTS), some), annotated(spotted(SPOTS), SPOTS * np.nan))
-    part, nothing = disturbed(faces, DISTURBANCES["rotation"], 30)
+    part, nothing = corrupted(faces, CORRUPTIONS["rotation"], 30)
     assert np.isnan(part.points).any(axis=1).tolist() == [False, False, True, False]
     assert np.isnan(nothing.points).all()
 
@@ -225,29 +225,29 @@ def astronauts(astronaut: NDArray[np.uint8], points: Array) -> AnnotatedFaces:
     return split_of(*[annotated(astronaut, points, name) for name in "ab"], layout="W300_68")
 
 
-def test_undisturbed_photos_give_the_errors_of_the_evaluation(
+def test_uncorrupted_photos_give_the_errors_of_the_evaluation(
     detector: Detector, astronauts: AnnotatedFaces
 ) -> None:
-    measured = measure_robustness(detector, astronauts, {}).undisturbed
+    measured = measure_robustness(detector, astronauts, {}).uncorrupted
     errors = evaluate(detector, astronauts).face_errors
     assert (measured.faces, measured.missed, measured.failure_rate) == (2, 0, 0)
     assert measured.nme == pytest.approx(errors.mean(), abs=1e-5)
 
 
 def test_errors_grow_with_the_strength(detector: Detector, astronauts: AnnotatedFaces) -> None:
-    curve = robustness_curve(detector, astronauts, DISTURBANCES["blur"], (0, 3, 15))
-    assert [point.strength for point in curve.points] == [0, 3, 15]
+    curve = robustness_curve(detector, astronauts, CORRUPTIONS["blur"], (0, 3, 15))
+    assert [point.severity for point in curve.points] == [0, 3, 15]
     none, some, much = (point.nme for point in curve.points)
     assert 1.5 * none < some
     assert 1.5 * some < much
-    by_box = robustness_curve(detector, astronauts, DISTURBANCES["blur"], (3,), normalisation="box")
+    by_box = robustness_curve(detector, astronauts, CORRUPTIONS["blur"], (3,), normalization="box")
     assert by_box.points[0].nme != pytest.approx(some, rel=0.05)
 
 
-def test_faces_that_are_not_found_in_a_disturbed_photo_are_failures(
+def test_faces_that_are_not_found_in_a_corrupted_photo_are_failures(
     detector: Detector, astronauts: AnnotatedFaces
 ) -> None:
-    curve = robustness_curve(detector, astronauts, DISTURBANCES["size"], (64, 6), boxes="detected")
+    curve = robustness_curve(detector, astronauts, CORRUPTIONS["size"], (64, 6), boxes="detected")
     found, lost = curve.points
     assert (found.missed, found.failure_rate) == (0, 0)
     assert (lost.missed, lost.failure_rate) == (2, 1)
@@ -256,10 +256,10 @@ def test_faces_that_are_not_found_in_a_disturbed_photo_are_failures(
 
 
 def curve_of(*failure_rates: float) -> RobustnessCurve:
-    rotation = DISTURBANCES["rotation"]
+    rotation = CORRUPTIONS["rotation"]
     points = [
-        CurvePoint(strength, 8, 0, rate, (rate / 2, 1), rate)
-        for strength, rate in zip(rotation.strengths, failure_rates, strict=False)
+        CurvePoint(severity, 8, 0, rate, (rate / 2, 1), rate)
+        for severity, rate in zip(rotation.severities, failure_rates, strict=False)
     ]
     return RobustnessCurve(rotation, tuple(points))
 
@@ -274,8 +274,8 @@ def test_progress_runs_up_to_all_faces_of_all_strengths(
 ) -> None:
     calls: list[tuple[int, int]] = []
     some = {
-        "size": replace(DISTURBANCES["size"], strengths=(64, 32)),
-        "grey": DISTURBANCES["grey"],
+        "size": replace(CORRUPTIONS["size"], severities=(64, 32)),
+        "gray": CORRUPTIONS["gray"],
     }
     measured = measure_robustness(
         detector, astronauts, some, progress=lambda *call: calls.append(call)
@@ -287,21 +287,21 @@ def test_progress_runs_up_to_all_faces_of_all_strengths(
 # ---------------------------------------------------------------------------------------- report
 
 
-def test_the_report_has_a_table_a_disturbance_and_says_from_where_on_it_fails(
+def test_the_report_has_a_table_a_corruption_and_says_from_where_on_it_fails(
     tmp_path: Path, detector: Detector, astronauts: AnnotatedFaces
 ) -> None:
     nan = float("nan")
-    size = DISTURBANCES["size"]
+    size = CORRUPTIONS["size"]
     robustness = Robustness(
         CurvePoint(0, 8, 0, 0.03, (0.02, 0.04), 0),
         {
             "rotation": curve_of(0.1, 0.2, 0.75),
             "size": RobustnessCurve(size, (CurvePoint(24, 8, 8, nan, (nan, nan), 1),), ("few",)),
-            "grey": replace(curve_of(0.1), disturbance=DISTURBANCES["grey"]),
+            "gray": replace(curve_of(0.1), corruption=CORRUPTIONS["gray"]),
         },
     )
     evaluation = evaluate(detector, astronauts)
-    report = summarise(evaluation, {}, robustness=robustness)
+    report = summarize(evaluation, {}, robustness=robustness)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     curves = report["robustness"]["curves"]
     assert [curves[name]["fails_from"] for name in curves] == [45, 24, None]
@@ -312,14 +312,14 @@ def test_the_report_has_a_table_a_disturbance_and_says_from_where_on_it_fails(
         *("45", "8", "0", "75.00", "37.50–100.00", "75.00"),
     )
     assert ("rotation", "45", "degrees") in tables["From where on it fails: FR10 above 50 %"]
-    assert ("grey", "nowhere", "share") in tables["From where on it fails: FR10 above 50 %"]
+    assert ("gray", "nowhere", "share") in tables["From where on it fails: FR10 above 50 %"]
     assert "- few" in to_markdown(report, {})
 
     write_report(tmp_path, report, evaluation, astronauts, {}, robustness=robustness)
     rows = list(csv.DictReader((tmp_path / "robustness.csv").open()))
-    assert [row["disturbance"] for row in rows] == ["", *["rotation"] * 3, "size", "grey"]
+    assert [row["corruption"] for row in rows] == ["", *["rotation"] * 3, "size", "gray"]
     assert rows[3] == {
-        **{"disturbance": "rotation", "strength": "45", "faces": "8", "missed": "0"},
+        **{"corruption": "rotation", "severity": "45", "faces": "8", "missed": "0"},
         **{"nme": "75.0", "nme_low": "37.5", "nme_high": "100", "fr10": "75.0"},
     }
     with Image.open(tmp_path / "robustness.png") as picture:
@@ -327,7 +327,7 @@ def test_the_report_has_a_table_a_disturbance_and_says_from_where_on_it_fails(
         assert min(picture.size) > 200
 
 
-def test_the_command_measures_every_kth_face_on_disturbed_photos(
+def test_the_command_measures_every_kth_face_on_corrupted_photos(
     tmp_path: Path,
     astronaut: NDArray[np.uint8],
     points: Array,
@@ -336,15 +336,15 @@ def test_the_command_measures_every_kth_face_on_disturbed_photos(
     Image.fromarray(astronaut).save(tmp_path / "photo.png")
     row = json.dumps({"image": "photo.png", "points": points.tolist(), "split": "val"})
     (tmp_path / "annotations.jsonl").write_text(f"{row}\n" * 3, encoding="utf-8")
-    for name in set(DISTURBANCES) - {"grey"}:
-        monkeypatch.delitem(DISTURBANCES, name)  # type: ignore[arg-type]  # a dict at run time
-    command = ["eval", "--data", str(tmp_path), "--split", "val", "--no-mirror", "--every", "2"]
+    for name in set(CORRUPTIONS) - {"gray"}:
+        monkeypatch.delitem(CORRUPTIONS, name)  # type: ignore[arg-type]  # a dict at run time
+    command = ["eval", "--data", str(tmp_path), "--split", "val", "--no-flip-test", "--every", "2"]
     out = tmp_path / "out"
     result = CliRunner().invoke(app, [*command, "--robustness", "--json", "--out", str(out)])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert (report["faces"], report["every"]) == (3, 2)
-    assert report["robustness"]["undisturbed"]["faces"] == 2
-    assert list(report["robustness"]["curves"]) == ["grey"]
+    assert report["robustness"]["uncorrupted"]["faces"] == 2
+    assert list(report["robustness"]["curves"]) == ["gray"]
     assert (out / "robustness.png").is_file()
     assert CliRunner().invoke(app, command).exit_code == 2  # --every without a curve

@@ -1,4 +1,4 @@
-"""Faces turned in the picture plane: found, cropped upright, and given back where they are."""
+"""Faces turned in the image plane: found, cropped upright, and given back where they are."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,9 +51,9 @@ class FindsUprightDrawings:
         straight = (mouth - eye)[1] / 20
         if straight < 0.9:
             return Detections.none(five_points=True)
-        centre, half = (eye + mouth) / 2, np.array([10, 12])
-        box = np.concatenate([centre - half, centre + half])
-        five = np.stack([eye, eye, centre, mouth, mouth])
+        center, half = (eye + mouth) / 2, np.array([10, 12])
+        box = np.concatenate([center - half, center + half])
+        five = np.stack([eye, eye, center, mouth, mouth])
         return Detections(box[None], np.array([min(straight, 1)]), five[None])
 
 
@@ -117,8 +117,8 @@ def test_a_box_keeps_its_size_at_any_turn() -> None:
     found = Detections(np.array([[10, 10, 30, 30]]), np.array([1.0]))
     cos = np.sqrt(0.5)
     back = turned_back(found, np.array([[cos, -cos, 0], [cos, cos, 5]]), np.pi / 4)
-    centre = np.array([0, 5 + 20 / cos])
-    assert np.allclose(back.boxes[0], [*(centre - 10), *(centre + 10)], atol=1e-5)
+    center = np.array([0, 5 + 20 / cos])
+    assert np.allclose(back.boxes[0], [*(center - 10), *(center + 10)], atol=1e-5)
 
 
 def test_of_overlapping_detections_the_best_stays() -> None:
@@ -155,7 +155,7 @@ def upright(head: Photo, detector_of: DetectorOf) -> Face:
 
 @pytest.fixture(scope="module")
 def any_rotation() -> Detector:
-    return Detector(68, device="cpu", any_rotation=True, mirror=False)
+    return Detector(68, device="cpu", any_rotation=True, flip_test=False)
 
 
 def error(face: Face, truth: NDArray[np.floating], upright: Face) -> float:
@@ -164,7 +164,7 @@ def error(face: Face, truth: NDArray[np.floating], upright: Face) -> float:
 
 
 def turned_head(head: Photo, upright: Face, degrees: int) -> tuple[Photo, NDArray[np.floating]]:
-    """The photo turned clockwise, and where the points are then."""
+    """The image turned clockwise, and where the points are then."""
     square = np.array([124, 117, 240, -np.deg2rad(degrees)])
     photo = cut_crop(head, square, 240)
     return photo, transform_points(crop_matrix(square, 240), upright.points)
@@ -233,7 +233,7 @@ def test_faces_are_upright_unless_any_rotation_is_asked_for(detector_of: Detecto
 def test_the_command_finds_turned_faces_when_asked_to(tmp_path: Path, head: Photo) -> None:
     path = tmp_path / "upside_down.png"
     Image.fromarray(head[::-1, ::-1]).save(path)
-    arguments = ["predict", str(path), "--device", "cpu", "--no-mirror", "--layout", "29"]
+    arguments = ["predict", str(path), "--device", "cpu", "--no-flip-test", "--layout", "29"]
     asked = CliRunner().invoke(app, [*arguments, "--any-rotation"])
     assert asked.exit_code == 0, asked.stderr
     assert "1 image, 1 face, 0 failed" in asked.stderr

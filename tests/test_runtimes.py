@@ -31,9 +31,9 @@ from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding, Mode
 CPU = torch.device("cpu")
 SIZE = 64
 DECODINGS: dict[str, Decoding] = {
-    "hih": {"decoder": "expectation", "bin_centre": 0.5, "activation": "softmax"},
-    "adnet": {"decoder": "mean", "bin_centre": 0.5, "activation": "linear"},
-    "awing": {"decoder": "quarter_shift", "bin_centre": 0.5, "activation": "linear"},
+    "hih": {"decoder": "local_soft_argmax", "bin_center": 0.5, "activation": "softmax"},
+    "adnet": {"decoder": "mean", "bin_center": 0.5, "activation": "linear"},
+    "awing": {"decoder": "quarter_shift", "bin_center": 0.5, "activation": "linear"},
 }
 ARCHITECTURES = sorted(DECODINGS)
 
@@ -54,11 +54,11 @@ def tiny_model(architecture: str) -> LoadedModel:
         name=f"{architecture}-tiny",
         architecture=architecture,
         configuration=configuration,
-        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        normalization={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         crop={"pixel_origin": 0.5, "boxes": {"mtcnn": {"shift": [0, 0], "scale": 1.0}}},
         decoding=DECODINGS[architecture],
         training_data=[],
-        licence="test",
+        license="test",
         files={f"{architecture}-tiny.safetensors": "0" * 64},
     )
     return LoadedModel(network.eval(), card, {})
@@ -70,7 +70,7 @@ def some_crops(count: int) -> NDArray[np.uint8]:
 
 def plain(model: LoadedModel, crops: NDArray[np.uint8]) -> Heatmaps:
     """What the network itself says, eagerly."""
-    graph = CropGraph(model.network, "COFW29", model.card.normalisation)
+    graph = CropGraph(model.network, "COFW29", model.card.normalization)
     with torch.inference_mode():
         integer, *decimal = graph(torch.from_numpy(crops))
     return Heatmaps(integer, decimal[0] if decimal else None)
@@ -151,7 +151,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = tiny_model("awing")
-    runtime = TorchRuntime(model.network, "COFW29", model.card.normalisation, CPU)
+    runtime = TorchRuntime(model.network, "COFW29", model.card.normalization, CPU)
     graph, seen = runtime.graph, []
 
     def short_of_memory(crops: torch.Tensor) -> Any:
@@ -172,7 +172,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does(
 
 def test_memory_that_does_not_hold_one_crop_is_an_error() -> None:
     model = tiny_model("awing")
-    runtime = TorchRuntime(model.network, "COFW29", model.card.normalisation, CPU)
+    runtime = TorchRuntime(model.network, "COFW29", model.card.normalization, CPU)
 
     def without_memory(crops: torch.Tensor) -> Any:
         raise torch.OutOfMemoryError("no memory")
@@ -373,7 +373,7 @@ def test_int8_is_for_onnx(tmp_path: Path) -> None:
 
 def tiny_openvino_file(folder: Path) -> Path:
     model, path = tiny_model("hih"), folder / "tiny.xml"
-    graph = CropGraph(model.network, "COFW29", model.card.normalisation)
+    graph = CropGraph(model.network, "COFW29", model.card.normalization)
     write_openvino(graph.on_pixels(SIZE), path)
     return path
 

@@ -28,7 +28,7 @@ from hihlandmark.training import checkpoint as checkpoints
 from hihlandmark.training import trainer
 from hihlandmark.training.config import Distillation, TrainingConfiguration
 from hihlandmark.training.distillation import Teacher, read_teacher
-from hihlandmark.training.distributed import SynchronisedBatchNorm, replace_batch_norm
+from hihlandmark.training.distributed import SynchronizedBatchNorm, replace_batch_norm
 from hihlandmark.training.objectives import decoding_of, make_objective
 from hihlandmark.training.self_training import teach
 from hihlandmark.training.trainer import RunSummary, build_training_network, train
@@ -54,11 +54,11 @@ def write_teacher(folder: Path, changes: dict[str, Any] | None = None, **setting
         name="teacher",
         architecture="hih",
         configuration=configuration.network_configuration(),
-        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        normalization={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         crop={"pixel_origin": 0.5, "boxes": {}},
         decoding=decoding_of(configuration),
         training_data=[],
-        licence="none",
+        license="none",
     )
     state = build_training_network(configuration).state_dict()
     for head in ("stacks.0.predict", "decimal_head.predict"):
@@ -95,12 +95,12 @@ def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(
     data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     stages = [{"steps": 8, "crop_size": 64, "batch_size": 2}, {"steps": 7, "crop_size": 128}]
-    unlabelled = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 5, "faces": 1}
+    unlabeled = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 5, "faces": 1}
     validation = {"every": 4, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 0}
     stages[1]["batch_size"] = 2
     configuration = tiny(
         stages=stages,
-        self_training=unlabelled,
+        self_training=unlabeled,
         distillation={"weights": str(teacher)},
         validation=validation,
     )
@@ -126,24 +126,24 @@ def test_a_run_killed_with_kill_9_ends_as_one_that_was_not(
     assert_same(weights_of(folder, "best.pt"), weights_of(tmp_path / "whole", "best.pt"))
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["synchronised", "frozen"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["synchronized", "frozen"])
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     data: Path, teacher: Path, tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def part(batch_size: int, faces: int) -> TrainingConfiguration:
-        # Adam makes whole steps of rounding errors: with synchronised statistics and crops of 128
+        # Adam makes whole steps of rounding errors: with synchronized statistics and crops of 128
         # pixels, as the teacher wants them, they soon show.
         size = 128 if frozen else 64
         stage = {"steps": 5, "crop_size": size, "batch_size": batch_size, "learning_rate": 1e-2}
-        unlabelled = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 2}
+        unlabeled = {"sets": [{"folder": "W300_68"}], "layouts": ["WFLW98"], "start": 2}
         return tiny(
             stages=[stage],
             # As the paper's network: with parameters that no gradient reaches.
-            network={**tiny().network, "idle_skips": True},
+            network={**tiny().network, "unused_shortcuts": True},
             auxiliary_layouts={"SCUT86": 86},  # nor this head: no set teaches it
-            frozen_statistics=frozen,
+            freeze_bn=frozen,
             validation={"every": 2, "sets": [{"folder": "COFW29", "split": "val"}], "pictures": 0},
-            self_training={**unlabelled, "faces": faces},
+            self_training={**unlabeled, "faces": faces},
             distillation={"weights": str(teacher)} if frozen else None,
         )
 
@@ -156,11 +156,11 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
         capture_output=True,
         env={**os.environ, **CPU},
     )
-    # PyTorch's own batch normalisation sums less exactly on a CPU, and its errors grow.
+    # PyTorch's own batch normalization sums less exactly on a CPU, and its errors grow.
     monkeypatch.setattr(trainer, "build_training_network", with_our_batch_norm)
     run(part(batch_size=4, faces=2), data, tmp_path / "one")
     two, one = log_of(tmp_path / "two"), log_of(tmp_path / "one")
-    # An integer heatmap that has learnt next to nothing is almost flat: rounding moves its maximum.
+    # An integer heatmap that has learned next to nothing is almost flat: rounding moves its maximum.
     for name, looks, tolerance in (
         ("integer", 5, 1e-5),
         ("decimal", 5, 1e-5),
@@ -181,7 +181,7 @@ def with_our_batch_norm(configuration: TrainingConfiguration) -> HIH:
 def test_our_batch_norm_is_pytorchs_where_there_is_one_process() -> None:
     theirs, ours = (torch.nn.BatchNorm2d(3, momentum=0.2) for _ in range(2))
     replace_batch_norm(ours)
-    assert isinstance(ours, SynchronisedBatchNorm)
+    assert isinstance(ours, SynchronizedBatchNorm)
     found = []
     for norm in (theirs, ours):
         x = torch.linspace(-2, 5, 120).sin().reshape(2, 3, 4, 5)
@@ -196,10 +196,10 @@ def test_our_batch_norm_is_pytorchs_where_there_is_one_process() -> None:
 def test_accumulated_batches_count_as_one_large_batch(
     data: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    """With frozen statistics, since each batch is normalised by its own otherwise."""
-    fixed = {"frozen_statistics": True, "distillation": {"weights": str(teacher)}}
+    """With frozen statistics, since each batch is normalized by its own otherwise."""
+    fixed = {"freeze_bn": True, "distillation": {"weights": str(teacher)}}
     stages = [{"steps": 3, "crop_size": 128, "batch_size": 2, "learning_rate": 1e-2}]
-    run(tiny(stages=stages, optimiser={"accumulation": 2}, **fixed), data, tmp_path / "parts")
+    run(tiny(stages=stages, optimizer={"accumulation": 2}, **fixed), data, tmp_path / "parts")
     run(tiny(stages=[{**stages[0], "batch_size": 4}], **fixed), data, tmp_path / "whole")
     parts, whole_log = log_of(tmp_path / "parts"), log_of(tmp_path / "whole")
     for name in ("integer", "decimal", "distillation"):
@@ -219,7 +219,9 @@ def test_accumulated_batches_count_as_one_large_batch(
     ids=["cross_entropy", "paper", "adaptive_wing", "star", "direction"],
 )
 def test_training_lowers_every_loss(data: Path, tmp_path: Path, loss: dict[str, Any]) -> None:
-    stages = [{"steps": 20, "crop_size": 64, "batch_size": 3, "learning_rate": 1e-2, "warm_up": 2}]
+    stages = [
+        {"steps": 20, "crop_size": 64, "batch_size": 3, "learning_rate": 1e-2, "warmup_steps": 2}
+    ]
     run(tiny(stages=stages, augmentation=PLAIN, loss=loss), data, tmp_path)
     rows = log_of(tmp_path)
     assert rows[-1]["integer"] < 0.99 * rows[0]["integer"]
@@ -229,7 +231,7 @@ def test_training_lowers_every_loss(data: Path, tmp_path: Path, loss: dict[str, 
 
 def test_mixed_precision_learns_nearly_the_same(data: Path, tmp_path: Path) -> None:
     for precision in ("no", "bf16"):
-        run(tiny(optimiser={"precision": precision}), data, tmp_path / precision)
+        run(tiny(optimizer={"precision": precision}), data, tmp_path / precision)
     exact, mixed = log_of(tmp_path / "no"), log_of(tmp_path / "bf16")
     assert mixed[0]["integer"] == pytest.approx(exact[0]["integer"], rel=1e-2)
     assert mixed[0]["integer"] != exact[0]["integer"]
@@ -256,7 +258,7 @@ def test_a_run_that_gets_no_better_ends_early(data: Path, tmp_path: Path) -> Non
     sets = [{"folder": "COFW29", "split": "val"}]
     # At so low a learning rate only the first look, at the statistics of the first batches, is new.
     validation = {"every": 1, "sets": sets, "pictures": 0, "patience": 2}
-    slow = tiny(stages=stages, validation=validation, frozen_statistics=True, average_decay=0.0)
+    slow = tiny(stages=stages, validation=validation, freeze_bn=True, ema_decay=0.0)
     summary = run(slow, data, tmp_path)
     best = checkpoints.load_checkpoint(tmp_path / "best.pt")["step"]
     assert summary.steps == best + 2 < 30
@@ -303,7 +305,7 @@ def test_weights_to_start_from_must_fit(data: Path, tmp_path: Path) -> None:
     first = tiny(augmentation=PLAIN)
     run(first, data, tmp_path / "first")
     start = weights_of(tmp_path / "first")
-    with_extra_head = tiny(auxiliary_layouts={"SCUT86": 86}, average_decay=0.0)
+    with_extra_head = tiny(auxiliary_layouts={"SCUT86": 86}, ema_decay=0.0)
     run(with_extra_head, data, tmp_path / "second", initial=start)
     with pytest.raises(WeightsError, match="of another network"):
         run(tiny(network={"features": 16}), data, tmp_path / "third", initial=start)
@@ -350,7 +352,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(
 
 def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
     stages = [{"steps": 6, "crop_size": 64, "batch_size": 2, "learning_rate": 1e30}]
-    wild = tiny(stages=stages, optimiser={"gradient_clip": 0.0})
+    wild = tiny(stages=stages, optimizer={"gradient_clip": 0.0})
     with pytest.raises(TrainingError, match="not finite up to step"):
         run(wild, data, tmp_path)
 
@@ -366,7 +368,7 @@ def test_self_training_learns_from_the_teacher(data: Path, tmp_path: Path) -> No
 
 def test_the_teachers_points_move_with_the_crop_and_count_by_their_spread() -> None:
     from hihlandmark.training.config import SelfTraining
-    from hihlandmark.training.data import UnlabelledBatch
+    from hihlandmark.training.data import UnlabeledBatch
 
     configuration = tiny()
     settings = SelfTraining.model_validate(
@@ -380,7 +382,7 @@ def test_the_teachers_points_move_with_the_crop_and_count_by_their_spread() -> N
     decoding = decoding_of(configuration)
     row = 98 + 68 + 29
     one, two = (
-        teach(teacher, UnlabelledBatch(crops, crops, each), settings, decoding, row, nullcontext())
+        teach(teacher, UnlabeledBatch(crops, crops, each), settings, decoding, row, nullcontext())
         for each in (still, moved)
     )
     both = (one.weights > 0) & (two.weights > 0)
@@ -422,7 +424,7 @@ def test_distillation_is_the_mean_divergence_from_the_teachers_distributions() -
     trained.forward = lambda crops: {
         name: Heatmaps(taught[:, place], taught_bins[:, place]) for name, place in places.items()
     }
-    unlabelled = Batch(
+    unlabeled = Batch(
         torch.zeros(faces, 4 * size, 4 * size, 3, dtype=torch.uint8),
         torch.zeros(faces, 195, 2),
         torch.zeros(faces, 195),
@@ -434,7 +436,7 @@ def test_distillation_is_the_mean_divergence_from_the_teachers_distributions() -
 
     for layouts, share in ((("WFLW98",), 1.0), (("COFW29",), 0.0), (tuple(places), 98 / 195)):
         objective = make_objective(configuration, student, Teacher(trained, layouts, 3.0, ""))
-        found = objective(unlabelled, objective.totals(unlabelled))
+        found = objective(unlabeled, objective.totals(unlabeled))
         expected = share * divergence(size**2) + 0.5 * divergence(64)
         assert found.tolist() == pytest.approx([0, 0, 0, expected], rel=1e-5)
         assert objective.weigh(found).item() == pytest.approx(3 * expected, rel=1e-5)
@@ -487,9 +489,9 @@ def test_a_run_goes_on_with_the_same_teacher_alone(
     [
         ({"crop": {"pixel_origin": 0.0, "boxes": {}}}, {}, "its pixel origin is 0.0, ours 0.5"),
         (
-            {"normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}},
+            {"normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}},
             {},
-            "its crops are normalised by",
+            "its crops are normalized by",
         ),
         (
             {"decoding": decoding_of(tiny(loss={"integer": "mse"}))},
@@ -524,14 +526,14 @@ def test_the_command_trains_exports_and_the_weights_predict(data: Path, tmp_path
     toml = tmp_path / "tiny.toml"
     calibration = [{"of": "COFW29", "folder": "COFW29", "split": "val"}]
     shapes = [{"folder": "COFW29"}]
-    card = {"licence": "research only", "calibration": calibration, "shapes": shapes}
+    card = {"license": "research only", "calibration": calibration, "shapes": shapes}
     toml.write_text(as_toml(tiny(card=card, canonical_scale=1.2)))
     options = ["--set", "stages.0.steps=2", "--export", str(tmp_path / "weights")]
     result = CliRunner().invoke(app, command(toml, data, tmp_path / "run", *options)[1:])
     assert result.exit_code == 0, result.output
     assert "4 steps" in result.output
     detector = Detector(29, "hih-small", weights=tmp_path / "weights" / "tiny.json", device="cpu")
-    assert detector.card.licence == "research only"
+    assert detector.card.license == "research only"
     assert detector.box_map("landmarks").scale == pytest.approx(1.4707 * 1.2 / 1.4, abs=1e-3)
     assert detector.card.calibration.keys() == {"COFW29"}
     assert detector.shape_prior is not None
@@ -561,4 +563,4 @@ def test_a_run_folder_that_is_a_file_is_named(data: Path, tmp_path: Path) -> Non
     with pytest.raises(TrainingError, match=r"cannot write .*file"):
         run(tiny(), data, tmp_path / "file")
     with pytest.raises(ConfigurationError, match="needs a GPU"):
-        run(tiny(optimiser={"precision": "fp16"}), data, tmp_path / "run")
+        run(tiny(optimizer={"precision": "fp16"}), data, tmp_path / "run")

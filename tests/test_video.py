@@ -40,7 +40,7 @@ STEP = 3
 
 @pytest.fixture(scope="module")
 def frames(astronaut: Image) -> list[Image]:
-    """Twelve pictures (240, 280, 3) of a face that moves to the left."""
+    """Twelve images (240, 280, 3) of a face that moves to the left."""
     return [
         np.ascontiguousarray(astronaut[:240, 60 + STEP * i : 340 + STEP * i]) for i in range(12)
     ]
@@ -400,14 +400,14 @@ def test_video_command_draws_and_writes(
 ) -> None:
     out, points = tmp_path / "out.mp4", tmp_path / "faces.jsonl"
     arguments = ["video", str(clip), "--out", str(out), "--points", str(points)]
-    arguments += ["--layout", "29", "--no-mirror", "--offline", "--frames", "5"]
+    arguments += ["--layout", "29", "--no-flip-test", "--offline", "--frames", "5"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "5 frames, 1 faces followed; results in" in result.stderr
     assert len(list(read_frames(out))) == 5
     assert len(points.read_text().splitlines()) == 5
     printed = CliRunner().invoke(
-        app, ["video", str(clip), "--layout", "29", "--no-mirror", "--frames", "2"]
+        app, ["video", str(clip), "--layout", "29", "--no-flip-test", "--frames", "2"]
     )
     assert [json.loads(line)["frame"] for line in printed.stdout.splitlines()] == [0, 1]
 
@@ -417,4 +417,4 @@ def test_a_face_says_its_number_in_its_exports(frames: list[Image], detector: De
     assert "track_id" not in face.to_dict()
     numbered = replace(face, track_id=7)
     assert type(face).from_dict(numbered.to_dict()).track_id == 7
-    assert numbered.to(5).track_id == 7
+    assert numbered.to_layout(5).track_id == 7

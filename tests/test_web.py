@@ -60,7 +60,7 @@ LIMITS = Limits(upload_bytes=2 * 2**20, pixels=2_000_000, queue=4)
 
 
 def make_quick(layout: int, model: str) -> Detector:
-    return Detector(layout, model, device="cpu", refine=0, mirror=False)
+    return Detector(layout, model, device="cpu", refine=0, flip_test=False)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def pixels(content: bytes) -> NDArray[np.uint8]:
     return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-# --- photos in memory -------------------------------------------------------------------------
+# --- images in memory -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_the_oldest_photo_goes_when_there_are_too_many(photo: Photo) -> None:
     assert [photos.get(token) is not None for token in tokens] == [False, True, True]
 
 
-# --- pictures and HTML ------------------------------------------------------------------------
+# --- images and HTML ------------------------------------------------------------------------
 
 
 def test_a_moved_face_lies_where_its_picture_lies() -> None:
@@ -663,7 +663,7 @@ def wait_for(page: Page, text: str) -> None:
 
 
 def picture(page: Page, kind: str) -> dict[str, Any]:
-    """What the browser has shown of a picture: its address, alternative text and pixels."""
+    """What the browser has shown of an image: its address, alternative text and pixels."""
     image = page.locator(f"img.{kind}")
     image.evaluate("image => image.decode()")
     shown: dict[str, Any] = image.evaluate(

@@ -65,7 +65,7 @@ def card(name: str = "tiny", **changes: Any) -> ModelCard:
         name=name,
         architecture="hih",
         configuration=TINY,
-        normalisation={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        normalization={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         crop={
             "pixel_origin": 0.5,
             "boxes": {
@@ -73,10 +73,10 @@ def card(name: str = "tiny", **changes: Any) -> ModelCard:
                 "landmarks:COFW29": {"shift": [0.0, -0.05], "scale": 1.5},
             },
         },
-        decoding={"decoder": "expectation", "bin_centre": 0.5, "activation": "softmax"},
+        decoding={"decoder": "local_soft_argmax", "bin_center": 0.5, "activation": "softmax"},
         calibration={"COFW29": {"slope": 1.5}},
-        training_data=[{"name": "made up", "licence": "CC0-1.0", "images": 3}],
-        licence="Apache-2.0",
+        training_data=[{"name": "made up", "license": "CC0-1.0", "images": 3}],
+        license="Apache-2.0",
         figures=[
             {"split": "val", "points": 29, "metric": "NME", "value": 3.0, "command": "true", "n": 1}
         ],
@@ -104,10 +104,10 @@ def as_json(given: ModelCard) -> dict[str, Any]:
 # Cards
 
 
-LINEAR: Decoding = {"decoder": "mean", "bin_centre": 0.5, "activation": "linear"}
+LINEAR: Decoding = {"decoder": "mean", "bin_center": 0.5, "activation": "linear"}
 
 
-@pytest.mark.parametrize("decoding", [LINEAR, {**LINEAR, "aligned_corners": True}])
+@pytest.mark.parametrize("decoding", [LINEAR, {**LINEAR, "align_corners": True}])
 def test_card_survives_json(decoding: Decoding) -> None:
     given = card(files={"tiny.safetensors": "0" * 64}, decoding=decoding)
     assert ModelCard.from_json(given.to_json()) == given
@@ -123,26 +123,26 @@ def test_card_knows_the_decoders_and_activations_of_heatmap() -> None:
     [
         ({"schema": 2}, "schema 2.*update hihlandmark"),
         ({"schema": "1"}, "schema is '1'"),
-        ({"colour": "red"}, "unknown fields: colour"),
-        ({"licence": " "}, "'licence' must be a text"),
+        ({"color": "red"}, "unknown fields: color"),
+        ({"license": " "}, "'license' must be a text"),
         ({"name": "../tiny"}, "'name'"),
         ({"configuration": []}, "'configuration' must be an object"),
-        ({"normalisation": {"mean": [0, 0, 0]}}, "fields mean, std"),
-        ({"normalisation": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "normalisation.std"),
+        ({"normalization": {"mean": [0, 0, 0]}}, "fields mean, std"),
+        ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "normalization.std"),
         ({"crop": {"pixel_origin": True, "boxes": {}}}, "crop.pixel_origin"),
         ({"crop": {"pixel_origin": 0, "boxes": {"m": {"shift": [0], "scale": 1}}}}, "m.shift"),
         (
-            {"decoding": {"decoder": "guess", "bin_centre": 0, "activation": "softmax"}},
+            {"decoding": {"decoder": "guess", "bin_center": 0, "activation": "softmax"}},
             "argmax, expectation, mean, quarter_shift, not 'guess'",
         ),
-        ({"decoding": {**LINEAR, "aligned_corners": 1}}, "decoding.aligned_corners"),
+        ({"decoding": {**LINEAR, "align_corners": 1}}, "decoding.align_corners"),
         ({"decoding": {**LINEAR, "corners": True}}, "an object with the fields activation"),
-        ({"decoding": {"decoder": "mean", "aligned_corners": True}}, "fields activation, bin_cen"),
+        ({"decoding": {"decoder": "mean", "align_corners": True}}, "fields activation, bin_cen"),
         ({"files": {}}, "names no weight files"),
         ({"files": {"../../x.safetensors": "0" * 64}}, "'files'"),
         ({"files": {"x.pth": "0" * 64}}, "'files'"),
         ({"files": {"x.safetensors": "0" * 63}}, "SHA-256"),
-        ({"training_data": [{"name": "a", "licence": "b"}]}, r"training_data\[0\]"),
+        ({"training_data": [{"name": "a", "license": "b"}]}, r"training_data\[0\]"),
         ({"figures": [{"split": "val"}]}, r"figures\[0\]"),
     ],
 )
@@ -573,7 +573,7 @@ def test_hub_out_of_reach_says_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPa
 
 
 def write_checkpoint(path: Path, state: dict[str, torch.Tensor], **more: object) -> Path:
-    """What the authors' code writes: NumPy numbers and the optimiser's state among it."""
+    """What the authors' code writes: NumPy numbers and the optimizer's state among it."""
     best_nme = {"epoch": 59, "nme": np.float64(4.08), "loss": np.float32(0.5), "count": np.int64(1)}
     optimizer = {"state": {0: {"step": 3}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]}
     everything = {"state_dict": state, "best_nme": best_nme, "optimizer": optimizer, "epoch": 59}
@@ -594,7 +594,7 @@ def test_official_checkpoint_is_converted(tmp_path: Path, prefix: str) -> None:
     assert "mtcnn" in read_card.crop["boxes"]
     assert read_card.decoding == {
         "decoder": "argmax",
-        "bin_centre": 0.0,
+        "bin_center": 0.0,
         "activation": "linear",
     }
     predict = official["offset_head.head.1.weight"]
@@ -619,14 +619,14 @@ def test_official_checkpoint_of_adnet_is_converted(tmp_path: Path) -> None:
     network, read_card, _ = load_model(card_path)
     assert read_card.architecture == "adnet"
     assert read_card.configuration["edges"]["COFW29"][0] == [0, 2, 4, 5]
-    assert read_card.normalisation == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    assert read_card.normalization == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     assert read_card.crop["pixel_origin"] == 0.5
     assert read_card.crop["boxes"]["landmarks:COFW29"] == {"shift": [0.0, 0.0], "scale": 1.0}
     assert read_card.decoding == {
         "decoder": "mean",
-        "bin_centre": 0.5,
+        "bin_center": 0.5,
         "activation": "linear",
-        "aligned_corners": True,
+        "align_corners": True,
     }
     bgr, rgb = official["pre.0.conv.weight"], network.state_dict()["stem.0.weight"]
     assert torch.equal(rgb[:, :3], bgr[:, :3].flip(1).half().float())
@@ -640,11 +640,11 @@ def test_official_checkpoint_of_adaptive_wing_is_converted(tmp_path: Path, alone
     card_path = convert_checkpoint(tmp_path / "WFLW.pth", tmp_path / "out", "awing-cofw")
     network, read_card, _ = load_model(card_path)
     assert read_card.architecture == "awing"
-    assert read_card.normalisation == {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    assert read_card.normalization == {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
     assert read_card.crop["pixel_origin"] == 0.0
     assert read_card.decoding == {
         "decoder": "quarter_shift",
-        "bin_centre": 0.5,
+        "bin_center": 0.5,
         "activation": "linear",
     }
     predict = official["l0.weight"]
@@ -661,9 +661,9 @@ def test_converted_crops_are_the_same_square_from_every_box(tmp_path: Path) -> N
     for kind, square in converted.items():
         canonical = CANONICAL_CROP[kind]
         box = 100 / canonical.scale
-        centre = [(s - c) * box for s, c in zip(square["shift"], canonical.shift, strict=True)]
-        # As stated for the 98 points: 0.136 of their box above its centre, 1.48 times as large.
-        assert centre == pytest.approx([0, -0.136 * face], abs=0.02)
+        center = [(s - c) * box for s, c in zip(square["shift"], canonical.shift, strict=True)]
+        # As stated for the 98 points: 0.136 of their box above its center, 1.48 times as large.
+        assert center == pytest.approx([0, -0.136 * face], abs=0.02)
         assert square["scale"] * box == pytest.approx(1.48 * face, abs=0.02)
 
 

@@ -36,20 +36,20 @@ def corners(square: Square) -> NDArray[np.floating]:
     return transform_points(invert(crop_matrix(square, SIZE)), edge)
 
 
-def outline(axis: Any, square: Square, colour: str, label: str, style: str = "-") -> None:
-    """A crop square, drawn into the photo."""
+def outline(axis: Any, square: Square, color: str, label: str, style: str = "-") -> None:
+    """A crop square, drawn into the image."""
     x, y = corners(square).T
-    axis.plot(x, y, style, color=colour, linewidth=2, label=label)
+    axis.plot(x, y, style, color=color, linewidth=2, label=label)
 
 
-def box(axis: Any, xyxy: NDArray[Any], colour: str, label: str) -> None:
-    """A box, drawn into the photo."""
+def box(axis: Any, xyxy: NDArray[Any], color: str, label: str) -> None:
+    """A box, drawn into the image."""
     x0, y0, x1, y1 = xyxy
-    axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], "--", color=colour, label=label)
+    axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], "--", color=color, label=label)
 
 
 def show(axis: Any, picture: NDArray[np.uint8], title: str) -> None:
-    """A picture without axes."""
+    """An image without axes."""
     axis.imshow(picture)
     axis.set_title(title, fontsize=10)
     axis.axis("off")
@@ -67,7 +67,7 @@ def stages(picture: NDArray[np.uint8]) -> tuple[NDArray[Any], Square, Square, An
 
 
 def points_of(picture: NDArray[np.uint8], square: Square) -> NDArray[np.floating]:
-    """What the network finds in the crop of a square, in pixels of the picture."""
+    """What the network finds in the crop of a square, in pixels of the image."""
     crop = np.asarray(cut_crop(picture, square, SIZE))
     points = detector().predict_crops(crop[None]).points[0]
     return transform_points(invert(crop_matrix(square, SIZE)), points)
@@ -76,7 +76,7 @@ def points_of(picture: NDArray[np.uint8], square: Square) -> NDArray[np.floating
 def draw(
     picture: NDArray[np.uint8], window: tuple[int, int, int, int], name: str, legend: str
 ) -> None:
-    """The photo with boxes and squares, the first crop and the second one."""
+    """The image with boxes and squares, the first crop and the second one."""
     mtcnn, first, second, points, better = stages(picture)
     figure = new_figure(11, 4.1)
     whole, one, two = figure.subplots(1, 3, width_ratios=(1.12, 1, 1))
@@ -89,18 +89,18 @@ def draw(
     whole.set_xlim(left, right)
     whole.set_ylim(bottom, top)
     whole.legend(loc=legend, fontsize=8, framealpha=0.85)
-    for axis, square, found, colour, title in (
+    for axis, square, found, color, title in (
         (one, first, points, BLUE, "first crop: the card's map from MTCNN's box"),
         (two, second, better, ORANGE, "second crop: around the points of the first"),
     ):
         show(axis, np.asarray(cut_crop(picture, square, SIZE)), title)
         x, y = moved(found, crop_matrix(square, SIZE)).T
-        axis.plot(x, y, ".", color="white", markersize=4, markeredgecolor=colour)
+        axis.plot(x, y, ".", color="white", markersize=4, markeredgecolor=color)
     save(figure, name)
 
 
 def turned(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photo turned about the face."""
+    """The image turned about the face."""
     matrix = cv2.getRotationMatrix2D((224, 118), -DEGREES, 1)
     return np.asarray(cv2.warpAffine(picture, matrix, (512, 512)), np.uint8)
 

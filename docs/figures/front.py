@@ -1,4 +1,4 @@
-"""Draws the picture of the front page: the astronaut with 98, 68 and 29 points.
+"""Draws the image of the front page: the astronaut with 98, 68 and 29 points.
 
 python docs/figures/front.py
 

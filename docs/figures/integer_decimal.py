@@ -94,11 +94,11 @@ def draw_cells(seen: Seen) -> Any:
     return figure
 
 
-def rectangle(corner: NDArray[np.floating], side: float, colour: str) -> Any:
+def rectangle(corner: NDArray[np.floating], side: float, color: str) -> Any:
     """The outline of a cell or a bin."""
     from matplotlib.patches import Rectangle
 
-    return Rectangle(tuple(corner), side, side, fill=False, edgecolor=colour, linewidth=2)
+    return Rectangle(tuple(corner), side, side, fill=False, edgecolor=color, linewidth=2)
 
 
 def draw_integer(seen: Seen) -> Any:

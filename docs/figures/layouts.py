@@ -28,9 +28,9 @@ PARTS = {
 }
 
 
-def colour_of(part: str) -> str:
+def color_of(part: str) -> str:
     """Left and right, outer and inner share one; "eyebrow" is asked for before "eye"."""
-    return next(colour for name, colour in PARTS.items() if name in part)
+    return next(color for name, color in PARTS.items() if name in part)
 
 
 def outward(layout: Layout, points: Any) -> Any:
@@ -53,7 +53,7 @@ def outward(layout: Layout, points: Any) -> Any:
 
 
 def draw_layout(size: int) -> Any:
-    """The face with the numbered points of a layout, coloured by part."""
+    """The face with the numbered points of a layout, colored by part."""
     picture, matrix = portrait(SIDE, margin=1.22)
     found = face(size)
     layout, points = found.layout, moved(found.points, matrix)
@@ -70,13 +70,13 @@ def draw_layout(size: int) -> Any:
     for part, indices in layout.parts.items():
         for index in indices:
             x, y = points[index]
-            axis.plot(x, y, "o", color=colour_of(part), markersize=4.2)
+            axis.plot(x, y, "o", color=color_of(part), markersize=4.2)
             step = directions[index] * (13 if size == 98 else 15)
             axis.text(
                 x + step[0],
                 y + step[1],
                 str(index),
-                color=colour_of(part),
+                color=color_of(part),
                 ha="center",
                 va="center",
                 fontsize=7.5 if size == 98 else 9.5,
@@ -88,7 +88,7 @@ def draw_layout(size: int) -> Any:
 def draw_conversion() -> Any:
     """The 98 points, and the 68 that follow from them: exact and interpolated ones."""
     picture, matrix = portrait(480, margin=1.22)
-    target = face(98).to(68)
+    target = face(98).to_layout(68)
     figure = new_figure(9.6, 4.9)
     for axis, found in zip(figure.subplots(1, 2), (face(98), target), strict=True):
         axis.imshow(paled(picture))

@@ -1,6 +1,6 @@
-"""What the scripts of this folder share: the photo, the face in it, colours, and saving a figure.
+"""What the scripts of this folder share: the image, the face in it, colors, and saving a figure.
 
-The photo is scikit-image's astronaut (public domain), the only face in this repository.
+The image is scikit-image's astronaut (public domain), the only face in this repository.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hihlandmark import Detector, Face
 from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
 
 FOLDER = Path(__file__).parent
-BLUE, ORANGE, GREEN, GREY = "#1f6bb0", "#d9660f", "#2e8b57", "#666666"
+BLUE, ORANGE, GREEN, GRAY = "#1f6bb0", "#d9660f", "#2e8b57", "#666666"
 DOTS_AN_INCH = 110
 LARGEST = 290_000
-"""Bytes of a picture in all its colours; one that needs more gets 256 of them."""
+"""Bytes of an image in all its colors; one that needs more gets 256 of them."""
 
 
 def photo() -> NDArray[np.uint8]:
@@ -44,7 +44,7 @@ def face(layout: int = 98) -> Face:
 
 
 def portrait(side: int, margin: float = 1.5) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-    """A square picture around the face, of ``side`` pixels, and the matrix (2, 3) that leads there.
+    """A square image around the face, of ``side`` pixels, and the matrix (2, 3) that leads there.
 
     ``margin``: its side in longer sides of the box tight around the 98 points.
     """
@@ -53,14 +53,14 @@ def portrait(side: int, margin: float = 1.5) -> tuple[NDArray[np.uint8], NDArray
 
 
 def moved(points: NDArray[Any], matrix: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Points (P, 2) of the photo in a picture that a matrix leads to."""
+    """Points (P, 2) of the image in an image that a matrix leads to."""
     return transform_points(matrix, np.asarray(points, np.float64))
 
 
 def paled(picture: NDArray[np.uint8], share: float = 0.55) -> NDArray[np.uint8]:
-    """The picture in pale grey, to draw on."""
-    grey = picture.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-    return np.asarray(255 * share + grey * (1 - share), np.uint8)
+    """The image in pale gray, to draw on."""
+    gray = picture.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    return np.asarray(255 * share + gray * (1 - share), np.uint8)
 
 
 def save(figure: Any, name: str) -> None:
@@ -71,7 +71,7 @@ def save(figure: Any, name: str) -> None:
 
 
 def save_picture(picture: NDArray[np.uint8], name: str) -> None:
-    """Writes a picture (H, W, 3) as a PNG beside this file."""
+    """Writes an image (H, W, 3) as a PNG beside this file."""
     path, image = FOLDER / name, Image.fromarray(picture)
     image.save(path, optimize=True)
     if path.stat().st_size > LARGEST:

@@ -11,19 +11,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-from paper import BLUE, GREY, ORANGE, face, photo, save
+from paper import BLUE, GRAY, ORANGE, face, photo, save
 
 from hihlandmark.evaluation.figures import new_figure
 
 CORNER = "left_eye_outer_corner"
 
 
-def grid(axis: Any, width: int, height: int, colour: str = GREY) -> None:
-    """The edges of pixels, and their numbers at the centres."""
+def grid(axis: Any, width: int, height: int, color: str = GRAY) -> None:
+    """The edges of pixels, and their numbers at the centers."""
     for x in np.arange(width + 1) - 0.5:
-        axis.axvline(x, color=colour, linewidth=0.6)
+        axis.axvline(x, color=color, linewidth=0.6)
     for y in np.arange(height + 1) - 0.5:
-        axis.axhline(y, color=colour, linewidth=0.6)
+        axis.axhline(y, color=color, linewidth=0.6)
     axis.set_xticks(range(width))
     axis.set_yticks(range(height))
     axis.xaxis.tick_top()
@@ -35,7 +35,7 @@ def grid(axis: Any, width: int, height: int, colour: str = GREY) -> None:
 
 
 def draw_pixels() -> Any:
-    """An eye corner of the photo, pixel by pixel, with the point that was found."""
+    """An eye corner of the image, pixel by pixel, with the point that was found."""
     point = face()[CORNER]
     left, top = (np.floor(point) - (5, 4)).astype(int)
     part = photo()[top : top + 9, left : left + 14]
@@ -57,7 +57,7 @@ def draw_pixels() -> Any:
         arrowprops={"arrowstyle": "-", "color": "white"},
         bbox={"facecolor": "#00000090", "edgecolor": "none"},
     )
-    axis.set_title("A number stands at the centre of its pixel", fontsize=11)
+    axis.set_title("A number stands at the center of its pixel", fontsize=11)
     return figure
 
 

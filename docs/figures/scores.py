@@ -25,11 +25,11 @@ from hihlandmark.evaluation.figures import new_figure
 SIDE = 520
 HALF = 1.3863
 """Chi-squared of two degrees of freedom that half of all points stay below: 2 ln 2."""
-COLOURS = LinearSegmentedColormap.from_list("scores", [LOW / 255, HIGH / 255])
+COLORS = LinearSegmentedColormap.from_list("scores", [LOW / 255, HIGH / 255])
 
 
 def covered() -> tuple[NDArray[np.uint8], Face]:
-    """The photo with a grey board over mouth and chin, and the face found in it."""
+    """The image with a gray board over mouth and chin, and the face found in it."""
     picture = photo().copy()
     points = face().points
     top = int(face()["nose_base_middle"][1]) + 4
@@ -39,18 +39,18 @@ def covered() -> tuple[NDArray[np.uint8], Face]:
     return picture, found
 
 
-def ellipse(axis: Any, point: Any, covariance: Any, colour: Any) -> None:
+def ellipse(axis: Any, point: Any, covariance: Any, color: Any) -> None:
     """The ellipse that half of the true points lie in."""
     variances, directions = np.linalg.eigh(covariance)
     sides = 2 * np.sqrt(variances * HALF)
     angle = np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))
     axis.add_patch(
-        Ellipse(point, sides[1], sides[0], angle=angle, fill=False, edgecolor=colour, linewidth=1.4)
+        Ellipse(point, sides[1], sides[0], angle=angle, fill=False, edgecolor=color, linewidth=1.4)
     )
 
 
 def draw_scores() -> Any:
-    """Points coloured by score: the face as it is, and with its mouth covered."""
+    """Points colored by score: the face as it is, and with its mouth covered."""
     figure = new_figure(10, 4.9)
     axes = figure.subplots(1, 2)
     board, hidden = covered()
@@ -64,7 +64,7 @@ def draw_scores() -> Any:
         shown = axis.scatter(
             *moved(found.points, matrix).T,
             c=found.scores,
-            cmap=COLOURS,
+            cmap=COLORS,
             vmin=0,
             vmax=1,
             s=16,
@@ -92,8 +92,8 @@ def draw_near() -> Any:
     names = ("left_eye", "left_eyebrow")
     indices = [i for part in names for i in found.layout.parts[part]]
     for index in indices:
-        colour = COLOURS(float(found.scores[index]))
-        axis.plot(*points[index], "o", color=colour, markersize=6, markeredgecolor="black")
+        color = COLORS(float(found.scores[index]))
+        axis.plot(*points[index], "o", color=color, markersize=6, markeredgecolor="black")
         ellipse(axis, points[index], found.covariance[index] * scale**2, "black")
         axis.add_patch(
             Circle(

@@ -1,4 +1,4 @@
-"""Draws the two pictures of docs/three-systems.md with the packaged weights.
+"""Draws the two images of docs/three-systems.md with the packaged weights.
 
     python docs/figures/three_systems.py
 
@@ -23,7 +23,7 @@ from hihlandmark.heatmap import gaussian, to_distributions
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
 from hihlandmark.models.hih import HIH
-from hihlandmark.runtimes.graph import normalise
+from hihlandmark.runtimes.graph import normalize
 from hihlandmark.training.losses import adaptive_wing, direction_loss
 from hihlandmark.weights import load_model
 
@@ -48,8 +48,8 @@ def face_crop(detector: Detector) -> Crop:
 def maps_of(detector: Detector, crop: Crop) -> dict[str, NDArray[np.floating]]:
     """Maps (h, h) of one crop by their captions, each the highest value of all points or lines."""
     network, card, _ = load_model(model=detector.card.name)
-    mean, std = torch.tensor(card.normalisation["mean"]), torch.tensor(card.normalisation["std"])
-    batch = normalise(torch.from_numpy(crop[None]), mean, std)
+    mean, std = torch.tensor(card.normalization["mean"]), torch.tensor(card.normalization["std"])
+    batch = normalize(torch.from_numpy(crop[None]), mean, std)
     shown: dict[str, torch.Tensor] = {}
     if isinstance(network, HIH):
         integers, decimals, _ = network.forward_stacks(batch)
@@ -126,13 +126,13 @@ def draw_losses() -> Any:
     axis = torch.linspace(-3, 3, 121)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(-1, 2)
     normal = torch.tensor([[0.0, 1.0]]).expand(len(grid), -1)
-    for strength, colour in ((1.0, "tab:blue"), (9.0, "tab:red")):
+    for strength, color in ((1.0, "tab:blue"), (9.0, "tab:red")):
         losses = direction_loss(grid, normal, strength).view(121, 121)
-        direction.contour(axis, axis, losses, levels=[0.5, 1.5, 2.5], colors=colour)
-        direction.plot([], [], color=colour, label=f"λ = {strength:g}")
-    direction.axhline(0, color="grey", linewidth=2, alpha=0.5)
+        direction.contour(axis, axis, losses, levels=[0.5, 1.5, 2.5], colors=color)
+        direction.plot([], [], color=color, label=f"λ = {strength:g}")
+    direction.axhline(0, color="gray", linewidth=2, alpha=0.5)
     direction.set_aspect("equal")
-    direction.set_title("ADNet: errors of equal loss\nat a point on a contour (grey)", fontsize=9)
+    direction.set_title("ADNet: errors of equal loss\nat a point on a contour (gray)", fontsize=9)
     direction.set_xlabel("along the contour, cells")
     direction.set_ylabel("across, cells")
     direction.legend(fontsize=8, loc="upper right")

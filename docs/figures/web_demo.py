@@ -1,4 +1,4 @@
-"""Takes the picture of the web demo: its page with the astronaut, in Chromium.
+"""Takes the image of the web demo: its page with the astronaut, in Chromium.
 
 python docs/figures/web_demo.py
 
@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 1000, 900
 
 
 def main() -> None:
-    """Open the page, give it the astronaut, and take its picture."""
+    """Open the page, give it the astronaut, and take its image."""
     with open_demo(lambda layout, model: detector(layout), port=0) as demo, sync_playwright() as p:
         server = threading.Thread(target=demo.run)
         server.start()

@@ -18,7 +18,7 @@ from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
-from hihlandmark.evaluation.metrics import normalised_errors
+from hihlandmark.evaluation.metrics import normalized_errors
 from hihlandmark.layouts import Conversion, get_conversion, get_layout
 from hihlandmark.training import missing_extra
 
@@ -92,7 +92,7 @@ def fit_calibration(
 def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration:
     """The calibration that fits known points best.
 
-    "logistic" maximises the likelihood of "within `NEAR`" (Platt scaling of two features);
+    "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two features);
     "isotonic" puts a rising table on top (Zadrozny and Elkan 2002). The covariance is scaled so
     that half of the true points lie in the 50 % ellipse. Raises `ConfigurationError` for another
     method.
@@ -144,7 +144,7 @@ def measure_points(
 ) -> PointStatistics:
     """Runs a detector over crops around the true points, several crops at a time.
 
-    Faces whose photo cannot be read or whose eye corners, which give the unit of errors, are not
+    Faces whose image cannot be read or whose eye corners, which give the unit of errors, are not
     annotated are left out and named in ``skipped``. ``track`` may wrap the faces in a progress bar.
     Raises as `fit_calibration`.
     """
@@ -225,7 +225,7 @@ def _measure_batch(
     left, right = detector.layout.ocular_pair
     interocular = np.linalg.norm(found.points[:, left] - found.points[:, right], axis=-1)
     features = calibration_features(found.covariance, found.mass, interocular)
-    errors = normalised_errors(found.points, truth, detector.layout.ocular_pair)
+    errors = normalized_errors(found.points, truth, detector.layout.ocular_pair)
     offset = found.points - truth
     covariance = found.covariance + SMALLEST_VARIANCE * np.eye(2)
     away = np.linalg.solve(covariance, offset[..., None])[..., 0]
@@ -238,7 +238,7 @@ def _measure_batch(
 
 
 def _fit_logistic(features: FloatArray, near: BoolArray) -> FloatArray:
-    """Weights (3,) that maximise the likelihood of ``near`` (N,) given features (N, 3)."""
+    """Weights (3,) that maximize the likelihood of ``near`` (N,) given features (N, 3)."""
     with missing_extra():
         from scipy.optimize import minimize
 

@@ -39,7 +39,7 @@ DRAWN = {
     "before": ("before", "tab:orange"),
     "after, other faces": ("after (cross-validated)", "tab:blue"),
 }
-"""The stages in the diagram: label and colour."""
+"""The stages in the diagram: label and color."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +142,12 @@ def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> 
     figure.suptitle(title)
     for axes in (diagram, coverage):
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="honest")
-    for stage, (label, colour) in DRAWN.items():
-        _plot_bins(diagram, histogram, report, stage, label, colour)
+    for stage, (label, color) in DRAWN.items():
+        _plot_bins(diagram, histogram, report, stage, label, color)
         distances = report.stages[stage].distances[report.statistics.known]
         levels = np.linspace(0.02, 0.98, 49)
         shares = [ellipse_coverage(distances, level) for level in levels]
-        coverage.plot(levels, shares, color=colour, label=label)
+        coverage.plot(levels, shares, color=color, label=label)
     note = f"hollow: fewer than {FIRM} points"
     diagram.text(0.98, 0.03, note, ha="right", color="0.4")
     diagram.set(ylabel="share of points within 5 %")
@@ -167,15 +167,15 @@ def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> 
 
 
 def _plot_bins(
-    diagram: Any, histogram: Any, report: CalibrationReport, stage: str, label: str, colour: str
+    diagram: Any, histogram: Any, report: CalibrationReport, stage: str, label: str, color: str
 ) -> None:
     known = report.statistics.known
     bins = reliability_bins(report.stages[stage].scores[known], report.statistics.near[known])
     filled, firm = bins.counts > 0, bins.counts >= FIRM
     label += f": ECE {report.figures(stage)['calibration_error']:.2f} %"
-    diagram.plot(bins.scores[filled], bins.shares[filled], color=colour, label=label)
-    for chosen, inside in ((filled & ~firm, "white"), (firm, colour)):
+    diagram.plot(bins.scores[filled], bins.shares[filled], color=color, label=label)
+    for chosen, inside in ((filled & ~firm, "white"), (firm, color)):
         places = bins.scores[chosen], bins.shares[chosen]
-        diagram.plot(*places, "o", markersize=5, color=colour, markerfacecolor=inside)
+        diagram.plot(*places, "o", markersize=5, color=color, markerfacecolor=inside)
     edges = np.linspace(0, 1, len(bins.counts) + 1)
-    histogram.stairs(bins.counts, edges, color=colour, linewidth=1.5)
+    histogram.stairs(bins.counts, edges, color=color, linewidth=1.5)

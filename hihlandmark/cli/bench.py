@@ -41,7 +41,7 @@ def bench(
         Path | None, typer.Option("--json", help="File for the figures, with machine and versions.")
     ] = None,
 ) -> None:
-    """Measure the network and a whole photo on this machine, by every runtime installed."""
+    """Measure the network and a whole image on this machine, by every runtime installed."""
     import torch
 
     from hihlandmark import benchmark

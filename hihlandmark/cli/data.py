@@ -11,9 +11,9 @@ import typer
 
 from hihlandmark.cli.options import (
     DeviceOption,
+    FlipTestOption,
     LayoutName,
     LayoutOption,
-    MirrorOption,
     ModelOption,
     RefineOption,
     WeightsOption,
@@ -162,7 +162,7 @@ def show(
 ) -> None:
     """Draw faces with their points, before and after augmentation, onto one contact sheet.
 
-    A row is a face: the picture as stored, its crop, and crops as training sees them. Blue points
+    A row is a face: the image as stored, its crop, and crops as training sees them. Blue points
     belong to the left side, pink ones to the right, white ones to the middle; red ones are
     annotated as hidden, or lie outside (drawn at the edge). Points off their features, or blue ones
     on the right, mean that something is wrong with the annotations or their layout.
@@ -239,7 +239,7 @@ def prepare(
 ) -> None:
     """Pack data sets into one shuffled set of crops, which training reads quickly.
 
-    Samples that cannot be used are left out, named and counted. Photos are not changed.
+    Samples that cannot be used are left out, named and counted. Images are not changed.
     """
     from hihlandmark.cli.progress import progress_bar
     from hihlandmark.datasets import read_faces
@@ -286,7 +286,7 @@ def label(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     refine: RefineOption = 1,
-    mirror: MirrorOption = True,
+    flip_test: FlipTestOption = True,
     min_score: Annotated[
         float,
         typer.Option("--min-score", min=0, max=1, help="Leave out boxes less sure than this."),
@@ -301,9 +301,9 @@ def label(
         ),
     ] = None,
 ) -> None:
-    """Label the faces of photos with a network, for self-training or to be corrected by hand.
+    """Label the faces of images with a network, for self-training or to be corrected by hand.
 
-    Self-training only wants to know where to crop: --refine 0 --no-mirror is twice as fast or more.
+    Self-training only wants to know where to crop: --refine 0 --no-flip-test is twice as fast or more.
     """
     from hihlandmark.datasets.labeling import FaceInTheMiddle
     from hihlandmark.datasets.labeling import label as label_images
@@ -319,7 +319,7 @@ def label(
         weights=weights,
         device=device,
         refine=refine,
-        mirror=mirror,
+        flip_test=flip_test,
         **options,
     )
     sources = list(find_images(paths))

@@ -1,4 +1,4 @@
-"""`hihlandmark demo`: landmarks of one photo, to look at; with --web, of a browser's photos."""
+"""`hihlandmark demo`: landmarks of one image, to look at; with --web, of a browser's images."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def demo(
         int, typer.Option("--queue", min=1, help="With --web: how many photos may wait.")
     ] = 8,
 ) -> None:
-    """Run on a real photo; write the picture with landmarks and the JSON, and say where.
+    """Run on a real image; write the image with landmarks and the JSON, and say where.
 
-    With --web, listen for a browser instead, and do this with the photos that it is given.
+    With --web, listen for a browser instead, and do this with the images that it is given.
     """
     if not web:
         _write(image, out, layout, model, device)

@@ -12,8 +12,8 @@ from hihlandmark.cli.options import (
     BatchSizeOption,
     DeviceOption,
     FaceDetectorOption,
+    FlipTestOption,
     LayoutName,
-    MirrorOption,
     ModelOption,
     RuntimeOption,
     ShapePriorOption,
@@ -35,7 +35,7 @@ class BoxOrigin(str, Enum):
 
 
 class Unit(str, Enum):
-    """Keys of `evaluation.metrics.NORMALISATIONS`."""
+    """Keys of `evaluation.metrics.NORMALIZATIONS`."""
 
     INTEROCULAR = "interocular"
     INTERPUPIL = "interpupil"
@@ -65,8 +65,8 @@ def evaluate_split(
             "--boxes", help="Crop around true points, the data set's rectangles or detected faces."
         ),
     ] = BoxOrigin.LABELS,
-    normalise: Annotated[
-        Unit, typer.Option("--normalise", help="The unit of errors.")
+    normalize: Annotated[
+        Unit, typer.Option("--normalize", help="The unit of errors.")
     ] = Unit.INTEROCULAR,
     jitter: Annotated[
         bool,
@@ -80,7 +80,7 @@ def evaluate_split(
         bool,
         typer.Option(
             "--robustness",
-            help="Measure on blurred, compressed, small, turned and grey photos, too: takes some "
+            help="Measure on blurred, compressed, small, turned and gray photos, too: takes some "
             "thirty times as long.",
         ),
     ] = False,
@@ -103,7 +103,7 @@ def evaluate_split(
     runtime: RuntimeOption = "auto",
     face_detector: FaceDetectorOption = "mtcnn",
     batch_size: BatchSizeOption = None,
-    mirror: MirrorOption = True,
+    flip_test: FlipTestOption = True,
     shape_prior: ShapePriorOption = True,
     decoder: Annotated[
         str | None,
@@ -131,7 +131,7 @@ def evaluate_split(
     from hihlandmark.evaluation.corruptions import measure_robustness
     from hihlandmark.evaluation.figures import new_figure
     from hihlandmark.evaluation.protocol import annotated_layout, evaluate, jitter_curve
-    from hihlandmark.evaluation.report import print_report, summarise, write_report
+    from hihlandmark.evaluation.report import print_report, summarize, write_report
 
     if every > 1 and not (jitter or robustness):
         raise typer.BadParameter("--every goes with --jitter or --robustness")
@@ -153,7 +153,7 @@ def evaluate_split(
         refine=refine,
         batch_size=batch_size,
         decoder=decoder,
-        mirror=mirror,
+        flip_test=flip_test,
         shape_prior=shape_prior,
     )
     options: dict[str, Any] = {"boxes": boxes.value}
@@ -161,9 +161,9 @@ def evaluate_split(
         options["official_map"] = _official_map(detector, data, data_format, annotated)
     with progress_bar("faces") as progress:
         evaluation = evaluate(detector, faces, **options, progress=progress)
-    evaluation = evaluation.normalised(normalise.value)
+    evaluation = evaluation.normalized(normalize.value)
     some = replace(faces, faces=faces.faces[::every])
-    curves, disturbed = [], None
+    curves, corrupted = [], None
     for crops_after_the_first in sorted({0, 1, refine}) if jitter else ():
         with progress_bar(f"jitter, refine {crops_after_the_first}") as progress:
             curves.append(
@@ -172,14 +172,14 @@ def evaluate_split(
                     some,
                     **options,
                     refine=crops_after_the_first,
-                    normalisation=normalise.value,
+                    normalization=normalize.value,
                     progress=progress,
                 )
             )
     if robustness:
         with progress_bar("robustness") as progress:
-            disturbed = measure_robustness(
-                detector, some, **options, normalisation=normalise.value, progress=progress
+            corrupted = measure_robustness(
+                detector, some, **options, normalization=normalize.value, progress=progress
             )
     settings = {
         "data": str(data),
@@ -190,20 +190,20 @@ def evaluate_split(
         "refine": refine,
         "decoder": detector.decoder,
         "runtime": detector.runtime.name,
-        "mirror": detector.mirror,
+        "flip_test": detector.flip_test,
         "shape_prior": detector.shape_prior is not None,
     }
     if boxes is BoxOrigin.DETECTED:
         settings["face_detector"] = detector.face_detector.name
     if every > 1:
         settings["every"] = every
-    report = summarise(evaluation, settings, curves, disturbed)
+    report = summarize(evaluation, settings, curves, corrupted)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         print_report(report, Console())
     if out is not None:
-        write_report(out, report, evaluation, faces, settings, curves, disturbed)
+        write_report(out, report, evaluation, faces, settings, curves, corrupted)
         Console(stderr=True).print(f"report: {out / 'report.md'}", highlight=False, markup=False)
 
 

@@ -71,7 +71,7 @@ def export(
 
 
 def _face_crops(folder: Path, layout: LayoutName, model: str, weights: str | None) -> Any:
-    """Crops (N, S, S, 3) of the faces in a folder's photos, `_MOST_CROPS` at most."""
+    """Crops (N, S, S, 3) of the faces in a folder's images, `_MOST_CROPS` at most."""
     import numpy as np
 
     from hihlandmark.io import find_images

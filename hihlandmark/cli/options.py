@@ -51,10 +51,10 @@ BatchSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="Crops at once; default: 4 on a CPU, 32 elsewhere."),
 ]
-MirrorOption = Annotated[
+FlipTestOption = Annotated[
     bool,
     typer.Option(
-        "--mirror/--no-mirror", help="One more run of the network a face, for better points."
+        "--flip-test/--no-flip-test", help="One more run of the network a face, for better points."
     ),
 ]
 ShapePriorOption = Annotated[
@@ -76,17 +76,17 @@ AnyRotationOption = Annotated[
 def make_detector(layout: Any, model: str, **options: Any) -> Detector:
     """The detector of a command's options; ``layout`` may be the option's enum.
 
-    ``mirror`` and ``shape_prior`` are wanted where the weights allow them: None for the detector.
+    ``flip_test`` and ``shape_prior`` are wanted where the weights allow them: None for the detector.
     """
     from hihlandmark.detector import Detector
 
-    options |= {name: None for name in ("mirror", "shape_prior") if options.get(name)}
+    options |= {name: None for name in ("flip_test", "shape_prior") if options.get(name)}
     value = layout.value if isinstance(layout, Enum) else layout
     return Detector(layout=value, model=model, **options)
 
 
 def astronaut() -> Any:
-    """The photo (512, 512, 3) that commands take when none is given."""
+    """The image (512, 512, 3) that commands take when none is given."""
     try:
         from skimage.data import astronaut
     except ImportError as error:

@@ -13,9 +13,9 @@ import typer
 from hihlandmark.cli.options import (
     DeviceOption,
     FaceDetectorOption,
+    FlipTestOption,
     LayoutName,
     LayoutOption,
-    MirrorOption,
     ModelOption,
     RuntimeOption,
     WeightsOption,
@@ -49,7 +49,7 @@ def video(
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     face_detector: FaceDetectorOption = "mtcnn",
-    mirror: MirrorOption = True,
+    flip_test: FlipTestOption = True,
     detect_every: Annotated[
         int, typer.Option("--detect-every", min=1, help="Frames from one search to the next.")
     ] = 10,
@@ -81,7 +81,7 @@ def video(
         device=device,
         runtime=runtime,
         face_detector=face_detector,
-        mirror=mirror,
+        flip_test=flip_test,
     )
     if offline:
         followed = track_offline(source, detector, detect_every=detect_every, frames=frames)

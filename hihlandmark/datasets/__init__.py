@@ -1,6 +1,6 @@
 """Annotated faces on disk, in the formats of their authors -> `AnnotatedFaces`.
 
-A file a format, each with ``recognise``, ``splits`` and ``read``; adding a format is adding a file
+A file a format, each with ``recognize``, ``splits`` and ``read``; adding a format is adding a file
 and a row to `FORMATS`. What happens to the faces afterwards (crops, augmentation, batches, the
 packed form's writing) lives elsewhere.
 """
@@ -28,20 +28,20 @@ _log = logging.getLogger(__name__)
 class Format:
     """How data sets of one format are told apart and read."""
 
-    recognised_by: str
-    recognise: Callable[[Path], bool]
+    recognized_by: str
+    recognize: Callable[[Path], bool]
     splits: Callable[[Path], list[str]]
     read: Callable[[Path, str, str | None, Samples], AnnotatedFaces]
 
 
 # In the order in which they are tried.
 FORMATS: Mapping[str, Format] = {
-    "project": Format("annotations.jsonl", project.recognise, project.splits, project.read),
-    "packed": Format("pack.json", packed.recognise, packed.splits, packed.read),
-    "wflw": Format("WFLW_annotations/ and WFLW_images/", wflw.recognise, wflw.splits, wflw.read),
-    "cofw": Format("COFW_{train,test}_color.mat", cofw.recognise, cofw.splits, cofw.read),
-    "w300": Format("afw/, helen/, lfpw/, ibug/, 300W/", w300.recognise, w300.splits, w300.read),
-    "lists": Format("lists of crops, SPLIT.txt", lists.recognise, lists.splits, lists.read),
+    "project": Format("annotations.jsonl", project.recognize, project.splits, project.read),
+    "packed": Format("pack.json", packed.recognize, packed.splits, packed.read),
+    "wflw": Format("WFLW_annotations/ and WFLW_images/", wflw.recognize, wflw.splits, wflw.read),
+    "cofw": Format("COFW_{train,test}_color.mat", cofw.recognize, cofw.splits, cofw.read),
+    "w300": Format("afw/, helen/, lfpw/, ibug/, 300W/", w300.recognize, w300.splits, w300.read),
+    "lists": Format("lists of crops, SPLIT.txt", lists.recognize, lists.splits, lists.read),
 }
 SHOWN = 5
 """How many messages an error quotes."""
@@ -107,17 +107,17 @@ def _find_format(folder: Path, wanted: str) -> str:
         raise DataError(f"{folder} {what}; give the folder of a data set")
     if wanted != "auto":
         return wanted
-    if (name := _recognised(folder)) is not None:
+    if (name := _recognized(folder)) is not None:
         return name
     inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    inside = [name for name in inside[:100] if _recognised(folder / name) is not None]
+    inside = [name for name in inside[:100] if _recognized(folder / name) is not None]
     advice = f"; give one of the data sets in it: {', '.join(inside)}" if inside else ""
-    known = "; ".join(f"{name}: {row.recognised_by}" for name, row in FORMATS.items())
+    known = "; ".join(f"{name}: {row.recognized_by}" for name, row in FORMATS.items())
     raise DataError(f"{folder} is of no known format ({known}){advice}")
 
 
-def _recognised(folder: Path) -> str | None:
-    return next((name for name, row in FORMATS.items() if row.recognise(folder)), None)
+def _recognized(folder: Path) -> str | None:
+    return next((name for name, row in FORMATS.items() if row.recognize(folder)), None)
 
 
 def _check_any(folder: Path, split: str, faces: AnnotatedFaces) -> None:

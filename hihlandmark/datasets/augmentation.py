@@ -20,7 +20,7 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import mirror_points
 
 Other = Image | Callable[[], Image] | None
-"""A picture (H, W, 3) uint8 that patches come from, or what reads it: called only for a patch."""
+"""An image (H, W, 3) uint8 that patches come from, or what reads it: called only for a patch."""
 
 NORMAL_CUT = 2.5
 """Normal draws are cut at this many standard deviations."""
@@ -56,7 +56,7 @@ class Augmentation:
     scale: float = 0.10
     """Of the logarithm of the square's side."""
     shift: float = 0.04
-    """Of the square's centre, along each axis, in sides."""
+    """Of the square's center, along each axis, in sides."""
     rotation_probability: float = 1.0
     scale_probability: float = 1.0
     shift_probability: float = 1.0
@@ -64,9 +64,9 @@ class Augmentation:
     """Enlarge a square that leaves points outside until it holds all of them."""
     flip: float = 0.5
     """Mirror the crop and exchange left and right points."""
-    colour: float = 0.7
-    """Brightness, contrast, gamma and colour cast."""
-    grey: float = 0.1
+    color: float = 0.7
+    """Brightness, contrast, gamma and color cast."""
+    gray: float = 0.1
     shrink: float = 0.15
     """Down to 0.2 to 0.7 of the size and up again: a small or distant face."""
     blur: float = 0.15
@@ -76,17 +76,17 @@ class Augmentation:
     motion_blur: float = 0.08
     """Along a line of any direction, 0.01 to 0.06 sides long."""
     noise: float = 0.0
-    """Blended with another colour at every pixel, of up to half the weight: ADNet's."""
+    """Blended with another color at every pixel, of up to half the weight: ADNet's."""
     jpeg: float = 0.15
     """Compressed with a quality of 20 to 70."""
     patch: float = 0.15
     """A rectangle or an ellipse of another image laid over the face."""
     occlusion: float = 0.3
-    """A rectangle of one colour or of noise laid over the face."""
+    """A rectangle of one color or of noise laid over the face."""
     occlusion_side: tuple[float, float] = (0.12, 0.45)
     """Smallest and largest width and height of rectangles and patches, in sides."""
     occlusion_noise: float = 0.3
-    """Of a rectangle: filled with noise, not with one colour."""
+    """Of a rectangle: filled with noise, not with one color."""
 
     def __post_init__(self) -> None:
         """Says which field is out of range."""
@@ -164,14 +164,14 @@ class Augmentation:
     def look(self, crop: Image, rng: np.random.Generator, other: Other = None) -> Image:
         """The crop (S, S, 3) uint8 with another look; points stay where they are.
 
-        ``other``: a picture of something else, where patches come from, or a function that reads
+        ``other``: an image of something else, where patches come from, or a function that reads
         it; without it there are no patches. The crop given is left as it is, and returned if
         nothing happens.
         """
-        if rng.random() < self.colour:
-            crop = _colour(crop, rng)
-        if rng.random() < self.grey:
-            crop = without_colour(crop)
+        if rng.random() < self.color:
+            crop = _color(crop, rng)
+        if rng.random() < self.gray:
+            crop = without_color(crop)
         if rng.random() < self.shrink:
             crop = _shrink(crop, rng)
         if rng.random() < self.blur and (sigma := rng.uniform(*self.blur_sigma)) > 0:
@@ -196,8 +196,8 @@ NO_AUGMENTATION = Augmentation(
     scale=0,
     shift=0,
     flip=0,
-    colour=0,
-    grey=0,
+    color=0,
+    gray=0,
     shrink=0,
     blur=0,
     motion_blur=0,
@@ -221,7 +221,7 @@ def generator(seed: int, *numbers: int) -> np.random.Generator:
 def mirror_face(
     image: Image, points: FloatArray, mirror: NDArray[np.intp]
 ) -> tuple[Image, FloatArray]:
-    """The mirror image of a picture (H, W, 3) and its points (P, 2), in the layout's order.
+    """The mirror image of an image (H, W, 3) and its points (P, 2), in the layout's order.
 
     ``mirror``: (P,), where ``mirror[i]`` is the point that takes place i. Raises
     `ConfigurationError` when it is not of as many points.
@@ -236,7 +236,7 @@ def _enlargement(square: FloatArray, points: FloatArray) -> float:
     return reach / (1 - 2 * POINT_MARGIN) if reach > 1 else 1.0
 
 
-def _colour(crop: Image, rng: np.random.Generator) -> Image:
+def _color(crop: Image, rng: np.random.Generator) -> Image:
     """Brightness, contrast, gamma and a cast, through one look-up table a channel."""
     ramp = np.linspace(0, 1, 256)[:, None]
     gamma = np.exp(rng.normal(0, 0.25))
@@ -254,7 +254,7 @@ def _shrink(crop: Image, rng: np.random.Generator) -> Image:
 
 
 def _motion_blur(crop: Image, rng: np.random.Generator) -> Image:
-    """The mean along a line, centred so that points stay where they are."""
+    """The mean along a line, centerd so that points stay where they are."""
     half = len(crop) * rng.uniform(0.01, 0.06) / 2
     direction = np.array([np.cos(turn := rng.uniform(0, np.pi)), np.sin(turn)])
     # One cell for each step along the longer axis, and no empty rows or columns: OpenCV's time goes
@@ -276,15 +276,15 @@ def _noisy(crop: Image, rng: np.random.Generator) -> Image:
 
 def compressed(image: Image, quality: int) -> Image:
     """An RGB image (H, W, 3) uint8 after JPEG of a quality in 0..100."""
-    # OpenCV compresses BGR: JPEG keeps less of the colours than of the brightness.
+    # OpenCV compresses BGR: JPEG keeps less of the colors than of the brightness.
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def without_colour(image: Image) -> Image:
-    """An RGB image (H, W, 3) uint8 in grey, with three equal channels."""
+def without_color(image: Image) -> Image:
+    """An RGB image (H, W, 3) uint8 in gray, with three equal channels."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
@@ -303,7 +303,7 @@ def _occlude(
 def _patch(
     crop: Image, other: Image, sides: tuple[float, float], rng: np.random.Generator
 ) -> Image:
-    """A part of another picture, shown at the scale at which that picture would fill the crop."""
+    """A part of another image, shown at the scale at which that image would fill the crop."""
     (height, width), (top, left) = _rectangle(crop, sides, rng)
     if not height or not width:
         return crop

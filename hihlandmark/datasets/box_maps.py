@@ -2,7 +2,7 @@
 
     python -m hihlandmark.datasets.box_maps --data DIR
 
-The canonical crop is upright; its centre is that of the tight box of the face's 68 (or 98) points
+The canonical crop is upright; its center is that of the tight box of the face's 68 (or 98) points
 and its side 1.4 times the longer side of that box. The maps printed go into the model cards.
 """
 
@@ -24,18 +24,18 @@ from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
 
 # From the tight box of all points of a layout that has the jaw and the brows.
 CANONICAL = CANONICAL_CROP[f"landmarks:{W300_68.name}"]
-# A detection further from the middle of a stored picture, in its longer sides, is another face.
+# A detection further from the middle of a stored image, in its longer sides, is another face.
 _FURTHEST = 0.25
 
 
 class Residuals(NamedTuple):
     """How far the squares of a box map lie from the true ones, over faces.
 
-    ``centre``: standard deviation of x and of y in sides of the true square; ``log_scale``: that of
+    ``center``: standard deviation of x and of y in sides of the true square; ``log_scale``: that of
     the natural logarithm of the side.
     """
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     log_scale: float
 
 
@@ -58,7 +58,7 @@ def residuals(box_map: BoxMap, boxes: FloatArray, squares: FloatArray) -> Residu
 def detected_pairs(
     faces: Iterable[AnnotatedFace], detector: FaceDetector
 ) -> tuple[FloatArray, FloatArray]:
-    """Boxes (N, 4) that a detector finds in the middle of pictures, and the true squares (N, 3).
+    """Boxes (N, 4) that a detector finds in the middle of images, and the true squares (N, 3).
 
     Faces that it does not find are left out.
     """
@@ -76,7 +76,7 @@ def detected_pairs(
 
 
 def with_mirrored(boxes: FloatArray, squares: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Boxes (N, 4) and squares (N, 3), then those of the mirrored pictures: (2 N, 4), (2 N, 3).
+    """Boxes (N, 4) and squares (N, 3), then those of the mirrored images: (2 N, 4), (2 N, 3).
 
     For boxes of landmarks, which prefer no side; a few faces that do would shift the map. A face
     detector need not be symmetric.
@@ -113,11 +113,11 @@ def main() -> None:
     }
     for kind, (found, squares) in pairs.items():
         box_map = fit_box_map(found, squares)
-        centre, log_scale = residuals(box_map, found, squares)
+        center, log_scale = residuals(box_map, found, squares)
         boxes[kind] = {
             "shift": [round(value, 4) for value in box_map.shift],
             "scale": round(box_map.scale, 4),
-            "residual_centre": [round(value, 4) for value in centre],
+            "residual_center": [round(value, 4) for value in center],
             "residual_log_scale": round(log_scale, 4),
         }
     print(json.dumps(boxes, indent=2))

@@ -1,7 +1,7 @@
 """Reads COFW as its authors publish it: 29 points with occlusion, in MATLAB v7.3 files.
 
 ``COFW_train_color.mat`` (1,345 faces) and ``COFW_test_color.mat`` (507). Such a file is HDF5 with
-all axes reversed: ``IsTr`` / ``IsT`` refer to the images, (3, W, H) or grey (W, H); ``phisTr`` /
+all axes reversed: ``IsTr`` / ``IsT`` refer to the images, (3, W, H) or gray (W, H); ``phisTr`` /
 ``phisT`` (87, N) hold 29 x, 29 y and 29 occlusion flags; ``bboxesTr`` / ``bboxesT`` (4, N) hold x,
 y, width, height. The order of the points is that of our `COFW29`.
 
@@ -50,7 +50,7 @@ SPLITS = {
 }
 
 
-def recognise(folder: Path) -> bool:
+def recognize(folder: Path) -> bool:
     """Whether the folder holds a data set of this format."""
     return any((folder / file.name).is_file() for file in SPLITS.values())
 
@@ -90,7 +90,7 @@ def _annotations(path: Path, file: SplitFile) -> tuple[NDArray[np.float64], NDAr
     if missing := [name for name in names if name not in contents]:
         raise DataError(
             f"{path} has no {', '.join(missing)}, but {', '.join(contents) or 'nothing'}: "
-            "is it the colour version of COFW?"
+            "is it the color version of COFW?"
         )
     try:
         shapes = np.asarray(contents[file.shapes], np.float64).T

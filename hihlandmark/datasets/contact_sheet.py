@@ -1,4 +1,4 @@
-"""Many small pictures with their points on one large one, to look at data before training on it."""
+"""Many small images with their points on one large one, to look at data before training on it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from hihlandmark.draw import SUB_PIXEL_BITS
 from hihlandmark.errors import ConfigurationError
 
 LEFT, MIDDLE, RIGHT = (90, 190, 255), (255, 255, 255), (255, 150, 230)
-"""RGB of the points that belong to the left of the upright picture, to its middle, to its right. A
+"""RGB of the points that belong to the left of the upright image, to its middle, to its right. A
 mirrored face whose points were not exchanged has them on the wrong sides."""
 HIDDEN = (255, 60, 40)
-"""RGB of a point that is annotated as hidden, or outside of its picture, drawn at the edge."""
+"""RGB of a point that is annotated as hidden, or outside of its image, drawn at the edge."""
 BACKGROUND, CAPTION = (24, 24, 24), (230, 230, 230)
 CAPTION_HEIGHT = 16
 """In pixels, below each tile."""
 
 
 class Tile(NamedTuple):
-    """A picture (H, W, 3) uint8 RGB, with points (P, 2) in its pixels, NaN where unknown.
+    """An image (H, W, 3) uint8 RGB, with points (P, 2) in its pixels, NaN where unknown.
 
-    ``colours``: (P, 3) RGB of the points; without it all are of the colour `MIDDLE`.
+    ``colors``: (P, 3) RGB of the points; without it all are of the color `MIDDLE`.
     """
 
     image: Image
     points: FloatArray
     caption: str = ""
-    colours: NDArray[np.integer] | None = None
+    colors: NDArray[np.integer] | None = None
 
 
 def contact_sheet(tiles: Iterable[Tile], columns: int, tile_size: int = 256) -> Image:
     """Tiles side by side, row by row: (H, W, 3) uint8 RGB.
 
-    ``tile_size``: side in pixels of the square that each picture is fitted into. Raises
+    ``tile_size``: side in pixels of the square that each image is fitted into. Raises
     `ConfigurationError` when there is no tile, or no room for one.
     """
     if columns < 1 or tile_size < 16:
@@ -69,25 +69,25 @@ def before_and_after(
     variants: int = 5,
     seed: int = 0,
 ) -> Image:
-    """A row a face: the picture as stored, its crop as it is, then augmented crops.
+    """A row a face: the image as stored, its crop as it is, then augmented crops.
 
     ``indices``: which of the faces; ``augmentation``: None leaves the augmented crops out;
     ``box_maps``: from each kind of box to its crop; ``crop_size``: side of the crops and tiles in
     pixels; ``variants``: augmented crops a face.
-    Points that most faces have on the left and on the right have two colours, hidden ones and those
-    outside a third. Raises `ImageError` when a picture cannot be read.
+    Points that most faces have on the left and on the right have two colors, hidden ones and those
+    outside a third. Raises `ImageError` when an image cannot be read.
     """
     columns = [("crop", NO_AUGMENTATION)]
     if augmentation is not None:
         columns += [(f"epoch {epoch}", augmentation) for epoch in range(variants)]
     to_square = box_maps.get(f"landmarks:{faces.layout}", BoxMap((0.0, 0.0), 1.4))
     pictures = [faces[index].load_image() for index in indices]
-    sides, tiles = _side_colours(faces), []
+    sides, tiles = _side_colors(faces), []
     for row, (index, picture) in enumerate(zip(indices, pictures, strict=True)):
         face = faces[index]
         visible = np.ones(len(sides), bool) if face.visible is None else face.visible
-        colours = np.where(visible[:, None], sides, HIDDEN)
-        tiles.append(Tile(picture, face.points, face.name, colours))
+        colors = np.where(visible[:, None], sides, HIDDEN)
+        tiles.append(Tile(picture, face.points, face.name, colors))
         known = face.points[~np.isnan(face.points).any(axis=1)]
         square = to_square.squares(tight_boxes(known))[0]
         for column, (caption, changes) in enumerate(columns):
@@ -95,29 +95,29 @@ def before_and_after(
             crop, points, flipped = changes.crop(
                 picture, face.points, faces.mirror, square, crop_size, rng, pictures[row - 1]
             )
-            colours = np.where(visible[faces.mirror if flipped else ...][:, None], sides, HIDDEN)
-            tiles.append(Tile(crop, points, caption + " (flipped)" * flipped, colours))
+            colors = np.where(visible[faces.mirror if flipped else ...][:, None], sides, HIDDEN)
+            tiles.append(Tile(crop, points, caption + " (flipped)" * flipped, colors))
     return contact_sheet(tiles, columns=1 + len(columns), tile_size=crop_size)
 
 
-def _side_colours(faces: AnnotatedFaces) -> NDArray[np.integer]:
-    """The colours (P, 3) of points by the side of the picture on which they lie in most faces."""
+def _side_colors(faces: AnnotatedFaces) -> NDArray[np.integer]:
+    """The colors (P, 3) of points by the side of the image on which they lie in most faces."""
     x = np.array([face.points[:, 0] for face in faces])
     with np.errstate(invalid="ignore"):
         left = (x < x[:, faces.mirror]).mean(axis=0) > (x > x[:, faces.mirror]).mean(axis=0)
-    colours = np.where(left[:, None], LEFT, RIGHT)
-    colours[faces.mirror == np.arange(len(faces.mirror))] = MIDDLE
-    return colours
+    colors = np.where(left[:, None], LEFT, RIGHT)
+    colors[faces.mirror == np.arange(len(faces.mirror))] = MIDDLE
+    return colors
 
 
 def _draw_tile(tile: Tile, size: int) -> Image:
-    """The picture fitted into a square of ``size``, its points, and the caption below."""
+    """The image fitted into a square of ``size``, its points, and the caption below."""
     height, width = tile.image.shape[:2]
     scale = size / max(height, width)
     extent = (max(1, round(width * scale)), max(1, round(height * scale)))
     shrinking = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     picture = cv2.resize(tile.image, extent, interpolation=shrinking)
-    _draw_points(picture, (tile.points + 0.5) * scale - 0.5, tile.colours)
+    _draw_points(picture, (tile.points + 0.5) * scale - 0.5, tile.colors)
     canvas = np.full((size + CAPTION_HEIGHT, size, 3), BACKGROUND, np.uint8)
     left, top = (size - extent[0]) // 2, (size - extent[1]) // 2
     canvas[top : top + extent[1], left : left + extent[0]] = picture
@@ -130,14 +130,14 @@ def _draw_tile(tile: Tile, size: int) -> Image:
     return canvas
 
 
-def _draw_points(picture: Image, points: FloatArray, colours: NDArray[np.integer] | None) -> None:
-    """Fills a disc at each known point (P, 2) of a picture; those outside at its edge."""
+def _draw_points(picture: Image, points: FloatArray, colors: NDArray[np.integer] | None) -> None:
+    """Fills a disc at each known point (P, 2) of an image; those outside at its edge."""
     edge = np.array(picture.shape[1::-1]) - 1
     outside = ((points < -0.5) | (points >= edge + 0.5)).any(axis=1, keepdims=True)
-    colours = np.tile(MIDDLE, (len(points), 1)) if colours is None else colours
-    colours = np.where(outside, HIDDEN, colours)
+    colors = np.tile(MIDDLE, (len(points), 1)) if colors is None else colors
+    colors = np.where(outside, HIDDEN, colors)
     radius = round(max(1.0, max(picture.shape) / 170) * 2**SUB_PIXEL_BITS)
-    for (x, y), colour in zip(points.clip(0, edge), colours, strict=True):
+    for (x, y), color in zip(points.clip(0, edge), colors, strict=True):
         if not np.isnan(x + y):
             place = (round(x * 2**SUB_PIXEL_BITS), round(y * 2**SUB_PIXEL_BITS))
-            cv2.circle(picture, place, radius, colour.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)
+            cv2.circle(picture, place, radius, color.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)

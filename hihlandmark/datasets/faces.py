@@ -13,16 +13,16 @@ from hihlandmark.arrays import Image
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedFace:
-    """One labelled face of a photo, in pixels with the centre of the top-left pixel at (0, 0)."""
+    """One labeled face of an image, in pixels with the center of the top-left pixel at (0, 0)."""
 
     name: str
     """Names the face in messages, logs and galleries: the image's path within the data set, and a
-    suffix ("#2") from the second face of a photo on."""
+    suffix ("#2") from the second face of an image on."""
     load_image: Callable[[], Image]
-    """Reads the photo that the points belong to: (H, W, 3) uint8 RGB. Picklable. Raises
+    """Reads the image that the points belong to: (H, W, 3) uint8 RGB. Picklable. Raises
     `ImageError`."""
     points: NDArray[np.float64]
-    """(P, 2); NaN where a point is not annotated. Points may lie outside of the photo."""
+    """(P, 2); NaN where a point is not annotated. Points may lie outside of the image."""
     split: str
     rectangle: NDArray[np.float64] | None = None
     """(4,) xyxy: the face rectangle that the data set's authors publish."""
@@ -43,7 +43,7 @@ class AnnotatedFaces:
     layout: str
     """Name of a `Layout`; "POINTS" and the number of points where the scheme is none of ours."""
     mirror: NDArray[np.intp]
-    """(P,): ``mirror[i]`` is the point that takes place i in the mirrored picture."""
+    """(P,): ``mirror[i]`` is the point that takes place i in the mirrored image."""
     faces: Sequence[AnnotatedFace]
     skipped: Sequence[str] = field(default=())
     """One message for every sample that was left out: file, line, what is wrong with it."""

@@ -17,7 +17,7 @@ from hihlandmark.errors import ImageError
 
 @dataclass(frozen=True)
 class SplitContent:
-    """Counts of one split; ``outside`` and ``unreadable`` are None when no picture was opened."""
+    """Counts of one split; ``outside`` and ``unreadable`` are None when no image was opened."""
 
     layout: str
     points: int
@@ -30,9 +30,9 @@ class SplitContent:
     hidden: int
     """Points of all faces that are annotated as hidden."""
     outside: int | None
-    """Points of all faces that lie outside of their picture."""
+    """Points of all faces that lie outside of their image."""
     unreadable: Sequence[str] | None
-    """One message for every face whose picture cannot be read."""
+    """One message for every face whose image cannot be read."""
     skipped: Sequence[str]
     """One message for every sample that the reader left out."""
 
@@ -51,7 +51,7 @@ def split_layouts(folder: Path, format_name: str, split: str) -> list[str | None
 def inspect_split(
     faces: AnnotatedFaces, open_pictures: bool = True, progress: Progress | None = None
 ) -> SplitContent:
-    """Counts what a split holds. ``open_pictures`` reads every picture, which takes a while."""
+    """Counts what a split holds. ``open_pictures`` reads every image, which takes a while."""
     outside, unreadable = 0, []
     for number, face in enumerate(faces if open_pictures else ()):
         try:

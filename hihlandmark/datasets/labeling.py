@@ -1,4 +1,4 @@
-"""Photos without labels -> a data set with the landmarks that a network finds in them.
+"""Images without labels -> a data set with the landmarks that a network finds in them.
 
 For self-training, which takes them to know where to crop, and as a start for annotators.
 """
@@ -28,9 +28,9 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class FaceInTheMiddle:
-    """A `FaceDetector` for pictures that were cut around one face each, by their known margin.
+    """A `FaceDetector` for images that were cut around one face each, by their known margin.
 
-    ``scale``: the picture's longer side, in longer sides of the box; ``name``: of the face detector
+    ``scale``: the image's longer side, in longer sides of the box; ``name``: of the face detector
     that the boxes came from.
     """
 
@@ -48,8 +48,8 @@ class FaceInTheMiddle:
         return np.array([[x - half, y - half, x + half, y + half]])
 
 
-class Labelled(NamedTuple):
-    """What `label` wrote: numbers of photos and faces, and why photos were left out."""
+class Labeled(NamedTuple):
+    """What `label` wrote: numbers of images and faces, and why images were left out."""
 
     images: int
     faces: int
@@ -57,7 +57,7 @@ class Labelled(NamedTuple):
     unreadable: list[str]
 
 
-def label(images: Iterable[Path], detector: Detector, out: Path) -> Labelled:
+def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
     """Writes ``annotations.jsonl`` in the folder ``out`` with every face found in the images.
 
     The images stay where they are; the list names them relative to ``out``. Each face has its
@@ -83,7 +83,7 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labelled:
             f"no face was found in {count} images, {len(unreadable)} are unreadable: take others"
         )
     write_atomically(target, "".join(f"{row}\n" for row in rows).encode())
-    return Labelled(count, len(rows), without_face, unreadable)
+    return Labeled(count, len(rows), without_face, unreadable)
 
 
 def _predicted(

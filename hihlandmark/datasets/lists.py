@@ -54,7 +54,7 @@ class Line(NamedTuple):
     numbers: NDArray[np.float64]
 
 
-def recognise(folder: Path) -> bool:
+def recognize(folder: Path) -> bool:
     """Whether the folder holds a data set of this format."""
     return bool(splits(folder))
 

@@ -24,7 +24,7 @@ DESCRIPTION, TABLE = "pack.json", "faces.arrow"
 VERSION = 1
 
 
-def recognise(folder: Path) -> bool:
+def recognize(folder: Path) -> bool:
     """Whether the folder holds a data set of this format."""
     return (folder / DESCRIPTION).is_file()
 

@@ -30,7 +30,7 @@ from hihlandmark.datasets.reading import BadSample
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 
 WIDEST = 20_000
-"""Widest crop in photo pixels: wider ones come of wrong points, and would fill the memory."""
+"""Widest crop in image pixels: wider ones come of wrong points, and would fill the memory."""
 ROWS_IN_MEMORY = 64
 
 
@@ -86,8 +86,8 @@ def pack(
 ) -> PackingReport:
     """Crops, encodes and shuffles the faces of all sets into the folder ``out``.
 
-    A crop is a square of whole pixels around the centre of the tight box of a face's known points,
-    ``side`` longer sides of the box wide, black outside of the photo. It is shrunk to ``max_side``
+    A crop is a square of whole pixels around the center of the tight box of a face's known points,
+    ``side`` longer sides of the box wide, black outside of the image. It is shrunk to ``max_side``
     pixels when it is larger, never enlarged, and stored as JPEG of ``quality`` (1..100). Points,
     rectangle and flags go with it, in crop pixels. A face whose image does not read is left out and
     counted.
@@ -238,7 +238,7 @@ class _Cropping:
     def square(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """The crop square (4,) of points (P, 2), of whole pixels, so that cutting copies pixels.
 
-        Raises `BadSample` when the points span no area that a photo could show.
+        Raises `BadSample` when the points span no area that an image could show.
         """
         known = points[np.isfinite(points).all(axis=1)]
         box = tight_boxes(known) if len(known) else np.zeros(4)
@@ -258,7 +258,7 @@ class _Cropping:
 
 
 def _check_overlap(square: NDArray[np.float64], photo: Image) -> None:
-    """Raises `BadSample` when the square (4,) shows nothing of the photo (H, W, 3)."""
+    """Raises `BadSample` when the square (4,) shows nothing of the image (H, W, 3)."""
     low, high = square[:2] - square[2] / 2, square[:2] + square[2] / 2
     height, width = photo.shape[:2]
     if (high <= -0.5).any() or low[0] >= width - 0.5 or low[1] >= height - 0.5:

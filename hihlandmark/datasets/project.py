@@ -1,14 +1,14 @@
-"""Reads the project's own format: a folder with ``annotations.jsonl`` and pictures.
+"""Reads the project's own format: a folder with ``annotations.jsonl`` and images.
 
 One JSON object a line:
 
-- ``image``: path within the folder; ``points``: [[x, y], ...] in pixels of the upright picture with
-  the centre of the top-left pixel at (0, 0), or null for a point that is not annotated; ``split``;
+- ``image``: path within the folder; ``points``: [[x, y], ...] in pixels of the upright image with
+  the center of the top-left pixel at (0, 0), or null for a point that is not annotated; ``split``;
 - optional: ``visible``, a list of true and false, or of codes of which 0 means plainly visible;
   ``rect``, the official face rectangle xyxy; ``attributes``, an object whose entries become subsets
   (``{"pose": 1, "blur": 0, "set": "london"}`` gives "pose" and "set=london"); ``source``.
 
-Objects without points are pictures without annotation, and in no split. The mirror tables of
+Objects without points are images without annotation, and in no split. The mirror tables of
 schemes that are no `Layout` stand in ``points.json`` in the folder or in its parent:
 ``{"86": {"flip": [...]}}``.
 """
@@ -40,10 +40,10 @@ ANNOTATIONS = "annotations.jsonl"
 
 STARTS_WITH = {70: "W300_68"}
 """Schemes, by number of points, whose first points are those of a layout: FaceSynthetics' 70 are
-iBUG's 68 and two eye centres."""
+iBUG's 68 and two eye centers."""
 
 
-def recognise(folder: Path) -> bool:
+def recognize(folder: Path) -> bool:
     """Whether the folder holds a data set of this format."""
     return (folder / ANNOTATIONS).is_file()
 

@@ -36,7 +36,7 @@ class Samples:
         self._times_named: Counter[str] = Counter()
 
     def add(self, face: AnnotatedFace) -> None:
-        """Keeps a face; further faces of one photo get a number in their name."""
+        """Keeps a face; further faces of one image get a number in their name."""
         self._times_named[face.name] += 1
         times = self._times_named[face.name]
         self.faces.append(face if times == 1 else replace(face, name=f"{face.name}#{times}"))

@@ -49,7 +49,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 PRIVATE_TEST = "300W"
 
 
-def recognise(folder: Path) -> bool:
+def recognize(folder: Path) -> bool:
     """Whether the folder holds a data set of this format."""
     parts = {part for parts in SPLITS.values() for part in parts}
     return any(_part(folder, part) is not None for part in parts)

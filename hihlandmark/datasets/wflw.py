@@ -8,7 +8,7 @@
 
 A line of a list has 98 x 2 coordinates, then (in the first kind) the face rectangle xmin, ymin,
 xmax, ymax and six flags, then the image's path, with blanks between. Coordinates are used as
-published: they are in pixels with the centre of the top-left pixel at (0, 0), as the authors' and
+published: they are in pixels with the center of the top-left pixel at (0, 0), as the authors' and
 all public code that we read take them.
 
 The faces of a split carry the subsets pose, expression, illumination, makeup, occlusion and blur,
@@ -57,7 +57,7 @@ COORDINATES, RECTANGLE, FLAGS = 196, 4, 6
 NUMBERS_IN_LINE = (COORDINATES, COORDINATES + RECTANGLE, COORDINATES + RECTANGLE + FLAGS)
 
 
-def recognise(folder: Path) -> bool:
+def recognize(folder: Path) -> bool:
     """Whether the folder holds a data set of this format."""
     return (folder / ANNOTATIONS).is_dir() or (folder / IMAGES).is_dir()
 
@@ -157,5 +157,5 @@ def _subsets_by_face(folder: Path) -> dict[tuple[str, bytes], set[str]]:
 
 
 def _key(image: str, numbers: NDArray[np.float64]) -> tuple[str, bytes]:
-    """Tells the faces of one photo apart by their points, to a tenth of a pixel."""
+    """Tells the faces of one image apart by their points, to a tenth of a pixel."""
     return image, np.rint(numbers[:COORDINATES] * 10).astype(np.int64).tobytes()

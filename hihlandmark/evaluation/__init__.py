@@ -1,15 +1,15 @@
 """How far predicted landmarks are from annotated ones: measuring, and reporting what was found."""
 
 from hihlandmark.evaluation.corruptions import (
-    DISTURBANCES,
-    Disturbance,
+    CORRUPTIONS,
+    Corruption,
     Robustness,
-    disturbed,
+    corrupted,
     measure_robustness,
     robustness_curve,
 )
 from hihlandmark.evaluation.metrics import (
-    NORMALISATIONS,
+    NORMALIZATIONS,
     area_under_curve,
     calibration_error,
     confidence_interval,
@@ -17,7 +17,7 @@ from hihlandmark.evaluation.metrics import (
     exact_area_under_curve,
     failure_rate,
     mean_error,
-    normalised_errors,
+    normalized_errors,
 )
 from hihlandmark.evaluation.protocol import (
     BOX_SOURCES,
@@ -32,19 +32,19 @@ from hihlandmark.evaluation.result import Evaluation
 
 __all__ = [
     "BOX_SOURCES",
-    "DISTURBANCES",
-    "NORMALISATIONS",
+    "CORRUPTIONS",
+    "NORMALIZATIONS",
     "BoxSource",
+    "Corruption",
     "CurvePoint",
-    "Disturbance",
     "Evaluation",
     "Jitter",
     "Robustness",
     "area_under_curve",
     "calibration_error",
     "confidence_interval",
+    "corrupted",
     "cumulative_errors",
-    "disturbed",
     "evaluate",
     "exact_area_under_curve",
     "failure_rate",
@@ -52,6 +52,6 @@ __all__ = [
     "jitter_curve",
     "mean_error",
     "measure_robustness",
-    "normalised_errors",
+    "normalized_errors",
     "robustness_curve",
 ]

@@ -1,6 +1,6 @@
-"""How errors grow as photos get worse: blurred, compressed, small, turned, without colour.
+"""How errors grow as images get worse: blurred, compressed, small, turned, without color.
 
-A disturbed split is a split like any other, which `evaluate` measures unchanged. Boxes that get
+A corrupted split is a split like any other, which `evaluate` measures unchanged. Boxes that get
 worse are `protocol.Jitter`.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, transform_points
-from hihlandmark.datasets.augmentation import compressed, without_colour
+from hihlandmark.datasets.augmentation import compressed, without_color
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.evaluation.protocol import (
     BoxSource,
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
 
 
 VIEW_SIDE = 3.0
-"""Side of the square that is kept of a photo, in longer sides of the box tight around the face's
+"""Side of the square that is kept of an image, in longer sides of the box tight around the face's
 points. The crop of a face turned by 45 degrees may take 2.1."""
 LARGEST_FACE = 2.0
-"""Longer sides of a photo that a face may take: labels that are far off would ask for a view of any
+"""Longer sides of an image that a face may take: labels that are far off would ask for a view of any
 size."""
 JPEG_FACE = 128
-"""Longer side of the face's tight box in pixels when its photo is compressed."""
+"""Longer side of the face's tight box in pixels when its image is compressed."""
 FAILING = 0.5
 """The share of faces above 10 % (FR10) from which on a detector is said to fail."""
 
 
-# ---------------------------------------------------------------------------------- disturbances
+# ---------------------------------------------------------------------------------- corruptions
 
 
 class View(NamedTuple):
-    """The part of a photo that is kept, and the size it is shown at.
+    """The part of an image that is kept, and the size it is shown at.
 
     ``square``: (4,) as (cx, cy, side, angle), see `crop.py`, with a side of whole pixels; ``size``:
-    side of the picture that it becomes, in pixels. It depends on labels alone, so that points can
-    be moved before the photo is read.
+    side of the image that it becomes, in pixels. It depends on labels alone, so that points can
+    be moved before the image is read.
     """
 
     square: FloatArray
@@ -61,21 +61,21 @@ class View(NamedTuple):
 
     @property
     def matrix(self) -> FloatArray:
-        """(2, 3), from pixels of the photo to those of the view."""
+        """(2, 3), from pixels of the image to those of the view."""
         return crop_matrix(self.square, self.size)
 
     def cut(self, image: Image) -> Image:
-        """The view (size, size, 3) of a photo (H, W, 3); black outside of it.
+        """The view (size, size, 3) of an image (H, W, 3); black outside of it.
 
-        Raises `ImageError` when the face is absurdly large for the photo.
+        Raises `ImageError` when the face is absurdly large for the image.
         """
         side = int(self.square[2])
         if side > VIEW_SIDE * LARGEST_FACE * max(image.shape[:2]):
             raise ImageError(
-                f"the labelled face is over {LARGEST_FACE:g} times as large as the photo: check "
+                f"the labeled face is over {LARGEST_FACE:g} times as large as the photo: check "
                 "its points"
             )
-        # Cut at the photo's own scale first: an upright view of this size is an exact copy.
+        # Cut at the image's own scale first: an upright view of this size is an exact copy.
         picture = cut_crop(image, self.square, side)
         if self.size == side:
             return picture
@@ -83,12 +83,12 @@ class View(NamedTuple):
         return cv2.resize(picture, (self.size, self.size), interpolation=method)
 
 
-def _as_it_is(box: FloatArray, strength: float = 0, angle: float = 0) -> View:
-    """The square around a tight box (4,), on the photo's pixel grid and at its scale."""
+def _as_it_is(box: FloatArray, severity: float = 0, angle: float = 0) -> View:
+    """The square around a tight box (4,), on the image's pixel grid and at its scale."""
     side = max(round(VIEW_SIDE * _longer(box)), 1)
-    half = (side - 1) / 2  # from the centre of the first pixel to that of the square
-    centre = np.round((box[:2] + box[2:]) / 2 - half) + half
-    return View(np.array([*centre, side, angle]), side)
+    half = (side - 1) / 2  # from the center of the first pixel to that of the square
+    center = np.round((box[:2] + box[2:]) / 2 - half) + half
+    return View(np.array([*center, side, angle]), side)
 
 
 def _turned(box: FloatArray, degrees: float) -> View:
@@ -115,7 +115,7 @@ def _longer(box: FloatArray) -> float:
     return float((box[2:] - box[:2]).max())
 
 
-def _unchanged(picture: Image, strength: float, face_side: float) -> Image:
+def _unchanged(picture: Image, severity: float, face_side: float) -> Image:
     return picture
 
 
@@ -128,41 +128,41 @@ def _compressed(picture: Image, quality: float, face_side: float) -> Image:
     return compressed(picture, round(quality))
 
 
-def _grey(picture: Image, share: float, face_side: float) -> Image:
-    return cv2.addWeighted(without_colour(picture), share, picture, 1 - share, 0)
+def _gray(picture: Image, share: float, face_side: float) -> Image:
+    return cv2.addWeighted(without_color(picture), share, picture, 1 - share, 0)
 
 
 @dataclass(frozen=True)
-class Disturbance:
-    """One way in which photos get worse, and how far.
+class Corruption:
+    """One way in which images get worse, and how far.
 
     Attributes:
-        title: says what is done to a photo.
-        unit: what a strength is.
-        strengths: those that are measured, the mildest first.
-        limits: the smallest and the largest strength that make sense.
-        view: tight box (4,) of the face and strength -> `View`.
-        look: view (S, S, 3) uint8, strength, and the longer side of the face's tight box in pixels
-            of the view -> a picture of the same shape.
-        alternates: every other face gets minus the strength.
+        title: says what is done to an image.
+        unit: what a severity is.
+        severities: those that are measured, the mildest first.
+        limits: the smallest and the largest severity that make sense.
+        view: tight box (4,) of the face and severity -> `View`.
+        look: view (S, S, 3) uint8, severity, and the longer side of the face's tight box in pixels
+            of the view -> an image of the same shape.
+        alternates: every other face gets minus the severity.
     """
 
     title: str
     unit: str
-    strengths: tuple[float, ...]
+    severities: tuple[float, ...]
     limits: tuple[float, float]
     view: Callable[[FloatArray, float], View] = _as_it_is
     look: Callable[[Image, float, float], Image] = _unchanged
     alternates: bool = False
 
 
-UNDISTURBED = Disturbance("Photos as they are", "none", (0,), (0, 0))
+UNCORRUPTED = Corruption("Photos as they are", "none", (0,), (0, 0))
 
-DISTURBANCES: Mapping[str, Disturbance] = {
-    "blur": Disturbance(
+CORRUPTIONS: Mapping[str, Corruption] = {
+    "blur": Corruption(
         "Gaussian blur", "sigma (% of the face)", (0.5, 1, 2, 3, 5), (0, 100), look=_blurred
     ),
-    "jpeg": Disturbance(
+    "jpeg": Corruption(
         f"JPEG compression of faces of {JPEG_FACE} pixels",
         "quality",
         (95, 60, 40, 20, 10, 5),
@@ -170,10 +170,10 @@ DISTURBANCES: Mapping[str, Disturbance] = {
         view=_of_jpeg_face,
         look=_compressed,
     ),
-    "size": Disturbance(
+    "size": Corruption(
         "Faces shrunk", "longer side (pixels)", (96, 64, 48, 32, 24), (4, np.inf), view=_shrunk
     ),
-    "rotation": Disturbance(
+    "rotation": Corruption(
         "Photos turned about the face",
         "degrees",
         (15, 30, 45, 60, 75, 90, 120, 150, 180),
@@ -181,78 +181,76 @@ DISTURBANCES: Mapping[str, Disturbance] = {
         view=_turned,
         alternates=True,
     ),
-    "grey": Disturbance("Without colour", "share", (1,), (0, 1), look=_grey),
+    "gray": Corruption("Without color", "share", (1,), (0, 1), look=_gray),
 }
-"""What photos are disturbed by, by its name."""
+"""What images are corrupted by, by its name."""
 
 
-# ----------------------------------------------------------------------------- disturbed splits
+# ----------------------------------------------------------------------------- corrupted splits
 
 
 @dataclass(frozen=True)
-class DisturbedPhoto:
-    """Reads a photo, cuts a view and changes its look. Picklable where ``load_image`` is.
+class CorruptedPhoto:
+    """Reads an image, cuts a view and changes its look. Picklable where ``load_image`` is.
 
-    The last three are those of `Disturbance.look`.
+    The last three are those of `Corruption.look`.
     """
 
     load_image: Callable[[], Image]
     view: View
     look: Callable[[Image, float, float], Image]
-    strength: float
+    severity: float
     face_side: float
 
     def __call__(self) -> Image:
         """(S, S, 3) uint8 RGB. Raises `ImageError`."""
-        return self.look(self.view.cut(self.load_image()), self.strength, self.face_side)
+        return self.look(self.view.cut(self.load_image()), self.severity, self.face_side)
 
 
-def disturbed(faces: AnnotatedFaces, disturbance: Disturbance, strength: float) -> AnnotatedFaces:
-    """The same faces in disturbed photos, each a square of `VIEW_SIDE` around its face.
+def corrupted(faces: AnnotatedFaces, corruption: Corruption, severity: float) -> AnnotatedFaces:
+    """The same faces in corrupted images, each a square of `VIEW_SIDE` around its face.
 
-    Points move with the photo. An official rectangle keeps its shape about its moved centre, and is
-    scaled. A face without known points stays as it is. Raises `ConfigurationError` for a strength
-    outside of the disturbance's limits.
+    Points move with the image. An official rectangle keeps its shape about its moved center, and is
+    scaled. A face without known points stays as it is. Raises `ConfigurationError` for a severity
+    outside of the corruption's limits.
     """
-    low, high = disturbance.limits
-    if not low <= strength <= high:
+    low, high = corruption.limits
+    if not low <= severity <= high:
         raise ConfigurationError(
-            f"{disturbance.title}: {disturbance.unit} must be in {low:g} to {high:g}, not "
-            f"{strength:g}"
+            f"{corruption.title}: {corruption.unit} must be in {low:g} to {high:g}, not "
+            f"{severity:g}"
         )
-    signs = (1, -1 if disturbance.alternates else 1)
+    signs = (1, -1 if corruption.alternates else 1)
     return replace(
         faces,
         faces=[
-            _disturbed_face(face, disturbance, signs[index % 2] * strength)
+            _corrupted_face(face, corruption, signs[index % 2] * severity)
             for index, face in enumerate(faces)
         ],
     )
 
 
-def _disturbed_face(
-    face: AnnotatedFace, disturbance: Disturbance, strength: float
-) -> AnnotatedFace:
+def _corrupted_face(face: AnnotatedFace, corruption: Corruption, severity: float) -> AnnotatedFace:
     box = tight_box(face)
     if not np.isfinite(box).all():
         return face
-    view = disturbance.view(box, strength)
+    view = corruption.view(box, severity)
     scale = view.size / view.square[2]
     face_side = _longer(box) * scale
     return replace(
         face,
-        load_image=DisturbedPhoto(face.load_image, view, disturbance.look, strength, face_side),
+        load_image=CorruptedPhoto(face.load_image, view, corruption.look, severity, face_side),
         points=transform_points(view.matrix, face.points).astype(np.float64),
         rectangle=None if face.rectangle is None else _moved(face.rectangle, view.matrix, scale),
     )
 
 
 def _moved(rectangle: FloatArray, matrix: FloatArray, scale: float) -> NDArray[np.float64]:
-    """A rectangle (4,) about its moved centre, upright as those of face detectors are."""
+    """A rectangle (4,) about its moved center, upright as those of face detectors are."""
     low, high = rectangle[:2], rectangle[2:]
-    (centre,) = transform_points(matrix, (low + high)[None] / 2)
+    (center,) = transform_points(matrix, (low + high)[None] / 2)
     half = (high - low) / 2 * scale
-    return np.concatenate([centre - half, centre + half], dtype=np.float64)
+    return np.concatenate([center - half, center + half], dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------------- measuring
@@ -260,77 +258,77 @@ def _moved(rectangle: FloatArray, matrix: FloatArray, scale: float) -> NDArray[n
 
 @dataclass(frozen=True)
 class RobustnessCurve:
-    """How errors grow with the strength of one disturbance."""
+    """How errors grow with the severity of one corruption."""
 
-    disturbance: Disturbance
+    corruption: Corruption
     points: tuple[CurvePoint, ...]
     remarks: tuple[str, ...] = ()
 
     @property
     def fails_from(self) -> float | None:
-        """The first strength measured at which more than half of the faces fail; None: nowhere.
+        """The first severity measured at which more than half of the faces fail; None: nowhere.
 
         A face fails when its error is above 10 %, or when it was not found.
         """
-        failing = (point.strength for point in self.points if point.failure_rate > FAILING)
+        failing = (point.severity for point in self.points if point.failure_rate > FAILING)
         return next(failing, None)
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """The errors under each disturbance by its name, and those of photos as they are."""
+    """The errors under each corruption by its name, and those of images as they are."""
 
-    undisturbed: CurvePoint
+    uncorrupted: CurvePoint
     curves: Mapping[str, RobustnessCurve]
 
 
 def robustness_curve(
     detector: Detector,
     faces: AnnotatedFaces,
-    disturbance: Disturbance,
-    strengths: Sequence[float] | None = None,
+    corruption: Corruption,
+    severities: Sequence[float] | None = None,
     *,
     boxes: BoxSource = "labels",
     official_map: BoxMap | None = None,
-    normalisation: str = "interocular",
+    normalization: str = "interocular",
     progress: Progress | None = None,
 ) -> RobustnessCurve:
-    """The errors of a detector under a disturbance of growing strength, None: the disturbance's.
+    """The errors of a detector under a corruption of growing severity, None: the corruption's.
 
-    Boxes from labels are tight around the points as they lie in the disturbed photo: those of a
+    Boxes from labels are tight around the points as they lie in the corrupted image: those of a
     face detector that is always right. With ``boxes="detected"`` faces are looked for in the
-    disturbed photo. Costs one evaluation a strength; the rest as `evaluate`.
+    corrupted image. Costs one evaluation a severity; the rest as `evaluate`.
 
-    Raises `ConfigurationError` for strengths that make no sense, or none.
+    Raises `ConfigurationError` for severities that make no sense, or none.
     """
-    strengths = disturbance.strengths if strengths is None else strengths
-    if not strengths:
-        raise ConfigurationError(f"{disturbance.title}: give one strength or more")
+    severities = corruption.severities if severities is None else severities
+    if not severities:
+        raise ConfigurationError(f"{corruption.title}: give one severity or more")
     points = []
-    for place, strength in enumerate(strengths):
+    for place, severity in enumerate(severities):
         evaluation = evaluate(
             detector,
-            disturbed(faces, disturbance, strength),
+            corrupted(faces, corruption, severity),
             boxes=boxes,
             official_map=official_map,
-            progress=part_of(progress, place, len(strengths)),
+            progress=part_of(progress, place, len(severities)),
         )
-        points.append(curve_point(strength, evaluation.normalised(normalisation)))
-    return RobustnessCurve(disturbance, tuple(points), _remarks(faces, disturbance, strengths))
+        points.append(curve_point(severity, evaluation.normalized(normalization)))
+    return RobustnessCurve(corruption, tuple(points), _remarks(faces, corruption, severities))
 
 
 def _remarks(
-    faces: AnnotatedFaces, disturbance: Disturbance, strengths: Sequence[float]
+    faces: AnnotatedFaces, corruption: Corruption, severities: Sequence[float]
 ) -> tuple[str, ...]:
-    """How many faces a strength does not reach, because they are as small already."""
-    if disturbance.view is not _shrunk:
+    """How many faces a severity does not reach, because they are as small already."""
+    if corruption.view is not _shrunk:
         return ()
     sides = np.array([_longer(tight_box(face)) for face in faces])
-    small = {strength: int((sides <= strength).sum()) for strength in strengths}
+    small = {severity: int((sides <= severity).sum()) for severity in severities}
     return tuple(
-        f"{disturbance.title} to {strength:g} pixels: {count} of {len(faces)} are not larger and "
+        f"{corruption.title} to {severity:g} pixels: {count} of {len(faces)} are not larger and "
         "left as they are"
-        for strength, count in small.items()
+        for severity, count in small.items()
         if count
     )
 
@@ -338,29 +336,29 @@ def _remarks(
 def measure_robustness(
     detector: Detector,
     faces: AnnotatedFaces,
-    disturbances: Mapping[str, Disturbance] = DISTURBANCES,
+    corruptions: Mapping[str, Corruption] = CORRUPTIONS,
     *,
     boxes: BoxSource = "labels",
     official_map: BoxMap | None = None,
-    normalisation: str = "interocular",
+    normalization: str = "interocular",
     progress: Progress | None = None,
 ) -> Robustness:
-    """The errors of a detector under each of the disturbances; see `robustness_curve`.
+    """The errors of a detector under each of the corruptions; see `robustness_curve`.
 
-    Costs one evaluation a strength, 27 in all, and one without a disturbance.
+    Costs one evaluation a severity, 27 in all, and one without a corruption.
     """
-    every = {"": UNDISTURBED, **disturbances}
-    total = sum(len(disturbance.strengths) for disturbance in every.values())
+    every = {"": UNCORRUPTED, **corruptions}
+    total = sum(len(corruption.severities) for corruption in every.values())
     curves, done = {}, 0
-    for name, disturbance in every.items():
+    for name, corruption in every.items():
         curves[name] = robustness_curve(
             detector,
             faces,
-            disturbance,
+            corruption,
             boxes=boxes,
             official_map=official_map,
-            normalisation=normalisation,
-            progress=part_of(progress, done, total, len(disturbance.strengths)),
+            normalization=normalization,
+            progress=part_of(progress, done, total, len(corruption.severities)),
         )
-        done += len(disturbance.strengths)
+        done += len(corruption.severities)
     return Robustness(curves.pop("").points[0], curves)

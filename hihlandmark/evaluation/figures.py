@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as the bytes of PNG files: curves and the gallery of failures."""
+"""Images of an evaluation, as the bytes of PNG files: curves and the gallery of failures."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def ced_figure(evaluation: Evaluation) -> bytes:
         label = f"{name}: AUC {100 * area_under_curve(some, CED_END):.1f} %, {len(some)} faces"
         axes.plot(curve[:, 0], curve[:, 1], label=label, linewidth=2.2 if name == "all" else 1.1)
     axes.set(
-        xlabel=f"NME (% of {evaluation.normalisation} distance)"
-        if evaluation.normalisation.startswith("inter")
-        else f"NME (% of {evaluation.normalisation})",
+        xlabel=f"NME (% of {evaluation.normalization} distance)"
+        if evaluation.normalization.startswith("inter")
+        else f"NME (% of {evaluation.normalization})",
         ylabel="faces (%)",
         xlim=(0, 100 * CED_END),
         ylim=(0, 101),
@@ -73,18 +73,18 @@ def ced_figure(evaluation: Evaluation) -> bytes:
     return _png(figure)
 
 
-def jitter_figure(curves: Sequence[JitterCurve], normalisation: str) -> bytes:
+def jitter_figure(curves: Sequence[JitterCurve], normalization: str) -> bytes:
     """NME against shift and against scale of the boxes, a line for each number of refinements."""
     figure = new_figure(9, 3.8)
     panels = figure.subplots(1, 2, sharey=True)
     for curve in curves:
         for axes, points in zip(panels, (curve.shifts, curve.scales), strict=True):
-            places = [point.strength for point in points]
+            places = [point.severity for point in points]
             low, high = 100 * np.array([point.interval for point in points]).T
             label = f"refine {curve.refine}"
             axes.plot(places, [100 * point.nme for point in points], marker="o", label=label)
             axes.fill_between(places, low, high, alpha=0.2)
-    panels[0].set(xlabel="shift of the box (longer sides)", ylabel=f"NME (%, {normalisation})")
+    panels[0].set(xlabel="shift of the box (longer sides)", ylabel=f"NME (%, {normalization})")
     panels[1].set(xlabel="scale of the box")
     for axes in panels:
         axes.grid(alpha=0.3)
@@ -92,35 +92,35 @@ def jitter_figure(curves: Sequence[JitterCurve], normalisation: str) -> bytes:
     return _png(figure)
 
 
-def robustness_figure(robustness: Robustness, normalisation: str) -> bytes:
-    """NME with its 95 % interval, and FR10 below, against strength: a column a disturbance.
+def robustness_figure(robustness: Robustness, normalization: str) -> bytes:
+    """NME with its 95 % interval, and FR10 below, against severity: a column a corruption.
 
-    Photos get worse to the right. Broken lines are those of photos as they are.
+    Images get worse to the right. Broken lines are those of images as they are.
     """
-    curves, undisturbed = robustness.curves, robustness.undisturbed
+    curves, uncorrupted = robustness.curves, robustness.uncorrupted
     widths = [1 + len(curve.points) for curve in curves.values()]
     figure = new_figure(2 + 0.4 * sum(widths), 5.4)
     panels = figure.subplots(2, len(curves), sharex="col", squeeze=False, width_ratios=widths)
     for (name, curve), (above, below) in zip(curves.items(), panels.T, strict=True):
-        strengths = [point.strength for point in curve.points]
+        severities = [point.severity for point in curve.points]
         nme = 100 * np.array([point.nme for point in curve.points])
         reach = np.abs(100 * np.array([point.interval for point in curve.points]).T - nme)
-        above.errorbar(strengths, nme, reach, marker="o", markersize=4, capsize=3)
-        above.axhline(100 * undisturbed.nme, color="grey", linestyle="--", linewidth=1)
+        above.errorbar(severities, nme, reach, marker="o", markersize=4, capsize=3)
+        above.axhline(100 * uncorrupted.nme, color="gray", linestyle="--", linewidth=1)
         failing = [100 * point.failure_rate for point in curve.points]
-        below.plot(strengths, failing, marker="o", markersize=4)
-        rate, fails = 100 * undisturbed.failure_rate, 100 * FAILING
-        below.axhline(rate, color="grey", linestyle="--", linewidth=1, label="undisturbed")
+        below.plot(severities, failing, marker="o", markersize=4)
+        rate, fails = 100 * uncorrupted.failure_rate, 100 * FAILING
+        below.axhline(rate, color="gray", linestyle="--", linewidth=1, label="uncorrupted")
         below.axhline(fails, color="tab:red", linestyle=":", linewidth=1, label="fails above")
         above.set(title=name, ylim=(0, None))
-        below.set(xlabel=curve.disturbance.unit, ylim=(-4, 104))
-        below.set_xticks(strengths, [f"{strength:g}" for strength in strengths], fontsize=8)
-        if strengths[0] > strengths[-1]:
+        below.set(xlabel=curve.corruption.unit, ylim=(-4, 104))
+        below.set_xticks(severities, [f"{severity:g}" for severity in severities], fontsize=8)
+        if severities[0] > severities[-1]:
             above.invert_xaxis()
         for axes in (above, below):
             axes.grid(alpha=0.3)
     panels[1, 0].legend(fontsize=8)
-    panels[0, 0].set_ylabel(f"NME (%, {normalisation})")
+    panels[0, 0].set_ylabel(f"NME (%, {normalization})")
     panels[1, 0].set_ylabel("FR10 (%)")
     return _png(figure)
 
@@ -128,7 +128,7 @@ def robustness_figure(robustness: Robustness, normalisation: str) -> bytes:
 def failure_gallery(evaluation: Evaluation, faces: AnnotatedFaces, count: int = 40) -> bytes:
     """The worst faces, missed ones first: true points green, predicted ones red, joined by lines.
 
-    Below each its NME and its name. ``faces`` has the photos of the evaluation's faces.
+    Below each its NME and its name. ``faces`` has the images of the evaluation's faces.
     """
     errors = evaluation.face_errors
     order = [i for i in np.argsort(-errors, kind="stable") if not np.isnan(errors[i])][:count]
@@ -157,8 +157,8 @@ def _tile(image: Image, truth: FloatArray, predicted: FloatArray) -> Image:
     """The square of one face with true and predicted points (P, 2), of which some may be NaN."""
     known = np.isfinite(truth).all(axis=1)
     box = tight_boxes(truth[known])
-    centre, side = (box[:2] + box[2:]) / 2, MARGIN * max(float((box[2:] - box[:2]).max()), 1)
-    square = np.array([*centre, side, 0])
+    center, side = (box[:2] + box[2:]) / 2, MARGIN * max(float((box[2:] - box[:2]).max()), 1)
+    square = np.array([*center, side, 0])
     tile = np.ascontiguousarray(cut_crop(image, square, TILE))
     matrix = crop_matrix(square, TILE)
     true = transform_points(matrix, truth[known]).astype(np.float32)

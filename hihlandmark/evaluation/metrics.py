@@ -33,7 +33,7 @@ def point_distances(predicted: FloatArray, truth: FloatArray) -> FloatArray:
     return np.where(np.isnan(truth).any(axis=-1), np.nan, distance)
 
 
-def normalised_errors(
+def normalized_errors(
     predicted: FloatArray, truth: FloatArray, pair: tuple[int, int]
 ) -> FloatArray:
     """Distances (..., P) of points (..., P, 2), in distances of a pair of true points."""
@@ -75,7 +75,7 @@ def _extents(truth: FloatArray) -> FloatArray:
     return np.where(high >= low, high - low, np.nan)
 
 
-NORMALISATIONS: Mapping[str, Callable[[FloatArray, Layout], FloatArray]] = {
+NORMALIZATIONS: Mapping[str, Callable[[FloatArray, Layout], FloatArray]] = {
     "interocular": interocular_distances,
     "interpupil": interpupil_distances,
     "box": box_sizes,

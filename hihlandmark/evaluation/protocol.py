@@ -14,7 +14,7 @@ from hihlandmark.arrays import FloatArray, Image, Progress
 from hihlandmark.crop import BoxMap, tight_boxes
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.evaluation.metrics import (
-    NORMALISATIONS,
+    NORMALIZATIONS,
     confidence_interval,
     failure_rate,
     mean_error,
@@ -38,7 +38,7 @@ SAME_FACE = 0.25
 
 @dataclass(frozen=True)
 class Jitter:
-    """A disturbance of boxes: each is moved in a direction of its own and scaled about its centre.
+    """A corruption of boxes: each is moved in a direction of its own and scaled about its center.
 
     ``shift`` is in longer sides of the box, ``scale`` a factor on its sides. The directions depend
     on ``seed`` and on the place of the face in its split alone, so that growing shifts move a box
@@ -50,23 +50,23 @@ class Jitter:
     seed: int = 0
 
     def __call__(self, boxes: FloatArray) -> FloatArray:
-        """Boxes (N, 4) xyxy of all faces of a split -> disturbed ones."""
+        """Boxes (N, 4) xyxy of all faces of a split -> corrupted ones."""
         angle = np.random.default_rng(self.seed).uniform(0, 2 * np.pi, len(boxes))
         low, high = boxes[:, :2], boxes[:, 2:]
         direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
         longer = (high - low).max(axis=1, keepdims=True)
-        centre = (low + high) / 2 + self.shift * longer * direction
+        center = (low + high) / 2 + self.shift * longer * direction
         half = (high - low) / 2 * self.scale
-        return np.concatenate([centre - half, centre + half], axis=1)
+        return np.concatenate([center - half, center + half], axis=1)
 
 
 class CurvePoint(NamedTuple):
-    """The errors at one strength of a disturbance: NME, its 95 % interval and FR10, as shares.
+    """The errors at one severity of a corruption: NME, its 95 % interval and FR10, as shares.
 
     ``faces`` of which ``missed`` were not found: failures, but not part of the NME.
     """
 
-    strength: float
+    severity: float
     faces: int
     missed: int
     nme: float
@@ -96,11 +96,11 @@ def evaluate(
 
     ``boxes="labels"`` crops around the true points (the papers' protocol); ``"official"`` takes the
     data set's face rectangles and ``official_map``, which `fit_official_map` gives; ``"detected"``
-    looks for faces, and a face that was not found counts as missed. ``jitter`` disturbs labels'
+    looks for faces, and a face that was not found counts as missed. ``jitter`` perturbs labels'
     and official boxes.
 
     Where the layouts of detector and faces differ but one can be converted to the other, the points
-    that are exact in the conversion are compared, and a remark says so. A photo that cannot be
+    that are exact in the conversion are compared, and a remark says so. An image that cannot be
     read, or a face without known points or without a usable box, is skipped and named.
 
     Raises `ConfigurationError` when layouts or options do not fit, `DataError` when no face has an
@@ -122,7 +122,7 @@ def evaluate(
             skipped.append(f"{face.name}: {result}")
         else:
             kept.append(face)
-            in_layout = [one.to(shared.layout) for one in result]
+            in_layout = [one.to_layout(shared.layout) for one in result]
             truth = shared.of(face.points)
             found.append(in_layout[0] if prompts is not None else _same_face(in_layout, truth))
         if progress is not None:
@@ -144,7 +144,7 @@ def jitter_curve(
     refine: int = 0,
     boxes: BoxSource = "labels",
     official_map: BoxMap | None = None,
-    normalisation: str = "interocular",
+    normalization: str = "interocular",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> JitterCurve:
@@ -167,7 +167,7 @@ def jitter_curve(
             official_map=official_map,
             jitter=jitter,
             progress=part_of(progress, place, len(conditions)),
-        ).normalised(normalisation)
+        ).normalized(normalization)
     return JitterCurve(
         refine,
         tuple(curve_point(jitter.shift, evaluations[jitter]) for jitter in moved),
@@ -175,11 +175,11 @@ def jitter_curve(
     )
 
 
-def curve_point(strength: float, evaluation: Evaluation) -> CurvePoint:
+def curve_point(severity: float, evaluation: Evaluation) -> CurvePoint:
     """The errors of an evaluation, in its unit, as a point of a curve."""
     errors = evaluation.face_errors
     return CurvePoint(
-        strength,
+        severity,
         len(evaluation),
         int(evaluation.missed.sum()),
         mean_error(errors),
@@ -282,7 +282,7 @@ def _remarks(
     if official_map is not None:
         x, y = official_map.shift
         remarks.append(
-            f"crops from official rectangles: centre moved by ({x:.4f}, {y:.4f}) and side "
+            f"crops from official rectangles: center moved by ({x:.4f}, {y:.4f}) and side "
             f"{official_map.scale:.4f}, in longer sides of the rectangle"
         )
     return tuple(remarks)
@@ -322,7 +322,7 @@ def _prompts(faces: AnnotatedFaces, boxes: BoxSource, jitter: Jitter | None) -> 
 def _jobs(
     detector: Detector, faces: AnnotatedFaces, prompts: FloatArray | None
 ) -> Iterator[tuple[Image, Detections] | ImageError]:
-    """Each photo with the boxes to crop, or why it cannot be used, in the order of the faces."""
+    """Each image with the boxes to crop, or why it cannot be used, in the order of the faces."""
     for i, face in enumerate(faces):
         try:
             if not _known(face).any():
@@ -338,7 +338,7 @@ def _jobs(
                 yield pixels, given_boxes(prompts[i], pixels.shape)
         except ImageError as error:
             yield error
-        except ConfigurationError as error:  # of a box that is none, or lies outside of the photo
+        except ConfigurationError as error:  # of a box that is none, or lies outside of the image
             yield ImageError(str(error))
 
 
@@ -381,7 +381,7 @@ def _collect(
         predicted=np.stack([missing if face is None else face.points for face in found]),
         scores=np.stack([missing[:, 0] if face is None else face.scores for face in found]),
         # By all points of the annotation, of which a conversion may not keep every one.
-        units={name: unit(truth, annotated) for name, unit in NORMALISATIONS.items()},
+        units={name: unit(truth, annotated) for name, unit in NORMALIZATIONS.items()},
         subsets=tuple(face.subsets for face in faces),
         skipped=tuple(skipped),
         remarks=remarks,

@@ -51,7 +51,7 @@ UNITS: Mapping[str, str] = {
 # ------------------------------------------------------------------------------------- dictionary
 
 
-def summarise(
+def summarize(
     evaluation: Evaluation,
     settings: Mapping[str, Any],
     curves: Sequence[JitterCurve] = (),
@@ -66,10 +66,10 @@ def summarise(
     report = {
         "layout": layout.name,
         **face_figures(evaluation.face_errors),
-        "normalisation": evaluation.normalisation,
+        "normalization": evaluation.normalization,
         "calibration_error": _per_cent(evaluation.calibration_error),
         "nme_by": {
-            name: _per_cent(mean_error(evaluation.normalised(name).face_errors), 3)
+            name: _per_cent(mean_error(evaluation.normalized(name).face_errors), 3)
             for name in evaluation.units
         },
         "subsets": {
@@ -89,7 +89,7 @@ def summarise(
         report["jitter"] = [_jitter_figures(curve) for curve in curves]
     if robustness is not None:
         report["robustness"] = {
-            "undisturbed": _curve_figures([robustness.undisturbed], "strength")[0],
+            "uncorrupted": _curve_figures([robustness.uncorrupted], "severity")[0],
             "failing_fr10": 100 * FAILING,
             "curves": {
                 name: _robustness_figures(curve) for name, curve in robustness.curves.items()
@@ -147,19 +147,19 @@ def _jitter_figures(curve: JitterCurve) -> Report:
 
 def _robustness_figures(curve: RobustnessCurve) -> Report:
     return {
-        "title": curve.disturbance.title,
-        "unit": curve.disturbance.unit,
-        "points": _curve_figures(curve.points, "strength"),
+        "title": curve.corruption.title,
+        "unit": curve.corruption.unit,
+        "points": _curve_figures(curve.points, "severity"),
         "fails_from": curve.fails_from,
         "remarks": list(curve.remarks),
     }
 
 
 def _curve_figures(points: Sequence[CurvePoint], what: str) -> list[Report]:
-    """``what``: the name of the strength."""
+    """``what``: the name of the severity."""
     return [
         {
-            what: point.strength,
+            what: point.severity,
             "faces": point.faces,
             "missed": point.missed,
             "nme": _per_cent(point.nme, 3),
@@ -196,7 +196,7 @@ _CURVE_COLUMNS = ("faces", "missed", "NME", "95 %", "FR10")
 
 def sheets(report: Report) -> list[Sheet]:
     """The tables of a report: all faces, subsets, parts, worst points, jitter, robustness."""
-    unit = UNITS[report["normalisation"]]
+    unit = UNITS[report["normalization"]]
     rows = {"all": report, **report["subsets"]}
     worst = sorted(
         (point for point in report["points"] if point["nme"] is not None),
@@ -257,10 +257,10 @@ def _jitter_sheets(curve: Report) -> Iterable[Sheet]:
 
 
 def _robustness_sheets(robustness: Report) -> Iterable[Sheet]:
-    undisturbed = ("none", *_curve_cells(robustness["undisturbed"]))
+    uncorrupted = ("none", *_curve_cells(robustness["uncorrupted"]))
     for curve in robustness["curves"].values():
-        rows = [(f"{point['strength']:g}", *_curve_cells(point)) for point in curve["points"]]
-        yield Sheet(curve["title"], (curve["unit"], *_CURVE_COLUMNS), [undisturbed, *rows])
+        rows = [(f"{point['severity']:g}", *_curve_cells(point)) for point in curve["points"]]
+        yield Sheet(curve["title"], (curve["unit"], *_CURVE_COLUMNS), [uncorrupted, *rows])
     yield Sheet(
         f"From where on it fails: FR10 above {robustness['failing_fr10']:g} %",
         ("", "fails from", "unit"),
@@ -373,7 +373,7 @@ def write_report(
     curves: Sequence[JitterCurve] = (),
     robustness: Robustness | None = None,
 ) -> list[Path]:
-    """Writes a report (`summarise`) with pictures and tables into a folder, returns the paths.
+    """Writes a report (`summarize`) with images and tables into a folder, returns the paths.
 
     Raises `ConfigurationError` when matplotlib is missing.
     """
@@ -390,10 +390,10 @@ def write_report(
     }
     if curves:
         contents["jitter.csv"] = _jitter_csv(report["jitter"])
-        contents["jitter.png"] = figures.jitter_figure(curves, evaluation.normalisation)
+        contents["jitter.png"] = figures.jitter_figure(curves, evaluation.normalization)
     if robustness is not None:
         contents["robustness.csv"] = _robustness_csv(report["robustness"])
-        contents["robustness.png"] = figures.robustness_figure(robustness, evaluation.normalisation)
+        contents["robustness.png"] = figures.robustness_figure(robustness, evaluation.normalization)
     for name, content in contents.items():
         write_atomically(
             folder / name, content if isinstance(content, bytes) else content.encode("utf-8")
@@ -452,9 +452,9 @@ def _jitter_csv(curves: Sequence[Report]) -> str:
 
 
 def _robustness_csv(robustness: Report) -> str:
-    rows = [{"disturbance": "", "strength": "", **_curve_columns(robustness["undisturbed"])}]
+    rows = [{"corruption": "", "severity": "", **_curve_columns(robustness["uncorrupted"])}]
     rows += [
-        {"disturbance": name, "strength": point["strength"], **_curve_columns(point)}
+        {"corruption": name, "severity": point["severity"], **_curve_columns(point)}
         for name, curve in robustness["curves"].items()
         for point in curve["points"]
     ]

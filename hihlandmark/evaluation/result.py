@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.evaluation.metrics import (
-    NORMALISATIONS,
+    NORMALIZATIONS,
     calibration_error,
     face_errors,
     point_distances,
@@ -26,12 +26,12 @@ class Evaluation:
     Attributes:
         names: of the faces.
         layout: of the P points that are compared.
-        truth: (N, P, 2) in pixels of each photo; NaN where a point is not known, or not the same
+        truth: (N, P, 2) in pixels of each image; NaN where a point is not known, or not the same
             point in the layouts of detector and data set.
         predicted: (N, P, 2) likewise; NaN in the rows of faces that were not found.
         scores: (N, P) in 0..1; NaN likewise.
-        units: name of a normalisation -> lengths (N,) in pixels of the true faces.
-        normalisation: the one in use.
+        units: name of a normalization -> lengths (N,) in pixels of the true faces.
+        normalization: the one in use.
         subsets: names of the parts of the split that each face belongs to.
         skipped: a message for every sample that could not be used.
         remarks: what a reader must know of how this was measured.
@@ -43,7 +43,7 @@ class Evaluation:
     predicted: FloatArray
     scores: FloatArray
     units: Mapping[str, FloatArray]
-    normalisation: str = "interocular"
+    normalization: str = "interocular"
     subsets: tuple[frozenset[str], ...] = ()
     skipped: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -51,17 +51,17 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.names)
 
-    def normalised(self, normalisation: str) -> Evaluation:
-        """The same faces with errors in another unit of `NORMALISATIONS`.
+    def normalized(self, normalization: str) -> Evaluation:
+        """The same faces with errors in another unit of `NORMALIZATIONS`.
 
         Raises `ConfigurationError` for an unknown one.
         """
-        if normalisation not in self.units:
+        if normalization not in self.units:
             raise ConfigurationError(
-                f"unknown normalisation {normalisation!r}; choose one of "
-                f"{', '.join(NORMALISATIONS)}"
+                f"unknown normalization {normalization!r}; choose one of "
+                f"{', '.join(NORMALIZATIONS)}"
             )
-        return replace(self, normalisation=normalisation)
+        return replace(self, normalization=normalization)
 
     def subset(self, name: str) -> NDArray[np.bool_]:
         """(N,): which faces belong to a subset."""
@@ -85,13 +85,13 @@ class Evaluation:
     @property
     def errors(self) -> FloatArray:
         """(N, P) in the chosen unit; NaN and infinity as in ``distances``."""
-        return self.errors_by(self.normalisation)
+        return self.errors_by(self.normalization)
 
-    def errors_by(self, normalisation: str) -> FloatArray:
+    def errors_by(self, normalization: str) -> FloatArray:
         """(N, P) in another unit; NaN where the truth that makes the unit is not known."""
         distances = self.distances
         # A missed face is a failure in any unit, even in one that its labels do not give.
-        return np.where(np.isinf(distances), np.inf, distances / self.units[normalisation][:, None])
+        return np.where(np.isinf(distances), np.inf, distances / self.units[normalization][:, None])
 
     @property
     def face_errors(self) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Faces at any angle in the picture plane, by a face detector that knows upright ones."""
+"""Faces at any angle in the image plane, by a face detector that knows upright ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hihlandmark.face_detection.base import Detections, FaceDetector, check_imag
 
 TURNS = np.arange(8) * (np.pi / 4)
 # A face is found in several turns, at times only a part of it or upside down: in boxes that share
-# more than this of the smaller one. Those of neighbours in a crowd share less.
+# more than this of the smaller one. Those of neighbors in a crowd share less.
 _SAME_FACE = 0.5
-# A picture that is larger across is shrunk before it is turned, for the memory's sake: turned by 45
+# An image that is larger across is shrunk before it is turned, for the memory's sake: turned by 45
 # degrees, a strip of 20,000 x 10 pixels fills a square of 14,000 x 14,000.
 _LARGEST_DIAGONAL = 4096
 _BORDER_GRAY = (127, 127, 127)
 
 
 class AnyRotationFaceDetector:
-    """Looks with a face detector at each picture in eight turns, 45 degrees apart.
+    """Looks with a face detector at each image in eight turns, 45 degrees apart.
 
     A turn every 90 degrees is too few for MTCNN: of 14 portraits at 45 degrees it found 2 in none
-    of the four. Pictures turned by 45 degrees come with gray corners, so the search takes
-    seven to nine times as long as that of the upright picture alone.
+    of the four. Images turned by 45 degrees come with gray corners, so the search takes
+    seven to nine times as long as that of the upright image alone.
     """
 
     def __init__(self, face_detector: FaceDetector) -> None:
@@ -79,16 +79,16 @@ def turned_picture(image: Image, angle: float) -> tuple[Image, FloatArray]:
 
 
 def turned_back(found: Detections, to_image: FloatArray, angle: float) -> Detections:
-    """What was found in a turned picture, in pixels of the image that the matrix (2, 3) leads to.
+    """What was found in a turned image, in pixels of the image that the matrix (2, 3) leads to.
 
     A box becomes the tight box of the ellipse in it, which at quarter turns is the box itself and
     between them does not grow as the box of its corners would: a face has none.
     """
     low, high = found.boxes[:, None, :2].astype(np.float64), found.boxes[:, None, 2:]
-    centre = transform_points(to_image, (low + high) / 2)[:, 0]
+    center = transform_points(to_image, (low + high) / 2)[:, 0]
     half = np.sqrt(((high - low)[:, 0] / 2) ** 2 @ (to_image[:, :2] ** 2).T)
     return Detections(
-        np.concatenate([centre - half, centre + half], axis=1),
+        np.concatenate([center - half, center + half], axis=1),
         found.scores,
         None if found.five_points is None else transform_points(to_image, found.five_points),
         np.full(len(found), angle),

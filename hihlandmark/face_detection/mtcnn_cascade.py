@@ -1,4 +1,4 @@
-"""The search of MTCNN: three networks, one after the other, over a picture and its smaller copies.
+"""The search of MTCNN: three networks, one after the other, over an image and its smaller copies.
 
 Proposals (P-Net), refinement (R-Net) and output (O-Net) of Zhang et al., arXiv 1604.02878, section
 II, with the networks and the weights of facenet-pytorch. Its own search, ``detect_face``, spends
@@ -31,7 +31,7 @@ _PYRAMID_FACTOR = 0.709
 # Scores at which P-Net and R-Net let a candidate pass. P-Net's is 0.6 as published: with 0.7 R-Net
 # has a quarter less to do, and of 556 faces one fewer is found.
 _EARLY_THRESHOLDS = (0.7, 0.7)
-# Candidates that overlap by more are one: within a level, then within the picture.
+# Candidates that overlap by more are one: within a level, then within the image.
 _SAME_IN_LEVEL, _SAME_IN_PICTURE = 0.5, 0.7
 _REFINED_SIZE, _OUTPUT_SIZE = 24, 48
 # R-Net and O-Net take so many candidates at once, for the memory's sake.
@@ -81,7 +81,7 @@ class Cascade:
         self._output = run_of("ONet", (ANY, output, output, 3), "moves", "five_points", "scores")
 
     def search(self, picture: Image, smallest: float, threshold: float) -> Candidates:
-        """Faces of ``smallest`` pixels or more in a picture (H, W, 3), their scores above 0..1."""
+        """Faces of ``smallest`` pixels or more in an image (H, W, 3), their scores above 0..1."""
         boxes = self._proposals(picture, smallest)
         boxes, (moves, scores) = _kept(picture, boxes, self._refine, _REFINED_SIZE)
         passed = scores[:, 1] > _EARLY_THRESHOLDS[1]
@@ -127,7 +127,7 @@ class Cascade:
 
 
 def pyramid(picture: Image, scale: float) -> list[Image]:
-    """The picture (H, W, 3) at ``scale``, and ever smaller copies down to one window."""
+    """The image (H, W, 3) at ``scale``, and ever smaller copies down to one window."""
     height, width = picture.shape[:2]
     levels: list[Image] = []
     while min(height, width) * scale >= WINDOW:
@@ -142,9 +142,9 @@ def pyramid(picture: Image, scale: float) -> list[Image]:
 def _kept(
     picture: Image, boxes: FloatArray, run: Run, size: int
 ) -> tuple[FloatArray, list[FloatArray]]:
-    """The boxes (F, 4) that hold a pixel of the picture, and what a network says of each.
+    """The boxes (F, 4) that hold a pixel of the image, and what a network says of each.
 
-    A box that reaches beyond the picture is cut there, and what is left is seen as a square.
+    A box that reaches beyond the image is cut there, and what is left is seen as a square.
     """
     height, width = picture.shape[:2]
     places = np.trunc(boxes).astype(int)
@@ -174,7 +174,7 @@ def _moved(boxes: FloatArray, moves: FloatArray) -> FloatArray:
 
 
 def _squares(boxes: FloatArray) -> FloatArray:
-    """Squares with the centres of boxes (F, 4) and their longer sides."""
+    """Squares with the centers of boxes (F, 4) and their longer sides."""
     sides = boxes[:, 2:] - boxes[:, :2]
     longer = sides.max(axis=1, keepdims=True)
     low = boxes[:, :2] + (sides - longer) / 2

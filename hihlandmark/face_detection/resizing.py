@@ -1,4 +1,4 @@
-"""The picture of bounded size that a face detector searches, and the way back to the image."""
+"""The image of bounded size that a face detector searches, and the way back to the image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shrunk(image: Image, longest: int, multiple: int = 1) -> tuple[Image, FloatA
     """The image (H, W, 3) with sides of ``longest`` pixels at most, by area averaging.
 
     Sides are rounded to whole pixels, or up to multiples of ``multiple`` pixels, which may exceed
-    ``longest``. With the factors (2,), x and y, from the image's size to that of the picture; they
+    ``longest``. With the factors (2,), x and y, from the image's size to that of the image; they
     differ a little, for whole pixels.
     """
     height, width = image.shape[:2]
@@ -49,9 +49,9 @@ def in_image(
     image: Image,
     min_face: float,
 ) -> Detections:
-    """What was found in a picture, in pixels of the image that it was made of by ``factors``.
+    """What was found in an image, in pixels of the image that it was made of by ``factors``.
 
-    Boxes (F, 4) are cut at the centres of the image's outermost pixels; those whose longer side is
+    Boxes (F, 4) are cut at the centers of the image's outermost pixels; those whose longer side is
     then shorter than ``min_face`` are left out. Best first.
     """
     height, width = image.shape[:2]

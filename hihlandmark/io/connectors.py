@@ -87,7 +87,7 @@ def to_label_studio(
     """A task of Label Studio with the faces as a prediction, to be corrected by hand.
 
     ``image``: the URL or path that Label Studio loads the image by, under ``image`` in its data.
-    ``from_name`` and ``to_name`` are those of ``<KeyPointLabels>`` in the labelling configuration,
+    ``from_name`` and ``to_name`` are those of ``<KeyPointLabels>`` in the labeling configuration,
     whose labels are the names of the layout's points. Each point belongs to a rectangle of its
     face. A list of such tasks, as JSON, is what Label Studio imports.
     """
@@ -113,7 +113,7 @@ def to_label_studio(
 def to_cvat(results: Iterable[Result]) -> str:
     """The text of CVAT's XML 1.1 "for images": a skeleton named "face" for every face.
 
-    Its points are labelled with their names. Images are matched by name. Those that could not be
+    Its points are labeled with their names. Images are matched by name. Those that could not be
     read are left out.
     """
     root = ElementTree.Element("annotations")
@@ -136,7 +136,7 @@ def to_cvat(results: Iterable[Result]) -> str:
             skeleton = ElementTree.SubElement(
                 image, "skeleton", {"label": "face", "source": "auto", "z_order": "0"}
             )
-            # From the image's corner, not from the centre of its first pixel.
+            # From the image's corner, not from the center of its first pixel.
             for name, (x, y) in zip(face.layout.point_names, face.points + 0.5, strict=True):
                 place = {"points": f"{x:.2f},{y:.2f}", "occluded": "0", "outside": "0"}
                 ElementTree.SubElement(skeleton, "points", {"label": name, **place})

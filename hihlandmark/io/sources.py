@@ -78,7 +78,7 @@ def find_images(paths: Iterable[str]) -> Iterator[Source | ImageError]:
 
     - files, folders (searched to the bottom), globs, http(s) URLs;
     - tar archives (so WebDataset's shards), in the order of their members, and zip archives, by
-      name: "photos.tar/a/b.jpg";
+      name: "images.tar/a/b.jpg";
     - Parquet files with a column of image bytes: "faces.parquet#12" is row 12;
     - "@list.txt": whatever stands in the lines of a file;
     - what fsspec opens (s3://, gs://, hf://): files, globs and folders.

@@ -1,8 +1,8 @@
 """The landmark layouts: names, parts, contours, mirror tables, mean shapes, conversions. No torch.
 
-*Left* and *right* are those of the picture, in all names and tables: ``left_eye`` is the eye on the
-left side of an upright picture of a face seen from the front, which is the person's right eye.
-Mirroring a picture therefore swaps the names: what was ``left_eye_outer_corner`` becomes
+*Left* and *right* are those of the image, in all names and tables: ``left_eye`` is the eye on the
+left side of an upright image of a face seen from the front, which is the person's right eye.
+Mirroring an image therefore swaps the names: what was ``left_eye_outer_corner`` becomes
 ``right_eye_outer_corner``, and a layout's mirror table is read off its names in just this way.
 
 Layouts are data, conversions are tables: adding one is adding a row at the end of its section.
@@ -42,18 +42,18 @@ class Layout:
     aliases: tuple[str, ...]
     """Further names that `get_layout` accepts; the number of points is always accepted."""
     point_names: tuple[str, ...]
-    """P unique names in snake_case; left and right as in the picture."""
+    """P unique names in snake_case; left and right as in the image."""
     parts: Mapping[str, tuple[int, ...]]
     """Regions of the face; every point is in exactly one."""
     contours: tuple[Contour, ...]
     ocular_pair: tuple[int, int]
-    """The points whose distance normalises errors: outer eye corners, left then right. FIVE5 has
+    """The points whose distance normalizes errors: outer eye corners, left then right. FIVE5 has
     no eye corners and takes its pupils."""
     pupils: tuple[tuple[int, ...], tuple[int, ...]]
-    """Two sets of points, left then right, whose means are the pupil centres."""
+    """Two sets of points, left then right, whose means are the pupil centers."""
     mean_shape: NDArray[np.float64]
     """(P, 2), read-only: an upright frontal face, x right and y down, symmetric about x = 0, its
-    tight box centred at (0, 0) with a longer side of 1."""
+    tight box centerd at (0, 0) with a longer side of 1."""
     other_edges: tuple[Contour, ...] = ()
     """ADNet's edges, where its released table has others than the contours."""
 
@@ -69,13 +69,13 @@ class Layout:
 
     @cached_property
     def mirror(self) -> IndexArray:
-        """(P,) read-only: ``mirror[i]`` is the point that takes place i in the mirrored picture."""
+        """(P,) read-only: ``mirror[i]`` is the point that takes place i in the mirrored image."""
         places = {name: i for i, name in enumerate(self.point_names)}
         return _read_only(np.array([places[_other_side(name)] for name in self.point_names]))
 
     @cached_property
     def mirror_pairs(self) -> tuple[tuple[int, int], ...]:
-        """The pairs (i, j), i < j, that change places in the mirrored picture."""
+        """The pairs (i, j), i < j, that change places in the mirrored image."""
         return tuple((i, int(j)) for i, j in enumerate(self.mirror) if i < j)
 
     def __repr__(self) -> str:
@@ -164,7 +164,7 @@ def _run(first: int, last: int) -> tuple[int, ...]:
 def _mean_shapes() -> dict[str, NDArray[np.float64]]:
     """The shape of each layout by name.
 
-    Generalised Procrustes means of the training faces of 300-W (without IBUG), of WFLW faces and of
+    Generalized Procrustes means of the training faces of 300-W (without IBUG), of WFLW faces and of
     LFPW faces with 29 points: of each set the half that is nearest to its own mirror image, so the
     frontal ones, together with their mirror images. FIVE5 is taken from the shape of WFLW98.
     """
@@ -357,10 +357,10 @@ def get_layout(layout: int | str | Layout) -> Layout:
 def mirror_points(
     points: ArrayLike, layout: int | str | Layout | IndexArray, width: float
 ) -> FloatArray:
-    """The points of the mirrored picture, in the layout's order: x' = width - 1 - x.
+    """The points of the mirrored image, in the layout's order: x' = width - 1 - x.
 
     ``points``: (..., P, 2) in pixels, NaN where unknown; ``layout``: or, for a scheme that is none
-    of ours, its table (P,) such as `Layout.mirror`; ``width``: of the picture, in pixels. Returns a
+    of ours, its table (P,) such as `Layout.mirror`; ``width``: of the image, in pixels. Returns a
     new array (..., P, 2). Raises `ConfigurationError` when the points are not those of the layout.
     """
     if isinstance(layout, np.ndarray):
@@ -552,7 +552,7 @@ def convert(
     """Points of one layout in another one, and which of them are exact.
 
     ``points``: (..., P, 2) in any unit. Returns (..., Q, 2), a new array, and (Q,): True where both
-    schemes mean the same point, False where it is interpolated from its neighbours. Source and
+    schemes mean the same point, False where it is interpolated from its neighbors. Source and
     target may be the same. Raises `ConfigurationError` for an unknown layout, a pair without a
     conversion, or points that are not those of the source.
     """

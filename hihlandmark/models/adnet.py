@@ -37,12 +37,12 @@ class ADNetConfiguration(NetworkConfiguration):
     """`NetworkConfiguration` of `ADNet`.
 
     ``edges``: of each layout the lines of the face that are predicted, each the numbers of its
-    points; a point may be on several or on none. ``idle_skips`` as of `HIHConfiguration`.
+    points; a point may be on several or on none. ``unused_shortcuts`` as of `HIHConfiguration`.
     ``blur_pool``: pool with `BlurPool`, as in the weights that were released for WFLW.
     """
 
     edges: Mapping[str, Sequence[Sequence[int]]]
-    idle_skips: bool = False
+    unused_shortcuts: bool = False
     blur_pool: bool = False
 
     def _problems_of_types(self) -> list[str]:
@@ -56,7 +56,7 @@ class ADNetConfiguration(NetworkConfiguration):
 
     def _problems_of_sizes(self) -> Iterator[str]:
         yield from super()._problems_of_sizes()
-        for option in ("idle_skips", "blur_pool"):
+        for option in ("unused_shortcuts", "blur_pool"):
             if type(value := getattr(self, option)) is not bool:
                 yield f"{option}={value!r} is neither true nor false"
         for name, points in self.layouts.items():
@@ -87,7 +87,7 @@ class ADNet(LandmarkNetwork):
         super().__init__()
         c = configuration
         self.configuration: ADNetConfiguration = c
-        block = partial(PreActivationBottleneck, idle_skip=c.idle_skips)
+        block = partial(PreActivationBottleneck, unused_shortcut=c.unused_shortcuts)
         pool = BlurPool() if c.blur_pool else nn.MaxPool2d(2)
         self.stem = CoordStem(c.features, block, pool)
         self.stacks = nn.ModuleList(
@@ -101,8 +101,8 @@ class ADNet(LandmarkNetwork):
         self.register_buffer("on_no_edge", on_no_edge, persistent=False)
         edges = membership.shape[1]
 
-        def layers(count: int, inputs: int, outputs: int) -> nn.ModuleList:
-            return nn.ModuleList(nn.Conv2d(inputs, outputs, 1) for _ in range(count))
+        def layers(count: int, in_channels: int, out_channels: int) -> nn.ModuleList:
+            return nn.ModuleList(nn.Conv2d(in_channels, out_channels, 1) for _ in range(count))
 
         self.predict_heatmaps = layers(c.stacks, c.features, c.points)
         self.predict_edges = layers(c.stacks, c.features, edges)
@@ -114,7 +114,7 @@ class ADNet(LandmarkNetwork):
         self.auxiliary_heads = auxiliary_heads(c)
 
     def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalised -> `Heatmaps` of every layout, from the last stack."""
+        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
         maps, _ = self.forward_stacks(crops)
         attended = self.by_layout(maps[-1].attended)
         return {name: Heatmaps(points, None) for name, points in attended.items()}
@@ -130,7 +130,7 @@ class ADNet(LandmarkNetwork):
         boundary = None
         for number, stack in enumerate(self.stacks):
             features = stack(x, boundary)
-            # Heatmaps: normalised over the map of each point and face, so that all are as strong.
+            # Heatmaps: normalized over the map of each point and face, so that all are as strong.
             heatmaps = F.relu(F.instance_norm(self.predict_heatmaps[number](features)))
             edge_logits = self.predict_edges[number](features)
             point_logits = self.predict_points[number](features)

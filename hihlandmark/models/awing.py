@@ -52,7 +52,7 @@ class AWing(LandmarkNetwork):
         self.auxiliary_heads = auxiliary_heads(c)
 
     def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalised -> `Heatmaps` of every layout, from the last stack."""
+        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
         predictions, _ = self.forward_stacks(crops)
         maps = self.by_layout(predictions[-1][:, : self.configuration.points])
         return {name: Heatmaps(points, None) for name, points in maps.items()}

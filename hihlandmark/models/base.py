@@ -38,7 +38,7 @@ class NetworkConfiguration:
 
     @property
     def heatmap_size(self) -> int:
-        """Cells a side of a heatmap: the trunk's stride is 4."""
+        """Cells a side of a heatmap: the backbone's stride is 4."""
         return self.input_size // 4
 
     @property
@@ -106,7 +106,7 @@ class LandmarkNetwork(nn.Module):
     auxiliary_heads: nn.ModuleDict
 
     def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalised -> `Heatmaps` of every layout, from the last stack."""
+        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
         raise NotImplementedError
 
     def by_layout(self, maps: torch.Tensor) -> dict[str, torch.Tensor]:

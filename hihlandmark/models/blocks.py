@@ -17,16 +17,18 @@ class ConvBlock(nn.Sequential):
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
-        kernel: int = 1,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
         stride: int = 1,
         relu: bool = True,
         bias: bool = False,
     ) -> None:
         layers: list[nn.Module] = [
-            nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias),
-            nn.BatchNorm2d(outputs),
+            nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=bias
+            ),
+            nn.BatchNorm2d(out_channels),
         ]
         if relu:
             layers.append(nn.ReLU(inplace=True))
@@ -36,77 +38,89 @@ class ConvBlock(nn.Sequential):
 class Bottleneck(nn.Module):
     """Residual bottleneck 1x1, 3x3, 1x1 (He et al., arXiv 1512.03385), half as wide inside.
 
-    With ``idle_skip``, a block as wide at its input as at its output holds a projection that the
+    With ``unused_shortcut``, a block as wide at its input as at its output holds a projection that the
     forward never uses: see `HIHConfiguration`.
     """
 
-    def __init__(self, inputs: int, outputs: int, idle_skip: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int, unused_shortcut: bool = False) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            ConvBlock(inputs, outputs // 2),
-            ConvBlock(outputs // 2, outputs // 2, kernel=3),
-            ConvBlock(outputs // 2, outputs, relu=False),
+            ConvBlock(in_channels, out_channels // 2),
+            ConvBlock(out_channels // 2, out_channels // 2, kernel_size=3),
+            ConvBlock(out_channels // 2, out_channels, relu=False),
         )
-        self.skip = nn.Identity() if inputs == outputs else ConvBlock(inputs, outputs, relu=False)
-        if idle_skip and inputs == outputs:
-            self.idle_skip = ConvBlock(inputs, outputs, relu=False)
+        self.skip = (
+            nn.Identity()
+            if in_channels == out_channels
+            else ConvBlock(in_channels, out_channels, relu=False)
+        )
+        if unused_shortcut and in_channels == out_channels:
+            self.unused_shortcut = ConvBlock(in_channels, out_channels, relu=False)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, inputs, H, W)`` -> ``(N, outputs, H, W)``."""
+        """``(N, in_channels, H, W)`` -> ``(N, out_channels, H, W)``."""
         return self.relu(self.residual(x) + self.skip(x))
 
 
 class PreActivation(nn.Sequential):
     """Batch norm, ReLU, convolution, in this order (He et al., arXiv 1603.05027)."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, bias: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = True
+    ) -> None:
         super().__init__(
-            nn.BatchNorm2d(inputs),
+            nn.BatchNorm2d(in_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias),
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias),
         )
 
 
 class PreActivationBottleneck(nn.Module):
     """`Bottleneck` with activations before the convolutions, as ADNet has it.
 
-    ``idle_skip`` as there.
+    ``unused_shortcut`` as there.
     """
 
-    def __init__(self, inputs: int, outputs: int, idle_skip: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int, unused_shortcut: bool = False) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            PreActivation(inputs, outputs // 2),
-            PreActivation(outputs // 2, outputs // 2, kernel=3),
-            PreActivation(outputs // 2, outputs),
+            PreActivation(in_channels, out_channels // 2),
+            PreActivation(out_channels // 2, out_channels // 2, kernel_size=3),
+            PreActivation(out_channels // 2, out_channels),
         )
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-        if idle_skip and inputs == outputs:
-            self.idle_skip = nn.Conv2d(inputs, outputs, 1)
+        self.skip = (
+            nn.Identity()
+            if in_channels == out_channels
+            else nn.Conv2d(in_channels, out_channels, 1)
+        )
+        if unused_shortcut and in_channels == out_channels:
+            self.unused_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, inputs, H, W)`` -> ``(N, outputs, H, W)``."""
+        """``(N, in_channels, H, W)`` -> ``(N, out_channels, H, W)``."""
         return self.residual(x) + self.skip(x)
 
 
 class HierarchicalBlock(nn.Module):
-    """Three 3x3 convolutions in a row whose outputs lie side by side (Bulat et al., 1703.00862).
+    """Three 3x3 convolutions in a row whose out_channels lie side by side (Bulat et al., 1703.00862).
 
     The residual block of FAN (arXiv 1703.07332), from which Adaptive Wing has it.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.wide = PreActivation(inputs, outputs // 2, kernel=3, bias=False)
-        self.middle = PreActivation(outputs // 2, outputs // 4, kernel=3, bias=False)
-        self.narrow = PreActivation(outputs // 4, outputs // 4, kernel=3, bias=False)
+        self.wide = PreActivation(in_channels, out_channels // 2, kernel_size=3, bias=False)
+        self.middle = PreActivation(out_channels // 2, out_channels // 4, kernel_size=3, bias=False)
+        self.narrow = PreActivation(out_channels // 4, out_channels // 4, kernel_size=3, bias=False)
         self.skip = (
-            nn.Identity() if inputs == outputs else PreActivation(inputs, outputs, bias=False)
+            nn.Identity()
+            if in_channels == out_channels
+            else PreActivation(in_channels, out_channels, bias=False)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, inputs, H, W)`` -> ``(N, outputs, H, W)``."""
+        """``(N, in_channels, H, W)`` -> ``(N, out_channels, H, W)``."""
         wide = self.wide(x)
         middle = self.middle(wide)
         return torch.cat([wide, middle, self.narrow(middle)], dim=1) + self.skip(x)
@@ -136,8 +150,8 @@ class DownBlock(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            ConvBlock(features, features, kernel=3, stride=2),
-            ConvBlock(features, features, kernel=3, relu=False),
+            ConvBlock(features, features, kernel_size=3, stride=2),
+            ConvBlock(features, features, kernel_size=3, relu=False),
         )
         self.skip = ConvBlock(features, features, stride=2, relu=False)
         self.relu = nn.ReLU(inplace=True)
@@ -195,13 +209,20 @@ class CoordConv(nn.Conv2d):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, boundary: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        boundary: bool = False,
     ) -> None:
         added = 5 if boundary else 3
-        super().__init__(inputs + added, outputs, kernel, stride, padding=kernel // 2)
+        super().__init__(
+            in_channels + added, out_channels, kernel_size, stride, padding=kernel_size // 2
+        )
 
     def forward(self, x: torch.Tensor, boundary: torch.Tensor | None = None) -> torch.Tensor:
-        """``(N, inputs, H, W)``, boundary map ``(N, 1, H, W)`` -> ``(N, outputs, ...)``."""
+        """``(N, in_channels, H, W)``, boundary map ``(N, 1, H, W)`` -> ``(N, out_channels, ...)``."""
         height, width = x.shape[-2:]
         rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None]
         columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)[None]
@@ -215,11 +236,11 @@ class CoordConv(nn.Conv2d):
 
 
 class CoordStem(nn.Sequential):
-    """From a crop (N, 3, S, S) to a trunk (N, features, S / 4, S / 4), with coordinates."""
+    """From a crop (N, 3, S, S) to a backbone (N, features, S / 4, S / 4), with coordinates."""
 
     def __init__(self, features: int, block: Block, pool: nn.Module) -> None:
         super().__init__(
-            CoordConv(3, features // 4, kernel=7, stride=2),
+            CoordConv(3, features // 4, kernel_size=7, stride=2),
             nn.BatchNorm2d(features // 4),
             nn.ReLU(inplace=True),
             block(features // 4, features // 2),
@@ -230,7 +251,7 @@ class CoordStem(nn.Sequential):
 
 
 class CoordHourglass(nn.Module):
-    """From a trunk to a stack's features: of ADNet and Adaptive Wing.
+    """From a backbone to a stack's features: of ADNet and Adaptive Wing.
 
     ``boundary``: whether it sees the boundary map of the stack before.
     """
@@ -245,5 +266,5 @@ class CoordHourglass(nn.Module):
         self.linear = ConvBlock(features, features, bias=True)
 
     def forward(self, x: torch.Tensor, boundary: torch.Tensor | None) -> torch.Tensor:
-        """Trunk ``(N, C, h, h)``, boundary ``(N, 1, h, h)`` -> features ``(N, C, h, h)``."""
+        """Backbone ``(N, C, h, h)``, boundary ``(N, 1, h, h)`` -> features ``(N, C, h, h)``."""
         return self.linear(self.residual(self.hourglass(self.coordinates(x, boundary))))

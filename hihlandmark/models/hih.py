@@ -30,19 +30,19 @@ class HIHConfiguration(NetworkConfiguration):
     """`NetworkConfiguration` of `HIH`, whose auxiliary heads predict no decimals.
 
     ``decimal_features`` channels in the decimal head, ``decimal_bins`` bins a side of a cell.
-    ``idle_skips``: the official network registers a projection in every bottleneck, also in those
+    ``unused_shortcuts``: the official network registers a projection in every bottleneck, also in those
     whose input and output are equally wide, where the forward never uses it; with them, every
     tensor of an official checkpoint has its place.
     """
 
     decimal_features: int
     decimal_bins: int = 8
-    idle_skips: bool = False
+    unused_shortcuts: bool = False
 
     def _problems_of_sizes(self) -> Iterator[str]:
         yield from super()._problems_of_sizes()
-        if type(self.idle_skips) is not bool:
-            yield f"idle_skips={self.idle_skips!r} is neither true nor false"
+        if type(self.unused_shortcuts) is not bool:
+            yield f"unused_shortcuts={self.unused_shortcuts!r} is neither true nor false"
         cells_a_bin, rest = divmod(self.heatmap_size, self.decimal_bins)
         if rest or cells_a_bin < 4 or cells_a_bin != 1 << halvings(cells_a_bin):
             yield (
@@ -52,7 +52,7 @@ class HIHConfiguration(NetworkConfiguration):
 
 
 class Stack(nn.Module):
-    """An hourglass, its prediction, and the way both are merged back into the trunk."""
+    """An hourglass, its prediction, and the way both are merged back into the backbone."""
 
     def __init__(self, depth: int, features: int, points: int, block: Block) -> None:
         super().__init__()
@@ -64,23 +64,23 @@ class Stack(nn.Module):
         self.merge_predictions = ConvBlock(points, features)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Trunk (N, C, h, h) -> (next trunk, features, predictions (N, P, h, h))."""
+        """Backbone (N, C, h, h) -> (next backbone, features, predictions (N, P, h, h))."""
         features = self.linear(self.residual(self.hourglass(x)))
         predictions = self.predict(features)
-        trunk = x + self.merge_features(features) + self.merge_predictions(predictions)
-        return trunk, features, predictions
+        backbone = x + self.merge_features(features) + self.merge_predictions(predictions)
+        return backbone, features, predictions
 
 
 class DecimalHead(nn.Module):
     """From the last merged features (N, C, h, h) to decimal heatmaps (N, P, bins, bins)."""
 
     def __init__(
-        self, inputs: int, features: int, points: int, heatmap_size: int, bins: int
+        self, in_channels: int, features: int, points: int, heatmap_size: int, bins: int
     ) -> None:
         super().__init__()
         self.heatmap_size = heatmap_size
         halvings = int(math.log2(heatmap_size // bins))
-        self.widen = ConvBlock(inputs, features)
+        self.widen = ConvBlock(in_channels, features)
         self.pool = nn.MaxPool2d(3, 2)
         self.down = nn.Sequential(*(DownBlock(features) for _ in range(halvings - 1)))
         self.mix = ConvBlock(features, features)
@@ -103,9 +103,9 @@ class HIH(LandmarkNetwork):
         super().__init__()
         c = configuration
         self.configuration: HIHConfiguration = c
-        block = partial(Bottleneck, idle_skip=c.idle_skips)
+        block = partial(Bottleneck, unused_shortcut=c.unused_shortcuts)
         self.stem = nn.Sequential(
-            ConvBlock(3, c.features // 4, kernel=7, stride=2),
+            ConvBlock(3, c.features // 4, kernel_size=7, stride=2),
             block(c.features // 4, c.features // 2),
             nn.MaxPool2d(2),
             block(c.features // 2, c.features // 2),
@@ -120,7 +120,7 @@ class HIH(LandmarkNetwork):
         self.auxiliary_heads = auxiliary_heads(c)
 
     def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalised -> `Heatmaps` of every layout, from the last stack."""
+        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
         integers, decimal, _ = self.forward_stacks(crops)
         decimals = self.by_layout(decimal)
         return {n: Heatmaps(m, decimals[n]) for n, m in self.by_layout(integers[-1]).items()}
@@ -135,10 +135,10 @@ class HIH(LandmarkNetwork):
         """
         # Stem: 1/4 of the crop's resolution.
         x = self.stem(crops)
-        # Stacks: each refines the trunk with its features and its prediction.
+        # Stacks: each refines the backbone with its features and its prediction.
         integers = []
         for stack in self.stacks:
             x, features, predictions = stack(x)
             integers.append(predictions)
-        # Decimal head, on the last merged trunk.
+        # Decimal head, on the last merged backbone.
         return integers, self.decimal_head(x), features

@@ -57,7 +57,7 @@ _PAPER: Mapping[str, Any] = MappingProxyType(
         "auxiliary_layouts": {},
     }
 )
-# One trunk for all layouts, small enough to be packaged.
+# One backbone for all layouts, small enough to be packaged.
 _SMALL: Mapping[str, Any] = MappingProxyType(
     {**_PAPER, "stacks": 1, "features": 128, "layouts": dict(LAYOUT_POINTS)}
 )
@@ -65,14 +65,14 @@ _SMALL: Mapping[str, Any] = MappingProxyType(
 MODELS: dict[str, ModelEntry] = {
     # The network of the paper (Lan et al., arXiv 2104.03100, section 4.2), as released.
     "hih": ModelEntry(
-        "hih", {**_PAPER, "decimal_features": 384, "decimal_bins": 8, "idle_skips": True}
+        "hih", {**_PAPER, "decimal_features": 384, "decimal_bins": 8, "unused_shortcuts": True}
     ),
     "hih-small": ModelEntry(
-        "hih", {**_SMALL, "decimal_features": 128, "decimal_bins": 8, "idle_skips": False}
+        "hih", {**_SMALL, "decimal_features": 128, "decimal_bins": 8, "unused_shortcuts": False}
     ),
     # ADNet (Huang et al., arXiv 2109.05721), as released.
-    "adnet": ModelEntry("adnet", {**_PAPER, "idle_skips": True}),
-    "adnet-small": ModelEntry("adnet", {**_SMALL, "idle_skips": False}),
+    "adnet": ModelEntry("adnet", {**_PAPER, "unused_shortcuts": True}),
+    "adnet-small": ModelEntry("adnet", {**_SMALL, "unused_shortcuts": False}),
     # Adaptive Wing (Wang et al., arXiv 1904.07399), as released.
     "awing": ModelEntry("awing", _PAPER),
     # Two stacks, because it is the second one that sees a boundary.

@@ -65,7 +65,7 @@ def choose_runtime(name: str, device: torch.device) -> str:
     return name
 
 
-def is_file(name: str) -> bool:
+def is_exported_model(name: str) -> bool:
     """Whether a runtime's name is the path of a file that `export` wrote."""
     return bool(Path(name).suffix)
 
@@ -88,7 +88,7 @@ def make_runtime(
     """
     from hihlandmark.runtimes.pytorch import TorchRuntime
 
-    if is_file(name):
+    if is_exported_model(name):
         from hihlandmark.runtimes.converted import exported_runtime
 
         return exported_runtime(Path(name), layout, card, device)
@@ -99,13 +99,13 @@ def make_runtime(
         raise ConfigurationError(f"precision must be 'fp32' or 'bf16', not {precision!r}")
     if name == "torch":
         return TorchRuntime(
-            network, layout, card.normalisation, device, precision, compiled=compiled
+            network, layout, card.normalization, device, precision, compiled=compiled
         )
     from hihlandmark.runtimes.converted import ConvertedRuntime, converted_run
     from hihlandmark.runtimes.graph import CropGraph, folded
 
     def make_graph() -> PixelGraph:
-        graph = CropGraph(folded(network), layout, card.normalisation)
+        graph = CropGraph(folded(network), layout, card.normalization)
         return graph.on_pixels(card.configuration["input_size"])
 
     key = f"{layout} {' '.join(card.files.values())}"
@@ -137,7 +137,7 @@ __all__ = [
     "Run",
     "Runtime",
     "choose_runtime",
-    "is_file",
+    "is_exported_model",
     "make_run",
     "make_runtime",
 ]

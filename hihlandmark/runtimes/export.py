@@ -18,7 +18,7 @@ from hihlandmark.layouts import get_layout
 from hihlandmark.runtimes.base import Outputs, Run
 from hihlandmark.runtimes.formats import TARGETS, run_module
 from hihlandmark.runtimes.graph import CropGraph, folded
-from hihlandmark.runtimes.int8 import quantise
+from hihlandmark.runtimes.int8 import quantize
 from hihlandmark.weights import LoadedModel
 from hihlandmark.weights.card import Decoding
 
@@ -74,18 +74,18 @@ def export(
         )
     target, size = TARGETS[to], card.configuration["input_size"]
     decoding = card.decoding if decoded else None
-    graph = CropGraph(folded(network), layout, card.normalisation, decoding).on_pixels(size)
+    graph = CropGraph(folded(network), layout, card.normalization, decoding).on_pixels(size)
     marks = ["decoded"] * decoded + ["int8"] * (calibration is not None)
     name = "-".join([card.name, str(get_layout(layout).size), *marks])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         written = Path(temporary) / f"{name}{target.suffix}"
         target.write(graph, written)
-        reference = CropGraph(network, layout, card.normalisation, decoding)
+        reference = CropGraph(network, layout, card.normalization, decoding)
         if calibration is None:
             crops = drawn_faces(layout, size)
         else:
-            quantise(written, calibration[::2])
+            quantize(written, calibration[::2])
             crops = calibration[1::2]
         parity = compare(target.run(written), reference, card.decoding, crops)
         if calibration is None:
@@ -134,7 +134,7 @@ def require_parity(parity: Parity, what: str) -> None:
 def drawn_faces(layout: str, size: int, count: int = _PARITY_CROPS) -> NDArray[np.uint8]:
     """Crops (count, size, size, 3) of line drawings of faces, the same ones every time.
 
-    Networks find points in them as they do in photos, where noise would leave every heatmap flat
+    Networks find points in them as they do in images, where noise would leave every heatmap flat
     and every point to chance.
     """
     shape, lines = get_layout(layout).mean_shape, get_layout(layout).contours
@@ -146,8 +146,8 @@ def drawn_faces(layout: str, size: int, count: int = _PARITY_CROPS) -> NDArray[n
         cv2.GaussianBlur(crop, (0, 0), size / 40, dst=crop)
         for line in lines:
             places = np.round(points[list(line.indices)]).astype(np.int32)
-            colour = [int(each) for each in rng.integers(0, 90, 3)]
-            cv2.polylines(crop, [places], line.closed, colour, max(1, size // 85), cv2.LINE_AA)
+            color = [int(each) for each in rng.integers(0, 90, 3)]
+            cv2.polylines(crop, [places], line.closed, color, max(1, size // 85), cv2.LINE_AA)
     return crops
 
 

@@ -90,7 +90,7 @@ def run_onnx(path: Path, device: str = "cpu") -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    # Threads that wait for their next work at full speed are in the way of what else a photo needs:
+    # Threads that wait for their next work at full speed are in the way of what else an image needs:
     # it takes 0.29 s instead of 0.42 s without, the network alone 39 ms instead of 32 ms.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
@@ -122,7 +122,7 @@ def run_openvino(path: Path, precision: str = "fp32", shape: tuple[int, ...] | N
 
     def run(pixels: NDArray[np.uint8]) -> Outputs:
         # One inference uses all threads, so those that come meanwhile lose little by waiting; with
-        # requests of their own, the plugin failed once within 12,000 photos (2026.4).
+        # requests of their own, the plugin failed once within 12,000 images (2026.4).
         with lock:
             found = request.infer({0: np.ascontiguousarray(pixels)})
             return [np.array(found[output]) for output in compiled.outputs]

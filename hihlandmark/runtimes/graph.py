@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.models.base import Heatmaps
-from hihlandmark.weights.card import Decoding, Normalisation
+from hihlandmark.weights.card import Decoding, Normalization
 
 ANY = -1
 """In shapes: whatever comes."""
@@ -37,7 +37,7 @@ class PixelGraph(NamedTuple):
         )
 
 
-def normalise(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def normalize(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Crops (N, S, S, 3) uint8 -> (N, 3, S, S) float32 with zero mean and unit spread."""
     return ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
@@ -55,20 +55,20 @@ class CropGraph(nn.Module):
         self,
         network: nn.Module,
         layout: str,
-        normalisation: Normalisation,
+        normalization: Normalization,
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__()
         self.network, self.layout, self.decoding = network, layout, decoding
-        self.register_buffer("mean", torch.tensor(normalisation["mean"]), persistent=False)
-        self.register_buffer("std", torch.tensor(normalisation["std"]), persistent=False)
+        self.register_buffer("mean", torch.tensor(normalization["mean"]), persistent=False)
+        self.register_buffer("std", torch.tensor(normalization["std"]), persistent=False)
         self.eval()
 
     def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Crops (N, S, S, 3) uint8 RGB -> heatmaps (N, P, h, h) and, where the network has them,
         (N, P, b, b), both raw; or points (N, P, 2) in crop pixels, their masses (N, P) and
         covariances (N, P, 2, 2), all float32."""
-        raw: Heatmaps = self.network(normalise(crops, self.mean, self.std))[self.layout]
+        raw: Heatmaps = self.network(normalize(crops, self.mean, self.std))[self.layout]
         heatmaps = raw.float()
         if self.decoding is None:
             return tuple(maps for maps in heatmaps if maps is not None)

@@ -23,9 +23,9 @@ _BATCH = 8
 
 
 def crops_of_faces(detector: Detector, photos: Iterable[str]) -> Iterator[NDArray[np.uint8]]:
-    """Crops (S, S, 3) of the faces in photos, cut around their points as the last crop is.
+    """Crops (S, S, 3) of the faces in images, cut around their points as the last crop is.
 
-    Photos that cannot be read are logged and left out.
+    Images that cannot be read are logged and left out.
     """
     box_map, shape = detector.box_map("landmarks"), detector.layout.mean_shape
     for photo in photos:
@@ -40,8 +40,8 @@ def crops_of_faces(detector: Detector, photos: Iterable[str]) -> Iterator[NDArra
             yield cut_crop(image, square, detector.crop_size)
 
 
-def quantise(path: Path, crops: NDArray[np.uint8]) -> None:
-    """Makes an ONNX file in float32 one in INT8, by static quantisation of ONNX Runtime.
+def quantize(path: Path, crops: NDArray[np.uint8]) -> None:
+    """Makes an ONNX file in float32 one in INT8, by static quantization of ONNX Runtime.
 
     Weights and activations are rounded within the ranges that they have on ``crops`` (N, S, S, 3);
     weights by channel, and to 7 bits, so that sums do not overflow on processors without VNNI.

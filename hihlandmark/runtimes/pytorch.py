@@ -14,7 +14,7 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.base import Heatmaps
 from hihlandmark.runtimes.base import Precision
 from hihlandmark.runtimes.graph import CropGraph, folded
-from hihlandmark.weights.card import Normalisation
+from hihlandmark.weights.card import Normalization
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ class TorchRuntime:
         self,
         network: nn.Module,
         layout: str,
-        normalisation: Normalisation,
+        normalization: Normalization,
         device: torch.device,
         precision: Precision = "fp32",
         *,
         compiled: bool = False,
     ) -> None:
         self.device, self.precision = device, precision
-        graph = CropGraph(folded(network), layout, normalisation).to(device)
+        graph = CropGraph(folded(network), layout, normalization).to(device)
         self.graph = graph.to(memory_format=torch.channels_last)
         self._compiled: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
         if compiled:

@@ -92,7 +92,7 @@ class Stage(_Table):
     milestones: tuple[float, ...] = ()
     """In the unit of the stage's length: epochs or steps."""
     decay: float = Field(0.1, gt=0, le=1)
-    warm_up: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises to its value."""
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class Loss(_Table):
     """Of the integer target, in cells. The paper's MSE takes 1.5; a cross-entropy needs no wide
     basin to find the peak."""
     sub_cell: bool = False
-    """Centres the Gaussians of Adaptive Wing on the exact point instead of on its cell: without a
+    """Centers the Gaussians of Adaptive Wing on the exact point instead of on its cell: without a
     decimal heatmap, the decoder has nothing else to tell the place within a cell."""
     line_sigma: float = Field(1.0, gt=0)
     """Across ADNet's edges and Adaptive Wing's boundary, in cells."""
@@ -128,7 +128,7 @@ class Loss(_Table):
     so far on where the same point is."""
 
 
-class Optimiser(_Table):
+class Optimizer(_Table):
     """Adam, AdamW or RMSprop."""
 
     name: Literal["adam", "adamw", "rmsprop"] = "adamw"
@@ -157,10 +157,10 @@ class Validation(_Table):
 
 
 class SelfTraining(_Table):
-    """Learning from unlabelled faces with a mean teacher (Tarvainen and Valpola, 2017).
+    """Learning from unlabeled faces with a mean teacher (Tarvainen and Valpola, 2017).
 
-    The averaged network labels an undisturbed crop, the trained one learns these points on a
-    disturbed crop, each weighted by how sure the teacher is: ``weight * s^2 / (s^2 + v)`` with s
+    The averaged network labels a plain crop, the trained one learns these points on a
+    augmented crop, each weighted by how sure the teacher is: ``weight * s^2 / (s^2 + v)`` with s
     the ``trusted_spread`` and v the teacher's variance.
     """
 
@@ -169,7 +169,7 @@ class SelfTraining(_Table):
     layouts: tuple[str, ...] = Field(min_length=1)
     """Layouts that the teacher labels."""
     faces: int = Field(4, ge=1)
-    """Unlabelled faces added to each batch."""
+    """Unlabeled faces added to each batch."""
     start: int = Field(1000, ge=0)
     """First step: before it the teacher knows too little."""
     weight: float = Field(0.5, gt=0)
@@ -180,7 +180,7 @@ class SelfTraining(_Table):
 class Distillation(_Table):
     """Learning from the heatmaps of a trained network (Hinton et al., arXiv 1503.02531).
 
-    The teacher sees the crops of the student, labelled and unlabelled ones, in the stages whose
+    The teacher sees the crops of the student, labeled and unlabeled ones, in the stages whose
     crops are as large as its input. Its softmaxes over cells and bins are the targets of every
     point of every layout that it teaches, also of faces annotated in another layout. There is no
     temperature: the teacher's own targets were Gaussians and not single cells, so that its softmax
@@ -199,7 +199,7 @@ class TrainingData(_Table):
     """A line of the model card about where the weights come from."""
 
     name: str
-    licence: str
+    license: str
     images: int
 
 
@@ -213,7 +213,7 @@ class CalibrationSet(FaceSet):
 class Card(_Table):
     """What the model card of the exported weights says, and what goes with them."""
 
-    licence: str = "Unknown: set card.licence in the training configuration."
+    license: str = "Unknown: set card.license in the training configuration."
     training_data: tuple[TrainingData, ...] = ()
     calibration: tuple[CalibrationSet, ...] = ()
     shapes: tuple[FaceSet, ...] = ()
@@ -232,11 +232,11 @@ class TrainingConfiguration(_Table):
     network: Mapping[str, Any] = {}
     """Fields of the model's configuration to change, such as ``stacks``."""
     auxiliary_layouts: Mapping[str, int] = {}
-    """Further layouts that teach the trunk, and their numbers of points; not exported."""
+    """Further layouts that teach the backbone, and their numbers of points; not exported."""
     canonical_scale: float = Field(CANONICAL_SCALE, gt=0)
     """Side of the crop, in longer sides of the tight box of a face's 98 or 68 points. The maps from
     all other kinds of boxes grow with it."""
-    initial_spread: float = Field(0.0, ge=0)
+    init_std: float = Field(0.0, ge=0)
     """Standard deviation of the first weights of convolutions; 0 takes PyTorch's."""
     sets: tuple[TrainingSet, ...] = Field(min_length=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -244,11 +244,11 @@ class TrainingConfiguration(_Table):
     """Stages before this one, counted from 1, are left out."""
     augmentation: Augmentation = Augmentation()
     loss: Loss = Loss()
-    optimiser: Optimiser = Optimiser()
-    average_decay: float = Field(0.998, ge=0, lt=1)
+    optimizer: Optimizer = Optimizer()
+    ema_decay: float = Field(0.998, ge=0, lt=1)
     """Of the exponential moving average of the weights, which is exported; 0 takes the last."""
-    frozen_statistics: bool = False
-    """Batch normalisation keeps the statistics of the initial weights: for fine-tuning on little
+    freeze_bn: bool = False
+    """Batch normalization keeps the statistics of the initial weights: for fine-tuning on little
     data."""
     validation: Validation = Validation()
     self_training: SelfTraining | None = None

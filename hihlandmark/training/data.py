@@ -49,15 +49,15 @@ class Batch(NamedTuple):
     unreadable: torch.Tensor
 
 
-class UnlabelledBatch(NamedTuple):
-    """U unlabelled faces, each as the teacher and as the student sees it.
+class UnlabeledBatch(NamedTuple):
+    """U unlabeled faces, each as the teacher and as the student sees it.
 
-    ``plain`` and ``disturbed`` (U, S, S, 3) uint8; ``matrices`` (U, 2, 3) float32 map pixels of
-    the plain crop to those of the disturbed one.
+    ``plain`` and ``augmented`` (U, S, S, 3) uint8; ``matrices`` (U, 2, 3) float32 map pixels of
+    the plain crop to those of the augmented one.
     """
 
     plain: torch.Tensor
-    disturbed: torch.Tensor
+    augmented: torch.Tensor
     matrices: torch.Tensor
 
 
@@ -113,8 +113,8 @@ class _Faces:
         )
 
 
-class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
-    """Step number -> the batch of this process, and unlabelled faces where the run uses them.
+class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
+    """Step number -> the batch of this process, and unlabeled faces where the run uses them.
 
     A sample depends on the configuration's seed, its face and how often the face was seen, so that
     a run which resumes at a step sees what it would have seen without the interruption, and several
@@ -129,7 +129,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
         plan: Plan,
         layouts: Mapping[str, int],
         faces: Sequence[AnnotatedFaces],
-        unlabelled: Sequence[AnnotatedFaces] = (),
+        unlabeled: Sequence[AnnotatedFaces] = (),
         process: int = 0,
         processes: int = 1,
     ) -> None:
@@ -140,7 +140,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
         self.self_training = configuration.self_training
         if self.self_training:
             seed = configuration.seed + 1
-            self.unlabelled = _Faces(configuration, self.self_training.sets, unlabelled, seed)
+            self.unlabeled = _Faces(configuration, self.self_training.sets, unlabeled, seed)
         starts = np.cumsum([0, *self.layouts.values()]).tolist()
         self.starts = dict(zip(self.layouts, starts, strict=False))
         self.lent = lent_points(self.starts)
@@ -149,7 +149,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
     def __len__(self) -> int:
         return self.plan.steps
 
-    def __getitem__(self, step: int) -> tuple[Batch, UnlabelledBatch | None]:
+    def __getitem__(self, step: int) -> tuple[Batch, UnlabeledBatch | None]:
         stage, _, first = self.plan.at(step)
         share = stage.batch_size * self.plan.group // self.processes
         first += self.process * share
@@ -161,7 +161,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
         first = (step * self.processes + self.process) * settings.faces
         pairs = [self._pair(first + i, stage.crop_size) for i in range(settings.faces)]
         parts = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        return batch, UnlabelledBatch(*parts)
+        return batch, UnlabeledBatch(*parts)
 
     def _sample(self, number: int, size: int) -> tuple[Any, ...]:
         """One row of a `Batch`, from the sample of that number."""
@@ -184,22 +184,22 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabelledBatch | None]]):
         return crop, *row, np.int64(sample.unreadable)
 
     def _pair(self, number: int, size: int) -> tuple[Any, ...]:
-        """One row of an `UnlabelledBatch`: crops of the same, perhaps mirrored, image."""
-        draw = self.unlabelled.sampler.draw(number)
+        """One row of an `UnlabeledBatch`: crops of the same, perhaps mirrored, image."""
+        draw = self.unlabeled.sampler.draw(number)
         rng = generator(self.configuration.seed + 1, *draw)
         augmentation = self.configuration.augmentation
-        sample = self.unlabelled.load(draw)
+        sample = self.unlabeled.load(draw)
         image, square = sample.image, sample.square
         if rng.random() < augmentation.flip:
             image = np.ascontiguousarray(image[:, ::-1])
             square = square * (-1, 1, 1, -1) + (image.shape[1] - 1, 0, 0, 0)
-        disturbed = augmentation.square(square, rng)
+        augmented = augmentation.square(square, rng)
         plain = cut_crop(image, square, size)
-        crop = cut_crop(image, disturbed, size)
+        crop = cut_crop(image, augmented, size)
         crop = augmentation.look(crop, rng, lambda: self._other_crop(rng, size))
-        # From the plain crop to the image, from there to the disturbed crop.
+        # From the plain crop to the image, from there to the augmented crop.
         back = np.vstack([invert(crop_matrix(square, size)), (0, 0, 1)])
-        matrix = crop_matrix(disturbed, size) @ back
+        matrix = crop_matrix(augmented, size) @ back
         return plain, crop, matrix.astype(np.float32)
 
     def _other_crop(self, rng: np.random.Generator, size: int) -> Image:

@@ -47,7 +47,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalised -> raw `Heatmaps` of the layouts taught."""
+        """Crops (N, 3, S, S), normalized -> raw `Heatmaps` of the layouts taught."""
         heatmaps = self.network(crops)
         return {name: heatmaps[name] for name in self.layouts}
 
@@ -110,8 +110,8 @@ def _problems(
     student: HIHConfiguration,
 ) -> Iterator[str]:
     """Why the softmaxes of both networks' heatmaps do not mean the same."""
-    if card.normalisation != {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}:
-        yield f"its crops are normalised by {card.normalisation}, ours by ImageNet's mean and std"
+    if card.normalization != {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}:
+        yield f"its crops are normalized by {card.normalization}, ours by ImageNet's mean and std"
     if (origin := card.crop["pixel_origin"]) != 0.5:
         yield f"its pixel origin is {origin}, ours 0.5"
     own = decoding_of(configuration)

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes, on any device."""
+"""Batch normalization over the batches of all processes, on any device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Sum(torch.autograd.Function):
         return summed(gradient.contiguous().clone())
 
 
-class SynchronisedBatchNorm(nn.BatchNorm2d):
+class SynchronizedBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose mean and variance are those of all processes' batches together.
 
     `nn.SyncBatchNorm` runs on CUDA alone.
@@ -36,19 +36,19 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         count = float(summed(values.new_tensor(values.numel() / values.shape[1])))
         mean = _Sum.apply(values.sum((0, 2, 3))) / count
         # A second sum, since a mean of squares less a squared mean would lose digits.
-        centred = values - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        centerd = values - mean[:, None, None]
+        variance = _Sum.apply(centerd.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum or 0.0)
             self.running_var.lerp_(variance * count / max(count - 1, 1), self.momentum or 0.0)
             self.num_batches_tracked.add_(1)
         scale = self.weight * (variance + self.eps).rsqrt()
-        normalised = centred * scale[:, None, None] + self.bias[:, None, None]
-        return normalised.to(x.dtype)
+        normalized = centerd * scale[:, None, None] + self.bias[:, None, None]
+        return normalized.to(x.dtype)
 
 
-def synchronise_statistics(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with batch normalisation over all processes, where there are several."""
+def synchronize_statistics(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with batch normalization over all processes, where there are several."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return network
     if device.type == "cuda":
@@ -58,14 +58,14 @@ def synchronise_statistics(network: nn.Module, device: torch.device) -> nn.Modul
 
 
 def replace_batch_norm(network: nn.Module) -> None:
-    """Makes every `nn.BatchNorm2d` a `SynchronisedBatchNorm` with the same tensors."""
+    """Makes every `nn.BatchNorm2d` a `SynchronizedBatchNorm` with the same tensors."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SynchronisedBatchNorm
+            module.__class__ = SynchronizedBatchNorm
 
 
-def freeze_statistics(network: nn.Module) -> None:
-    """Puts batch normalisation into eval mode: its statistics are used, and stay as they are."""
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Puts batch normalization into eval mode: its statistics are used, and stay as they are."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

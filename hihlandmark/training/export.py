@@ -42,13 +42,13 @@ def export(
         name=configuration.name,
         architecture=MODELS[configuration.model].architecture,
         configuration=fields,
-        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        normalization={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         crop={"pixel_origin": 0.5, "boxes": boxes_of(configuration.box_maps())},
         decoding=decoding_of(configuration),
         training_data=[
             cast(TrainingData, source.model_dump()) for source in configuration.card.training_data
         ],
-        licence=configuration.card.licence,
+        license=configuration.card.license,
     )
     path = save_weights(folder, card, state)
     calibrations = _calibrations(path, configuration, data)

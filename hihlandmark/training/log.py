@@ -1,4 +1,4 @@
-"""What a run tells: lines of JSON, TensorBoard, pictures, and a progress bar."""
+"""What a run tells: lines of JSON, TensorBoard, images, and a progress bar."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RunLog:
             self.accelerator.log(dict(values), step=step)
 
     def picture(self, step: int, picture: NDArray[np.uint8]) -> None:
-        """A picture (H, W, 3), as PNG and in TensorBoard."""
+        """An image (H, W, 3), as PNG and in TensorBoard."""
         path = self.folder / "pictures" / f"{step:07}.png"
         with disk_errors(path):
             path.parent.mkdir(exist_ok=True)

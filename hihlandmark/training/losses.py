@@ -23,7 +23,7 @@ HeatmapLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Raw predicted maps (K, h, w) and targets (K, h, w) in 0..1 -> (K,)."""
 
 PointLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Distributions (K, h, w) that sum to 1, true points (K, 2) as (x, y) in cells, where the centre of
+"""Distributions (K, h, w) that sum to 1, true points (K, 2) as (x, y) in cells, where the center of
 cell c is c, and the contours' unit normals there (K, 2), 0 where there is none -> (K,)."""
 
 
@@ -48,7 +48,7 @@ def csc(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def soft_label_cross_entropy(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over cells, the normalised target as the label: (K, h, w) twice -> (K,).
+    """Cross-entropy over cells, the normalized target as the label: (K, h, w) twice -> (K,).
 
     An empty target teaches nothing: its loss is 0.
     """
@@ -105,7 +105,7 @@ ACTIVATION: Mapping[str, Activation] = {
 
 
 WING_WIDTH, WING_CURVATURE = 10.0, 2.0
-"""w and epsilon of `wing`, the paper's, in pixels of a 64-pixel picture of the face: about cells of
+"""w and epsilon of `wing`, the paper's, in pixels of a 64-pixel image of the face: about cells of
 a map of 64."""
 QUADRATIC_BELOW = 0.315
 """Cells. ADNet's and STAR's released code take 0.01 where a map of 64 cells spans -1..1."""
@@ -165,7 +165,7 @@ def direction_loss(
 
 
 def expected_points(distributions: torch.Tensor) -> torch.Tensor:
-    """Means of distributions (K, h, w): (K, 2) as (x, y) in cells, the centre of cell c is c."""
+    """Means of distributions (K, h, w): (K, 2) as (x, y) in cells, the center of cell c is c."""
     (distributions,) = _at_least_single(distributions)
     x, y = _cells(distributions)
     # Sums of products and no matrix product, which autocast would do in half precision.
@@ -284,7 +284,7 @@ POINT_LOSSES: Mapping[str, PointLoss] = {
 
 
 SMALLEST_TANGENT = 1e-3
-"""Unit vectors to both neighbours whose difference is shorter say nothing of a direction."""
+"""Unit vectors to both neighbors whose difference is shorter say nothing of a direction."""
 
 
 def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
@@ -292,9 +292,9 @@ def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
 
     Perpendicular to the bisecting tangent: the sum of the unit vectors from the previous and to the
     next point. It is ADNet's bisector (arXiv 2109.05721), and is also there on a straight line.
-    Closed contours wrap; an end of an open one has one neighbour, and so has a point whose other
-    neighbour is unknown (NaN) or lies on it. A point on two contours takes the first. Where neither
-    neighbour says anything, on no contour, and where the contour folds back, the normal is 0.
+    Closed contours wrap; an end of an open one has one neighbor, and so has a point whose other
+    neighbor is unknown (NaN) or lies on it. A point on two contours takes the first. Where neither
+    neighbor says anything, on no contour, and where the contour folds back, the normal is 0.
 
     Raises `ConfigurationError` when the points are not those of the layout.
     """
@@ -304,7 +304,7 @@ def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
             f"{tuple(points.shape)}. Pass the layout in which the points are."
         )
     (points,) = _at_least_single(points)
-    previous, following = _neighbours(layout)
+    previous, following = _neighbors(layout)
     tangent = _unit(points - points[..., previous, :]) + _unit(points[..., following, :] - points)
     length = tangent.norm(dim=-1, keepdim=True)
     tangent = torch.where(length > SMALLEST_TANGENT, tangent / length, 0)
@@ -312,7 +312,7 @@ def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache
-def _neighbours(layout: Layout) -> tuple[list[int], list[int]]:
+def _neighbors(layout: Layout) -> tuple[list[int], list[int]]:
     """The points before and after each of P points; a point itself where there is none."""
     previous, following = list(range(layout.size)), list(range(layout.size))
     for contour in reversed(layout.contours):  # the first is written last

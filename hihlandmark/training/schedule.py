@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all stages together."""
+        """Optimizer steps of all stages together."""
         return sum(self.lengths)
 
     @property
@@ -68,7 +68,7 @@ class Plan:
         """Of a step: a linear warm-up, and the stage's schedule."""
         index, within, _ = self._locate(step)
         stage, length = self.stages[index], self.lengths[index]
-        rate = stage.learning_rate * min(1, (within + 1) / max(stage.warm_up, 1))
+        rate = stage.learning_rate * min(1, (within + 1) / max(stage.warmup_steps, 1))
         if stage.schedule == "cosine":
             return rate * (0.99 * 0.5 * (1 + math.cos(math.pi * within / length)) + 0.01)
         unit = self._epoch[index] if stage.epochs else 1

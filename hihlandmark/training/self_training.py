@@ -1,4 +1,4 @@
-"""From what a teacher says of unlabelled faces to a batch."""
+"""From what a teacher says of unlabeled faces to a batch."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import torch
 
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.models.base import LandmarkNetwork
-from hihlandmark.runtimes.graph import normalise
+from hihlandmark.runtimes.graph import normalize
 from hihlandmark.training.config import SelfTraining
-from hihlandmark.training.data import Batch, UnlabelledBatch
+from hihlandmark.training.data import Batch, UnlabeledBatch
 from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding
 
 
 @torch.no_grad()
 def teach(
     teacher: LandmarkNetwork,
-    unlabelled: UnlabelledBatch,
+    unlabeled: UnlabeledBatch,
     settings: SelfTraining,
     decoding: Decoding,
     row: int,
     autocast: AbstractContextManager[Any],
 ) -> Batch:
-    """What a teacher says of unlabelled faces, as a batch of the student's crops.
+    """What a teacher says of unlabeled faces, as a batch of the student's crops.
 
     ``teacher``: a network in eval mode, ``decoding`` how its heatmaps are read (`decoding_of`);
     ``row``: points of all layouts, auxiliary ones too; ``autocast``: its precision. The
     teacher's variance v, in squared cells, weighs each point by ``weight * s^2 / (s^2 + v)``
     (`SelfTraining`).
     """
-    device = unlabelled.plain.device
+    device = unlabeled.plain.device
     mean = torch.tensor(IMAGENET_MEAN, device=device)
     std = torch.tensor(IMAGENET_STD, device=device)
     with autocast:  # the network alone: positions want all their digits
-        heatmaps = teacher(normalise(unlabelled.plain, mean, std))
-    faces, size = unlabelled.plain.shape[:2]
+        heatmaps = teacher(normalize(unlabeled.plain, mean, std))
+    faces, size = unlabeled.plain.shape[:2]
     points = torch.zeros(faces, row, 2, device=device)
     weights = torch.zeros(faces, row, device=device)
     start = 0
@@ -51,13 +51,13 @@ def teach(
         found = read_heatmaps(integer, decimal, decoding, stride=stride)
         variance = found.covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1) / stride**2
         trusted = settings.trusted_spread**2
-        linear, shift = unlabelled.matrices[:, None, :, :2], unlabelled.matrices[:, None, :, 2]
+        linear, shift = unlabeled.matrices[:, None, :, :2], unlabeled.matrices[:, None, :, 2]
         moved = (linear @ found.points[..., None]).squeeze(-1) + shift
         inside = ((moved >= -0.5) & (moved < size - 0.5)).all(dim=-1) & found.inside
         points[:, place] = torch.where(inside[..., None], moved, 0)
         weights[:, place] = settings.weight * trusted / (trusted + variance) * inside
     unreadable = torch.zeros(faces, dtype=torch.int64, device=device)
-    return Batch(unlabelled.disturbed, points, weights.nan_to_num(), unreadable)
+    return Batch(unlabeled.augmented, points, weights.nan_to_num(), unreadable)
 
 
 def join(batches: Sequence[Batch]) -> Batch:

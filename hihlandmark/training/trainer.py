@@ -30,7 +30,7 @@ from hihlandmark.training.checkpoint import (
     save_checkpoint,
 )
 from hihlandmark.training.config import (
-    Optimiser,
+    Optimizer,
     Stage,
     TrainingConfiguration,
     TrainingSet,
@@ -38,12 +38,12 @@ from hihlandmark.training.config import (
 from hihlandmark.training.data import (
     Batch,
     TrainingBatches,
-    UnlabelledBatch,
+    UnlabeledBatch,
     read_face_set,
     usable_faces,
 )
 from hihlandmark.training.distillation import Teacher, read_teacher
-from hihlandmark.training.distributed import freeze_statistics, summed, synchronise_statistics
+from hihlandmark.training.distributed import freeze_batch_norm, summed, synchronize_statistics
 from hihlandmark.training.log import RunLog, progress_bar
 from hihlandmark.training.objectives import Objective, decoding_of, make_objective
 from hihlandmark.training.schedule import Plan
@@ -52,7 +52,7 @@ from hihlandmark.training.validation import Validator, draw_pictures
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 
-OPTIMISERS: Mapping[str, Callable[[list[nn.Parameter], Optimiser], torch.optim.Optimizer]] = {
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Optimizer], torch.optim.Optimizer]] = {
     "adam": lambda parameters, settings: torch.optim.Adam(
         parameters, betas=settings.betas, weight_decay=settings.weight_decay
     ),
@@ -90,7 +90,7 @@ class _Run:
 
     objective: Objective
     average: AveragedModel
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     scaler: Any
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class _Run:
             "network": self.objective.network.state_dict(),
             "average": self.average.module.state_dict(),
             "averaged": int(self.average.n_averaged),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "best": self.best,
             "looks_since_best": self.looks_since_best,
@@ -115,7 +115,7 @@ class _Run:
         self.objective.network.load_state_dict(state["network"])
         self.average.module.load_state_dict(state["average"])
         self.average.n_averaged.fill_(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.best = state["step"], dict(state["best"])
@@ -148,12 +148,10 @@ def train(
         WeightsError: the initial weights are of another network, or the teacher's cannot be read.
         TrainingError: the checkpoint is damaged, cannot be written, or the loss is not finite.
     """
-    accelerator = _accelerator(configuration.optimiser, device, run)
+    accelerator = _accelerator(configuration.optimizer, device, run)
     sets = [usable_faces(each, read_face_set(data, each)) for each in configuration.sets]
     settings = configuration.self_training
-    unlabelled = (
-        [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
-    )
+    unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
     network = build_training_network(configuration)
     validator = Validator(
         {
@@ -164,7 +162,7 @@ def train(
         configuration.box_maps(),
         configuration.validation.pictures,
     )
-    group = accelerator.num_processes * configuration.optimiser.accumulation
+    group = accelerator.num_processes * configuration.optimizer.accumulation
     plan = Plan(configuration, sum(map(len, sets)), group)
     layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
     batches = TrainingBatches(
@@ -172,7 +170,7 @@ def train(
         plan,
         layouts,
         sets,
-        unlabelled,
+        unlabeled,
         accelerator.process_index,
         accelerator.num_processes,
     )
@@ -186,7 +184,7 @@ def train(
     state = _start(configuration, network, accelerator, initial, teacher)
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-    sizes = [len(each) for each in (*sets, *unlabelled)]
+    sizes = [len(each) for each in (*sets, *unlabeled)]
     fingerprint = f"{configuration.fingerprint()} group {group} faces {sizes}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""
     if (run / LAST).exists():
@@ -200,21 +198,21 @@ def train(
         state.step,
         {name: nme for name, nme in state.best.items() if name != "mean"},
         trainer.stand_ins,
-        [message for each in (*sets, *unlabelled) for message in each.skipped],
+        [message for each in (*sets, *unlabeled) for message in each.skipped],
     )
 
 
 def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetwork:
-    """The configuration's network with its auxiliary heads, newly initialised."""
+    """The configuration's network with its auxiliary heads, newly initialized."""
     torch.manual_seed(configuration.seed)
     fields = configuration.network_configuration()  # raises for a model that there is not
     fields["auxiliary_layouts"] = dict(configuration.auxiliary_layouts)
     network = build_model(MODELS[configuration.model].architecture, fields)
     _check_fit(configuration, network)
-    if configuration.initial_spread:
+    if configuration.init_std:
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=configuration.initial_spread)
+                nn.init.normal_(module.weight, std=configuration.init_std)
     return network
 
 
@@ -241,7 +239,7 @@ def _check_fit(configuration: TrainingConfiguration, network: LandmarkNetwork) -
 
 
 class _Trainer:
-    """The steps of a run: optimise, look, save."""
+    """The steps of a run: optimize, look, save."""
 
     def __init__(
         self,
@@ -263,7 +261,7 @@ class _Trainer:
     def train(self, batches: TrainingBatches, workers: int) -> None:
         """All steps that are left, or fewer where the validation's patience ends."""
         run, plan, accelerator = self.run, self.plan, self.accelerator
-        model, run.optimiser = accelerator.prepare(run.objective, run.optimiser)
+        model, run.optimizer = accelerator.prepare(run.objective, run.optimizer)
         step = _Step(self.configuration, model, run, accelerator, sum(batches.layouts.values()))
         loader = DataLoader(
             batches,
@@ -281,7 +279,7 @@ class _Trainer:
             for batch, extra in () if self._out_of_patience() else loader:
                 self.stand_ins += int(batch.unreadable.sum())
                 moment = plan.at(run.step)
-                for parameters in run.optimiser.param_groups:
+                for parameters in run.optimizer.param_groups:
                     parameters["lr"] = plan.learning_rate(run.step)
                 self.losses += step(batch, extra)
                 self.steps_in_losses += 1
@@ -357,7 +355,7 @@ class _Trainer:
 
 
 class _Step:
-    """One step of the optimiser; gives its losses, detached, in the order of `Objective.names`."""
+    """One step of the optimizer; gives its losses, detached, in the order of `Objective.names`."""
 
     def __init__(
         self,
@@ -370,11 +368,11 @@ class _Step:
         self.configuration, self.model, self.run = configuration, model, run
         self.accelerator, self.row = accelerator, row
 
-    def __call__(self, batch: Batch, extra: UnlabelledBatch | None) -> torch.Tensor:
-        optimiser, accelerator = self.configuration.optimiser, self.accelerator
+    def __call__(self, batch: Batch, extra: UnlabeledBatch | None) -> torch.Tensor:
+        optimizer, accelerator = self.configuration.optimizer, self.accelerator
         self.model.train()
-        if self.configuration.frozen_statistics:
-            freeze_statistics(self.model)
+        if self.configuration.freeze_bn:
+            freeze_batch_norm(self.model)
         parts = self._parts(Batch(*_to(batch, accelerator.device)), extra)
         objective = self.run.objective
         totals = summed(torch.stack([objective.totals(part) for part in parts]).sum(dim=0))
@@ -386,15 +384,15 @@ class _Step:
                 found = self.model(part, totals) * accelerator.num_processes
                 accelerator.backward(objective.weigh(found))
             losses += found.detach() / accelerator.num_processes
-        if optimiser.gradient_clip:
-            accelerator.clip_grad_norm_(self.model.parameters(), optimiser.gradient_clip)
-        self.run.optimiser.step()
-        self.run.optimiser.zero_grad(set_to_none=True)
+        if optimizer.gradient_clip:
+            accelerator.clip_grad_norm_(self.model.parameters(), optimizer.gradient_clip)
+        self.run.optimizer.step()
+        self.run.optimizer.zero_grad(set_to_none=True)
         return summed(losses)
 
-    def _parts(self, batch: Batch, extra: UnlabelledBatch | None) -> list[Batch]:
+    def _parts(self, batch: Batch, extra: UnlabeledBatch | None) -> list[Batch]:
         """The batches whose gradients are accumulated, with what the teacher says."""
-        count = self.configuration.optimiser.accumulation
+        count = self.configuration.optimizer.accumulation
         chunks = zip(*(part.chunk(count) for part in batch), strict=True)
         parts = [Batch(*chunk) for chunk in chunks]
         settings = self.configuration.self_training
@@ -403,7 +401,7 @@ class _Step:
             assert isinstance(teacher, LandmarkNetwork)
             taught = teach(
                 teacher,
-                UnlabelledBatch(*_to(extra, self.accelerator.device)),
+                UnlabeledBatch(*_to(extra, self.accelerator.device)),
                 settings,
                 decoding_of(self.configuration),
                 self.row,
@@ -413,25 +411,25 @@ class _Step:
         return parts
 
 
-def _to(batch: Batch | UnlabelledBatch, device: torch.device) -> Iterator[torch.Tensor]:
+def _to(batch: Batch | UnlabeledBatch, device: torch.device) -> Iterator[torch.Tensor]:
     return (part.to(device, non_blocking=True) for part in batch)
 
 
-def _accelerator(optimiser: Optimiser, device: str | torch.device, run: Path) -> Accelerator:
+def _accelerator(optimizer: Optimizer, device: str | torch.device, run: Path) -> Accelerator:
     chosen = resolve_device(device)
     if chosen.index:
         raise ConfigurationError(
             f"training does not take device={str(chosen)!r}: choose GPUs by CUDA_VISIBLE_DEVICES"
         )
-    if chosen.type == "cpu" and optimiser.precision == "fp16":
+    if chosen.type == "cpu" and optimizer.precision == "fp16":
         raise ConfigurationError(
-            "optimiser.precision='fp16' needs a GPU; a CPU has 'no' and 'bf16'"
+            "optimizer.precision='fp16' needs a GPU; a CPU has 'no' and 'bf16'"
         )
     AcceleratorState._reset_state()  # the program may have trained before, in another precision
     try:
         accelerator = Accelerator(
             cpu=chosen.type == "cpu",
-            mixed_precision=optimiser.precision,
+            mixed_precision=optimizer.precision,
             log_with="tensorboard",
             project_dir=str(run),
             # The others wait while the main process validates.
@@ -439,7 +437,7 @@ def _accelerator(optimiser: Optimiser, device: str | torch.device, run: Path) ->
         )
     except ValueError as error:
         raise ConfigurationError(
-            f"optimiser.precision={optimiser.precision!r}: {error}; take 'no'"
+            f"optimizer.precision={optimizer.precision!r}: {error}; take 'no'"
         ) from error
     if accelerator.device.type != chosen.type:
         raise ConfigurationError(
@@ -460,18 +458,20 @@ def _start(
         _load_initial(network, initial)
     network = network.to(accelerator.device).to(memory_format=torch.channels_last)
     average = AveragedModel(
-        network, multi_avg_fn=_moving_average(configuration.average_decay), use_buffers=True
+        network, multi_avg_fn=_moving_average(configuration.ema_decay), use_buffers=True
     )
-    synchronised = synchronise_statistics(network, accelerator.device)
-    assert isinstance(synchronised, LandmarkNetwork)
+    synchronized = synchronize_statistics(network, accelerator.device)
+    assert isinstance(synchronized, LandmarkNetwork)
     for name, parameter in network.named_parameters():
-        if ".idle_skip." in name:  # never used: other processes would wait for their gradients
+        if (
+            ".unused_shortcut." in name
+        ):  # never used: other processes would wait for their gradients
             parameter.requires_grad_(False)
-    objective = make_objective(configuration, synchronised, teacher)
-    settings = configuration.optimiser
+    objective = make_objective(configuration, synchronized, teacher)
+    settings = configuration.optimizer
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = OPTIMISERS[settings.name](learned, settings)
-    return _Run(objective.to(accelerator.device), average, optimiser, accelerator.scaler)
+    optimizer = OPTIMIZERS[settings.name](learned, settings)
+    return _Run(objective.to(accelerator.device), average, optimizer, accelerator.scaler)
 
 
 def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:

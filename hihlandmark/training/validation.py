@@ -20,12 +20,12 @@ from hihlandmark.crop import (
 from hihlandmark.datasets.contact_sheet import Tile, contact_sheet
 from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
-from hihlandmark.evaluation import mean_error, normalised_errors
+from hihlandmark.evaluation import mean_error, normalized_errors
 from hihlandmark.evaluation.metrics import face_errors
 from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.base import LandmarkNetwork
-from hihlandmark.runtimes.graph import normalise
+from hihlandmark.runtimes.graph import normalize
 from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding
 
 BATCH_SIZE = 16
@@ -76,7 +76,7 @@ class Validator:
         errors: list[NDArray[np.floating]] = []
         pictures: list[Tile] = []
         for crops, truths, matrices, names in self._crops(faces, size):
-            heatmaps = network(normalise(torch.from_numpy(crops).to(device), mean, std))
+            heatmaps = network(normalize(torch.from_numpy(crops).to(device), mean, std))
             integer, decimal = heatmaps[faces.layout].float()
             stride = size // integer.shape[-1]
             read = read_heatmaps(integer, decimal, decoding, stride=stride)
@@ -85,7 +85,7 @@ class Validator:
             found = np.where(np.isfinite(found), found, (size - 1) / 2)
             points = transform_points(invert(matrices), found)
             pair = get_layout(faces.layout).ocular_pair
-            errors.append(face_errors(normalised_errors(points, truths, pair)))
+            errors.append(face_errors(normalized_errors(points, truths, pair)))
             for crop, crop_points, error, name in zip(crops, found, errors[-1], names, strict=True):
                 if len(pictures) < self.pictures:
                     pictures.append(Tile(crop, crop_points, f"{name} {100 * error:.1f} %"))
@@ -118,5 +118,5 @@ class Validator:
 
 
 def draw_pictures(measured: Measured) -> NDArray[np.uint8]:
-    """The crops of a split with the points found, as one picture (H, W, 3)."""
+    """The crops of a split with the points found, as one image (H, W, 3)."""
     return contact_sheet(measured.pictures, columns=4)

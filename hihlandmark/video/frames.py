@@ -26,7 +26,7 @@ _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a video."""
+    """One image of a video."""
 
     image: NDArray[np.uint8]
     """(H, W, 3) RGB, turned as the video's metadata say."""
@@ -89,7 +89,7 @@ def frame_rate(source: str | Path) -> float:
 
 
 def _is_sequence(source: str) -> bool:
-    """Whether there is a picture in each file: in a folder, an archive, or what a glob finds."""
+    """Whether there is an image in each file: in a folder, an archive, or what a glob finds."""
     images = (*IMAGE_SUFFIXES - {".gif"}, *ARCHIVE_SUFFIXES)
     return Path(source).is_dir() or source.lower().endswith(images)
 

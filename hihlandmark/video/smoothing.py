@@ -18,7 +18,7 @@ class OneEuroFilter:
     A low-pass filter whose cut-off frequency rises with a point's speed: little trembling at rest,
     little lag in motion. The cut-off of each point is multiplied by its certainty: the root of the
     median variance of the face's points over its own. Lengths count in inter-ocular distances, so
-    that the size of a face in the picture does not matter.
+    that the size of a face in the image does not matter.
 
     Args:
         least_cutoff: cut-off frequency of a point at rest, in Hz: lower is steadier.

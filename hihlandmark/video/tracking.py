@@ -31,7 +31,7 @@ _MOVED = 0.03
 """Part of a crop's side by which a face moves or grows before its crop follows. In the same crop a
 face at rest trembles less."""
 _SAME_FACE = 0.4  # intersection over union of the boxes of what is one face, found twice
-_CUT = 40.0  # mean difference of small pictures, of 255, that is another scene
+_CUT = 40.0  # mean difference of small images, of 255, that is another scene
 _SMALL = (48, 27)
 _FORGET_AFTER = 60  # frames without a face, after which its filter starts anew
 

@@ -18,7 +18,7 @@ from hihlandmark.face import Face
 from hihlandmark.io.formats import face_columns, face_row
 from hihlandmark.io.sources import require_pyarrow
 from hihlandmark.video.frames import Frame, frame_rate, open_container
-from hihlandmark.writing import replaced_when_whole
+from hihlandmark.writing import atomic_write_path
 
 _CLOCK = Fraction(1, 90_000)
 """Of presentation times: fine enough for any rate of frames, whether it varies or not."""
@@ -36,7 +36,7 @@ class AnnotatedVideo:
 
     def __init__(self, path: Path, source: str | Path | None = None) -> None:
         self.path = path
-        self._replacing = replaced_when_whole(path)
+        self._replacing = atomic_write_path(path)
         self._partial = self._replacing.__enter__()
         # A camera or a stream cannot be opened a second time.
         self._source = source if source and Path(source).exists() else None
@@ -93,7 +93,7 @@ class AnnotatedVideo:
         rate = Fraction(frame_rate(self._source)).limit_denominator(1001) if self._source else 25
         self._video = self._output.add_stream("libx264", rate=rate)
         height, width = image.shape[:2]
-        # H.264 stores every other pixel's colour, so sides are even.
+        # H.264 stores every other pixel's color, so sides are even.
         self._video.height, self._video.width = height + height % 2, width + width % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = _CLOCK
@@ -196,7 +196,7 @@ def open_faces(path: Path) -> Iterator[FaceWriter]:
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"{path}: faces are written to .jsonl or .parquet")
-    with replaced_when_whole(path) as partial:
+    with atomic_write_path(path) as partial:
         if path.suffix == ".jsonl":
             with partial.open("w", encoding="utf-8") as file:
                 yield JsonLinesFaces(file)

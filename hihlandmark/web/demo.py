@@ -1,4 +1,4 @@
-"""What the page asks for, answered without knowing of the page: photos in, what to show out."""
+"""What the page asks for, answered without knowing of the page: images in, what to show out."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class View(NamedTuple):
 
 
 class Demo:
-    """Detectors, made once for each model and layout and used by one photo at a time, and photos.
+    """Detectors, made once for each model and layout and used by one image at a time, and images.
 
-    ``make_detector`` takes points of a layout and a model's name. ``max_pixels``: a photo of more
+    ``make_detector`` takes points of a layout and a model's name. ``max_pixels``: an image of more
     is refused before it is decoded. Raises `WeightsError` where no weights came with the package.
     """
 
@@ -74,7 +74,7 @@ class Demo:
     def take(
         self, session: str, upload: Upload, layout: int, model: str, drawn: Collection[str]
     ) -> View:
-        """Finds the faces of a page's new photo. An error becomes what the page shows."""
+        """Finds the faces of a page's new image. An error becomes what the page shows."""
         self.photos.drop(session)
         try:
             photo = self._predict(upload, layout, model)
@@ -85,9 +85,9 @@ class Demo:
     def take_again(
         self, session: str, layout: int, model: str, index: int, drawn: Collection[str]
     ) -> View | None:
-        """Finds the landmarks of the page's photo in another layout, or with another model.
+        """Finds the landmarks of the page's image in another layout, or with another model.
 
-        None for a page that has shown no photo yet.
+        None for a page that has shown no image yet.
         """
         kept = self.photos.of_session(session)
         if kept is None:
@@ -102,7 +102,7 @@ class Demo:
         return self._view(token, photo, index, drawn)
 
     def show(self, session: str, index: int, drawn: Collection[str]) -> View | None:
-        """The page's photo drawn in another way, or another face of it; None as above."""
+        """The page's image drawn in another way, or another face of it; None as above."""
         kept = self.photos.of_session(session)
         return self._view(*kept, index, drawn) if kept else None
 
@@ -129,7 +129,7 @@ class Demo:
 
 
 def gone_view(seconds: float) -> View:
-    """For a page whose photo has been forgotten, or that has had none."""
+    """For a page whose image has been forgotten, or that has had none."""
     return View(
         note_html(
             "There is no photo to show: please give one. Photos are forgotten "
@@ -144,7 +144,7 @@ def has_example() -> bool:
 
 
 def example() -> Upload:
-    """The photo of an astronaut that comes with scikit-image."""
+    """The image of an astronaut that comes with scikit-image."""
     from skimage.data import astronaut
 
     return Upload("astronaut.png", encode_png(astronaut()))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hihlandmark.web.server import Limits
 
 _QUEUE = "network"
-"""Photos wait for the network in one queue, whatever brought them."""
+"""Images wait for the network in one queue, whatever brought them."""
 
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
@@ -108,7 +108,7 @@ def build_page(
         def take(
             payload: Any, layout: int, model: str, drawn: list[str], request: gr.Request
         ) -> list[Any]:
-            if payload is None:  # the photo was taken out again
+            if payload is None:  # the image was taken out again
                 return [None, *[gr.skip()] * len(shown)]
             upload = take_upload(payload, folder)
             return [None, *update(demo.take(_session(request), upload, layout, model, drawn))]

@@ -1,4 +1,4 @@
-"""Photos in memory, each for as long as its page shows it. Nothing here writes to a disk."""
+"""Images in memory, each for as long as its page shows it. Nothing here writes to a disk."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class _Kept:
 
 
 class Photos:
-    """The photos of all open pages, one a page, each under a token that cannot be guessed.
+    """The images of all open pages, one a page, each under a token that cannot be guessed.
 
-    A photo goes when its page takes another one or is closed, when nobody has asked for it for
+    An image goes when its page takes another one or is closed, when nobody has asked for it for
     ``seconds``, or when ``most`` others have come since.
     """
 
@@ -60,7 +60,7 @@ class Photos:
         self._lock = threading.Lock()
 
     def keep(self, session: str, photo: Photo) -> str:
-        """Takes a page's photo in place of its last one; returns its token."""
+        """Takes a page's image in place of its last one; returns its token."""
         token = secrets.token_urlsafe(16)
         with self._lock:
             self._forget(session)
@@ -70,13 +70,13 @@ class Photos:
         return token
 
     def replace(self, token: str, photo: Photo) -> None:
-        """Keeps other results of the same photo under its token, unless it is gone."""
+        """Keeps other results of the same image under its token, unless it is gone."""
         with self._lock:
             if token in self._kept:
                 self._kept[token].photo = photo
 
     def get(self, token: str) -> Photo | None:
-        """The photo of a token, which from now on stays for ``seconds`` again; None: it is gone."""
+        """The image of a token, which from now on stays for ``seconds`` again; None: it is gone."""
         self.expire()
         with self._lock:
             kept = self._kept.get(token)
@@ -86,14 +86,14 @@ class Photos:
             return kept.photo
 
     def of_session(self, session: str) -> tuple[str, Photo] | None:
-        """Token and photo of a page, as `get`."""
+        """Token and image of a page, as `get`."""
         with self._lock:
             tokens = [token for token, kept in self._kept.items() if kept.session == session]
         photo = self.get(tokens[0]) if tokens else None
         return (tokens[0], photo) if photo else None
 
     def drop(self, session: str) -> None:
-        """Forgets the photo of a page, if it has one."""
+        """Forgets the image of a page, if it has one."""
         with self._lock:
             self._forget(session)
 

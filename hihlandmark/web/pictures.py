@@ -1,4 +1,4 @@
-"""What the page shows and hands out of a photo: pictures, the JSON record, the HTML around them.
+"""What the page shows and hands out of an image: images, the JSON record, the HTML around them.
 
 Free functions of a `Photo`. Nothing here knows of Gradio or of requests.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
-from hihlandmark.draw import BOX, HIGH, LOW, draw_faces, encode_png, moved
+from hihlandmark.draw import BOX, HIGH, LOW, draw_faces, encode_png, transform_face
 from hihlandmark.face import Face
 from hihlandmark.io import Result, Source
 from hihlandmark.io.formats import write_jsonl
@@ -31,11 +31,11 @@ DRAWN = {"contours": "Contours", "numbers": "Numbers", "boxes": "Boxes"}
 DRAWN_AT_FIRST = ("contours", "boxes")
 
 LONGEST_SIDE = 1280
-"""Longer side in pixels of the picture of the whole photo."""
+"""Longer side in pixels of the image of the whole image."""
 MOST_ENLARGED = 2.0
-"""A small photo is enlarged by no more."""
+"""A small image is enlarged by no more."""
 FACE_SIDE = 900
-"""Side in pixels of the picture of one face, and, in longer sides of the points' box, of what it
+"""Side in pixels of the image of one face, and, in longer sides of the points' box, of what it
 shows:"""
 FACE_MARGIN = 1.5
 NUMBERS_FROM = 300
@@ -48,17 +48,17 @@ NO_FACE_ADVICE = (
 )
 
 
-# --- pictures ---------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------
 
 
 def whole_jpeg(photo: Photo, drawn: Collection[str]) -> bytes:
-    """The whole photo at screen size with its faces drawn, as JPEG."""
+    """The whole image at screen size with its faces drawn, as JPEG."""
     image = photo.load()
     size = screen_size(photo)
     how = cv2.INTER_AREA if size < photo.size else cv2.INTER_CUBIC
     resized = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
     matrix = resize_matrix(photo.size, size)
-    return _jpeg(_draw(resized, [moved(face, matrix) for face in photo.faces], drawn))
+    return _jpeg(_draw(resized, [transform_face(face, matrix) for face in photo.faces], drawn))
 
 
 def screen_size(photo: Photo) -> tuple[int, int]:
@@ -73,12 +73,12 @@ def face_jpeg(photo: Photo, index: int, drawn: Collection[str]) -> bytes:
     face = photo.faces[index]
     square = square_around(face.points, FACE_MARGIN)
     crop = cut_crop(photo.load(), square, FACE_SIDE)
-    face = moved(face, crop_matrix(square, FACE_SIDE))
+    face = transform_face(face, crop_matrix(square, FACE_SIDE))
     return _jpeg(_draw(crop, [face], set(drawn) - {"boxes"}))
 
 
 def whole_png(photo: Photo, drawn: Collection[str]) -> bytes:
-    """The whole photo in its own pixels with its faces drawn, as PNG."""
+    """The whole image in its own pixels with its faces drawn, as PNG."""
     return encode_png(_draw(photo.load(), photo.faces, drawn))
 
 
@@ -97,20 +97,20 @@ def _draw(image: Image, faces: Sequence[Face], drawn: Collection[str]) -> Image:
 
 
 def _write_number(image: Image, number: int, corner: NDArray[np.float32], scale: float) -> None:
-    """Writes into the picture, dark around light, above the corner (2,) of a box."""
+    """Writes into the image, dark around light, above the corner (2,) of a box."""
     height, width = image.shape[:2]
     size = 0.9 * scale
     x, y = np.clip(corner - (0, 6 * scale), (0, 24 * scale), (width, height)).astype(int).tolist()
-    for colour, thickness in (((0, 0, 0), 5 * scale), (BOX, 2 * scale)):
+    for color, thickness in (((0, 0, 0), 5 * scale), (BOX, 2 * scale)):
         cv2.putText(
-            image, str(number), (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, colour,
+            image, str(number), (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, color,
             max(round(thickness), 1), cv2.LINE_AA,
         )  # fmt: skip
 
 
 def _jpeg(picture: Image) -> bytes:
     buffer = io.BytesIO()
-    # Without sub-sampling of colours, which blurs small red and green points.
+    # Without sub-sampling of colors, which blurs small red and green points.
     PillowImage.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
@@ -122,7 +122,7 @@ def json_record(photo: Photo) -> bytes:
 
 
 def file_stem(photo: Photo) -> str:
-    """What downloads of a photo are called, before their suffix."""
+    """What downloads of an image are called, before their suffix."""
     return PurePath(photo.name).stem or "photo"
 
 
@@ -152,7 +152,7 @@ def error_html(message: str) -> str:
 
 
 def whole_html(token: str, photo: Photo, drawn: Collection[str]) -> str:
-    """The picture, a link to it alone, the legend, and links to the downloads."""
+    """The image, a link to it alone, the legend, and links to the downloads."""
     stem, query = file_stem(photo), _query(photo, drawn)
     source = f"photos/{token}/whole.jpg{query}"
     width, height = screen_size(photo)
@@ -206,7 +206,7 @@ def _row(photo: Photo, face: Face, index: int, is_shown: bool) -> str:
 
 
 def _legend() -> str:
-    low, high = (f"rgb({', '.join(map(str, colour.tolist()))})" for colour in (LOW, HIGH))
+    low, high = (f"rgb({', '.join(map(str, color.tolist()))})" for color in (LOW, HIGH))
     return (
         f'<p class="legend"><span>0</span><span class="scale" aria-hidden="true"'
         f' style="background: linear-gradient(to right, {low}, {high})"></span><span>1</span>'
@@ -218,7 +218,7 @@ def _legend() -> str:
 def _query(photo: Photo, drawn: Collection[str]) -> str:
     """The part of an address that says what to draw, for `drawn_of_query`.
 
-    And of which results, since a browser shows one picture for one address.
+    And of which results, since a browser shows one image for one address.
     """
     names = ",".join(name for name in DRAWN if name in drawn)
     return f"?drawn={quote(names)}&amp;of={photo.layout}-{quote(photo.model['model'])}"

@@ -52,8 +52,8 @@ _CLOSING_SECONDS = 2
 class Limits:
     """What the server takes and keeps.
 
-    ``upload_bytes`` and ``pixels``: of the largest photo; ``queue``: photos that may wait while one
-    is worked on; ``kept_seconds``: how long a photo that nobody asks for stays in memory, and a
+    ``upload_bytes`` and ``pixels``: of the largest image; ``queue``: images that may wait while one
+    is worked on; ``kept_seconds``: how long an image that nobody asks for stays in memory, and a
     file of an upload that was broken off on the disk; ``kept_photos``: how many stay at most.
     """
 
@@ -203,7 +203,7 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 def _make_app(demo: Demo, limits: Limits, folder: Path, layout: int, model: str) -> ASGIApp:
-    """The page and the addresses of pictures, behind the guard."""
+    """The page and the addresses of images, behind the guard."""
     import gradio
     from fastapi import FastAPI
     from starlette.routing import Route
@@ -217,7 +217,7 @@ def _make_app(demo: Demo, limits: Limits, folder: Path, layout: int, model: str)
         task.cancel()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=sweeping)
-    drawing = threading.Lock()  # one picture at a time, since each may take a lot of memory
+    drawing = threading.Lock()  # one image at a time, since each may take a lot of memory
 
     def hand_out(request: Request) -> Response:
         with drawing:
@@ -241,7 +241,7 @@ def _make_app(demo: Demo, limits: Limits, folder: Path, layout: int, model: str)
 
 
 def _response(photos: Photos, request: Request) -> Response:
-    """A picture or a file of a photo, made now; nothing of it is to be kept by the browser."""
+    """An image or a file of an image, made now; nothing of it is to be kept by the browser."""
     from starlette.responses import PlainTextResponse, Response
 
     photo = photos.get(request.path_params["token"])
@@ -279,7 +279,7 @@ def _made(photo: Photo, name: str, query: Any) -> tuple[bytes, str, str] | None:
 
 
 async def _sweep(photos: Photos, folder: Path, seconds: float) -> None:
-    """Forgets photos that nobody asks for, and removes what broken uploads left, for ever."""
+    """Forgets images that nobody asks for, and removes what broken uploads left, for ever."""
     while True:
         await asyncio.sleep(min(_SWEEP_SECONDS, seconds))
         photos.expire()

@@ -23,7 +23,7 @@ SCHEMA = 1
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
-DECODERS = ("argmax", "expectation", "quarter_shift", "mean")
+DECODERS = ("argmax", "local_soft_argmax", "quarter_shift", "mean")
 """Those of ``heatmap.Decoder``, which cannot be imported here without torch."""
 ACTIVATIONS = ("linear", "softmax")
 """Those of ``heatmap.Activation``, likewise."""
@@ -34,7 +34,7 @@ WEIGHT_FILE = re.compile(rf"(?P<name>{NAME.pattern}?)(-\d{{5}}-of-\d{{5}})?\.saf
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class Normalisation(TypedDict):
+class Normalization(TypedDict):
     """Mean and standard deviation of R, G, B in 0..1, subtracted and divided before the network."""
 
     mean: list[float]
@@ -42,7 +42,7 @@ class Normalisation(TypedDict):
 
 
 class BoxMap(TypedDict):
-    """From a box to its crop square: ``shift`` (dx, dy) of the centre and ``scale`` of the side.
+    """From a box to its crop square: ``shift`` (dx, dy) of the center and ``scale`` of the side.
 
     Both are in units of the box's longer side.
     """
@@ -54,7 +54,7 @@ class BoxMap(TypedDict):
 class CropContract(TypedDict):
     """The crop that a model was trained on.
 
-    ``pixel_origin``: where the centre of the top-left pixel lies, 0.5 in this package and 0.0 in
+    ``pixel_origin``: where the center of the top-left pixel lies, 0.5 in this package and 0.0 in
     networks of projects that take x / stride for the heatmap position. ``boxes``: a `BoxMap` for
     each kind of box, "mtcnn" or "landmarks:WFLW98".
     """
@@ -65,24 +65,24 @@ class CropContract(TypedDict):
 
 class _RequiredDecoding(TypedDict):
     decoder: Decoder
-    bin_centre: float
+    bin_center: float
     activation: Activation
 
 
 class Decoding(_RequiredDecoding, total=False):
     """How heatmaps become points: the arguments of these names in ``heatmap``.
 
-    ``aligned_corners`` may be left out, for False.
+    ``align_corners`` may be left out, for False.
     """
 
-    aligned_corners: bool
+    align_corners: bool
 
 
 class TrainingData(TypedDict):
-    """A data set that the weights were trained on, with its licence and its number of images."""
+    """A data set that the weights were trained on, with its license and its number of images."""
 
     name: str
-    licence: str
+    license: str
     images: int
 
 
@@ -92,7 +92,7 @@ class ModelCard:
 
     ``configuration`` holds the fields of the architecture's configuration class, ``calibration``
     a mapping for each layout that has one. ``files`` maps the name of each weight file to its
-    SHA-256, in the order of the shards; it is empty until `save_weights` fills it. ``licence``
+    SHA-256, in the order of the shards; it is empty until `save_weights` fills it. ``license``
     states the terms of the weights. Each of ``figures`` has at least "split", "points", "metric",
     "value" and the "command" that measures it. Raises `WeightsError` when a field is not as stated.
     """
@@ -100,11 +100,11 @@ class ModelCard:
     name: str
     architecture: str
     configuration: dict[str, Any]
-    normalisation: Normalisation
+    normalization: Normalization
     crop: CropContract
     decoding: Decoding
     training_data: list[TrainingData]
-    licence: str
+    license: str
     calibration: dict[str, Any] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class ModelCard:
         for trouble, keys in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
             if keys:
                 raise WeightsError(
-                    f"The model card {trouble} fields: {some(keys)}. Fetch it again."
+                    f"The model card {trouble} fields: {abbreviate(keys)}. Fetch it again."
                 )
         card = cls(**values)
         if not card.files:
@@ -159,15 +159,15 @@ def boxes_of(maps: Mapping[str, crop.BoxMap]) -> dict[str, BoxMap]:
 def _check_card(card: ModelCard) -> None:
     _expect(_is_name(card.name), "name", "letters, digits and . _ -", card.name)
     _expect(_is_text(card.architecture), "architecture", "a text", card.architecture)
-    _expect(_is_text(card.licence), "licence", "a text", card.licence)
+    _expect(_is_text(card.license), "license", "a text", card.license)
     for name in ("configuration", "calibration", "files"):
         value = getattr(card, name)
         _expect(_is_mapping(value), name, "an object", value)
-    _expect_fields(card.normalisation, "normalisation", {"mean", "std"})
-    mean, std = card.normalisation["mean"], card.normalisation["std"]
-    _expect(_are_numbers(mean, 3), "normalisation.mean", "three numbers", mean)
+    _expect_fields(card.normalization, "normalization", {"mean", "std"})
+    mean, std = card.normalization["mean"], card.normalization["std"]
+    _expect(_are_numbers(mean, 3), "normalization.mean", "three numbers", mean)
     positive = _are_numbers(std, 3) and min(std) > 0
-    _expect(positive, "normalisation.std", "three numbers above 0", std)
+    _expect(positive, "normalization.std", "three numbers above 0", std)
     _check_decoding(card.decoding)
     _check_crop(card.crop)
     for name, digest in card.files.items():
@@ -179,18 +179,16 @@ def _check_card(card: ModelCard) -> None:
 
 
 def _check_decoding(decoding: Decoding) -> None:
-    _expect_fields(
-        decoding, "decoding", {"decoder", "bin_centre", "activation"}, {"aligned_corners"}
-    )
+    _expect_fields(decoding, "decoding", {"decoder", "bin_center", "activation"}, {"align_corners"})
     decoder, activation = decoding["decoder"], decoding["activation"]
-    named = f"one of {some(DECODERS, len(DECODERS))}"
+    named = f"one of {abbreviate(DECODERS, len(DECODERS))}"
     _expect(decoder in DECODERS, "decoding.decoder", named, decoder)
     known = activation in ACTIVATIONS
-    _expect(known, "decoding.activation", f"one of {some(ACTIVATIONS)}", activation)
-    centre = decoding["bin_centre"]
-    _expect(_is_number(centre), "decoding.bin_centre", "a number", centre)
-    aligned = decoding.get("aligned_corners", False)
-    _expect(isinstance(aligned, bool), "decoding.aligned_corners", "true or false", aligned)
+    _expect(known, "decoding.activation", f"one of {abbreviate(ACTIVATIONS)}", activation)
+    center = decoding["bin_center"]
+    _expect(_is_number(center), "decoding.bin_center", "a number", center)
+    aligned = decoding.get("align_corners", False)
+    _expect(isinstance(aligned, bool), "decoding.align_corners", "true or false", aligned)
 
 
 def _check_crop(crop: CropContract) -> None:
@@ -209,9 +207,9 @@ def _check_provenance(card: ModelCard) -> None:
     _expect(isinstance(card.training_data, list), "training_data", "a list", card.training_data)
     for i, data in enumerate(card.training_data):
         where = f"training_data[{i}]"
-        _expect_fields(data, where, {"name", "licence", "images"})
-        texts = _is_text(data["name"]) and _is_text(data["licence"])
-        _expect(texts, where, "name and licence as texts", data)
+        _expect_fields(data, where, {"name", "license", "images"})
+        texts = _is_text(data["name"]) and _is_text(data["license"])
+        _expect(texts, where, "name and license as texts", data)
         count = data["images"]
         whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
         _expect(whole, f"{where}.images", "a whole number", count)
@@ -220,7 +218,7 @@ def _check_provenance(card: ModelCard) -> None:
         where, needed = f"figures[{i}]", {"split", "points", "metric", "value", "command"}
         _expect(_is_mapping(figure), where, "an object", figure)
         missing = needed - figure.keys()
-        _expect(not missing, where, f"the fields {some(needed, 5)}", figure)
+        _expect(not missing, where, f"the fields {abbreviate(needed, 5)}", figure)
         _expect(_is_number(figure["value"]), f"{where}.value", "a number", figure["value"])
 
 
@@ -235,7 +233,7 @@ def _expect_fields(
     value: object, name: str, names: set[str], optional: Set[str] = frozenset()
 ) -> None:
     fits = isinstance(value, dict) and value.keys() - optional == names
-    _expect(fits, name, f"an object with the fields {some(names)}", value)
+    _expect(fits, name, f"an object with the fields {abbreviate(names)}", value)
 
 
 def _is_text(value: object) -> bool:
@@ -264,7 +262,7 @@ def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number")
 
 
-def some(names: Iterable[str], count: int = 3) -> str:
+def abbreviate(names: Iterable[str], count: int = 3) -> str:
     """Up to ``count`` names in alphabetical order, and how many more there are."""
     ordered = sorted(names)
     more = f" and {len(ordered) - count} more" if len(ordered) > count else ""

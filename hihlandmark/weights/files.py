@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.weights.card import NAME, WEIGHT_FILE, ModelCard, some
+from hihlandmark.weights.card import NAME, WEIGHT_FILE, ModelCard, abbreviate
 from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def pull_weights(
 
     ``repository``: "owner/name" or "owner/name@revision". The branch or tag is resolved to a commit
     once, so that card and files belong together. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
-    are honoured; files are downloaded with huggingface_hub's progress bar, and a cached file that
+    are honored; files are downloaded with huggingface_hub's progress bar, and a cached file that
     is damaged is downloaded again. Raises `WeightsError` when that cannot be done.
     """
     from huggingface_hub import HfApi, hf_hub_download
@@ -168,7 +168,7 @@ def _find_packaged(name: str) -> WeightFiles:
     cards = _packaged_cards()
     if name not in cards:
         raise WeightsError(
-            f"There are no packaged weights {name!r}; packaged are: {some(cards, 20)}. "
+            f"There are no packaged weights {name!r}; packaged are: {abbreviate(cards, 20)}. "
             "Give one of them, a path, or a repository of the Hub as owner/name."
         )
     return _files_beside(cards[name], _read_card(cards[name]), f"{name}, packaged")
@@ -188,7 +188,7 @@ def _find_path(path: Path, model: str) -> WeightFiles:
     if not path.exists() and not _is_weight_path(path):
         raise WeightsError(
             f"There are no weights {str(path)!r}: no such file or folder, no repository of the Hub "
-            f"(owner/name), and not packaged; packaged are: {some(_packaged_cards(), 20)}."
+            f"(owner/name), and not packaged; packaged are: {abbreviate(_packaged_cards(), 20)}."
         )
     if not path.is_file():
         raise WeightsError(f"There is no weight file {path}: check the path.")
@@ -208,7 +208,7 @@ def _find_path(path: Path, model: str) -> WeightFiles:
     card = _read_card(card_path)
     if path.name not in card.files:
         raise WeightsError(
-            f"The model card {card_path} is not about {path.name}: it names {some(card.files)}. "
+            f"The model card {card_path} is not about {path.name}: it names {abbreviate(card.files)}. "
             "Copy the card and the files from one place."
         )
     return _files_beside(card_path, card, str(card_path))
@@ -302,7 +302,7 @@ def _choose_card(cards: set[str], model: str, where: str) -> str:
         return next(iter(cards))
     if cards:
         raise WeightsError(
-            f"{where} holds several models, and none is {model!r}: {some(cards, 20)}. Name one."
+            f"{where} holds several models, and none is {model!r}: {abbreviate(cards, 20)}. Name one."
         )
     raise WeightsError(
         f"{where} holds no weights with a model card: expected NAME.safetensors and NAME.json."
@@ -325,7 +325,7 @@ def _files_beside(card_path: Path, card: ModelCard, source: str) -> WeightFiles:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise WeightsError(
-            f"Beside the model card {card_path} are missing: {some(missing)}. Copy them there."
+            f"Beside the model card {card_path} are missing: {abbreviate(missing)}. Copy them there."
         )
     return WeightFiles(card, paths, source)
 
@@ -360,7 +360,7 @@ def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
             ) from error
         if twice := state.keys() & shard.keys():
             raise WeightsError(
-                f"{path} repeats tensors of another shard: {some(twice)}. Fetch both again."
+                f"{path} repeats tensors of another shard: {abbreviate(twice)}. Fetch both again."
             )
         state |= shard
     return state
@@ -444,7 +444,7 @@ def _require_fit(network: nn.Module, state: Mapping[str, torch.Tensor], files: W
             if expected[name].shape != state[name].shape
         },
     }
-    found = [f"{trouble}: {some(names)}" for trouble, names in troubles.items() if names]
+    found = [f"{trouble}: {abbreviate(names)}" for trouble, names in troubles.items() if names]
     if found:
         raise WeightsError(
             f"The architecture of the card ({files.card.architecture!r}) does not fit the weights "

@@ -116,17 +116,17 @@ _FIGURES = {
 
 def card_sections(card: ModelCard, heading: str) -> Iterator[str]:
     """What a card says, as blocks of Markdown under headings such as ``"##"``."""
-    configuration, normalisation = card.configuration, card.normalisation
+    configuration, normalization = card.configuration, card.normalization
     sizes = {key: configuration[key] for key in ("stacks", "features", "depth")}
     layouts = (f"{points} ({name})" for name, points in configuration["layouts"].items())
-    yield card.licence
+    yield card.license
     yield markdown_table(
         ("", ""),
         [
             ("Architecture", f"`{card.architecture}`, {_pairs(sizes)}"),
             ("Points", ", ".join(layouts)),
             ("Crop", f"{configuration['input_size']} pixels a side, RGB"),
-            ("Normalisation", f"mean {normalisation['mean']}, deviation {normalisation['std']}"),
+            ("Normalization", f"mean {normalization['mean']}, deviation {normalization['std']}"),
             ("Reading", _pairs(card.decoding)),
             *(("SHA-256", f"`{name}`<br>`{digest}`") for name, digest in card.files.items()),
         ],
@@ -140,11 +140,11 @@ def card_sections(card: ModelCard, heading: str) -> Iterator[str]:
     else:
         yield "Nothing was measured."
     yield f"{heading} Trained on"
-    training_data = [(each["name"], each["images"], each["licence"]) for each in card.training_data]
-    yield markdown_table(("data", "images", "licence"), training_data)
+    training_data = [(each["name"], each["images"], each["license"]) for each in card.training_data]
+    yield markdown_table(("data", "images", "license"), training_data)
     yield f"{heading} From boxes to crops"
     boxes = [(f"`{kind}`", box["shift"], box["scale"]) for kind, box in card.crop["boxes"].items()]
-    yield markdown_table(("kind of box", "shift of the centre", "side"), boxes)
+    yield markdown_table(("kind of box", "shift of the center", "side"), boxes)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

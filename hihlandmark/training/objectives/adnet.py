@@ -10,7 +10,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.adnet import ADNet, StackMaps
-from hihlandmark.runtimes.graph import normalise
+from hihlandmark.runtimes.graph import normalize
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ACTIVATION
@@ -57,7 +57,7 @@ class ADNetObjective(Objective):
     @staticmethod
     def decoding(loss: Loss) -> Decoding:
         """The landmark is the mean of the attended heatmap, whatever the losses."""
-        return {"decoder": "mean", "bin_centre": 0.5, "activation": "linear"}
+        return {"decoder": "mean", "bin_center": 0.5, "activation": "linear"}
 
     def totals(self, batch: Batch) -> torch.Tensor:
         """Sums of weights (3,): of the predicted layouts' points, of edges, of all points."""
@@ -66,32 +66,32 @@ class ADNetObjective(Objective):
         return torch.stack([predicted.sum(), edges.sum(), batch.weights.sum()])
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (3,) of `forward` -> the number to be minimised."""
+        """The losses (3,) of `forward` -> the number to be minimized."""
         weights = (self.loss.point_weight, self.loss.map_weight, self.loss.map_weight)
         return losses @ losses.new_tensor(weights)
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
         """Weighted sums over points, edges and points, over ``totals`` (3,): (3,), `names`."""
-        crops = normalise(batch.crops, self.mean, self.std)
+        crops = normalize(batch.crops, self.mean, self.std)
         stacks, features = self.network.forward_stacks(crops)
         size = stacks[-1].attended.shape[-1]
-        centres = self.in_cells(batch, size) - 0.5
-        edges, edge_weights = self._edges(batch, centres[:, self.shipped], size)
+        centers = self.in_cells(batch, size) - 0.5
+        edges, edge_weights = self._edges(batch, centers[:, self.shipped], size)
         normals = self.normals(batch)
         losses = torch.zeros(3, device=crops.device)
         for number, maps in enumerate(stacks, 1):
             # "The stack weights of the paper": 1/8, 1/4, 1/2 and 1 for four.
             share = 2.0 ** (number - len(stacks))
-            found = self._stack_sums(batch, maps, centres, normals, edges, edge_weights)
+            found = self._stack_sums(batch, maps, centers, normals, edges, edge_weights)
             losses = losses + share * found
-        auxiliary = self.auxiliary_sum(features, centres, batch.weights, torch.sigmoid)
+        auxiliary = self.auxiliary_sum(features, centers, batch.weights, torch.sigmoid)
         return (losses + auxiliary * losses.new_tensor([0, 0, 1])) / totals.clamp(min=1e-6)
 
     def _stack_sums(
         self,
         batch: Batch,
         maps: StackMaps,
-        centres: torch.Tensor,
+        centers: torch.Tensor,
         normals: torch.Tensor,
         edges: torch.Tensor,
         edge_weights: torch.Tensor,
@@ -101,7 +101,7 @@ class ADNetObjective(Objective):
         taught = weights > 0
         attended = maps.attended[taught].float()
         mass = attended.sum(dim=(-2, -1), keepdim=True)
-        place = centres[:, self.shipped]
+        place = centers[:, self.shipped]
         point = self.point_loss(
             attended / mass.clamp(min=SMALLEST_MASS), place[taught], normals[taught]
         )
@@ -116,13 +116,13 @@ class ADNetObjective(Objective):
         )
 
     def _edges(
-        self, batch: Batch, centres: torch.Tensor, size: int
+        self, batch: Batch, centers: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Target maps (B, E, size, size) of all layouts' edges, and their weights (B, E)."""
         weights = self._edge_weights(batch.weights)
-        maps = centres.new_zeros(*weights.shape, size, size)
+        maps = centers.new_zeros(*weights.shape, size, size)
         start = 0
-        for name, points in self.network.by_layout(centres).items():
+        for name, points in self.network.by_layout(centers).items():
             lines = self.lines[name]
             assert isinstance(lines, LineMaps)
             place = slice(start, start + len(lines.lengths))

@@ -10,7 +10,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.awing import AWing
-from hihlandmark.runtimes.graph import normalise
+from hihlandmark.runtimes.graph import normalize
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ACTIVATION
@@ -46,8 +46,8 @@ class AWingObjective(Objective):
     def decoding(loss: Loss) -> Decoding:
         """Heatmaps around cells hold no more than the quarter; others hold the exact place."""
         return {
-            "decoder": "expectation" if loss.sub_cell else "quarter_shift",
-            "bin_centre": 0.5,
+            "decoder": "local_soft_argmax" if loss.sub_cell else "quarter_shift",
+            "bin_center": 0.5,
             "activation": ACTIVATION[loss.integer],
         }
 
@@ -57,24 +57,24 @@ class AWingObjective(Objective):
         return (batch.weights.sum() + boundaries.sum())[None]
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (2,) of `forward` -> the number to be minimised."""
+        """The losses (2,) of `forward` -> the number to be minimized."""
         return losses.sum()
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
         """Sums over points and over boundaries, over ``totals`` (1,): (2,), means over stacks."""
-        crops = normalise(batch.crops, self.mean, self.std)
+        crops = normalize(batch.crops, self.mean, self.std)
         predictions, features = self.network.forward_stacks(crops)
         size, shipped = predictions[-1].shape[-1], self.shipped
         u = self.in_cells(batch, size)
-        centres = u - 0.5 if self.loss.sub_cell else u.floor().clamp(0, size - 1)
+        centers = u - 0.5 if self.loss.sub_cell else u.floor().clamp(0, size - 1)
         weights = batch.weights[:, shipped]
         boundaries, boundary_weights = self._boundaries(batch, u[:, shipped] - 0.5, size)
         taught = boundary_weights > 0
 
-        heatmap = self.auxiliary_sum(features, centres, batch.weights)
+        heatmap = self.auxiliary_sum(features, centers, batch.weights)
         boundary = torch.zeros((), device=crops.device)
         for maps in predictions:
-            heatmap = heatmap + self.map_sum(maps[:, shipped], centres[:, shipped], weights) / len(
+            heatmap = heatmap + self.map_sum(maps[:, shipped], centers[:, shipped], weights) / len(
                 predictions
             )
             losses = self.integer_loss(maps[:, shipped.stop :][taught].float(), boundaries[taught])
@@ -82,12 +82,12 @@ class AWingObjective(Objective):
         return torch.stack([heatmap, boundary]) / totals.clamp(min=1e-6)
 
     def _boundaries(
-        self, batch: Batch, centres: torch.Tensor, size: int
+        self, batch: Batch, centers: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Target maps (B, L, size, size) of the boundary in every layout, and weights (B, L)."""
         weights = self._boundary_weights(batch.weights)
-        maps = centres.new_zeros(*weights.shape, size, size)
-        for number, (name, points) in enumerate(self.network.by_layout(centres).items()):
+        maps = centers.new_zeros(*weights.shape, size, size)
+        for number, (name, points) in enumerate(self.network.by_layout(centers).items()):
             faces = weights[:, number] > 0
             if faces.any():
                 drawn = self.lines[name](points[faces], size, self.loss.line_sigma)

@@ -52,7 +52,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (K,) of `forward` -> the number to be minimised."""
+        """The losses (K,) of `forward` -> the number to be minimized."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
@@ -69,24 +69,24 @@ class Objective(nn.Module):
         return (batch.points + 0.5) * size / batch.crops.shape[1]
 
     def map_sum(
-        self, maps: torch.Tensor, centres: torch.Tensor, weights: torch.Tensor
+        self, maps: torch.Tensor, centers: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         """The weighted sum of the heatmap loss of maps (B, p, h, h) of p points.
 
-        ``centres`` (B, p, 2) of the Gaussians, where the centre of cell c is c; ``weights`` (B, p).
+        ``centers`` (B, p, 2) of the Gaussians, where the center of cell c is c; ``weights`` (B, p).
         """
         taught = weights > 0
-        targets = gaussian(centres[taught], maps.shape[-1], self.loss.integer_sigma)
+        targets = gaussian(centers[taught], maps.shape[-1], self.loss.integer_sigma)
         return (self.integer_loss(maps[taught].float(), targets) * weights[taught]).sum()
 
     def auxiliary_sum(
         self,
         features: torch.Tensor,
-        centres: torch.Tensor,
+        centers: torch.Tensor,
         weights: torch.Tensor,
         activation: Callable[[torch.Tensor], torch.Tensor] = lambda maps: maps,
     ) -> torch.Tensor:
-        """`map_sum` of the auxiliary heads' maps; ``centres`` and ``weights`` of all points."""
+        """`map_sum` of the auxiliary heads' maps; ``centers`` and ``weights`` of all points."""
         network: LandmarkNetwork = self.network
         total = torch.zeros((), device=features.device)
         start = self.shipped.stop
@@ -96,7 +96,7 @@ class Objective(nn.Module):
             # Also without a face that teaches it: every process must have gradients of every head.
             faces = (weights[:, place] > 0).any(dim=1)
             maps = activation(network.auxiliary_heads[name](features[faces]))
-            total = total + self.map_sum(maps, centres[faces, place], weights[faces, place])
+            total = total + self.map_sum(maps, centers[faces, place], weights[faces, place])
         return total
 
     def normals(self, batch: Batch) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import DECIMAL_SIGMA, gaussian, to_distributions
 from hihlandmark.models.hih import HIH
-from hihlandmark.runtimes.graph import normalise
+from hihlandmark.runtimes.graph import normalize
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ACTIVATION, HEATMAP_LOSSES, csc
@@ -44,8 +44,8 @@ class HIHObjective(Objective):
         teaches the softmax of a Gaussian, not the Gaussian): only its maximum can be read.
         """
         return {
-            "decoder": "expectation" if loss.decimal == "cross_entropy" else "argmax",
-            "bin_centre": 0.5,
+            "decoder": "local_soft_argmax" if loss.decimal == "cross_entropy" else "argmax",
+            "bin_center": 0.5,
             "activation": ACTIVATION[loss.integer],
         }
 
@@ -57,7 +57,7 @@ class HIHObjective(Objective):
         return torch.stack([weights.sum(), weights[:, self.shipped].sum(), distilled])
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (4,) of `forward` -> the number to be minimised."""
+        """The losses (4,) of `forward` -> the number to be minimized."""
         distilled = self.teacher.weight if self.teacher else 0.0
         weights = (1.0, self.loss.decimal_weight, self.loss.point_weight, distilled)
         return losses @ losses.new_tensor(weights)
@@ -67,7 +67,7 @@ class HIHObjective(Objective):
 
         All but the decimal loss are means over the stacks.
         """
-        crops = normalise(batch.crops, self.mean, self.std)
+        crops = normalize(batch.crops, self.mean, self.std)
         integers, decimals, features = self.network.forward_stacks(crops)
         size, bins, shipped = integers[-1].shape[-1], decimals.shape[-1], self.shipped
         u = self.in_cells(batch, size)

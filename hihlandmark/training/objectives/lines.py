@@ -39,7 +39,7 @@ class LineMaps(nn.Module):
         return whole * (weights @ self.on_lines.T) / self.on_lines.sum(dim=1)
 
     def forward(self, points: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
-        """Points (B, P, 2), where the centre of cell c is c -> maps (B, E, size, size) in 0..1."""
+        """Points (B, P, 2), where the center of cell c is c -> maps (B, E, size, size) in 0..1."""
         lines = (self.splines.to(points.dtype) @ points).split(self.lengths, dim=1)
         nearest = torch.stack([_squared_distances(line, size) for line in lines], dim=1)
         return torch.exp(nearest / (-2 * sigma**2))
@@ -73,7 +73,7 @@ def _spline(line: Contour, points: int) -> torch.Tensor:
     """(S, P): what to multiply a face's P points by for S places along the line.
 
     Catmull-Rom: cubic pieces through the points, at each with the slope of the chord between its
-    neighbours (Catmull and Rom, 1974). The ends of an open line are their own neighbours.
+    neighbors (Catmull and Rom, 1974). The ends of an open line are their own neighbors.
     """
     ring = list(line.indices)
     padded = [ring[-1], *ring, *ring[:2]] if line.closed else [ring[0], *ring, ring[-1]]

@@ -36,7 +36,7 @@ _RULES: Rules = (
     (r"\.residual\.1\.2\.", ".conv2.conv."),
     (r"\.residual\.2\.0\.", ".bn3."),
     (r"\.residual\.2\.2\.", ".conv3.conv."),
-    (r"\.(idle_)?skip\.", ".skip_layer.conv."),
+    (r"\.(?:skip|unused_shortcut)\.", ".skip_layer.conv."),
 )
 
 
@@ -76,10 +76,10 @@ def _take_edges(theirs: OfficialState, points: int) -> list[list[int]]:
     attention does not need it.
     """
     names = ("e2h_transform.weight", "e2h_transform.bias")
-    theirs.refuse({"missing": [name for name in names if name not in theirs.tensors]})
+    theirs.raise_if_any({"missing": [name for name in names if name not in theirs.tensors]})
     matrix, bias = (theirs.tensors.pop(name).float() for name in names)
     wrong = matrix.ndim != 4 or matrix.shape[0] != points or bias.shape != (points,)
-    theirs.refuse({"of another shape": list(names) * wrong})
+    theirs.raise_if_any({"of another shape": list(names) * wrong})
     on_edge = matrix[:, :, 0, 0] > 0.5
     # A moving average of the network ("net_ema") leaves the numbers near 0 and 1.
     exact = torch.allclose(matrix[:, :, 0, 0], on_edge.float(), atol=1e-3)
@@ -100,7 +100,7 @@ def _take_blur(theirs: OfficialState, stacks: int, depth: int) -> bool:
     names = ["pre.2.1.filt", *(f"{level}pool1.1.filt" for level in levels)]
     if not any(name in theirs.tensors for name in names):
         return False
-    theirs.refuse({"missing": [name for name in names if name not in theirs.tensors]})
+    theirs.raise_if_any({"missing": [name for name in names if name not in theirs.tensors]})
     kernel = BlurPool().kernel
     for name in names:
         found = theirs.tensors.pop(name)

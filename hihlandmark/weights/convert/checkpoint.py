@@ -24,7 +24,7 @@ from hihlandmark.weights.card import (
     IMAGENET_STD,
     Decoding,
     ModelCard,
-    Normalisation,
+    Normalization,
     boxes_of,
 )
 from hihlandmark.weights.convert import adnet, awing, hih
@@ -44,8 +44,8 @@ def convert_checkpoint(
     or in a dict as ``"state_dict"`` or ``"net"``, its keys with or without "module." in front; it
     is opened with ``weights_only=True``. ``layout``: the layout that it must be of, such as
     "WFLW98"; None takes the one with as many points. The card states the system's decoding,
-    normalisation and origin of pixels, and the maps from boxes to its crops, so that it runs on
-    photos. Returns the path of the card. Raises `WeightsError` when it is no such checkpoint or
+    normalization and origin of pixels, and the maps from boxes to its crops, so that it runs on
+    images. Returns the path of the card. Raises `WeightsError` when it is no such checkpoint or
     holds other objects.
     """
     state = _read_checkpoint(checkpoint)
@@ -62,11 +62,11 @@ def convert_checkpoint(
         name=name,
         architecture=system.architecture,
         configuration=configuration,
-        normalisation=system.normalisation,
+        normalization=system.normalization,
         crop={"pixel_origin": system.pixel_origin, "boxes": boxes_of(maps)},
         decoding=system.decoding,
         training_data=[],
-        licence="not stated by the checkpoint: see where it is from",
+        license="not stated by the checkpoint: see where it is from",
     )
     return save_weights(folder, card, state)
 
@@ -82,7 +82,7 @@ class _OfficialSystem(NamedTuple):
     architecture: str
     layer: str
     from_official: Callable[[Mapping[str, torch.Tensor]], Converted]
-    normalisation: Normalisation
+    normalization: Normalization
     decoding: Decoding
     pixel_origin: float
     crop: BoxMap
@@ -95,8 +95,8 @@ SYSTEMS = (
         architecture="hih",
         layer="pre_conv.",
         from_official=hih.from_official,
-        normalisation={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        decoding={"decoder": "argmax", "bin_centre": 0.0, "activation": "linear"},
+        normalization={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        decoding={"decoder": "argmax", "bin_center": 0.0, "activation": "linear"},
         # It takes x / 4 for the position in the heatmap.
         pixel_origin=0.0,
         # It follows the practice of PFLD (github.com/guoqiangqi/PFLD), whose crops are 1.2
@@ -108,15 +108,15 @@ SYSTEMS = (
         architecture="adnet",
         layer="out_pointmaps.",
         from_official=adnet.from_official,
-        normalisation={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        normalization={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         decoding={
             "decoder": "mean",
-            "bin_centre": 0.5,
+            "bin_center": 0.5,
             "activation": "linear",
-            "aligned_corners": True,
+            "align_corners": True,
         },
         pixel_origin=0.5,
-        # Its crops are 200 * scale pixels wide around the centre, both read from files of
+        # Its crops are 200 * scale pixels wide around the center, both read from files of
         # metadata. How these were made is not published. A user of the files found the scale
         # to be the height of the landmarks' box / 200, with mean differences of 0.006 on COFW,
         # 0.03 on WFLW and 0.09 on 300-W (issue 3 of its repository). Its longer side / 200, as
@@ -130,12 +130,12 @@ SYSTEMS = (
         architecture="awing",
         layer="m0.coordconv.",
         from_official=awing.from_official,
-        normalisation={"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
-        decoding={"decoder": "quarter_shift", "bin_centre": 0.5, "activation": "linear"},
+        normalization={"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
+        decoding={"decoder": "quarter_shift", "bin_center": 0.5, "activation": "linear"},
         # It takes x / 4 for the position in the heatmap.
         pixel_origin=0.0,
         # WFLW's rectangle w x h, 5 % larger, is cut out with a side of 0.8 * 1.05 * (w + h)
-        # around its centre, and of this the inner 0.8, or all where a point would come near
+        # around its center, and of this the inner 0.8, or all where a point would come near
         # the edge. These squares of 462 faces of WFLW's test list, in units of the landmarks'
         # box: medians of this shift and scale, standard deviations of 0.06 and 9 %.
         crop=BoxMap((0.0, -0.136), 1.48),

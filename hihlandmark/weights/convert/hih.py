@@ -29,7 +29,7 @@ _RULES: Rules = (
     (r"\.residual\.0\.", ".conv1."),
     (r"\.residual\.1\.", ".conv2."),
     (r"\.residual\.2\.", ".conv3."),
-    (r"\.(idle_)?skip\.", ".skip_layer."),
+    (r"\.(?:skip|unused_shortcut)\.", ".skip_layer."),
 )
 
 # Heads of the paper's other experiments, by a layer that only they have.

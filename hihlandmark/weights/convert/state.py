@@ -39,15 +39,15 @@ class OfficialState:
     def __init__(self, system: str, state_dict: Mapping[str, torch.Tensor]) -> None:
         self.system = system
         self.tensors = plain_names(state_dict)
-        self.refuse(
+        self.raise_if_any(
             {"not tensors": [n for n, t in self.tensors.items() if not isinstance(t, torch.Tensor)]}
         )
 
     def shape(self, name: str) -> torch.Size:
         """The shape (outputs, inputs, height, width) of a convolution's matrix."""
-        self.refuse({"missing": [name] * (name not in self.tensors)})
+        self.raise_if_any({"missing": [name] * (name not in self.tensors)})
         shape = self.tensors[name].shape
-        self.refuse({"of another shape": [name] * (len(shape) != 4)})
+        self.raise_if_any({"of another shape": [name] * (len(shape) != 4)})
         return shape
 
     def count(self, pattern: str) -> int:
@@ -78,7 +78,7 @@ class OfficialState:
         # Batch norms saved by torch before 0.4.1 lack a counter, which evaluation never reads.
         counters = [name for name in official.values() if name.endswith(".num_batches_tracked")]
         tensors = {name: torch.tensor(0) for name in counters} | self.tensors
-        self.refuse(
+        self.raise_if_any(
             {
                 "missing": [name for name in official.values() if name not in tensors],
                 "unknown": sorted(tensors.keys() - official.values()),
@@ -91,7 +91,7 @@ class OfficialState:
         )
         return {ours: tensors[name] for ours, name in official.items()}
 
-    def refuse(self, faults: Mapping[str, list[str]]) -> None:
+    def raise_if_any(self, faults: Mapping[str, list[str]]) -> None:
         """Raises for tensors at fault, if there are any: ten of each kind by name."""
         listed = [
             f"{len(names)} {kind}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
@@ -105,11 +105,11 @@ class OfficialState:
             )
 
 
-def numbered_levels(stack: str, depth: int, branch: str, centre: str) -> Rules:
+def numbered_levels(stack: str, depth: int, branch: str, center: str) -> Rules:
     """Rules for hourglasses whose levels are numbered from the innermost, 1; ours nests them.
 
     ``stack``: pattern of the name of a stack. ``branch``: the name of a block in it, with the
-    ``{level}`` and the ``{branch}``, 1 to 3; ``centre``: that of the block in the middle.
+    ``{level}`` and the ``{branch}``, 1 to 3; ``center``: that of the block in the middle.
     """
     inner = r"inner\."
     levels = tuple(
@@ -120,7 +120,7 @@ def numbered_levels(stack: str, depth: int, branch: str, centre: str) -> Rules:
         for nested in range(depth)
         for theirs, ours in enumerate(("upper", "down", "up"), start=1)
     )
-    return (*levels, (rf"^({stack})\.{inner * depth}", rf"\1.{centre}."))
+    return (*levels, (rf"^({stack})\.{inner * depth}", rf"\1.{center}."))
 
 
 def _rename(name: str, rules: Rules) -> str:
