@@ -3,6 +3,11 @@
 A message says what is wrong, with which input, and what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class HihlandmarkError(Exception):
     """Base class of all errors that hihlandmark raises on purpose."""
@@ -30,3 +35,21 @@ class TrainingError(HihlandmarkError):
 
 class ExportError(HihlandmarkError):
     """An exported network does not reproduce the points of the original."""
+
+
+@contextmanager
+def missing_extra(extra: str) -> Iterator[None]:
+    """Turn the failing import of an optional package into an error that says what to install.
+
+    Args:
+        extra: the extra of this package that installs it.
+
+    Raises:
+        ConfigurationError: a package that is imported within the block is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{error.name} is not installed: pip install 'hihlandmark[{extra}]'"
+        ) from error

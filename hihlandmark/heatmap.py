@@ -1,38 +1,38 @@
-"""The heatmap-in-heatmap representation: points -> heatmaps (targets) and heatmaps -> points.
+"""The heatmap-in-heatmap representation: points to training targets, and heatmaps to points.
 
-Positions are in crop pixels (the center of the top-left pixel is (0, 0)). With s pixels a cell,
-``u = (x + 0.5) / s`` splits into the cell ``floor(u)``, which the integer heatmap holds, and the
-fraction ``u - floor(u)``, which the decimal heatmap holds in ``bins`` bins a side (Lan et al.,
-arXiv 2104.03100, section 3.2). Where the crop lies in the image is the business of ``crop.py``.
+The one home of decoding. It is torch code, so it is exported with the network.
+
+Positions are in crop pixels (the center of the top-left pixel is (0, 0)). With a stride of s pixels
+per cell, ``u = (x + pixel_origin) / s`` splits into the cell ``floor(u)``, which the integer heatmap
+holds, and the fraction ``u - floor(u)``, which the decimal heatmap holds in ``bins`` bins a side
+(Lan et al., arXiv 2104.03100, section 3.2). ``pixel_origin`` is 0.5 for our networks; the released
+HIH divides x itself, so it is 0 for converted weights.
 
 Bin b holds the fractions [b / bins, (b + 1) / bins) and decodes to its center. The paper rounds
 ``bins * fraction`` instead, which leaves the fractions above 15/16 without a bin: a point in the
-last sixteenth of a cell is then off by up to 1/8 cell. `decode` reads that older convention too
+last sixteenth of a cell is then off by up to 1/8 cell. `decode` supports that convention
 (``bin_center=0``), because converted checkpoints were trained with it.
 
-Networks without a decimal heatmap (ADNet, Adaptive Wing) have None in its place: their integer
-heatmap's shape says where in the cell the point is.
+Networks without a decimal heatmap (ADNet, Adaptive Wing) have None in its place: the position within
+the cell follows from the shape of their integer heatmap.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    from hihlandmark.weights.card import Decoding
-
-Decoder = Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"]
-Activation = Literal["softmax", "linear"]
+from hihlandmark.models.base import Heatmaps
+from hihlandmark.weights.card import Activation, Decoder, Decoding
 
 INTEGER_SIGMA = 1.5
 """Standard deviation of the integer target, in cells (paper, section 4.2)."""
 DECIMAL_SIGMA = 1.0
 """Standard deviation of the decimal target, in bins (paper, section 4.2)."""
 WINDOW = 5
-"""Cells to each side of the highest one that `local_soft_argmax` reads. Three hold a target; a hesitating
-network spreads further."""
+"""Radius in cells of the window that ``local_soft_argmax`` averages over. A target fits into three;
+an uncertain network spreads further."""
 
 
 def gaussian(centers: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
@@ -57,32 +57,30 @@ class Targets(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What P heatmaps say.
+    """The decoded points of P heatmaps.
 
-    ``points``: (..., P, 2) in crop pixels; ``mass``: (..., P) in 0..1, the share of the integer
-    heatmap around its peak, a raw score; ``covariance``: (..., P, 2, 2) in squared crop pixels;
-    ``inside``: (..., P) bool. Where a heatmap is empty there is no point: ``inside`` is False, the
-    coordinates are NaN and the mass is 0.
+    ``points``: (..., P, 2) in crop pixels; ``covariance``: (..., P, 2, 2) in squared crop pixels;
+    ``mass``: (..., P) in 0..1, the share of the integer heatmap around its peak, a raw score. Empty
+    heatmaps carry no information: the crop center with a uniform covariance, and a mass of 0.
     """
 
     points: torch.Tensor
-    mass: torch.Tensor
     covariance: torch.Tensor
-    inside: torch.Tensor
+    mass: torch.Tensor
 
 
 def encode(
     points: torch.Tensor,
     heatmap_size: int,
     *,
-    stride: int = 4,
+    stride: int,
     bins: int = 8,
     integer_sigma: float = INTEGER_SIGMA,
     decimal_sigma: float = DECIMAL_SIGMA,
 ) -> Targets:
     """Points (..., P, 2) in crop pixels -> `Targets` with maps of ``heatmap_size`` cells a side.
 
-    The decimal Gaussian is centerd on the exact fraction rather than on a bin, so that a decoder
+    The decimal Gaussian is centered on the exact fraction rather than on a bin, so that a decoder
     can read more than the bin from it.
     """
     u = (points + 0.5) / stride
@@ -96,7 +94,7 @@ def encode(
 def to_distributions(
     integer: torch.Tensor, decimal: torch.Tensor | None, activation: Activation = "softmax"
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A network's raw heatmaps (..., h, h) and (..., b, b) -> non-negative ones, as `decode` wants.
+    """Raw heatmaps (..., h, h) and (..., b, b) of a network -> non-negative ones for `decode`.
 
     ``softmax`` is for networks trained with a cross-entropy over cells; ``linear`` for those
     trained to regress the integer heatmap itself (HIH's own MSE), whose negative values mean 0.
@@ -106,54 +104,50 @@ def to_distributions(
     return integer, None if decimal is None else _softmax(decimal)
 
 
-def mirrored(
-    integer: torch.Tensor, decimal: torch.Tensor | None, mirror: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The heatmaps (..., P, h, h) and (..., P, b, b) of a mirrored crop as those of the crop.
-
-    ``mirror`` (P,): the layout's mirror table. Needs maps that are symmetric about the crop's
-    middle: pixel centers at (0, 0) and ``bin_center=0.5``.
-    """
-    integer = integer[..., mirror, :, :].flip(-1)
-    return integer, None if decimal is None else decimal[..., mirror, :, :].flip(-1)
-
-
 def decode(
     integer: torch.Tensor,
     decimal: torch.Tensor | None,
     decoder: Decoder = "local_soft_argmax",
     *,
-    stride: int = 4,
+    stride: int,
     bin_center: float = 0.5,
     decimal_sigma: float = DECIMAL_SIGMA,
     align_corners: bool = False,
+    pixel_origin: float = 0.5,
 ) -> Decoded:
-    """Non-negative heatmaps (..., P, h, h) and (..., P, b, b) -> `Decoded`.
+    """Decode non-negative heatmaps to points.
 
-    ``argmax`` is HIH's: the highest cell plus the highest bin. On targets it is exact to half
-    a bin, 1/16 cell.
+    Args:
+        integer: (..., P, h, h).
+        decimal: (..., P, b, b), or None.
+        decoder: ``argmax`` is HIH's: the highest cell plus the highest bin; on targets it is exact
+            to half a bin, 1/16 cell. ``local_soft_argmax`` adds the mean of the integer heatmap in
+            a window to the mean of the decimal heatmap. Where a network hesitates between the end
+            of one cell and the start of the next, the two means move in opposite directions and
+            their sum stays right, while two maxima may disagree by a whole cell; on targets it is
+            exact to 1/10,000 cell. Differentiable. Without a decimal heatmap, ``argmax`` gives the
+            center of the cell and ``local_soft_argmax`` the mean in the window, and there are two
+            more: ``quarter_shift`` moves the center of the highest cell by a quarter of a cell
+            towards the higher neighbor, in x and in y (Adaptive Wing, and stacked hourglasses
+            before it); ``mean`` is the mean of the whole map, ADNet's soft-argmax.
+        stride: crop pixels a side of a cell.
+        bin_center: position in a bin that it decodes to, in bins.
+        decimal_sigma: standard deviation of the decimal target, in bins.
+        align_corners: stretch the grid so that the centers of the first and last cell lie on the
+            edges of the crop, as the mean in ADNet's released code does.
+        pixel_origin: offset added to a position before it is divided by the stride.
 
-    ``local_soft_argmax`` adds the mean of the integer heatmap, around the highest cell of where most of
-    it lies, to the mean of the decimal heatmap. Where a network hesitates between the end of one
-    cell and the start of the next, the two means move in opposite directions and their sum stays
-    right, while two maxima may disagree by a whole cell.
-    On targets it is exact to 1/10,000 cell. Differentiable.
-
-    Without a decimal heatmap (None), ``argmax`` gives the middle of the cell, ``local_soft_argmax`` the
-    mean around the highest one, and there are two decoders more: ``quarter_shift`` moves the middle
-    of the highest cell by a quarter of a cell towards the higher neighbor, in x and in y (Adaptive
-    Wing and stacked hourglasses before it); ``mean`` is the mean of the whole map, ADNet's
-    soft-argmax. ``align_corners`` stretches the cells' grid, so that the middles of the first and
-    the last one lie on the crop's edges, as the mean of ADNet's released code does.
+    Returns:
+        The `Decoded` points.
     """
     cell = _highest(integer)
     if decoder == "local_soft_argmax":
-        # A lone spike on a face half hidden is not where most of the belief lies.
+        # An isolated spike on a half hidden face is not where most of the probability lies.
         around = _highest(box_sums(integer))
         cell = around + _highest(_window(integer, around)) - WINDOW
         cell = cell.clamp(0)  # of an empty heatmap
     total = integer.sum(dim=(-2, -1))
-    inside = total > 0
+    is_empty = total <= 0
 
     window = _window(integer, cell)
     mass = window.sum(dim=(-2, -1)) / total
@@ -172,33 +166,41 @@ def decode(
         size = integer.shape[-1]
         u = (u - 0.5) * (size / (size - 1))
 
-    points = u * stride - 0.5
-    nowhere = ~inside
+    crop_size = integer.shape[-1] * stride
+    uniform = torch.eye(2, dtype=integer.dtype, device=integer.device) * (crop_size**2 / 12)
     return Decoded(
-        points.masked_fill(nowhere[..., None], torch.nan),
-        mass.masked_fill(nowhere, 0),
-        (covariance * stride**2).masked_fill(nowhere[..., None, None], torch.nan),
-        inside,
+        (u * stride - pixel_origin).masked_fill(is_empty[..., None], (crop_size - 1) / 2),
+        torch.where(is_empty[..., None, None], uniform, covariance * stride**2),
+        mass.masked_fill(is_empty, 0),
     )
 
 
-def read_heatmaps(
-    integer: torch.Tensor, decimal: torch.Tensor | None, decoding: Decoding, *, stride: int = 4
+def decode_heatmaps(
+    heatmaps: Heatmaps, decoding: Decoding, *, pixel_origin: float = 0.5
 ) -> Decoded:
-    """Raw heatmaps, as `to_distributions` and `decode` take them, read as a model card says."""
+    """Decode the raw heatmaps of a network as its model card states.
+
+    Args:
+        heatmaps: raw, in float32.
+        decoding: of the card.
+        pixel_origin: of the card's crop contract.
+    """
+    integer, decimal = to_distributions(*heatmaps, decoding.activation)
     return decode(
-        *to_distributions(integer, decimal, decoding["activation"]),
-        decoding["decoder"],
-        stride=stride,
-        bin_center=decoding["bin_center"],
-        align_corners=decoding.get("align_corners", False),
+        integer,
+        decimal,
+        decoding.decoder,
+        stride=decoding.stride,
+        bin_center=decoding.bin_center,
+        align_corners=decoding.align_corners,
+        pixel_origin=pixel_origin,
     )
 
 
 def _fraction(
     decimal: torch.Tensor | None, decoder: Decoder, bin_center: float, sigma: float
 ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-    """Where in its cell a point is, (..., 2) in cells, and the covariance of that (..., 2, 2)."""
+    """The position of points in their cells (..., 2), in cells, and its covariance (..., 2, 2)."""
     if decimal is None:
         return 0.5, 0.0
     bins = decimal.shape[-1]

@@ -1,13 +1,18 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hihlandmark.heatmap import Decoder, decode, encode, mirrored, to_distributions
+from hihlandmark import heatmap
+from hihlandmark.heatmap import to_distributions
+from hihlandmark.weights.card import Decoder
 
 STRIDE, CELLS, BINS = 4, 64, 8
+encode = partial(heatmap.encode, stride=STRIDE)
+decode = partial(heatmap.decode, stride=STRIDE)
 HALF_BIN = 1 / 16
 coordinate = st.floats(-0.5, 255.49)
 
@@ -16,7 +21,7 @@ def decoded_error(points: torch.Tensor, decoder: Decoder) -> torch.Tensor:
     """Largest difference, in cells, between points and their encoding's decoding."""
     targets = encode(points, CELLS)
     decoded = decode(targets.integer, targets.decimal, decoder)
-    assert decoded.inside.all()
+    assert (decoded.mass > 0).all()
     return (decoded.points - points).abs().max() / STRIDE
 
 
@@ -28,7 +33,9 @@ def test_argmax_recovers_any_point_to_half_a_bin(x: float, y: float) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(x=coordinate, y=coordinate)
-def test_expectation_recovers_any_point_to_a_ten_thousandth_of_a_cell(x: float, y: float) -> None:
+def test_local_soft_argmax_recovers_any_point_to_a_ten_thousandth_of_a_cell(
+    x: float, y: float
+) -> None:
     assert decoded_error(torch.tensor([[x, y]]), "local_soft_argmax") <= 1e-4
 
 
@@ -39,13 +46,13 @@ def test_points_at_the_borders_are_recovered(corner: tuple[float, float], decode
 
 
 @pytest.mark.parametrize("outside", [(-0.6, 10.0), (10.0, 255.5), (300.0, 10.0), (10.0, -50.0)])
-def test_a_point_outside_is_reported_and_not_placed(outside: tuple[float, float]) -> None:
+def test_an_empty_heatmap_decodes_to_the_center_with_mass_0(outside: tuple[float, float]) -> None:
     targets = encode(torch.tensor([outside, (10.0, 10.0)]), CELLS)
     assert targets.inside.tolist() == [False, True]
     decoded = decode(targets.integer, targets.decimal)
-    assert decoded.inside.tolist() == [False, True]
-    assert decoded.points[0].isnan().all()
-    assert decoded.mass[0] == 0
+    assert decoded.mass[0] == 0 < decoded.mass[1]
+    assert decoded.points[0].tolist() == [127.5, 127.5]
+    assert torch.allclose(decoded.covariance[0], torch.eye(2) * 256**2 / 12)
     assert torch.allclose(decoded.points[1], torch.tensor([10.0, 10.0]), atol=1e-3)
 
 
@@ -63,8 +70,8 @@ def test_a_cut_off_gaussian_at_the_border_is_not_moved_by_a_cell() -> None:
     assert targets.integer[0].argmax() == 0
 
 
-def test_expectation_resolves_a_hesitation_between_two_cells() -> None:
-    """Half the belief at 3.97 cells, half at 4.03: two maxima may be a cell off, the means not."""
+def test_local_soft_argmax_resolves_a_tie_between_two_cells() -> None:
+    """Half of the mass at 3.97 cells, half at 4.03: maxima may be a cell off, means are not."""
     points = torch.tensor([[3.97 * 4 - 0.5, 100.0], [4.03 * 4 - 0.5, 100.0]])
     targets = encode(points, CELLS)
     integer, decimal = targets.integer.mean(dim=0), targets.decimal.mean(dim=0)
@@ -72,7 +79,7 @@ def test_expectation_resolves_a_hesitation_between_two_cells() -> None:
     assert abs(decoded.points[0, 0] - (4.0 * 4 - 0.5)) < 0.5
 
 
-def test_expectation_follows_most_of_the_belief_and_not_a_lone_spike() -> None:
+def test_local_soft_argmax_follows_most_of_the_mass_and_not_a_spike() -> None:
     targets = encode(torch.tensor([[60.0, 60.0]]), CELLS)
     integer = targets.integer.clone()
     integer[0, 50, 50] = 1.5
@@ -92,7 +99,7 @@ def test_covariance_is_the_spread_of_the_heatmap_in_squared_pixels() -> None:
     assert covariance[0, 1].abs() < 1e-3
 
 
-def test_mass_tells_a_sharp_heatmap_from_a_flat_one() -> None:
+def test_mass_is_large_for_sharp_heatmaps_and_small_for_flat_ones() -> None:
     sharp = encode(torch.tensor([[128.0, 128.0]]), CELLS)
     flat = torch.ones(1, CELLS, CELLS)
     assert decode(sharp.integer, sharp.decimal).mass > 0.95
@@ -106,7 +113,7 @@ def test_official_bins_decode_to_their_lower_edge() -> None:
     assert decoded.points[0].tolist() == [(5 + 4 / 8) * 4 - 0.5, (7 + 2 / 8) * 4 - 0.5]
 
 
-def test_linear_activation_takes_negative_values_for_nothing() -> None:
+def test_linear_activation_clips_negative_values() -> None:
     raw = torch.full((1, CELLS, CELLS), -0.1)
     raw[0, 3, 4] = 0.9
     integer, decimal = to_distributions(raw, torch.zeros(1, BINS, BINS), "linear")
@@ -114,7 +121,7 @@ def test_linear_activation_takes_negative_values_for_nothing() -> None:
     assert torch.allclose(decimal.sum(), torch.tensor(1.0))
 
 
-def test_expectation_is_differentiable_and_moves_the_point() -> None:
+def test_local_soft_argmax_is_differentiable_and_moves_the_point() -> None:
     targets = encode(torch.tensor([[100.0, 100.0]]), CELLS)
     logits = (targets.integer + 1e-6).log().requires_grad_()
     decimals = (targets.decimal + 1e-6).log().requires_grad_()
@@ -122,19 +129,17 @@ def test_expectation_is_differentiable_and_moves_the_point() -> None:
     point[0, 0].backward()
     assert logits.grad is not None
     assert decimals.grad is not None
-    # More belief in a column further right moves the point to the right.
+    # More mass in a column further right moves the point to the right.
     assert logits.grad[0, :, 26:].sum() > 0 > logits.grad[0, :, :24].sum()
     assert decimals.grad[0, :, 7].sum() > 0 > decimals.grad[0, :, 0].sum()
 
 
-def test_heatmaps_of_a_mirrored_crop_are_those_of_the_crop() -> None:
-    points = torch.tensor([[40.3, 82.9], [200.6, 13.1]])
-    swapped = torch.tensor([1, 0])
-    image_of = points[swapped] * torch.tensor([-1, 1]) + torch.tensor([255, 0])
-    there, back = encode(points, CELLS), encode(image_of, CELLS)
-    integer, decimal = mirrored(back.integer, back.decimal, swapped)
-    assert torch.allclose(integer, there.integer, atol=1e-4)
-    assert torch.allclose(decimal, there.decimal, atol=1e-4)
+def test_stride_and_pixel_origin_scale_and_shift_the_points() -> None:
+    targets = encode(torch.tensor([[128.0, 64.0]]), CELLS)
+    fine = decode(targets.integer, targets.decimal)
+    coarse = heatmap.decode(targets.integer, targets.decimal, stride=8, pixel_origin=0.0)
+    assert torch.allclose(coarse.points, 2 * (fine.points + 0.5))
+    assert torch.allclose(coarse.covariance, 4 * fine.covariance)
 
 
 def test_batches_decode_as_one_by_one() -> None:
@@ -145,7 +150,7 @@ def test_batches_decode_as_one_by_one() -> None:
     assert torch.allclose(together, alone, atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_cuda_decodes_as_the_cpu() -> None:
     targets = encode(torch.rand(4, 98, 2) * 250, CELLS)
     on_cpu = decode(targets.integer, targets.decimal).points

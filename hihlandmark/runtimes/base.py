@@ -1,30 +1,88 @@
-"""What every runtime offers."""
+"""What every runtime offers, and what a row of the table of runtimes holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from hihlandmark.arrays import FloatArray, Image
 
 if TYPE_CHECKING:
-    from hihlandmark.models.base import Heatmaps
+    import torch
+
+    from hihlandmark.runtimes.graph import PixelGraph
 
 Precision = Literal["fp32", "bf16"]
-Outputs = list[NDArray[np.floating]]
-Run = Callable[[NDArray[Any]], Outputs]
-"""Runs a network: pixels -> the tensors it returns. May be called from several threads."""
+Outputs = list[FloatArray]
+Run = Callable[[Image], Outputs]
+"""Runs a graph: pixels -> the arrays that it returns. May be called from several threads."""
+
+
+class CropLandmarks(NamedTuple):
+    """The decoded points of N crops, before calibration.
+
+    ``points``: (N, P, 2) in crop pixels, the center of the top-left pixel is (0, 0).
+    ``covariance``: (N, P, 2, 2) in squared crop pixels. ``mass``: (N, P) in 0..1, the share of the
+    integer heatmap around its peak; 0 where the heatmap is empty.
+    """
+
+    points: FloatArray
+    covariance: FloatArray
+    mass: FloatArray
+
+    def select(self, index: Any) -> CropLandmarks:
+        """The same NumPy index applied to all arrays."""
+        return CropLandmarks(*(array[index] for array in self))
 
 
 class Runtime(Protocol):
-    """Runs one network for one layout. May be called from several threads."""
+    """Runs one network with its decoding. May be called from several threads."""
 
     name: str
     """As in `runtimes.RUNTIMES`."""
     precision: Precision
-    """In which the network computes; what goes in and comes out is the same in both."""
+    """The precision of the network; inputs, decoding and outputs do not depend on it."""
 
-    def __call__(self, crops: NDArray[np.uint8]) -> Heatmaps:
-        """Crops (N, S, S, 3) RGB -> raw `Heatmaps`, (N, P, h, h) and (N, P, b, b), float32."""
+    def __call__(self, crops: Image) -> CropLandmarks:
+        """Crops (N, S, S, 3) uint8 RGB -> `CropLandmarks` in float32."""
         ...
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """A file that a runtime reads.
+
+    Attributes:
+        name: what `hihlandmark export --to` calls it.
+        suffix: of the file, such as ".onnx".
+        package: distribution whose releases may convert differently.
+        write: writes a graph to a path.
+        run: loads a path for a device and a precision.
+    """
+
+    name: str
+    suffix: str
+    package: str
+    write: Callable[[PixelGraph, Path], None]
+    run: Callable[[Path, torch.device, Precision], Run]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A program that runs networks: a row of `runtimes.RUNTIMES`.
+
+    Attributes:
+        title: its name as its makers write it.
+        extra: the extra of this package that installs it; None where it is always installed.
+        devices: types of devices that it runs on; None: all of PyTorch's.
+        precisions: the precisions that it computes in.
+        file: the file that it runs; None for PyTorch, which runs the network itself.
+    """
+
+    title: str
+    extra: str | None = None
+    devices: tuple[str, ...] | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)
+    file: FileFormat | None = None

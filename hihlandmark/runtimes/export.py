@@ -1,4 +1,4 @@
-"""Writes a network for one layout to a file of another format, and proves it equal."""
+"""Writes a network for one layout to a file, proves it equal to PyTorch, and runs such files."""
 
 from __future__ import annotations
 
@@ -10,33 +10,45 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import Image
 from hihlandmark.errors import ConfigurationError, ExportError
-from hihlandmark.heatmap import read_heatmaps
 from hihlandmark.layouts import get_layout
-from hihlandmark.runtimes.base import Outputs, Run
-from hihlandmark.runtimes.formats import TARGETS, run_module
+from hihlandmark.runtimes import RUNTIMES, ConvertedRuntime
+from hihlandmark.runtimes.base import FileFormat, Run
 from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.runtimes.int8 import quantize
+from hihlandmark.runtimes.pytorch import run_module
 from hihlandmark.weights import LoadedModel
-from hihlandmark.weights.card import Decoding
+from hihlandmark.weights.card import Decoding, ModelCard
 
-LARGEST_DIFFERENCE = 0.05
-"""Crop pixels by which a point of an exported network may differ from PyTorch's in float32."""
-USUAL_DIFFERENCE = 0.01
-"""Likewise of all but one point in a thousand."""
+MAX_DIFFERENCE = 0.05
+"""Crop pixels by which a point of an exported network may differ from PyTorch's in fp32."""
+MAX_USUAL_DIFFERENCE = 0.01
+"""Likewise for all but one point in a thousand."""
 _PARITY_CROPS = 16
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported network's points lie from PyTorch's in float32, in crop pixels."""
+    """The distance of an exported network's points from PyTorch's in fp32, in crop pixels.
+
+    ``points``: how many were compared; ``largest`` distance; ``usual``: the 99.9th percentile.
+    """
 
     points: int
     largest: float
     usual: float
-    """The 99.9th percentile."""
+
+
+def export_formats() -> dict[str, tuple[str, FileFormat]]:
+    """The formats to export to: name -> the runtime that reads it, and the format."""
+    return {
+        backend.file.name: (runtime, backend.file)
+        for runtime, backend in RUNTIMES.items()
+        if backend.file
+    }
 
 
 def export(
@@ -45,24 +57,34 @@ def export(
     to: str,
     folder: Path,
     *,
-    decoded: bool = False,
-    calibration: NDArray[np.uint8] | None = None,
+    calibration: Image | None = None,
 ) -> tuple[Path, Parity]:
-    """Writes a loaded model for one layout as ``to``, one of `TARGETS`, and compares it.
+    """Write a loaded model for one layout, and compare it with PyTorch.
 
-    The graph takes crops (N, S, S, 3) uint8 RGB, any number of them, and returns what
-    `CropGraph.outputs` names: raw heatmaps, or with ``decoded`` points in crop pixels, their masses
-    and covariances. A JSON file beside it says so, with the model card. Returns the path and how
-    far its points lie from PyTorch's. Raises `ExportError`, and leaves nothing behind, when that is
-    further than rounding explains, and `ConfigurationError` for what cannot be exported.
+    The file takes crops (N, S, S, 3) uint8 RGB, any number of them, and returns their points
+    (N, P, 2) in crop pixels, covariances (N, P, 2, 2) and masses (N, P). A JSON file beside it
+    states this, with the model card.
 
-    ``calibration``: crops (N, S, S, 3) of faces. The network then computes in INT8, within the
-    ranges that it shows on every other one of them; the rest of them tell how far its points move,
-    which is reported, not judged. For ONNX.
+    Args:
+        weights: network and card.
+        layout: name of the layout.
+        to: name of a format of `export_formats`.
+        folder: made if it does not exist.
+        calibration: crops (N, S, S, 3) of faces. The network then computes in INT8, within the
+            ranges that it shows on every other crop; the rest show how far its points move, which
+            is reported, not judged. For ONNX.
+
+    Returns:
+        The path of the file, and its `Parity`.
+
+    Raises:
+        ExportError: points differ by more than rounding explains; nothing is written then.
+        ConfigurationError: this cannot be exported.
     """
     network, card, _ = weights
-    if to not in TARGETS:
-        raise ConfigurationError(f"cannot export to {to!r}; there is {', '.join(TARGETS)}")
+    formats = export_formats()
+    if to not in formats:
+        raise ConfigurationError(f"cannot export to {to!r}; there are {', '.join(formats)}")
     if layout not in card.configuration["layouts"]:
         raise ConfigurationError(
             f"{card.name} has no head for {layout}, only for "
@@ -72,28 +94,28 @@ def export(
         raise ConfigurationError(
             f"INT8 is for ONNX and needs two crops or more, not {to!r} and {len(calibration)}"
         )
-    target, size = TARGETS[to], card.configuration["input_size"]
-    decoding = card.decoding if decoded else None
-    graph = CropGraph(folded(network), layout, card.normalization, decoding).on_pixels(size)
-    marks = ["decoded"] * decoded + ["int8"] * (calibration is not None)
-    name = "-".join([card.name, str(get_layout(layout).size), *marks])
+    _, file = formats[to]
+    size = card.configuration["input_size"]
+    arguments = ([layout], card.normalization, card.decoding, card.crop.pixel_origin)
+    graph = CropGraph(folded(network), *arguments).on_pixels(size)
+    name = f"{card.name}-{get_layout(layout).size}"
+    if calibration is not None:
+        name += "-int8"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        written = Path(temporary) / f"{name}{target.suffix}"
-        target.write(graph, written)
-        reference = CropGraph(network, layout, card.normalization, decoding)
+        written = Path(temporary) / f"{name}{file.suffix}"
+        file.write(graph, written)
         if calibration is None:
             crops = drawn_faces(layout, size)
         else:
             quantize(written, calibration[::2])
             crops = calibration[1::2]
-        parity = compare(target.run(written), reference, card.decoding, crops)
+        parity = compare(file.run(written, _CPU, "fp32"), CropGraph(network, *arguments), crops)
         if calibration is None:
             require_parity(parity, f"{card.name} as {to}")
         facts = {
             "input": f"crops (N, {size}, {size}, 3) uint8 RGB",
-            "outputs": graph.outputs,
-            "decoded": decoded,
+            "outputs": list(graph.outputs),
             "layout": layout,
             "parity": asdict(parity),
             "card": json.loads(card.to_json()),
@@ -101,41 +123,86 @@ def export(
         (Path(temporary) / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
         for part in Path(temporary).iterdir():
             part.replace(folder / part.name)
-    return folder / f"{name}{target.suffix}", parity
+    return folder / f"{name}{file.suffix}", parity
+
+
+def exported_runtime(
+    path: Path, layout: str, card: ModelCard, decoding: Decoding, device: torch.device
+) -> ConvertedRuntime:
+    """The runtime of a file that `export` wrote.
+
+    Args:
+        path: of the file.
+        layout: the layout that is wanted.
+        card: of the weights that it must hold.
+        decoding: the decoding that is wanted: it is part of the file.
+        device: where it runs.
+
+    Raises:
+        ConfigurationError: it is no such file, or it holds other weights, another layout or
+            another decoder.
+    """
+    by_suffix = {file.suffix: (runtime, file) for runtime, file in export_formats().values()}
+    if path.suffix not in by_suffix or not path.exists():
+        raise ConfigurationError(
+            f"runtime {str(path)!r} is neither a runtime nor an existing exported file "
+            f"({', '.join(by_suffix)})"
+        )
+    runtime, file = by_suffix[path.suffix]
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        exported, of_layout = ModelCard.from_json(json.dumps(facts["card"])), facts["layout"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be run: the .json that `hihlandmark export` writes beside it is "
+            f"missing or damaged ({error})"
+        ) from error
+    devices = RUNTIMES[runtime].devices
+    problem = None
+    if of_layout != layout:
+        problem = f"it finds the points of {of_layout}, not of {layout}: ask for that layout"
+    elif exported.sha256 != card.sha256:
+        problem = f"it holds other weights than {card.name}: export it again, or give its weights"
+    elif exported.decoding != decoding:
+        problem = (
+            f"it decodes by {exported.decoding.decoder}, not by {decoding.decoder}: leave the "
+            "decoder out"
+        )
+    elif devices and device.type not in devices:
+        problem = f"it runs on {', '.join(devices)}, not on {device}: choose device='cpu'"
+    if problem:
+        raise ConfigurationError(f"{path} cannot be run: {problem}")
+    return ConvertedRuntime(runtime, file.run(path, device, "fp32"), "fp32")
 
 
 # Comparing
 
 
-def compare(
-    exported: Run, graph: CropGraph, decoding: Decoding, crops: NDArray[np.uint8]
-) -> Parity:
+def compare(exported: Run, graph: CropGraph, crops: Image) -> Parity:
     """`Parity` of an exported graph on crops (N, S, S, 3)."""
-    ours = _points(run_module(graph)(crops), graph, decoding)
-    theirs = _points(exported(crops), graph, decoding)
-    distances = np.linalg.norm(ours - theirs, axis=-1).ravel()
-    # A point that both do not find is equal; one that only one finds is infinitely far.
-    neither = (np.isnan(ours) & np.isnan(theirs)).any(axis=-1).ravel()
-    distances = np.where(neither, 0, np.nan_to_num(distances, nan=np.inf))
+    expected, *_ = run_module(graph)(crops)
+    points, *_ = exported(crops)
+    distances = np.linalg.norm(expected - points, axis=-1).ravel()
+    distances = np.nan_to_num(distances, nan=np.inf)
     return Parity(distances.size, float(distances.max()), float(np.percentile(distances, 99.9)))
 
 
 def require_parity(parity: Parity, what: str) -> None:
-    """Raises `ExportError` when points lie further apart than rounding explains."""
-    if parity.largest > LARGEST_DIFFERENCE or parity.usual > USUAL_DIFFERENCE:
+    """Raise `ExportError` when points differ by more than rounding explains."""
+    if parity.largest > MAX_DIFFERENCE or parity.usual > MAX_USUAL_DIFFERENCE:
         raise ExportError(
             f"{what} does not give the points of PyTorch: {parity.largest:.3g} crop pixels off at "
-            f"most, {parity.usual:.3g} in all but one of a thousand points; allowed are "
-            f"{LARGEST_DIFFERENCE} and {USUAL_DIFFERENCE}. Nothing was written. Please report it "
+            f"most, {parity.usual:.3g} for all but one of a thousand points; allowed are "
+            f"{MAX_DIFFERENCE} and {MAX_USUAL_DIFFERENCE}. Nothing was written. Please report it "
             "with the versions that `hihlandmark doctor` prints"
         )
 
 
-def drawn_faces(layout: str, size: int, count: int = _PARITY_CROPS) -> NDArray[np.uint8]:
+def drawn_faces(layout: str, size: int, count: int = _PARITY_CROPS) -> Image:
     """Crops (count, size, size, 3) of line drawings of faces, the same ones every time.
 
-    Networks find points in them as they do in images, where noise would leave every heatmap flat
-    and every point to chance.
+    Networks find points in them as in real images; on noise every heatmap is flat, and every point
+    random.
     """
     shape, lines = get_layout(layout).mean_shape, get_layout(layout).contours
     rng = np.random.default_rng(98)
@@ -149,11 +216,3 @@ def drawn_faces(layout: str, size: int, count: int = _PARITY_CROPS) -> NDArray[n
             color = [int(each) for each in rng.integers(0, 90, 3)]
             cv2.polylines(crop, [places], line.closed, color, max(1, size // 85), cv2.LINE_AA)
     return crops
-
-
-def _points(outputs: Outputs, graph: CropGraph, decoding: Decoding) -> NDArray[np.floating]:
-    """Points (N, P, 2) in crop pixels of what a graph returned, decoded unless they are."""
-    if graph.decoding is not None:
-        return outputs[0]
-    integer, *decimal = (torch.from_numpy(np.asarray(each)) for each in outputs)
-    return read_heatmaps(integer, decimal[0] if decimal else None, decoding).points.numpy()

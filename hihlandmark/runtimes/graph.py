@@ -1,4 +1,4 @@
-"""What a runtime runs: a network for one layout, from crops as cut to heatmaps or points."""
+"""What a runtime runs: a network with normalization before and decoding after it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hihlandmark.heatmap import read_heatmaps
-from hihlandmark.models.base import Heatmaps
+from hihlandmark.heatmap import Decoded, decode_heatmaps
+from hihlandmark.models.base import Heatmaps, normalize
 from hihlandmark.weights.card import Decoding, Normalization
 
 ANY = -1
-"""In shapes: whatever comes."""
+"""In shapes: any number."""
 
 
 class PixelGraph(NamedTuple):
-    """A module over pixels, with what there is to know to convert it."""
+    """A module over pixels, with what is needed to convert it.
+
+    ``input``: name of the input, uint8 (N, H, W, 3). ``shape``: its shape, with `ANY` where a
+    number is not fixed. ``outputs``: names of the float32 tensors that it returns.
+    """
 
     module: nn.Module
     input: str
-    """Name of what goes in: uint8 (N, H, W, 3)."""
     shape: tuple[int, ...]
-    """Its shape, with `ANY` where a number may be any."""
     outputs: Sequence[str]
-    """Names of the tensors that come out, float32."""
 
     def example(self) -> torch.Tensor:
         """Black pixels of a shape in which no number happens to be special."""
@@ -37,15 +38,15 @@ class PixelGraph(NamedTuple):
         )
 
 
-def normalize(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Crops (N, S, S, 3) uint8 -> (N, 3, S, S) float32 with zero mean and unit spread."""
-    return ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
 class CropGraph(nn.Module):
-    """A network in evaluation mode for one layout, with what comes before it and perhaps after it.
+    """A network in evaluation mode: crops as cut -> decoded points of one or more layouts.
 
-    Without ``decoding`` it gives raw heatmaps, with it points.
+    Args:
+        network: maps normalized crops to the `Heatmaps` of each layout.
+        layouts: names of the layouts to decode; their points are concatenated in this order.
+        normalization: mean and standard deviation of the card.
+        decoding: how heatmaps are decoded.
+        pixel_origin: of the card's crop contract.
     """
 
     mean: torch.Tensor
@@ -54,41 +55,46 @@ class CropGraph(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        layout: str,
+        layouts: Sequence[str],
         normalization: Normalization,
-        decoding: Decoding | None = None,
+        decoding: Decoding,
+        pixel_origin: float = 0.5,
     ) -> None:
         super().__init__()
-        self.network, self.layout, self.decoding = network, layout, decoding
-        self.register_buffer("mean", torch.tensor(normalization["mean"]), persistent=False)
-        self.register_buffer("std", torch.tensor(normalization["std"]), persistent=False)
+        self.network, self.layouts = network, tuple(layouts)
+        self.decoding, self.pixel_origin = decoding, pixel_origin
+        self.register_buffer("mean", torch.tensor(normalization.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(normalization.std), persistent=False)
         self.eval()
 
     def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Crops (N, S, S, 3) uint8 RGB -> heatmaps (N, P, h, h) and, where the network has them,
-        (N, P, b, b), both raw; or points (N, P, 2) in crop pixels, their masses (N, P) and
-        covariances (N, P, 2, 2), all float32."""
-        raw: Heatmaps = self.network(normalize(crops, self.mean, self.std))[self.layout]
-        heatmaps = raw.float()
-        if self.decoding is None:
-            return tuple(maps for maps in heatmaps if maps is not None)
-        found = read_heatmaps(heatmaps.integer, heatmaps.decimal, self.decoding)
-        return found.points, found.mass, found.covariance
+        """Crops (N, S, S, 3) uint8 RGB -> points (N, P, 2), covariance (N, P, 2, 2), mass (N, P)."""
+        return tuple(self.decode(self.heatmaps(crops)))
+
+    def heatmaps(self, crops: torch.Tensor) -> list[Heatmaps]:
+        """Crops (N, S, S, 3) uint8 RGB -> the raw `Heatmaps` of each layout, float32."""
+        raw = self.network(normalize(crops, self.mean, self.std))
+        return [raw[layout].float() for layout in self.layouts]
+
+    def decode(self, heatmaps: Sequence[Heatmaps]) -> Decoded:
+        """The raw `Heatmaps` of each layout -> the points of all."""
+        found = [
+            decode_heatmaps(Heatmaps(*each), self.decoding, pixel_origin=self.pixel_origin)
+            for each in heatmaps
+        ]
+        if len(found) == 1:
+            return found[0]
+        return Decoded(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
 
     def on_pixels(self, size: int) -> PixelGraph:
         """This graph for any number of crops of ``size`` pixels."""
-        outputs = ["integer", "decimal"]
-        if self.decoding is not None:
-            outputs = ["points", "mass", "covariance"]
-        with torch.inference_mode():
-            found = self(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-        return PixelGraph(self, "crops", (ANY, size, size, 3), outputs[: len(found)])
+        return PixelGraph(self, "crops", (ANY, size, size, 3), Decoded._fields)
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose convolutions do the work of the batch norms behind them.
+    """A copy in evaluation mode with each batch norm folded into the convolution before it.
 
-    The same numbers but for rounding, in fewer passes over the data.
+    The outputs are the same but for rounding, in fewer passes over the data.
     """
     network = copy.deepcopy(network).eval()
     for module in network.modules():

@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from hihlandmark.arrays import Image
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.base import Heatmaps
-from hihlandmark.runtimes.base import Precision
-from hihlandmark.runtimes.graph import CropGraph, folded
-from hihlandmark.weights.card import Normalization
+from hihlandmark.runtimes.base import CropLandmarks, Outputs, Precision, Run
+from hihlandmark.runtimes.graph import CropGraph
 
 logger = logging.getLogger(__name__)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device that a name stands for; "auto" takes CUDA, then MPS, then the CPU.
+    """The device of a name; "auto" takes CUDA, then MPS, then the CPU.
 
-    Raises `ConfigurationError` for a device that this machine does not have.
+    Raises:
+        ConfigurationError: this machine does not have the device.
     """
     if device == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -43,46 +43,48 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     if (resolved.index or 0) >= available.get(resolved.type, 0):
         present = [f"{kind} ({count})" for kind, count in available.items() if count]
         raise ConfigurationError(
-            f"device {str(resolved)!r} is not there; this machine has {', '.join(present)}. "
-            "Use device='auto' to take what there is"
+            f"device {str(resolved)!r} is not available; this machine has {', '.join(present)}. "
+            "Use device='auto' to take one of them"
         )
     return resolved
 
 
 class TorchRuntime:
-    """A network on one device, prepared for inference; see `Runtime`.
+    """A network with its decoding on one device; see `base.Runtime`.
 
-    Batch norms are folded into convolutions and tensors laid out channels-last. Where a CUDA device
-    has no memory left for a batch, halves of it are run, and batches stay as small.
+    Tensors are laid out channels-last. Where a CUDA device has no memory for a batch, halves of it
+    are run, and later batches stay as small.
 
-    ``compiled``: by ``torch.compile``, on CUDA with CUDA graphs. Batches are filled up to powers of
-    two, each of which is compiled once, at its first use; that takes up to a minute each.
+    Args:
+        graph: the network, best with `graph.folded` batch norms.
+        device: where it runs.
+        precision: of the network; decoding is in fp32 always.
+        compiled: by ``torch.compile``, on CUDA with CUDA graphs. Batches are padded to powers of
+            two, each of which is compiled once, at its first use; that takes up to a minute each.
     """
 
     name = "torch"
 
     def __init__(
         self,
-        network: nn.Module,
-        layout: str,
-        normalization: Normalization,
+        graph: CropGraph,
         device: torch.device,
         precision: Precision = "fp32",
         *,
         compiled: bool = False,
     ) -> None:
         self.device, self.precision = device, precision
-        graph = CropGraph(folded(network), layout, normalization).to(device)
-        self.graph = graph.to(memory_format=torch.channels_last)
-        self._compiled: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
+        self.graph = graph.to(device).to(memory_format=torch.channels_last)
+        self._heatmaps: Callable[[torch.Tensor], list[Heatmaps]] = self.graph.heatmaps
+        self._compiled = compiled
         if compiled:
             mode = "reduce-overhead" if device.type == "cuda" else None
-            self._compiled = torch.compile(self.graph, dynamic=False, mode=mode)
+            self._heatmaps = torch.compile(self.graph.heatmaps, dynamic=False, mode=mode)
         self.largest_batch: int | None = None
 
     @torch.inference_mode()
-    def __call__(self, crops: NDArray[np.uint8]) -> Heatmaps:
-        """Crops (N, S, S, 3) RGB -> raw `Heatmaps` on the device, float32."""
+    def __call__(self, crops: Image) -> CropLandmarks:
+        """Crops (N, S, S, 3) uint8 RGB -> `CropLandmarks` in float32."""
         size = self.largest_batch or len(crops)
         try:
             parts = [self._run(crops[i : i + size]) for i in range(0, len(crops), size)]
@@ -98,22 +100,31 @@ class TorchRuntime:
             )
             torch.cuda.empty_cache()
             return self(crops)
-        integer = torch.cat([part[0] for part in parts])
-        return Heatmaps(integer, torch.cat([p[1] for p in parts]) if len(parts[0]) > 1 else None)
+        if len(parts) == 1:
+            return parts[0]
+        return CropLandmarks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    def _run(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:
-        if self._compiled is not None:
-            missing = (1 << (len(crops) - 1).bit_length()) - len(crops)
-            filled = np.pad(crops, [(0, missing), (0, 0), (0, 0), (0, 0)])
-            # CUDA graphs write every answer to the same place.
-            return tuple(each[: len(crops)].clone() for each in self._run_batch(filled))
-        return self._run_batch(crops)
-
-    def _run_batch(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:
+    def _run(self, crops: Image) -> CropLandmarks:
+        count = len(crops)
+        if self._compiled:
+            missing = (1 << (count - 1).bit_length()) - count
+            crops = np.pad(crops, [(0, missing), (0, 0), (0, 0), (0, 0)])
         batch = torch.from_numpy(crops)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            forward = self.graph if self._compiled is None else self._compiled
-            return forward(batch)
+            heatmaps = self._heatmaps(batch)
+        decoded = self.graph.decode(heatmaps)
+        return CropLandmarks(*(each[:count].cpu().numpy() for each in decoded))
+
+
+def run_module(module: nn.Module, device: torch.device | str = "cpu") -> Run:
+    """A module itself, in PyTorch."""
+    module = module.to(device)
+
+    def run(pixels: Image) -> Outputs:
+        with torch.inference_mode():
+            return [each.cpu().numpy() for each in module(torch.from_numpy(pixels).to(device))]
+
+    return run

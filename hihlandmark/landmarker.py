@@ -1,0 +1,96 @@
+"""Crops of faces to points: runtime, flip test and shape prior. Sees NumPy arrays only.
+
+Prediction, validation and calibration all call `Landmarker`. Where a crop lies in the image is the
+business of `crop` and `pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.layouts import Layout
+from hihlandmark.runtimes.base import CropLandmarks
+from hihlandmark.shape_prior import ShapePrior
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarker:
+    """Finds the points of one layout in crops.
+
+    Attributes:
+        runtime: crops (N, S, S, 3) uint8 RGB -> `CropLandmarks`, such as a `runtimes.Runtime`.
+        layout: the layout of the points.
+        crop_size: side S of the crops in pixels.
+        flip_test: also run the mirrored crops and combine both results.
+        shape_prior: corrects points by the other points of the face; None: no correction.
+    """
+
+    runtime: Callable[[Image], CropLandmarks]
+    layout: Layout
+    crop_size: int
+    flip_test: bool = False
+    shape_prior: ShapePrior | None = None
+
+    def predict(self, crops: Image) -> CropLandmarks:
+        """The points of crops.
+
+        Args:
+            crops: (N, S, S, 3) uint8 RGB.
+
+        Returns:
+            Points (N, P, 2) in crop pixels, covariances and masses, in float64, not calibrated.
+        """
+        return self.finish(crops, self.decode(crops))
+
+    def decode(self, crops: Image) -> CropLandmarks:
+        """One run of the network: no flip test, no shape prior. In float64."""
+        return CropLandmarks(*(np.asarray(array, np.float64) for array in self.runtime(crops)))
+
+    def finish(self, crops: Image, found: CropLandmarks) -> CropLandmarks:
+        """Apply flip test and shape prior to what `decode` found in the crops."""
+        if self.flip_test:
+            mirrored = self.decode(np.ascontiguousarray(crops[:, :, ::-1]))
+            found = moment_matched_mean(found, self._unflip(mirrored))
+        return self.correct(found)
+
+    def correct(self, found: CropLandmarks) -> CropLandmarks:
+        """Apply the shape prior."""
+        if self.shape_prior is None:
+            return found
+        points, covariance = self.shape_prior.correct(
+            found.points, found.covariance, self.crop_size
+        )
+        return CropLandmarks(points, covariance, found.mass)
+
+    def _unflip(self, found: CropLandmarks) -> CropLandmarks:
+        """The points of a mirrored crop as points of the crop."""
+        points, covariance, mass = found.select((slice(None), self.layout.mirror))
+        return CropLandmarks(
+            points * (-1, 1) + (self.crop_size - 1, 0),
+            covariance * np.array([[1, -1], [-1, 1]]),
+            mass,
+        )
+
+
+def moment_matched_mean(one: CropLandmarks, other: CropLandmarks) -> CropLandmarks:
+    """The Gaussian with mean and covariance of an even mixture of two Gaussians a point.
+
+    Where one of two heatmaps was empty (mass 0), the other one counts alone.
+    """
+    weight = np.stack([one.mass > 0, other.mass > 0]).astype(np.float64)
+    weight[:, ~weight.any(axis=0)] = 1
+    weight /= weight.sum(axis=0)
+    points: FloatArray = np.einsum("kns,knsi->nsi", weight, np.stack([one.points, other.points]))
+    covariances = []
+    for found in (one, other):
+        offset = found.points - points
+        covariances.append(found.covariance + offset[..., :, None] * offset[..., None, :])
+    return CropLandmarks(
+        points,
+        np.einsum("kns,knsij->nsij", weight, np.stack(covariances)),
+        (one.mass + other.mass) / 2,
+    )

@@ -1,0 +1,112 @@
+"""OpenVINO files: how they are written, and run by OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hihlandmark.arrays import Image
+from hihlandmark.errors import missing_extra
+from hihlandmark.runtimes.base import Backend, FileFormat, Outputs, Precision, Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from hihlandmark.runtimes.graph import PixelGraph
+
+
+def write_openvino(graph: PixelGraph, path: Path) -> None:
+    """Write a graph as OpenVINO's XML, with the weights in a .bin beside it."""
+    from hihlandmark.runtimes.cache import without_tracer_warnings
+
+    with missing_extra("openvino"):
+        import openvino
+    with without_tracer_warnings():
+        model = openvino.convert_model(
+            graph.module, example_input=graph.example(), input=list(graph.shape)
+        )
+    model.inputs[0].get_tensor().set_names({graph.input})
+    for name, output in zip(graph.outputs, model.outputs, strict=True):
+        output.get_tensor().set_names({name})
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def run_openvino(
+    path: Path,
+    device: torch.device | None = None,
+    precision: Precision = "fp32",
+    *,
+    shape: tuple[int, ...] | None = None,
+) -> Run:
+    """An OpenVINO or ONNX file on the CPU.
+
+    Args:
+        path: of the file.
+        device: the CPU.
+        precision: "fp32" or "bf16".
+        shape: of the input, where the file's is wrong; -1 for any number.
+    """
+    import torch
+
+    core = _openvino_core()
+    model = core.read_model(path)
+    if shape:
+        model.reshape(list(shape))
+    settings = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(model, "CPU", settings)
+    request, lock = compiled.create_infer_request(), threading.Lock()
+
+    def run(pixels: Image) -> Outputs:
+        # One inference uses all threads, so concurrent calls lose little by waiting; with one
+        # request a call, the plugin failed once within 12,000 images (2026.4).
+        with lock:
+            found = request.infer({0: np.ascontiguousarray(pixels)})
+            return [np.array(found[output]) for output in compiled.outputs]
+
+    return run
+
+
+_core_lock = threading.Lock()
+
+
+def _openvino_core() -> Any:
+    """OpenVINO's core, one for the life of the process. Needs the extra ``openvino``."""
+    with _core_lock:
+        return _make_core()
+
+
+@cache
+def _make_core() -> Any:
+    """Kept for ever, and used once before any other thread has it, because of two faults of OpenVINO.
+
+    It installs a stack for signal handlers in the thread that compiles first and frees it with its
+    last object: if another thread drops that, the next signal of the first thread, such as Ctrl-C,
+    is a segmentation fault. And its type tables are built at first use without regard to Python's
+    lock: two threads at once deadlock.
+    """
+    with missing_extra("openvino"):
+        import openvino
+        from openvino import opset13
+    core = openvino.Core()
+    pixel = opset13.parameter([1], np.uint8)
+    model = openvino.Model([opset13.convert(pixel, "f32")], [pixel], "first")
+    found = core.compile_model(model, "CPU").create_infer_request().infer({0: np.ones(1, np.uint8)})
+    np.array(found[0])
+    return core
+
+
+BACKEND = Backend(
+    "OpenVINO",
+    extra="openvino",
+    devices=("cpu",),
+    precisions=("fp32", "bf16"),
+    file=FileFormat("openvino", ".xml", "openvino", write_openvino, run_openvino),
+)
