@@ -1,120 +1,132 @@
 """The model card: what must be known about weights to run them, and what should be to use them.
 
-A JSON file beside the weights; `weights` finds and writes both.
+A JSON file beside the weights; `files` reads and writes both.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from hihlandmark.crop import BoxMap
 from hihlandmark.errors import WeightsError
+from hihlandmark.weights.calibration import Calibration
 
-if TYPE_CHECKING:
-    from hihlandmark import crop
-    from hihlandmark.heatmap import Activation, Decoder
+SCHEMA = 2
+"""Version of the card's fields; a card of a higher one is refused, one of schema 1 is translated."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
-SCHEMA = 1
-"""Version of the card's fields; a card of a higher one is refused."""
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
-
-DECODERS = ("argmax", "local_soft_argmax", "quarter_shift", "mean")
-"""Those of ``heatmap.Decoder``, which cannot be imported here without torch."""
-ACTIVATIONS = ("linear", "softmax")
-"""Those of ``heatmap.Activation``, likewise."""
+Decoder = Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"]
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
+Activation = Literal["softmax", "linear"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of models, and of owners and repositories on the Hub."""
-WEIGHT_FILE = re.compile(rf"(?P<name>{NAME.pattern}?)(-\d{{5}}-of-\d{{5}})?\.safetensors")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHT_FILE = re.compile(rf"(?P<name>{NAME.pattern})\.safetensors")
+
+Text = Annotated[str, StringConstraints(strip_whitespace=False, pattern=r"\S")]
+Channels = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0)]
 
 
-class Normalization(TypedDict):
-    """Mean and standard deviation of R, G, B in 0..1, subtracted and divided before the network."""
-
-    mean: list[float]
-    std: list[float]
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class BoxMap(TypedDict):
-    """From a box to its crop square: ``shift`` (dx, dy) of the center and ``scale`` of the side.
+class Normalization(_Part):
+    """Mean and standard deviation of R, G, B in 0..1, applied to crops before the network."""
 
-    Both are in units of the box's longer side.
-    """
-
-    shift: list[float]
-    scale: float
+    mean: Channels
+    std: tuple[Positive, Positive, Positive]
 
 
-class CropContract(TypedDict):
+class CropContract(_Part):
     """The crop that a model was trained on.
 
-    ``pixel_origin``: where the center of the top-left pixel lies, 0.5 in this package and 0.0 in
-    networks of projects that take x / stride for the heatmap position. ``boxes``: a `BoxMap` for
-    each kind of box, "mtcnn" or "landmarks:WFLW98".
+    ``pixel_origin``: the offset added to a position in crop pixels before it is divided by the
+    stride, 0.5 for our weights and 0 for converted ones. The center of the top-left pixel is (0, 0)
+    in either case. ``boxes``: the map to the crop for each kind of box, such as "mtcnn" or
+    "landmarks:WFLW98".
     """
 
     pixel_origin: float
     boxes: dict[str, BoxMap]
 
 
-class _RequiredDecoding(TypedDict):
+class Decoding(_Part):
+    """How heatmaps become points: the arguments of these names of `heatmap.decode`."""
+
     decoder: Decoder
-    bin_center: float
     activation: Activation
+    stride: int = Field(ge=1, le=256)
+    bin_center: float = 0.5
+    align_corners: bool = False
 
 
-class Decoding(_RequiredDecoding, total=False):
-    """How heatmaps become points: the arguments of these names in ``heatmap``.
-
-    ``align_corners`` may be left out, for False.
-    """
-
-    align_corners: bool
-
-
-class TrainingData(TypedDict):
+class DataSource(_Part):
     """A data set that the weights were trained on, with its license and its number of images."""
 
-    name: str
-    license: str
-    images: int
+    name: Text
+    license: Text
+    images: int = Field(ge=0)
 
 
-@dataclass(frozen=True)
-class ModelCard:
+class Figure(BaseModel):
+    """A measured figure, with the command that measures it; more fields are allowed."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    split: str
+    points: Any
+    metric: str
+    value: float
+    command: str
+
+
+class ModelCard(_Part):
     """What must be known about weights to run them, and what should be known to use them.
 
     ``configuration`` holds the fields of the architecture's configuration class, ``calibration``
-    a mapping for each layout that has one. ``files`` maps the name of each weight file to its
-    SHA-256, in the order of the shards; it is empty until `save_weights` fills it. ``license``
-    states the terms of the weights. Each of ``figures`` has at least "split", "points", "metric",
-    "value" and the "command" that measures it. Raises `WeightsError` when a field is not as stated.
+    the `Calibration` of each layout that has one. ``license`` states the terms of the weights.
+    ``file`` and ``sha256`` name the weights file; they are empty until `save_weights` fills them.
     """
 
-    name: str
-    architecture: str
+    name: Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
+    architecture: Text
     configuration: dict[str, Any]
     normalization: Normalization
     crop: CropContract
     decoding: Decoding
-    training_data: list[TrainingData]
-    license: str
-    calibration: dict[str, Any] = field(default_factory=dict)
-    figures: list[dict[str, Any]] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
+    training_data: tuple[DataSource, ...]
+    license: Text
+    calibration: dict[str, Calibration] = {}
+    figures: tuple[Figure, ...] = ()
+    # A name with a folder in it could lead outside of the folder of the card.
+    file: Annotated[str, StringConstraints(pattern=rf"^({WEIGHT_FILE.pattern})?$")] = ""
+    sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
 
-    def __post_init__(self) -> None:
-        _check_card(self)
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether a mirrored crop has the mirrored heatmaps."""
+        return self.crop.pixel_origin == self.decoding.bin_center == 0.5
+
+    @property
+    def files(self) -> dict[str, str]:  # TODO: gone when `weights.files` knows one file
+        return {self.file: self.sha256}
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Parse a card; `WeightsError` names the first field that is missing, unknown or wrong."""
+        """Parse a card.
+
+        Raises:
+            WeightsError: names the first field that is missing, unknown or wrong.
+        """
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -124,138 +136,77 @@ class ModelCard:
         if not isinstance(values, dict):
             raise WeightsError("The model card is not a JSON object: fetch it again.")
         schema = values.pop("schema", None)
-        if isinstance(schema, int) and schema > SCHEMA:
+        if type(schema) is not int or schema not in range(1, SCHEMA + 1):
             raise WeightsError(
-                f"The model card has schema {schema}, this version of hihlandmark reads {SCHEMA}: "
-                "update hihlandmark."
+                f"The model card has schema {schema!r}, this version of hihlandmark reads 1 to "
+                f"{SCHEMA}: update hihlandmark, or fetch the card again."
             )
-        if schema != SCHEMA or isinstance(schema, bool):
-            raise WeightsError(
-                f"The model card's schema is {schema!r}, expected {SCHEMA}: fetch it again."
-            )
-        names = {entry.name for entry in fields(cls)}
-        for trouble, keys in (("lacks", names - set(values)), ("has unknown", set(values) - names)):
-            if keys:
-                raise WeightsError(
-                    f"The model card {trouble} fields: {abbreviate(keys)}. Fetch it again."
-                )
-        card = cls(**values)
-        if not card.files:
-            raise WeightsError(
-                f"The model card {card.name!r} names no weight files: fetch it again."
-            )
+        if schema == 1:
+            values = _from_schema_1(values)
+        card = _validated(cls, values)
+        if not card.file or not card.sha256:
+            raise WeightsError(f"The model card {card.name!r} names no weights file: fetch it again.")
         return card
 
     def to_json(self) -> str:
         """The card as indented JSON, as `from_json` reads it."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        values = {"schema": SCHEMA, **self.model_dump(mode="json")}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def boxes_of(maps: Mapping[str, crop.BoxMap]) -> dict[str, BoxMap]:
-    """Maps from boxes to crops as a card holds them."""
-    return {kind: {"shift": list(m.shift), "scale": round(m.scale, 4)} for kind, m in maps.items()}
+def _validated(cls: type[ModelCard], values: dict[str, Any]) -> ModelCard:
+    try:
+        return cls.model_validate(values)
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise WeightsError("The model card is nested too deeply: fetch it again.") from error
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise WeightsError(
+            f"The model card's field {field!r}: {first['msg']}. Fetch the card again."
+        ) from error
 
 
-def _check_card(card: ModelCard) -> None:
-    _expect(_is_name(card.name), "name", "letters, digits and . _ -", card.name)
-    _expect(_is_text(card.architecture), "architecture", "a text", card.architecture)
-    _expect(_is_text(card.license), "license", "a text", card.license)
-    for name in ("configuration", "calibration", "files"):
-        value = getattr(card, name)
-        _expect(_is_mapping(value), name, "an object", value)
-    _expect_fields(card.normalization, "normalization", {"mean", "std"})
-    mean, std = card.normalization["mean"], card.normalization["std"]
-    _expect(_are_numbers(mean, 3), "normalization.mean", "three numbers", mean)
-    positive = _are_numbers(std, 3) and min(std) > 0
-    _expect(positive, "normalization.std", "three numbers above 0", std)
-    _check_decoding(card.decoding)
-    _check_crop(card.crop)
-    for name, digest in card.files.items():
-        # A name with a folder in it could lead outside of the folder of the card.
-        _expect(WEIGHT_FILE.fullmatch(name), "files", "names as NAME.safetensors", name)
-        hexadecimal = isinstance(digest, str) and _SHA256.fullmatch(digest)
-        _expect(hexadecimal, f"files.{name}", "a SHA-256 in small hexadecimal digits", digest)
-    _check_provenance(card)
-
-
-def _check_decoding(decoding: Decoding) -> None:
-    _expect_fields(decoding, "decoding", {"decoder", "bin_center", "activation"}, {"align_corners"})
-    decoder, activation = decoding["decoder"], decoding["activation"]
-    named = f"one of {abbreviate(DECODERS, len(DECODERS))}"
-    _expect(decoder in DECODERS, "decoding.decoder", named, decoder)
-    known = activation in ACTIVATIONS
-    _expect(known, "decoding.activation", f"one of {abbreviate(ACTIVATIONS)}", activation)
-    center = decoding["bin_center"]
-    _expect(_is_number(center), "decoding.bin_center", "a number", center)
-    aligned = decoding.get("align_corners", False)
-    _expect(isinstance(aligned, bool), "decoding.align_corners", "true or false", aligned)
-
-
-def _check_crop(crop: CropContract) -> None:
-    _expect_fields(crop, "crop", {"pixel_origin", "boxes"})
-    _expect(_is_number(crop["pixel_origin"]), "crop.pixel_origin", "a number", crop["pixel_origin"])
-    _expect(_is_mapping(crop["boxes"]), "crop.boxes", "an object", crop["boxes"])
-    for kind, box in crop["boxes"].items():
-        where = f"crop.boxes.{kind}"
-        _expect_fields(box, where, {"shift", "scale"})
-        _expect(_are_numbers(box["shift"], 2), f"{where}.shift", "two numbers", box["shift"])
-        positive = _is_number(box["scale"]) and box["scale"] > 0
-        _expect(positive, f"{where}.scale", "a number above 0", box["scale"])
-
-
-def _check_provenance(card: ModelCard) -> None:
-    _expect(isinstance(card.training_data, list), "training_data", "a list", card.training_data)
-    for i, data in enumerate(card.training_data):
-        where = f"training_data[{i}]"
-        _expect_fields(data, where, {"name", "license", "images"})
-        texts = _is_text(data["name"]) and _is_text(data["license"])
-        _expect(texts, where, "name and license as texts", data)
-        count = data["images"]
-        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
-        _expect(whole, f"{where}.images", "a whole number", count)
-    _expect(isinstance(card.figures, list), "figures", "a list", card.figures)
-    for i, figure in enumerate(card.figures):
-        where, needed = f"figures[{i}]", {"split", "points", "metric", "value", "command"}
-        _expect(_is_mapping(figure), where, "an object", figure)
-        missing = needed - figure.keys()
-        _expect(not missing, where, f"the fields {abbreviate(needed, 5)}", figure)
-        _expect(_is_number(figure["value"]), f"{where}.value", "a number", figure["value"])
-
-
-def _expect(holds: object, name: str, expected: str, value: object) -> None:
-    if not holds:
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise WeightsError(f"The model card's field {name!r} must be {expected}, not {shown}.")
-
-
-def _expect_fields(
-    value: object, name: str, names: set[str], optional: Set[str] = frozenset()
-) -> None:
-    fits = isinstance(value, dict) and value.keys() - optional == names
-    _expect(fits, name, f"an object with the fields {abbreviate(names)}", value)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and NAME.fullmatch(value) is not None
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= sys.float_info.max
-
-
-def _are_numbers(value: object, count: int) -> bool:
-    return isinstance(value, Sequence) and len(value) == count and all(map(_is_number, value))
+def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a card of schema 1, which has British keys and several weight files."""
+    try:
+        decoding = dict(values["decoding"])
+        configuration = dict(values["configuration"])
+        files = dict(values.get("files", {}))
+        values = {
+            **values,
+            "normalization": values["normalisation"],
+            "license": values["licence"],
+            "training_data": [
+                {"name": each["name"], "license": each["licence"], "images": each["images"]}
+                for each in values["training_data"]
+            ],
+        }
+        decoding["bin_center"] = decoding.pop("bin_centre")
+        decoding["align_corners"] = decoding.pop("aligned_corners", False)
+        decoding["stride"] = 4
+        if decoding["decoder"] == "expectation":
+            decoding["decoder"] = "local_soft_argmax"
+        if "idle_skips" in configuration:
+            configuration["unused_shortcuts"] = configuration.pop("idle_skips")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"The model card of schema 1 lacks a field or has a wrong one: {error}. Fetch it again."
+        ) from error
+    if len(files) > 1:
+        raise WeightsError(
+            f"The model card {values.get('name')!r} names {len(files)} weight files, one is "
+            "supported: export the weights again."
+        )
+    for old in ("normalisation", "licence", "files"):
+        values.pop(old, None)
+    file, sha256 = next(iter(files.items()), ("", ""))
+    return values | {
+        "decoding": decoding,
+        "configuration": configuration,
+        "file": file,
+        "sha256": sha256,
+    }
 
 
 def _refuse_constant(constant: str) -> NoReturn:

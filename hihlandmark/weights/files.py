@@ -498,7 +498,7 @@ def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor
         files[name] = _sha256(content)
         write_atomically(folder / name, content)
     card_path = folder / f"{card.name}.json"
-    write_atomically(card_path, replace(card, files=files).to_json().encode())
+    write_atomically(card_path, card.model_copy(update={"file": names[0], "sha256": files[names[0]]}).to_json().encode())
     for path in folder.glob("*.safetensors"):
         match = WEIGHT_FILE.fullmatch(path.name)
         if match and match["name"] == card.name and path.name not in files:

@@ -1,0 +1,90 @@
+"""The calibration of one layout: raw heatmap statistics to probabilities and covariances.
+
+The spread of a network's heatmaps is over- or underconfident. A few numbers per layout, fitted on a
+validation split and kept in the model card, correct that; `hihlandmark.calibration` fits them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from hihlandmark.arrays import FloatArray
+
+NEAR = 0.05
+"""A point counts as found within this share of the inter-ocular distance."""
+MAX_KNOTS = 20
+"""More knots would follow the noise of a validation split of some hundred faces."""
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_rising(knots: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    table = np.array(knots).reshape(-1, 2)
+    if not ((np.diff(table[:, 0]) > 0).all() and (np.diff(table[:, 1]) >= 0).all()):
+        raise ValueError("knots must be rising pairs")
+    return knots
+
+
+Knots = Annotated[
+    tuple[tuple[Probability, Probability], ...],
+    Field(max_length=MAX_KNOTS),
+    AfterValidator(_check_rising),
+]
+
+
+class Calibration(BaseModel):
+    """A logistic model of "this point is within `NEAR`", and a factor on the covariance.
+
+    ``p = sigmoid(bias + spread * log(s) + mass * log(m / (1 - m)))`` where s is the standard
+    deviation of the point in inter-ocular distances and m the share of the integer heatmap around
+    its peak. Without ``knots`` the score is p. ``knots`` are up to `MAX_KNOTS` rising pairs
+    (p, score): the score is interpolated between them, and constant beyond the first and the last.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    bias: float = 0.0
+    spread: float = -1.0
+    mass: float = 1.0
+    covariance_scale: float = Field(1.0, gt=0)
+    knots: Knots = ()
+
+    def scores(
+        self, covariance: FloatArray, mass: FloatArray, interocular: FloatArray
+    ) -> FloatArray:
+        """Calibrated scores of points.
+
+        Args:
+            covariance: (N, P, 2, 2), raw.
+            mass: (N, P) in 0..1.
+            interocular: (N,) distance of the outer eye corners, in the unit of the covariance.
+
+        Returns:
+            (N, P) probabilities.
+        """
+        return self.scores_of(calibration_features(covariance, mass, interocular))
+
+    def scores_of(self, features: FloatArray) -> FloatArray:
+        """Scores (...) in 0..1 of the features (..., 3) from `calibration_features`."""
+        logit = features @ np.array([self.bias, self.spread, self.mass])
+        score: FloatArray = (1 + np.tanh(logit / 2)) / 2  # the sigmoid, without overflow
+        return np.interp(score, *np.transpose(self.knots)) if self.knots else score
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for the model card; "knots" only where there are some."""
+        return self.model_dump(mode="json", exclude=None if self.knots else {"knots"})
+
+
+def calibration_features(
+    covariance: FloatArray, mass: FloatArray, interocular: FloatArray
+) -> FloatArray:
+    """The inputs of the logistic model: (N, P, 3) as (1, log spread, log odds of mass)."""
+    trace = np.trace(covariance, axis1=-2, axis2=-1)
+    spread = np.sqrt(trace / 2) / np.maximum(interocular[:, None], 1e-6)
+    mass = np.clip(mass, 1e-4, 1 - 1e-4)
+    return np.stack(
+        [np.ones_like(mass), np.log(np.maximum(spread, 1e-6)), np.log(mass / (1 - mass))], axis=-1
+    )
