@@ -4,14 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all lowest lint docs wheel clean
+.PHONY: help demo check test test-slow test-all lowest lint docs wheel clean
 
 help:
-	@echo "make demo      run on a real photo, write the picture and the JSON"
-	@echo "make test      the fast tests"
-	@echo "make test-all  the slow tests, too, with Ray"
+	@echo "make demo      run on a real image, write the image with landmarks and the JSON"
+	@echo "make check     tests without a packaged network: under 90 seconds"
+	@echo "make test      the fast tests and the notebooks"
+	@echo "make test-slow the slow tests: kills, long streams, real installations"
+	@echo "make test-all  all tests, with Ray"
 	@echo "make lowest    the fast tests with the oldest versions that pyproject.toml allows"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, import-linter, codespell and mypy"
 	@echo "make docs      the documentation site, into site/, every link and reference checked"
 	@echo "make wheel     build the wheel and try it in an empty environment"
 	@echo "make clean     remove what make made"
@@ -30,6 +32,12 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not wheel"
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples
 
+check: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not wheel and not browser and not network"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow and not wheel"
+
 test-all: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'
 	$(BIN)/python -m pytest
@@ -46,6 +54,8 @@ lowest:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 docs: $(INSTALLED)
