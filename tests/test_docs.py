@@ -145,7 +145,7 @@ def test_concepts_say_what_is_so(workplace: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_way_of_an_image_by_hand_is_that_of_the_detector(workplace: Path) -> None:
-    left = run("docs/code.md")
+    left = run("docs/architecture.md")
     (face,) = Detector(68, refine=0).predict("photo.jpg")
     assert np.abs(left["points"] - face.points).max() < 1e-3
 
