@@ -1,4 +1,4 @@
-"""`hihlandmark demo`: landmarks of one image, to look at; with --web, of a browser's images."""
+"""`hihlandmark demo`: landmarks of one image as files; with --web, a page for the browser."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ _OUT = Path("demo")
 def demo(
     image: Annotated[
         str | None,
-        typer.Argument(help="A photo of your own; default: the astronaut of scikit-image."),
+        typer.Argument(help="An image; default: the astronaut of scikit-image."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the picture and the JSON.")] = _OUT,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the image and the JSON.")] = _OUT,
     layout: LayoutOption = LayoutName.WFLW98,
     model: ModelOption = "hih-small",
     device: DeviceOption = "auto",
     web: Annotated[
-        bool, typer.Option("--web", help="A page for the browser, to try photos of your own.")
+        bool, typer.Option("--web", help="Serve a page for the browser instead.")
     ] = False,
     host: Annotated[
         str,
-        typer.Option("--host", help="With --web: the address to listen on; 0.0.0.0: on all."),
+        typer.Option("--host", help="With --web: the address to listen on; 0.0.0.0: all."),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="With --web; 0: any that is free.")
+        int, typer.Option("--port", min=0, max=65535, help="With --web: 0 for any free port.")
     ] = 7860,
     max_megabytes: Annotated[
-        int, typer.Option("--max-megabytes", min=1, help="With --web: the largest file taken.")
+        int, typer.Option("--max-megabytes", min=1, help="With --web: the largest file.")
     ] = 20,
     max_megapixels: Annotated[
-        int, typer.Option("--max-megapixels", min=1, help="With --web: the largest photo taken.")
+        int, typer.Option("--max-megapixels", min=1, help="With --web: the largest image.")
     ] = 50,
     queue: Annotated[
-        int, typer.Option("--queue", min=1, help="With --web: how many photos may wait.")
+        int, typer.Option("--queue", min=1, help="With --web: requests that may wait.")
     ] = 8,
 ) -> None:
-    """Run on a real image; write the image with landmarks and the JSON, and say where.
+    """Run on a real image; write the image with landmarks and the JSON, and print their paths.
 
-    With --web, listen for a browser instead, and do this with the images that it is given.
+    With --web, serve a page that does this with the images of a browser.
     """
     if not web:
         _write(image, out, layout, model, device)
         return
     if image is not None or out != _OUT:
-        raise typer.BadParameter("--web takes its photos from the page and writes no files")
-    from hihlandmark.web import Limits, serve
+        raise typer.BadParameter("--web takes its images from the page and writes no files")
+    from hihlandmark.demo import serve
 
     def make(layout: int, model: str) -> Detector:
         return make_detector(layout, model, device=device)
@@ -71,7 +71,9 @@ def demo(
         model=model,
         host=host,
         port=port,
-        limits=Limits(max_megabytes * 2**20, max_megapixels * 1_000_000, queue),
+        max_megabytes=max_megabytes,
+        max_megapixels=max_megapixels,
+        queue=queue,
     )
 
 

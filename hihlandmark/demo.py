@@ -1,0 +1,461 @@
+"""The page of `hihlandmark demo --web`: images of a browser in, their landmarks out.
+
+Gradio lays out the page and serves it. Gradio is imported inside functions: it is optional.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from hihlandmark.arrays import Image
+from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
+from hihlandmark.draw import draw_faces, encode_png
+from hihlandmark.errors import ConfigurationError, HihlandmarkError, ImageError
+from hihlandmark.face import Face, transform_face
+from hihlandmark.image import load_image
+from hihlandmark.io import Result, Source
+from hihlandmark.io.formats import write_jsonl
+from hihlandmark.measures import head_pose
+from hihlandmark.weights import list_models
+
+if TYPE_CHECKING:
+    import gradio
+
+    from hihlandmark.detector import Detector
+
+LAYOUTS = {98: "WFLW", 68: "300-W", 29: "COFW"}
+"""Numbers of points that the page offers, and the data set of each."""
+SWITCHES = ("contours", "numbers", "boxes")
+"""What can be drawn in addition to the points."""
+
+SCREEN_SIDE = 1280
+"""Longer side in pixels of the image on the page; small images are enlarged up to twice."""
+FACE_SIDE = 900
+"""Side in pixels of an enlarged face, which shows 1.5 times the box of the points."""
+HEIGHT = 560
+"""Height in pixels of the image and of the enlarged face on the page."""
+MAX_ENLARGED = 20
+"""Faces that are shown enlarged; all faces are in the table and the downloads."""
+NUMBERS_FROM = 300
+"""Smallest size in pixels of a face whose point numbers can be read."""
+DELETE_CACHE = (60, 600)
+"""Seconds between deletions, and the age at which uploads and results are deleted."""
+
+NO_FACE = (
+    "no face found. Try a larger or sharper image: a face must be at least 20 pixels wide, "
+    "upright to within about 30 degrees, and show both eyes."
+)
+NOTES = (
+    "Points are red at score 0 and green at score 1: the probability that a point lies within 5 % "
+    "of the distance between the outer eye corners. Head pose: yaw above 0° turns to the right of "
+    "the image, pitch above 0° looks up, roll above 0° is tilted clockwise; expect errors of 5°, "
+    "in pitch of 15°. This machine deletes images after 10 minutes. The weights are for research "
+    "only, not for commercial use. Landmarks do not identify a person."
+)
+HEADINGS = ["Face", "Mean score", "Lowest score", "Yaw", "Pitch", "Roll"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The faces of an uploaded image.
+
+    Attributes:
+        path: the upload; its name is the image's name.
+        size: width and height in pixels.
+        faces: one entry per face, in pixels of the upright image.
+        model: name and SHA-256 of the weights.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    faces: tuple[Face, ...]
+    model: dict[str, str]
+
+    def record(self) -> bytes:
+        """The JSON line that `hihlandmark predict` writes."""
+        source = Source(self.path.name, self.path.name)
+        return write_jsonl([Result(source, self.faces, size=self.size, model=self.model)])
+
+    def summary(self) -> str:
+        """HTML: name, size and number of faces."""
+        count, found = len(self.faces), NO_FACE
+        if self.faces:
+            noun = "face" if count == 1 else "faces"
+            found = f"{count} {noun} of {self.faces[0].layout.size} points."
+        return note(f"{self.path.name}, {self.size[0]} × {self.size[1]} pixels: {found}")
+
+    def table(self) -> list[list[str]]:
+        """One row per face, as `HEADINGS`."""
+        return [self._row(number, face) for number, face in enumerate(self.faces, 1)]
+
+    def _row(self, number: int, face: Face) -> list[str]:
+        lowest = int(np.argmin(face.scores))
+        name = face.layout.point_names[lowest].replace("_", " ")
+        angles = [f"{angle:.0f}°" for angle in head_pose(face, self.size)]
+        score = f"{face.scores[lowest]:.2f}: {name} (number {lowest})"
+        return [str(number), f"{face.scores.mean():.2f}", score, *angles]
+
+
+def note(text: str) -> str:
+    """A paragraph of escaped text that screen readers announce."""
+    return f'<p role="status">{escape(text)}</p>'
+
+
+def draw_image(image: Image, faces: Sequence[Face], switches: Collection[str]) -> Image:
+    """A copy of an image (H, W, 3) with its faces; boxes of several faces are numbered."""
+    if len(faces) > 1:
+        faces = [replace(face, track_id=number) for number, face in enumerate(faces, 1)]
+    options = {name: name in switches for name in SWITCHES}
+    options["numbers"] &= all(np.ptp(face.points, axis=0).max() >= NUMBERS_FROM for face in faces)
+    return draw_faces(image, faces, **options)
+
+
+def draw_for_screen(image: Image, faces: Sequence[Face], switches: Collection[str]) -> Image:
+    """The image (H, W, 3) at the size of the screen, with its faces."""
+    height, width = image.shape[:2]
+    scale = min(SCREEN_SIDE / max(height, width), 2.0)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    resized = np.asarray(cv2.resize(image, size, interpolation=method))
+    matrix = resize_matrix((width, height), size)
+    return draw_image(resized, [transform_face(face, matrix) for face in faces], switches)
+
+
+def enlarge_face(image: Image, face: Face, switches: Collection[str]) -> Image:
+    """One face of an image in a crop (FACE_SIDE, FACE_SIDE, 3)."""
+    square = square_around(face.points, 1.5)
+    moved = transform_face(face, crop_matrix(square, FACE_SIDE))
+    return draw_image(cut_crop(image, square, FACE_SIDE), [moved], set(switches) - {"boxes"})
+
+
+class Demo:
+    """Detectors, created at first use, and the files of one server.
+
+    Args:
+        make_detector: called with the number of points and the name of a model.
+        folder: where Gradio writes uploads, and where results are written. Nothing outside of it
+            is read.
+        max_pixels: an image of more pixels is refused before it is decoded.
+    """
+
+    def __init__(
+        self, make_detector: Callable[[int, str], Detector], folder: Path, max_pixels: int
+    ) -> None:
+        self.models = [row.name for row in list_models() if row.problem is None]
+        self.folder, self._max_pixels = folder.resolve(), max_pixels
+        self._make_detector = make_detector
+        self._detectors: dict[tuple[int, str], Detector] = {}
+
+    def detector(self, layout: Any, model: Any) -> Detector:
+        """The detector of a layout and a model.
+
+        Raises:
+            ConfigurationError: the page does not offer them.
+        """
+        if layout not in list(LAYOUTS) or model not in self.models:
+            raise ConfigurationError(
+                f"the demo does not offer {layout} points with model {model!r}: choose from "
+                f"{', '.join(map(str, LAYOUTS))} and {', '.join(self.models)}"
+            )
+        if (layout, model) not in self._detectors:
+            self._detectors[layout, model] = self._make_detector(layout, model)
+        return self._detectors[layout, model]
+
+    def load(self, path: Path) -> Image:
+        """An uploaded image, (H, W, 3).
+
+        Gradio checks the path of a payload only if it is marked as a file, so this checks it too.
+
+        Raises:
+            ImageError: not an image, too large, deleted, or not in the server's folder.
+        """
+        path = path.resolve()
+        if not path.is_relative_to(self.folder) or not path.is_file():
+            raise ImageError("the image is no longer kept: upload it again")
+        os.utime(path)  # kept for longer: deletion goes by the time of the last change
+        return load_image(path.read_bytes(), max_pixels=self._max_pixels)
+
+    def predict(self, payload: dict[str, Any], layout: Any, model: Any) -> Prediction:
+        """Find the faces of an upload.
+
+        All arguments come from the browser and are not trusted; ``payload`` is Gradio's file data.
+        Errors as `load` and `detector`.
+        """
+        path = Path(str(payload.get("path")))
+        image, detector = self.load(path), self.detector(layout, model)
+        about = {"model": detector.card.name, "weights": detector.card.sha256}
+        size = image.shape[1], image.shape[0]
+        return Prediction(path, size, tuple(detector.predict(image)), about)
+
+    def write(self, name: str, content: bytes) -> str:
+        """Path of a new file in a folder whose name cannot be guessed."""
+        path = self.folder / secrets.token_urlsafe(16) / name
+        path.parent.mkdir()
+        path.write_bytes(content)
+        return str(path)
+
+    def write_jpeg(self, name: str, image: Image) -> str:
+        """As `write`; colors are not sub-sampled, which would blur small points."""
+        path = self.write(name, b"")
+        PillowImage.fromarray(image).save(path, "JPEG", quality=90, subsampling=0)
+        return path
+
+    def draw(self, shown: Prediction, switches: Collection[str]) -> tuple[str, list[Any]]:
+        """Paths of the image and of its enlarged faces, with their captions."""
+        image = self.load(shown.path)
+        whole = self.write_jpeg("image.jpg", draw_for_screen(image, shown.faces, switches))
+        crops = [
+            (self.write_jpeg(f"face-{n}.jpg", enlarge_face(image, face, switches)), f"Face {n}")
+            for n, face in enumerate(shown.faces[:MAX_ENLARGED], 1)
+        ]
+        return whole, crops
+
+
+def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> gradio.Blocks:
+    """The page with a layout and a model preselected; ``limits``: a sentence about uploads."""
+    import gradio as gr
+
+    def predict(payload: Any, layout: Any, model: Any, switches: Any) -> list[Any]:
+        nothing: list[Any] = [None, None, gr.Gallery([], visible=False), [], None]
+        if payload is None:
+            return [note("No image yet."), *nothing]
+        try:
+            shown = demo.predict(payload, layout, model)
+            whole, crops = demo.draw(shown, switches)
+        except HihlandmarkError as error:
+            return [note(f"{Path(str(payload.get('path'))).name}: {error}"), *nothing]
+        record = demo.write(f"{shown.path.stem}.landmarks.json", shown.record())
+        gallery = gr.Gallery(crops, visible=bool(crops), selected_index=0 if crops else None)
+        return [shown.summary(), shown, whole, gallery, shown.table(), record]
+
+    def redraw(shown: Prediction | None, switches: Any) -> list[Any]:
+        if shown is None:
+            return [gr.skip(), gr.skip(), gr.skip()]
+        try:
+            return [gr.skip(), *demo.draw(shown, switches)]
+        except HihlandmarkError as error:
+            return [note(str(error)), gr.skip(), gr.skip()]
+
+    def write_png(shown: Prediction | None, switches: Any) -> list[Any]:
+        if shown is None:
+            return [note("No image yet."), None]
+        try:
+            drawn = draw_image(demo.load(shown.path), shown.faces, switches)
+        except HihlandmarkError as error:
+            return [note(str(error)), None]
+        return [gr.skip(), demo.write(f"{shown.path.stem}.landmarks.png", encode_png(drawn))]
+
+    def write_example() -> str:
+        from skimage.data import astronaut
+
+        return demo.write("astronaut.png", encode_png(astronaut()))
+
+    with gr.Blocks(
+        title="Face landmarks", analytics_enabled=False, fill_width=True, delete_cache=DELETE_CACHE
+    ) as page:
+        gr.Markdown(
+            f"# Face landmarks\nDrop, choose, paste or take an image to find its faces. {limits}"
+        )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                image = gr.Image(
+                    label="Image",
+                    sources=["upload", "clipboard", "webcam"],
+                    webcam_options=gr.WebcamOptions(mirror=False),
+                    height=240,
+                    elem_id="upload",
+                )
+                example = gr.Button("Try the astronaut", visible=find_spec("skimage") is not None)
+                layouts = [(f"{points} ({name})", points) for points, name in LAYOUTS.items()]
+                points = gr.Radio(layouts, value=layout, label="Points")
+                network = gr.Radio(demo.models, value=model, label="Model")
+                choices = [(name.capitalize(), name) for name in SWITCHES]
+                switches = gr.CheckboxGroup(choices, value=["contours", "boxes"], label="Draw")
+            with gr.Column(scale=5, min_width=280):
+                summary = gr.HTML(note("No image yet."), elem_id="summary")
+                whole = gr.Image(
+                    label="Landmarks", interactive=False, buttons=["fullscreen"], height=HEIGHT,
+                    elem_id="whole",
+                )  # fmt: skip
+                crops = gr.Gallery(
+                    label="Faces", interactive=False, buttons=["fullscreen"], visible=False,
+                    preview=True, object_fit="contain", height=HEIGHT, elem_id="crops",
+                )  # fmt: skip
+                with gr.Row():
+                    record = gr.DownloadButton("Download JSON")
+                    png = gr.Button("Download PNG", size="lg")
+                    png_file = gr.DownloadButton(visible="hidden", elem_id="png-file")
+        table = gr.Dataframe(headers=HEADINGS, interactive=False, wrap=True, label="Faces")
+        gr.Markdown(NOTES)
+        shown = gr.State()
+
+        # One worker for all functions, so that one image at a time is in memory. `preprocess` would
+        # decode the upload without our limits.
+        common: dict[str, Any] = {"concurrency_id": "demo", "concurrency_limit": 1}
+        common |= {"preprocess": False, "api_visibility": "private"}
+        inputs = [image, points, network, switches]
+        outputs = [summary, shown, whole, crops, table, record]
+        image.input(predict, inputs, outputs, **common)
+        for choice in (points, network):
+            choice.input(predict, inputs, outputs, trigger_mode="always_last", **common)
+        example.click(write_example, None, image, **common).then(predict, inputs, outputs, **common)
+        switches.input(
+            redraw, [shown, switches], [summary, whole, crops], trigger_mode="always_last", **common
+        )
+        written = png.click(write_png, [shown, switches], [summary, png_file], **common)
+        # A full-size PNG takes seconds: it is written on request, then the browser fetches it.
+        written.success(None, js="() => document.querySelector('#png-file').click()")
+    page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
+    return page
+
+
+@contextmanager
+def open_demo(
+    make_detector: Callable[[int, str], Detector],
+    *,
+    layout: int = 98,
+    model: str = "hih-small",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_megabytes: int = 20,
+    max_megapixels: int = 50,
+    queue: int = 8,
+) -> Iterator[str]:
+    """Serve the page in a thread while the context is open, and yield its address.
+
+    Args:
+        make_detector: called with the number of points and the name of a model.
+        layout: the preselected number of points.
+        model: the preselected model.
+        host: address to listen on; "0.0.0.0" for all.
+        port: port to listen on; 0 for any free port.
+        max_megabytes: size of the largest upload.
+        max_megapixels: size of the largest image.
+        queue: number of requests that may wait.
+
+    Raises:
+        ConfigurationError: Gradio is missing, the page does not offer the layout or the model, or
+            the port is not available.
+    """
+    try:
+        import gradio as gr
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ImportError as error:
+        raise ConfigurationError(
+            "the web demo needs Gradio: pip install 'hihlandmark[demo]'"
+        ) from error
+
+    port = _find_port(host, port)
+    name = f"[{host}]" if ":" in host else host
+    limits = f"Files of up to {max_megabytes} MB and {max_megapixels} megapixels."
+    with (
+        tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as folder,
+        _environment(
+            GRADIO_TEMP_DIR=folder,
+            GRADIO_EXAMPLES_CACHE=folder,
+            GRADIO_ALLOWED_PATHS="",  # an empty `allowed_paths` would be read from here
+            GRADIO_ANALYTICS_ENABLED="False",
+            HF_HUB_DISABLE_TELEMETRY="True",
+        ),
+    ):
+        demo = Demo(make_detector, Path(folder), max_megapixels * 1_000_000)
+        demo.detector(layout, model)
+        page = build_page(demo, layout, model, limits, queue)
+        try:
+            page.launch(
+                server_name=name,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                inline=False,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                max_file_size=max_megabytes * 2**20,
+                ssr_mode=False,
+                mcp_server=False,
+                num_workers=0,
+                state_session_capacity=1000,
+                app_kwargs={
+                    "middleware": [
+                        Middleware(TrustedHostMiddleware, allowed_hosts=_host_names(name))
+                    ]
+                },
+                theme=gr.themes.Base(
+                    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+                ),
+            )
+            yield f"http://{name}:{port}"
+        finally:
+            page.close(verbose=False)
+
+
+def serve(make_detector: Callable[[int, str], Detector], **options: Any) -> None:
+    """Serve the page until Ctrl-C or SIGTERM; arguments and errors as `open_demo`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is removed
+    with suppress(KeyboardInterrupt), open_demo(make_detector, **options) as address:
+        print(f"The web demo is at {address} (Ctrl-C ends it).", flush=True)
+        if options.get("host", "127.0.0.1") not in ("127.0.0.1", "localhost", "::1"):
+            print("Everyone who reaches this address can use it, without a password.", flush=True)
+        threading.Event().wait()
+
+
+def _find_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises `ConfigurationError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as listener:
+            return int(listener.getsockname()[1])
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on port {port} of {host} ({error.strerror or error}): choose a free "
+            "one with --port, or 0 for any; --host must be an address of this machine"
+        ) from error
+
+
+def _host_names(name: str) -> list[str]:
+    """Values of the `Host` header that are answered: other names may be DNS rebinding."""
+    names = {name, "localhost", "127.0.0.1", "[::1]"}
+    if name in ("0.0.0.0", "[::]"):
+        names |= {socket.gethostname(), socket.getfqdn()}
+        for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+            # No packet is sent: this chooses the address by which others reach this machine.
+            with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((address, 9))
+                found = probe.getsockname()[0]
+                names.add(f"[{found}]" if ":" in found else found)
+    return sorted(names)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables that are restored at the end."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
