@@ -29,13 +29,12 @@ import numpy as np
 import torch
 from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
-from rich.console import Console
 from torchvision.ops import box_iou
 
 from hihlandmark import load_image
-from hihlandmark.benchmark import table
 from hihlandmark.face_detection import Detections, make_face_detector
-from hihlandmark.face_detection.resizing import in_image, shrunk
+from hihlandmark.face_detection.base import downscale, upscale_detections
+from hihlandmark.tables import Table
 
 LARGE_FACE = 40
 
@@ -78,12 +77,12 @@ class FacenetPyTorch:
         return [self._detect(image) for image in images]
 
     def _detect(self, image: NDArray[np.uint8]) -> Detections:
-        picture, factors = shrunk(image, self.detection_size)
-        boxes, scores, points = self.mtcnn.detect(picture, landmarks=True)
+        small, factors = downscale(image, self.detection_size)
+        boxes, scores, points = self.mtcnn.detect(small, landmarks=True)
         if boxes is None:
             return Detections.none()
         boxes, scores, points = (np.asarray(each, np.float64) for each in (boxes, scores, points))
-        return in_image(boxes, scores, points, factors, image, self.min_face)
+        return upscale_detections(boxes, scores, points, factors, image, self.min_face)
 
 
 class Search(NamedTuple):
@@ -121,11 +120,11 @@ def search(scenes: Path) -> dict[str, list[Search]]:
     ]
     results = {}
     for path in sorted((scenes / "images").iterdir()):
-        photo = load_image(path)
+        image = load_image(path)
         searches = []
         for detector in detectors:
             start = time.process_time()
-            boxes = detector.detect([photo])[0].boxes
+            boxes = detector.detect([image])[0].boxes
             searches.append(Search(boxes, time.process_time() - start))
         results[path.relative_to(scenes).as_posix()] = searches
     return results
@@ -135,10 +134,10 @@ def evaluate(
     searches: dict[str, list[Search]], annotated: dict[str, NDArray[np.floating]]
 ) -> list[dict[str, Any]]:
     """One row of results for each of `SETTINGS`; ``annotated``: image -> landmarks' box (4,)."""
-    crowds = [of_photo for name, of_photo in searches.items() if name not in annotated]
-    reference = np.concatenate([of_photo[0].boxes for of_photo in crowds])
+    crowds = [searched for name, searched in searches.items() if name not in annotated]
+    reference = np.concatenate([searched[0].boxes for searched in crowds])
     large = (reference[:, 2:] - reference[:, :2]).max(axis=1) >= LARGE_FACE
-    seconds = np.array([[s.seconds for s in of_photo] for of_photo in searches.values()])
+    seconds = np.array([[s.seconds for s in searched] for searched in searches.values()])
     rows = []
     for i, setting in enumerate(SETTINGS):
         again = np.concatenate([found_again(s[0].boxes, s[i].boxes) for s in crowds])
@@ -151,16 +150,17 @@ def evaluate(
             "recall_annotated": np.mean(hits),
             "recall_crowds": again.mean(),
             "recall_crowds_large": again[large].mean(),
-            "boxes_a_photo": np.mean([len(s[i].boxes) for s in searches.values()]),
+            "boxes_per_image": np.mean([len(s[i].boxes) for s in searches.values()]),
         }
         rows.append(setting._asdict() | {name: float(value) for name, value in row.items()})
     return rows
 
 
-def markdown(rows: list[dict[str, Any]]) -> list[str]:
+def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     large = f"crowds >= {LARGE_FACE} px"
-    return table(
+    return Table(
+        "",
         ["detector", "size", "min_face", "time", "ms", "annotated", "crowds", large, "boxes"],
         [
             [
@@ -172,11 +172,11 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
                 f"{row['recall_annotated']:.1%}",
                 f"{row['recall_crowds']:.1%}",
                 f"{row['recall_crowds_large']:.1%}",
-                f"{row['boxes_a_photo']:.1f}",
+                f"{row['boxes_per_image']:.1f}",
             ]
             for row in rows
         ],
-    )
+    ).markdown()
 
 
 def main() -> None:
@@ -194,7 +194,7 @@ def main() -> None:
         annotated = {a["image"]: np.array(a["box"]) for a in map(json.loads, lines)}
     rows = evaluate(search(scenes), annotated)
     arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    Console(soft_wrap=True).print(*markdown(rows), sep="\n", markup=False, highlight=False)
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

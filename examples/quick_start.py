@@ -1,6 +1,6 @@
 """The landmarks of an image in three layouts, drawn side by side.
 
-    python examples/quick_start.py [PHOTO] [PICTURE]
+    python examples/quick_start.py [IMAGE] [OUTPUT]
 
 Without an image of your own, scikit-image's astronaut is used.
 """
@@ -14,21 +14,21 @@ from skimage.data import astronaut
 from hihlandmark import Detector, draw_faces, load_image
 
 
-def main(photo: str | None = None, picture: str = "landmarks.png") -> None:
-    """Finds the faces of an image once, and their points in each layout."""
-    image = load_image(photo if photo else astronaut())
+def main(path: str | None = None, output: str = "landmarks.png") -> None:
+    """Find the faces of an image in each layout and draw them."""
+    image = load_image(path if path else astronaut())
     drawings = []
     for layout in (98, 68, 29):
         faces = Detector(layout).predict(image)
         drawings.append(draw_faces(image, faces))
         for face in faces:
-            least = int(face.scores.argmin())
+            lowest = int(face.scores.argmin())
             print(
-                f"{layout} points, mean score {face.scores.mean():.2f}; least sure of "
-                f"{face.layout.point_names[least]} ({face.scores[least]:.2f})"
+                f"{layout} points, mean score {face.scores.mean():.2f}; lowest: "
+                f"{face.layout.point_names[lowest]} ({face.scores[lowest]:.2f})"
             )
-    Image.fromarray(np.concatenate(drawings, axis=1)).save(picture)
-    print(f"picture: {picture}")
+    Image.fromarray(np.concatenate(drawings, axis=1)).save(output)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Crops of faces in a standard pose, as face recognition and generation want them."""
+"""Crops of faces in a standard pose, for face recognition and generation."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import FloatArray
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, invert, similarities, transform_points
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
 from hihlandmark.image import ImageInput, load_image
 
 # Eyes, tip of the nose, corners of the mouth in a crop of 112 x 112, of InsightFace's ArcFace
-# models (Deng et al., arXiv 1801.07698), which count as this package does.
+# models (Deng et al., arXiv 1801.07698), in the pixel coordinates of this package.
 _ARCFACE = np.array(
     [
         (38.2946, 51.6963),
@@ -29,9 +28,14 @@ _ARCFACE_SIZE = 112
 
 
 class AlignedFace(NamedTuple):
-    """A crop (S, S, 3) uint8, and the similarity (2, 3) from pixels of the image to its own."""
+    """An aligned crop.
 
-    image: NDArray[np.uint8]
+    Attributes:
+        image: (S, S, 3) uint8 RGB.
+        matrix: (2, 3), the similarity from pixels of the image to pixels of the crop.
+    """
+
+    image: Image
     matrix: FloatArray
 
     def points(self, face: Face) -> FloatArray:
@@ -40,9 +44,11 @@ class AlignedFace(NamedTuple):
 
 
 def five_points(face: Face) -> FloatArray:
-    """(5, 2): the middles of the eyes, the tip of the nose, the corners of the mouth.
+    """The five points of most face detectors.
 
-    What lies left in an upright image comes first, as with most face detectors.
+    Returns:
+        (5, 2): centers of the left and right eye, tip of the nose, left and right corner of the
+        mouth, where left is left in an upright image.
     """
     eyes = [face[part].mean(axis=0) for part in ("left_eye", "right_eye")]
     others = [face[name] for name in ("nose_tip", "left_mouth_corner", "right_mouth_corner")]
@@ -52,33 +58,41 @@ def five_points(face: Face) -> FloatArray:
 def align(
     image: ImageInput, face: Face, size: int = _ARCFACE_SIZE, template: str = "arcface"
 ) -> AlignedFace:
-    """The face of an image, moved, turned and scaled to a template, in a crop of ``size`` pixels.
+    """Align a face to a template.
 
-    ``template``: "arcface", five points by least squares as ArcFace's models are fed (usually at
-    112 pixels); "ffhq", the square of the FFHQ data set (Karras et al., arXiv 1812.04948, appendix
-    A), turned with the line of the eyes, usually at 256 to 1024 pixels. Black beyond the image,
-    without aliasing. Raises `ConfigurationError` for another template or a size below 1, and
-    `ImageError` for what cannot be read.
+    Args:
+        image: anything that `load_image` reads.
+        face: a face in this image.
+        size: side of the crop in pixels; usually 112 for "arcface", 256 to 1024 for "ffhq".
+        template: "arcface", five points by least squares as for ArcFace's models; "ffhq", the
+            square of the FFHQ data set (Karras et al., arXiv 1812.04948, appendix A), rotated with
+            the line of the eyes.
+
+    Returns:
+        The crop, black outside of the image, and its matrix.
+
+    Raises:
+        ConfigurationError: the template is unknown, or the size is below 1.
+        ImageError: the image cannot be read.
     """
     if template not in TEMPLATES:
         raise ConfigurationError(
-            f"there is no template {template!r}; there is {', '.join(TEMPLATES)}"
+            f"unknown template {template!r}; choose {', '.join(TEMPLATES)}"
         )
     if size < 1:
         raise ConfigurationError(f"size must be 1 pixel or more, not {size}")
     square = TEMPLATES[template](five_points(face))
-    pixels = np.asarray(cut_crop(load_image(image), square, size), np.uint8)
-    return AlignedFace(pixels, crop_matrix(square, size))
+    return AlignedFace(cut_crop(load_image(image), square, size), crop_matrix(square, size))
 
 
 def _arcface_square(points: FloatArray) -> FloatArray:
     to_image = invert(similarities(points[None], _ARCFACE)[0])
-    middle = np.full((1, 2), (_ARCFACE_SIZE - 1) / 2)
-    across = to_image[:, 0]  # where a step to the right in the crop leads
+    center = np.full((1, 2), (_ARCFACE_SIZE - 1) / 2)
+    x_axis = to_image[:, 0]  # of the crop, in the image
     return np.concatenate(
         [
-            transform_points(to_image, middle)[0],
-            [np.hypot(*across) * _ARCFACE_SIZE, np.arctan2(across[1], across[0])],
+            transform_points(to_image, center)[0],
+            [np.hypot(*x_axis) * _ARCFACE_SIZE, np.arctan2(x_axis[1], x_axis[0])],
         ]
     )
 
@@ -86,11 +100,11 @@ def _arcface_square(points: FloatArray) -> FloatArray:
 def _ffhq_square(points: FloatArray) -> FloatArray:
     eyes, mouth = points[:2].mean(axis=0), points[3:].mean(axis=0)
     eye_to_eye, eye_to_mouth = points[1] - points[0], mouth - eyes
-    # Halfway between the line of the eyes and what is across from eyes to mouth.
-    across = eye_to_eye + np.array([eye_to_mouth[1], -eye_to_mouth[0]])
+    # The mean of the line of the eyes and the normal of the line from eyes to mouth.
+    x_axis = eye_to_eye + np.array([eye_to_mouth[1], -eye_to_mouth[0]])
     half = max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
     center = eyes + 0.1 * eye_to_mouth
-    return np.array([*center, 2 * half, np.arctan2(across[1], across[0])])
+    return np.array([*center, 2 * half, np.arctan2(x_axis[1], x_axis[0])])
 
 
 TEMPLATES: Mapping[str, Callable[[FloatArray], FloatArray]] = {

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from hihlandmark.arrays import Image
-from hihlandmark.crop import tight_boxes, transform_points
-from hihlandmark.face import Face
+from hihlandmark.arrays import FloatArray, Image
 
 SUB_PIXEL_BITS = 4
 """OpenCV draws with fixed-point coordinates of this many fractional bits: 1/16 pixel."""
@@ -24,25 +22,55 @@ CONTOUR = (90, 190, 255)
 BOX = (255, 205, 60)
 
 
+class _HasContours(Protocol):
+    @property
+    def contours(self) -> Iterable[tuple[Sequence[int], bool]]: ...
+
+
+class DrawableFace(Protocol):
+    """What `draw_faces` needs of a face; `Face` has it."""
+
+    @property
+    def points(self) -> FloatArray: ...  # noqa: D102
+    @property
+    def scores(self) -> FloatArray: ...  # noqa: D102
+    @property
+    def box(self) -> FloatArray: ...  # noqa: D102
+    @property
+    def track_id(self) -> int | None: ...  # noqa: D102
+    @property
+    def layout(self) -> _HasContours: ...  # noqa: D102
+
+
 def draw_faces(
     image: Image,
-    faces: Sequence[Face],
+    faces: Iterable[DrawableFace],
     *,
     contours: bool = True,
     boxes: bool = False,
     numbers: bool = False,
 ) -> Image:
-    """A copy of an RGB image (H, W, 3) uint8 with faces drawn, points red to green by score.
+    """Draw faces onto a copy of an image, points red to green by score.
 
-    ``numbers`` writes each point's index beside it; ``boxes`` come with the number that a face has
-    in a video. Lines and points scale with the face.
+    Lines and points scale with the face.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        faces: faces with points in pixels of the image.
+        contours: draw the lines of the layout.
+        boxes: draw the bounding boxes, with the track number of a face in a video.
+        numbers: write the index of each point beside it.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
     """
     canvas = np.ascontiguousarray(image).copy()
     for face in faces:
         size = float(np.max(np.ptp(face.points, axis=0)))
         thickness = max(1, round(size / 260))
         if boxes:
-            _draw_box(canvas, face.box, thickness)
+            (x0, y0), (x1, y1) = _fixed_point(face.box.reshape(2, 2)).tolist()
+            cv2.rectangle(canvas, (x0, y0), (x1, y1), BOX, thickness, cv2.LINE_AA, SUB_PIXEL_BITS)
             if face.track_id is not None:
                 _write(canvas, str(face.track_id), face.box[:2], BOX, max(0.4, size / 300))
         if contours:
@@ -53,31 +81,20 @@ def draw_faces(
                 )
         draw_points(canvas, face.points, face.scores, radius=max(0.8, size / 130))
         if numbers:
-            _draw_numbers(canvas, face.points, size)
+            for index, point in enumerate(face.points):
+                _write(canvas, str(index), point, (255, 255, 255), max(0.25, size / 900))
     return canvas
 
 
-def transform_face(face: Face, matrix: NDArray[np.floating]) -> Face:
-    """The face where a transform (2, 3) takes it, to be drawn onto an image transformed likewise.
-
-    Its upright box holds the corners of the one before; the covariances stay as they are.
-    """
-    corners = transform_points(matrix, face.box[[[0, 1], [2, 1], [0, 3], [2, 3]]])
-    points = transform_points(matrix, face.points)
-    return replace(face, points=points, box=tight_boxes(corners))
-
-
-def encode_png(picture: Image) -> bytes:
+def encode_png(image: Image) -> bytes:
     """An RGB image (H, W, 3) uint8 as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    PillowImage.fromarray(picture).save(buffer, "PNG")
+    PillowImage.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def draw_points(
-    canvas: Image, points: NDArray[np.float32], scores: NDArray[np.float32], radius: float
-) -> None:
-    """Fills a disc at each of the points (P, 2), colored by score (P,), into ``canvas``."""
+def draw_points(canvas: Image, points: FloatArray, scores: FloatArray, radius: float) -> None:
+    """Fill a disc at each of the points (P, 2), colored by score (P,), into ``canvas``."""
     colors = LOW + (HIGH - LOW) * np.clip(scores, 0, 1)[:, None]
     fixed_radius = round(radius * 2**SUB_PIXEL_BITS)
     for center, color in zip(_fixed_point(points), colors, strict=True):
@@ -85,29 +102,15 @@ def draw_points(
         cv2.circle(canvas, (x, y), fixed_radius, color.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)
 
 
-def _fixed_point(points: NDArray[np.float32]) -> NDArray[np.int32]:
-    # Far outside of the image nothing is seen, but OpenCV's arithmetic would overflow.
+def _fixed_point(points: FloatArray) -> NDArray[np.int32]:
+    # Far outside of the image nothing is visible, but OpenCV's arithmetic would overflow.
     return np.round(np.clip(points, -1e5, 1e5) * 2**SUB_PIXEL_BITS).astype(np.int32)
 
 
-def _draw_box(canvas: Image, box: NDArray[np.float32], thickness: int) -> None:
-    (x0, y0), (x1, y1) = _fixed_point(box.reshape(2, 2)).tolist()
-    cv2.rectangle(canvas, (x0, y0), (x1, y1), BOX, thickness, cv2.LINE_AA, SUB_PIXEL_BITS)
-
-
-def _draw_numbers(canvas: Image, points: NDArray[np.float32], size: float) -> None:
-    for index, point in enumerate(points):
-        _write(canvas, str(index), point, (255, 255, 255), scale=max(0.25, size / 900))
-
-
 def _write(
-    canvas: Image,
-    text: str,
-    point: NDArray[np.float32],
-    color: tuple[int, int, int],
-    scale: float,
+    canvas: Image, text: str, point: FloatArray, color: tuple[int, int, int], scale: float
 ) -> None:
-    """Writes to the right of a point (2,), above it."""
+    """Write text to the upper right of a point (2,)."""
     x, y = np.clip(point, -1e5, 1e5)
-    place = (round(float(x)) + 2, round(float(y)) - 2)
-    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
+    origin = (round(float(x)) + 2, round(float(y)) - 2)
+    cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)

@@ -1,41 +1,90 @@
-"""`Face`: the landmarks of one face, and its exports. Nothing here computes landmarks."""
+"""`Face` and `Faces`: landmarks, their exports, and how Jupyter shows them.
+
+Nothing here computes landmarks.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 
-from hihlandmark.arrays import FloatArray
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.arrays import BoolArray, FloatArray, Image
+from hihlandmark.crop import (
+    crop_matrix,
+    cut_crop,
+    resize_matrix,
+    square_around,
+    tight_boxes,
+    transform_points,
+)
+from hihlandmark.draw import draw_faces, encode_png
+from hihlandmark.errors import ConfigurationError, HihlandmarkError
+from hihlandmark.image import ColorOrder, ImageInput, load_image
 from hihlandmark.layouts import Layout, get_conversion, get_layout
 
-if TYPE_CHECKING:
-    import supervision
+CLOSE_UP_SIDE = 384
+"""Side in pixels of the image of one face in Jupyter."""
+LONGEST_SIDE = 960
+"""Longer side in pixels, at most, of an image with its faces in Jupyter."""
+BACKGROUND = 32
+"""Gray value behind faces whose image is gone."""
+_MARGIN = 1.3  # side of a close-up, in longer sides of the points' box
 
-    from hihlandmark.notebook import ImageReference
+
+class ImageReference:
+    """Where an image came from, to show it again without keeping it in memory.
+
+    The text of a path or URL is kept; of an array, tensor or PIL image a weak reference. Bytes and
+    files are not remembered. A copy or an unpickled reference remembers paths and URLs only.
+    """
+
+    def __init__(self, image: ImageInput | None, color: ColorOrder = "rgb") -> None:
+        self.path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        self.color = color
+        self._object: Any = None
+        if self.path is None:
+            try:
+                self._object = weakref.ref(image)
+            except TypeError:  # bytes, None and many kinds of files
+                self._object = None
+
+    def load(self) -> Image | None:
+        """The image (H, W, 3) RGB; None when it is gone or can no longer be read."""
+        image = self._object() if self._object else self.path
+        try:
+            return None if image is None else load_image(image, color=self.color)
+        except HihlandmarkError:
+            return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageReference, (self.path, self.color)
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """The landmarks of one face, in pixels of the image as given (upright).
+    """The landmarks (keypoints) of one face, in pixels of the image as given (upright).
 
     The center of the top-left pixel is (0, 0). Points may lie outside of the image where the face
     does.
 
     Attributes:
         points: (P, 2) float32, x and y of each landmark.
-        scores: (P,) float32 in 0..1, the calibrated probability that a point lies within 5 % of the
-            inter-ocular distance of where an annotator would put it.
+        scores: (P,) float32 in 0..1, the confidence of each point: the calibrated probability that
+            it lies within 5 % of the inter-ocular distance of where an annotator would put it.
         covariance: (P, 2, 2) float32, the uncertainty of each point in squared pixels.
-        box: (4,) float32 xyxy, the box that the face was found by.
+        box: (4,) float32 xyxy, the bounding box from the face detector or the caller.
         box_score: the face detector's score in 0..1; 1 for boxes given by the caller.
-        layout: which point is which.
-        approximate: (P,) bool, True for points that `to` interpolated from another layout.
-        track_id: the number that a face keeps through a video (`video.track`); None elsewhere.
+        layout: names and regions of the points.
+        approximate: (P,) bool, True for points that `to_layout` interpolated.
+        track_id: the number of the face in a video (`video.track`); None elsewhere.
         image: where the image came from, to show the face in Jupyter; holds no pixels.
     """
 
@@ -45,7 +94,7 @@ class Face:
     box: FloatArray
     box_score: float
     layout: Layout
-    approximate: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    approximate: BoolArray = field(default_factory=lambda: np.zeros(0, bool))
     track_id: int | None = None
     image: ImageReference | None = field(default=None, repr=False)
 
@@ -80,7 +129,7 @@ class Face:
         )
 
     def __getitem__(self, name: str) -> FloatArray:
-        """The points (K, 2) of a part ("left_eye"), or the one point (2,) of a point's name."""
+        """The points (K, 2) of a part ("left_eye"), or one point (2,) by its name."""
         if name in self.layout.parts:
             return self.points[list(self.layout.parts[name])]
         if name in self.layout.point_names:
@@ -92,15 +141,22 @@ class Face:
 
     @property
     def interocular(self) -> float:
-        """Distance of the outer eye corners in pixels, the unit of the papers' errors."""
-        left, right = self.points[list(self.layout.ocular_pair)]
-        return float(np.linalg.norm(left - right))
+        """Distance of the outer eye corners in pixels, which normalizes errors (NME)."""
+        return float(self.layout.interocular(self.points))
 
     def to_layout(self, layout: int | str | Layout) -> Face:
-        """The same face in another layout, by the explicit table of `layouts`.
+        """The same face in another layout, by the conversion tables of `layouts`.
 
-        Interpolated points are marked in ``approximate``; scores and covariances are carried over
-        with the table's weights. Raises `ConfigurationError` when there is no such table.
+        Scores and covariances are combined with the table's weights.
+
+        Args:
+            layout: number of points, name or `Layout`.
+
+        Returns:
+            A face whose interpolated points are marked in ``approximate``.
+
+        Raises:
+            ConfigurationError: there is no conversion to this layout.
         """
         target = get_layout(layout)
         if target is self.layout:
@@ -110,7 +166,7 @@ class Face:
         return Face(
             points=weights @ self.points,
             scores=weights @ self.scores,
-            # Points err together more than apart, so that averaging must not look like certainty.
+            # Errors of neighboring points are correlated, so averaging does not reduce variance.
             covariance=np.einsum("qp,pij->qij", weights, self.covariance),
             box=self.box,
             box_score=self.box_score,
@@ -121,13 +177,11 @@ class Face:
         )
 
     def _repr_png_(self) -> bytes:
-        """For Jupyter: the face, on its image where that is still at hand."""
-        from hihlandmark.notebook import face_png
-
-        return face_png(self)
+        """For Jupyter: a close-up of the face, on its image where that is available."""
+        return encode_png(_close_up([self], _image_of(self), CLOSE_UP_SIDE))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, ready for JSON; see `from_dict` for the way back."""
+        """Plain Python values, ready for JSON. `from_dict` reads them."""
         return {
             "layout": self.layout.name,
             "box": _rounded(self.box),
@@ -141,16 +195,17 @@ class Face:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Face:
-        """The face that `to_dict` wrote. Raises `ConfigurationError` when a field is missing."""
+        """The face that `to_dict` wrote.
+
+        Raises:
+            ConfigurationError: a field is missing or has another shape.
+        """
         try:
             layout = get_layout(values["layout"])
             approximate = np.zeros(layout.size, bool)
             approximate[values["approximate"]] = True
             return cls(
-                points=values["points"],
-                scores=values["scores"],
-                covariance=values["covariance"],
-                box=values["box"],
+                **{name: values[name] for name in ("points", "scores", "covariance", "box")},
                 box_score=values["box_score"],
                 layout=layout,
                 approximate=approximate,
@@ -166,23 +221,26 @@ class Face:
         return json.dumps(self.to_dict())
 
     def to_pts(self) -> str:
-        """The text of a 300-W .pts file, whose origin is (1, 1) at the top-left pixel's center."""
+        """The text of a 300-W .pts file, which counts the top-left pixel's center as (1, 1)."""
         lines = [f"{x:.3f} {y:.3f}" for x, y in self.points + 1]
         return "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}", ""])
 
-    def to_supervision(self) -> supervision.KeyPoints:
-        """The points and scores as key points of one object; of many faces, see `to_key_points`."""
-        from hihlandmark.io.connectors import to_key_points
-
-        return to_key_points([self])
-
     ROW_FIELDS: ClassVar[tuple[str, ...]] = (
-        *("layout", "point", "name", "x", "y", "score"),
-        *("x0", "y0", "x1", "y1", "box_score"),
+        "layout",
+        "point",
+        "name",
+        "x",
+        "y",
+        "score",
+        "x0",
+        "y0",
+        "x1",
+        "y1",
+        "box_score",
     )
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One flat row a point with the keys `ROW_FIELDS`, for CSV files and data frames."""
+        """One flat row per point with the keys `ROW_FIELDS`, for CSV files and data frames."""
         box = dict(zip(("x0", "y0", "x1", "y1"), _rounded(self.box), strict=True))
         return [
             {
@@ -199,5 +257,63 @@ class Face:
         ]
 
 
+class Faces(list[Face]):
+    """The faces of one image: a list that Jupyter shows as an image."""
+
+    @classmethod
+    def of(cls, faces: Iterable[Face], image: ImageInput, color: ColorOrder) -> Faces:
+        """Faces with a reference to the image they were found in."""
+        reference = ImageReference(image, color)
+        return cls(replace(face, image=reference) for face in faces)
+
+    def _repr_png_(self) -> bytes | None:
+        return _png_of_all(self) if self else None
+
+    def _repr_html_(self) -> str | None:
+        return None if self else "No face was found."
+
+
+def transform_face(face: Face, matrix: FloatArray) -> Face:
+    """A face after an affine transform of its image.
+
+    Args:
+        face: the face; its covariances stay as they are.
+        matrix: (2, 3), from pixels of the face's image to those of the transformed image.
+
+    Returns:
+        The face with transformed points. Its box holds the transformed corners of the old box.
+    """
+    corners = transform_points(matrix, face.box[[[0, 1], [2, 1], [0, 3], [2, 3]]])
+    points = transform_points(matrix, face.points)
+    return replace(face, points=points, box=tight_boxes(corners))
+
+
 def _rounded(array: FloatArray, digits: int = 3) -> list[Any]:
     return np.round(array.astype(np.float64), digits).tolist()
+
+
+def _image_of(face: Face) -> Image | None:
+    return face.image.load() if face.image else None
+
+
+def _png_of_all(faces: Sequence[Face]) -> bytes:
+    """The whole image with its faces; a close-up of all faces when the image is gone."""
+    image = _image_of(faces[0])
+    if image is None:
+        return encode_png(_close_up(faces, None, LONGEST_SIDE // 2))
+    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
+    size = round(image.shape[1] * scale), round(image.shape[0] * scale)
+    small = np.asarray(PillowImage.fromarray(image).resize(size, PillowImage.Resampling.BOX))
+    to_small = resize_matrix((image.shape[1], image.shape[0]), size)
+    return encode_png(draw_faces(small, [transform_face(face, to_small) for face in faces]))
+
+
+def _close_up(faces: Sequence[Face], image: Image | None, size: int) -> Image:
+    """The square (size, size, 3) around the faces with some margin, points drawn."""
+    square = square_around(np.concatenate([face.points for face in faces]), _MARGIN)
+    if image is None:
+        canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
+    else:
+        canvas = cut_crop(image, square, size)
+    to_square = crop_matrix(square, size)
+    return draw_faces(canvas, [transform_face(face, to_square) for face in faces])

@@ -1,7 +1,7 @@
-"""Anything that a user holds as an image becomes an upright RGB uint8 array (H, W, 3).
+"""`load_image`: any kind of image as an upright RGB uint8 array (H, W, 3).
 
-Reading, downloading, decoding and checking live here, and every failure is an `ImageError`. What
-happens to the array afterwards (cropping, normalizing for a network) lives elsewhere.
+Reading, decoding and checking live here, and every failure is an `ImageError`. Downloading is in
+`download`; cropping and normalizing for a network live elsewhere.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ import io
 import logging
 import math
 import os
-import re
 import stat
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from http.client import HTTPException
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
-from urllib import parse, request
-from urllib.error import HTTPError
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from hihlandmark.download import download, is_url, not_bytes, read_at_most
 from hihlandmark.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
@@ -49,13 +44,11 @@ ImageInput: TypeAlias = Union[
 ColorOrder = Literal["rgb", "bgr"]
 ChannelAxis = Literal["last", "first"]
 
-# Photographs only. Pillow reads more, but runs Ghostscript for EPS and GDI for WMF, which no
-# stranger's file should reach. HEIF and JXL are there when their Pillow plugins are registered.
-# TGA has no signature, so it is tried last.
-FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL"),
-    *("JPEG2000", "PPM", "QOI", "PSD", "TGA"),
-)
+# Pillow reads more formats, but runs Ghostscript for EPS and GDI for WMF, which untrusted files
+# must not reach. HEIF and JXL are available when their Pillow plugins are registered. TGA has no
+# signature, so it is tried last.
+_COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL")
+FORMATS = (*_COMMON, "JPEG2000", "PPM", "QOI", "PSD", "TGA")
 
 # The value of full brightness by dtype name. Wide integers are mostly 8-bit values that went
 # through arithmetic; int8 is absent because it cannot hold them.
@@ -89,8 +82,6 @@ UPRIGHT_TRANSPOSE = {
 # Resizing floats with a bicubic or Lanczos kernel overshoots by up to a tenth; that is clipped.
 FLOAT_OVERSHOOT = 0.1
 
-_SCHEME = re.compile(r"(data:|[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
-_URL_SAFE = "/%:@!$&'()*+,;=~?[]"
 _log = logging.getLogger(__name__)
 
 
@@ -104,33 +95,36 @@ def load_image(
     timeout: float = 20.0,
     max_bytes: int = 64 * 2**20,
 ) -> NDArray[np.uint8]:
-    """Read any kind of image as an upright, C-contiguous, writable RGB array (H, W, 3) of uint8.
-
-    ``image``: a path; an http or https URL (a str: do not pass strings of strangers); the bytes of
-    an image file; a binary file object, read from its start where it can seek; a PIL image; a NumPy
-    array (or what has ``__array__``) or torch tensor of shape (H, W), (H, W, 1) gray, (H, W, 2)
-    gray and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. An array that already is as wanted is returned
-    as it is, without a copy.
-
-    For arrays and tensors only: ``color`` "bgr" says that blue comes first (OpenCV), with alpha
-    last; ``channels`` "first" says that the shape is (C, H, W).
-
-    ``white`` is the value of full brightness of an array, tensor, 16-bit or float file; black is 0.
-    By default it is 1 for bool and float, 65535 for uint16 and 16-bit files, and 255 for the other
-    integers. Values outside 0..white are an error, except that floats may exceed it by a tenth,
-    which is clipped. An image almost black for its ``white`` is an error for floats with white > 1
-    (it looks like 0..1), and logged as a warning otherwise.
+    """Read any kind of image as an upright RGB array.
 
     EXIF orientation is applied. Transparent images are composited over white, as viewers show them;
     an alpha of 0 everywhere is taken as unset and ignored. Of an animation, the first frame is
     read (of a PIL image, its current frame). Color profiles are not applied, except LAB to sRGB.
 
-    ``max_pixels`` bounds files and PIL images before they are decoded, in place of Pillow's limit;
-    ``timeout`` (seconds, in total) and ``max_bytes`` bound a download, and ``max_bytes`` also a
-    file object that cannot seek.
+    Args:
+        image: a path; an http or https URL (a str: do not pass untrusted strings); the bytes of an
+            image file; a binary file object, read from its start where it can seek; a PIL image; a
+            NumPy array (or an object with ``__array__``) or torch tensor of shape (H, W) or
+            (H, W, 1) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. A contiguous,
+            writable RGB array of uint8 is returned as it is, without a copy.
+        color: for arrays and tensors: "bgr" for the channel order of OpenCV, with alpha last.
+        channels: for arrays and tensors: "first" for the shape (C, H, W).
+        white: the value of full brightness of an array, tensor, 16-bit or float file; black is 0.
+            None: 1 for bool and float, 65535 for uint16 and 16-bit files, 255 for other integers.
+            Values outside 0..white are an error, but floats may exceed it by a tenth, which is
+            clipped. An image almost black for its ``white`` is an error for floats with
+            ``white`` > 1 (its range is probably 0..1), and logged as a warning otherwise.
+        max_pixels: limit on files and PIL images, checked before they are decoded, in place of
+            Pillow's limit.
+        timeout: limit on a download in seconds, in total.
+        max_bytes: limit on a download, and on a file object that cannot seek.
 
-    Raises `ImageError` when the image cannot be read, and `ConfigurationError` for another wrong
-    argument.
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous and writable.
+
+    Raises:
+        ImageError: the image cannot be read.
+        ConfigurationError: another argument is invalid.
     """
     _check_choice("color", color, ColorOrder)
     _check_choice("channels", channels, ChannelAxis)
@@ -167,9 +161,8 @@ def _check_positive(**values: object) -> None:
 @contextmanager
 def _opened(image: object, timeout: float, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
     """A seekable file with the encoded image, and a name for error messages."""
-    if isinstance(image, str) and (scheme := _SCHEME.match(image)):
-        _check_scheme(scheme[0], image)
-        yield io.BytesIO(_download(image, timeout, max_bytes)), f"URL {image!r}"
+    if isinstance(image, str) and is_url(image):
+        yield io.BytesIO(download(image, timeout, max_bytes)), f"URL {image!r}"
     elif isinstance(image, (str, os.PathLike)):
         with _open_path(image) as file:
             yield file, f"file {os.fspath(image)!r}"
@@ -204,7 +197,7 @@ _PATH_ADVICE: dict[type[Exception], str] = {
 
 
 def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
-    """A regular file, opened; anything else could block for ever or never end."""
+    """Open a regular file; other files could block or never end."""
     try:
         # fsdecode, because a DirEntry or a Path-like may hold bytes.
         place = Path(os.fsdecode(path))
@@ -222,14 +215,14 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def _seekable(file: Any, source: str, max_bytes: int) -> IO[bytes]:
-    """The file at its start, or a copy of at most ``max_bytes`` of one that cannot seek."""
+    """The file at its start, or a copy (at most ``max_bytes``) of a file that cannot seek."""
     try:
         try:
             file.seek(0)
         except (AttributeError, OSError):
-            return io.BytesIO(_read_at_most(max_bytes, file.read, source))
+            return io.BytesIO(read_at_most(max_bytes, file.read, source))
         if not isinstance(file.read(0), bytes):
-            raise _not_bytes(source)
+            raise not_bytes(source)
     except ImageError:
         raise
     except Exception as error:  # a user's object may raise anything
@@ -237,123 +230,14 @@ def _seekable(file: Any, source: str, max_bytes: int) -> IO[bytes]:
     return file
 
 
-def _read_at_most(
-    max_bytes: int, read: Callable[[int], Any], source: str, deadline: float = math.inf
-) -> bytes:
-    """All that ``read`` gives, before ``deadline`` (in seconds of the monotonic clock)."""
-    data = bytearray()
-    while chunk := read(2**16):
-        if not isinstance(chunk, bytes):
-            raise _not_bytes(source)
-        data += chunk
-        if len(data) > max_bytes:
-            raise _too_many_bytes(source, max_bytes)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return bytes(data)
-
-
-def _not_bytes(source: str) -> ImageError:
-    return ImageError(f"{source} does not give bytes: open it in binary mode, 'rb'")
-
-
-def _too_many_bytes(source: str, max_bytes: int) -> ImageError:
-    return ImageError(f"{source} is larger than {max_bytes} bytes: pass a larger max_bytes")
-
-
-# --- download ---------------------------------------------------------------------------------
-
-
-def _check_scheme(scheme: str, url: str) -> None:
-    if scheme.lower() not in ("http://", "https://"):
-        raise ImageError(
-            f"URL {url[:80]!r} has scheme {scheme!r}: only http and https are read; "
-            "pass a local file as a path, and data as bytes"
-        )
-
-
-def _download(url: str, timeout: float, max_bytes: int) -> bytes:
-    """The body behind an http(s) URL, after redirects; all of it within ``timeout`` seconds."""
-    try:
-        return _finish_within(timeout, lambda: _fetch(url, timeout, max_bytes))
-    except ImageError:
-        raise
-    except HTTPError as error:
-        error.close()
-        reason = f"the server answered {error.code} {error.reason}; check the URL"
-        raise ImageError(f"cannot download {url!r}: {reason}") from error
-    # futures.TimeoutError is a class of its own before Python 3.11.
-    except (OSError, ValueError, HTTPException, futures.TimeoutError) as error:
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, (TimeoutError, futures.TimeoutError)):
-            reason = f"timeout after {timeout:g} s; pass a larger timeout"
-        else:
-            reason = f"{cause or type(cause).__name__}; check the URL and the network"
-        raise ImageError(f"cannot download {url!r}: {reason}") from error
-
-
-def _finish_within(seconds: float, task: Callable[[], bytes]) -> bytes:
-    """The result of the task, or futures.TimeoutError.
-
-    Timeouts of sockets count each read anew and leave out the look-up of the name, so that only
-    waiting for a thread bounds the whole. A thread given up ends at its own next timeout.
-    """
-    outcome: futures.Future[bytes] = futures.Future()
-
-    def work() -> None:
-        try:
-            outcome.set_result(task())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=work, name="hihlandmark-download", daemon=True).start()
-    return outcome.result(timeout=seconds)
-
-
-def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
-    deadline = time.monotonic() + timeout
-    source = f"URL {url!r}"
-    # Some hosts of images refuse the user agent of urllib.
-    query = request.Request(_ascii_url(url), headers={"User-Agent": "hihlandmark"})
-    with _http_opener().open(query, timeout=timeout) as response:
-        if (response.length or 0) > max_bytes:
-            raise _too_many_bytes(source, max_bytes)
-        # read1 returns what has arrived, so that the deadline is looked at between two packets.
-        return _read_at_most(max_bytes, response.read1, source, deadline)
-
-
-def _http_opener() -> request.OpenerDirector:
-    """An opener without the file, ftp and data handlers, which a redirect could reach."""
-    opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
-        request.HTTPRedirectHandler,
-        request.HTTPDefaultErrorHandler,
-        request.HTTPErrorProcessor,
-        request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-def _ascii_url(url: str) -> str:
-    """The URL with spaces and other than ASCII characters escaped, as a browser would send it."""
-    parts = parse.urlsplit(url)
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-    path, query = (parse.quote(part, safe=_URL_SAFE) for part in (parts.path, parts.query))
-    return parse.urlunsplit((parts.scheme, host, path, query, ""))
-
-
 # --- decoding with Pillow ---------------------------------------------------------------------
 
 
 class _PillowLimit:
-    """Pillow's own limit on pixels, a global, which is lifted while any thread is inside `with`.
+    """Lifts Pillow's global limit on pixels while any thread is inside ``with``.
 
-    Our ``max_pixels`` stands in for it. Lifted only while it would get in the way, since the rest
-    of the program may rely on it.
+    ``max_pixels`` replaces it. It is lifted only where necessary, since the rest of the program may
+    rely on it.
     """
 
     def __init__(self) -> None:
@@ -383,7 +267,7 @@ _pillow_limit = _PillowLimit()
 
 
 def _identify(file: IO[bytes], source: str) -> Image.Image:
-    """The image in the file, its header read and its pixels not yet decoded."""
+    """Read the header of an image file, without decoding its pixels."""
     start = b""
     try:
         start = file.read(12)
@@ -402,10 +286,10 @@ def _identify(file: IO[bytes], source: str) -> Image.Image:
 
 
 def _decode(
-    picture: Image.Image, source: str, white: float | None, max_pixels: int
+    image: Image.Image, source: str, white: float | None, max_pixels: int
 ) -> NDArray[np.uint8]:
     """Pixels (H, W, 1..4) of a PIL image, upright."""
-    width, height = picture.size
+    width, height = image.size
     if width * height == 0:
         raise ImageError(f"{source} is empty: it has {width} x {height} pixels; save it again")
     if width * height > max_pixels:
@@ -415,40 +299,40 @@ def _decode(
         )
     try:
         with _pillow_limit if _pillow_limit.forbids(width * height) else nullcontext():
-            picture.load()
-        pixels = np.array(_plain_mode(_upright(picture)))
+            image.load()
+        pixels = np.array(_plain_mode(_upright(image)))
     except Exception as error:  # as in _identify; also MemoryError
         raise ImageError(
             f"{source} cannot be decoded: {error or type(error).__name__}; "
             "it is truncated or damaged: fetch or save it again"
         ) from error
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    if picture.mode in WHITE_OF_WIDE_MODE:
-        return _scale_to_uint8(pixels, white or WHITE_OF_WIDE_MODE[picture.mode], source)
+    if image.mode in WHITE_OF_WIDE_MODE:
+        return _scale_to_uint8(pixels, white or WHITE_OF_WIDE_MODE[image.mode], source)
     return pixels
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """A loaded image turned as its EXIF says; Pillow itself has done so for TIFF on loading."""
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation to a loaded image; Pillow does so itself for TIFF."""
     try:
-        transpose = UPRIGHT_TRANSPOSE.get(picture.getexif().get(EXIF_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata are no reason to refuse good pixels
-        return picture
-    return picture if transpose is None else picture.transpose(transpose)
+        transpose = UPRIGHT_TRANSPOSE.get(image.getexif().get(EXIF_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata do not matter to the pixels
+        return image
+    return image if transpose is None else image.transpose(transpose)
 
 
-def _plain_mode(picture: Image.Image) -> Image.Image:
-    """The image in mode RGB or RGBA, or as it is when its values are wider than 8 bits."""
-    if picture.mode in WHITE_OF_WIDE_MODE:
-        return picture
-    if picture.mode == "LAB":
+def _plain_mode(image: Image.Image) -> Image.Image:
+    """The image in mode RGB or RGBA; unchanged when its values are wider than 8 bits."""
+    if image.mode in WHITE_OF_WIDE_MODE:
+        return image
+    if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
-        assert converted is not None  # None comes only of inPlace=True
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # None only with inPlace=True
         return converted
-    if picture.mode == "La":  # premultiplied; Pillow knows only one way out
-        picture = picture.convert("LA")
-    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    if image.mode == "La":  # premultiplied; Pillow converts it to LA only
+        image = image.convert("LA")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 # --- arrays -----------------------------------------------------------------------------------
@@ -462,7 +346,7 @@ def _is_array(image: object) -> bool:
 def _as_array(image: Any) -> NDArray[Any]:
     """A NumPy array of an array-like or of a tensor on any device."""
     try:
-        # Whoever holds a tensor has imported torch, so that this module need not.
+        # If the image is a tensor, torch has been imported.
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(image, torch.Tensor):
             # NumPy has no bfloat16.
@@ -472,7 +356,7 @@ def _as_array(image: Any) -> NDArray[Any]:
     except Exception as error:  # sparse, quantized and meta tensors, each in its own way
         kind = type(image).__name__
         raise ImageError(
-            f"image of type {kind} does not become a NumPy array: {error}; convert it yourself"
+            f"image of type {kind} cannot become a NumPy array: {error}; convert it yourself"
         ) from error
 
 
@@ -516,7 +400,7 @@ def _scale_to_uint8(pixels: NDArray[Any], white: float | None, source: str) -> N
 
 
 def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
-    """Refuse values that are not finite or not within 0..white; NaN shows in the minimum."""
+    """Raise for values that are not finite or not within 0..white; NaN shows in the minimum."""
     is_float = pixels.dtype.kind == "f"
     low, high = float(pixels.min()), float(pixels.max())
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -548,7 +432,7 @@ def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    # Screen capture APIs leave the fourth byte at 0: nobody means an invisible image.
+    # Screen capture APIs leave the fourth byte at 0; an invisible image is never meant.
     if not alpha.any() or alpha.min() == 255:
         return pixels
     # 255 * 255 + 127 still fits into 16 bits.

@@ -1,4 +1,4 @@
-"""What follows from the points of a face: where the head looks, how open eyes and mouth are."""
+"""Measures from the points of a face: head pose, openness of the eyes (blink) and of the mouth."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.face import Face
 
-# A generic adult face in millimeters, x to the left of the person (right in the image), y down, z
-# away from the camera, from the tip of the nose: proportions of anthropometric tables, rounded. No
-# one's face is this one, which limits pitch above all.
+# A generic adult face in millimeters from the tip of the nose, x to the left of the person (right
+# in the image), y down, z away from the camera: rounded proportions of anthropometric tables. Real
+# faces differ from it, which limits the accuracy of pitch above all.
 _HEAD = {
     "nose_tip": (0.0, 0.0, 0.0),
     "nose_base_middle": (0.0, 12.0, 15.0),
@@ -27,10 +27,12 @@ _HEAD = {
 
 
 class HeadPose(NamedTuple):
-    """Degrees. All are 0 for a face that looks straight into the camera.
+    """Angles in degrees. All are 0 for a face that looks straight into the camera.
 
-    ``yaw`` above 0: turned towards the right side of the image; ``pitch`` above 0: looking up;
-    ``roll`` above 0: tilted clockwise in the image.
+    Attributes:
+        yaw: positive when turned towards the right side of the image.
+        pitch: positive when looking up.
+        roll: positive when tilted clockwise in the image.
     """
 
     yaw: float
@@ -41,23 +43,31 @@ class HeadPose(NamedTuple):
 def head_pose(
     face: Face, image_size: tuple[int, int], focal_length: float | None = None
 ) -> HeadPose:
-    """The pose of the head by the perspective of nine of its points (PnP, least squares).
+    """Estimate the head pose from nine points and a generic head (PnP, least squares).
 
-    ``image_size``: width and height of the image. ``focal_length`` in pixels; None: the longer
-    side, an angle of view of 53 degrees, as of a phone's main camera. Of a generic head: expect
-    some five degrees of error in yaw and roll, fifteen in pitch, and more beyond 60 degrees.
+    Expect errors of about five degrees in yaw and roll, fifteen in pitch, and more beyond 60
+    degrees.
+
+    Args:
+        face: in a layout that has the nine points, such as 98 or 68.
+        image_size: (width, height) of the image in pixels.
+        focal_length: in pixels; None: the longer side of the image, an angle of view of 53 degrees,
+            as of a phone's main camera.
+
+    Returns:
+        The pose.
     """
     width, height = image_size
     focal = focal_length or max(width, height)
     camera = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
     chin = face["jaw"][len(face["jaw"]) // 2]
     points = np.array([chin if name == "chin" else face[name] for name in _HEAD], np.float64)
-    _, turn, place = cv2.solvePnP(
+    _, rotation, translation = cv2.solvePnP(
         np.array(list(_HEAD.values())), points, camera, None, flags=cv2.SOLVEPNP_SQPNP
     )
-    # As seen from where the camera is: along the line to the face, not along that of the lens.
-    matrix = _to_front(np.asarray(place[:, 0], np.float64)) @ cv2.Rodrigues(turn)[0]
-    # The way that the face looks is -z of the head; roll is that of the head's x in the image.
+    # Relative to the line from the camera to the face, not to the axis of the lens.
+    matrix = _to_front(np.asarray(translation[:, 0], np.float64)) @ cv2.Rodrigues(rotation)[0]
+    # The face looks along -z of the head; roll is the rotation of the head's x axis in the image.
     look = -matrix[:, 2]
     yaw = np.arctan2(look[0], -look[2])
     pitch = np.arctan2(-look[1], np.hypot(look[0], look[2]))
@@ -65,9 +75,9 @@ def head_pose(
     return HeadPose(*np.rad2deg((yaw, pitch, roll)).tolist())
 
 
-def _to_front(place: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The rotation (3, 3), without roll, that takes a place (3,) onto the axis of the lens."""
-    x, y, z = place / np.linalg.norm(place)
+def _to_front(position: FloatArray) -> FloatArray:
+    """The rotation (3, 3), without roll, that moves a position (3,) onto the axis of the lens."""
+    x, y, z = position / np.linalg.norm(position)
     level = np.hypot(x, z)
     about_y = np.array([[z / level, 0, -x / level], [0, 1, 0], [x / level, 0, z / level]])
     about_x = np.array([[1, 0, 0], [0, level, -y], [0, y, level]])
@@ -75,20 +85,23 @@ def _to_front(place: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def eye_openness(face: Face) -> tuple[float, float]:
-    """Height over width of the eyes, left in the image first: about 0.3 open, 0.1 closed."""
+    """Height over width of the left and the right eye (left in the image): a measure of blinks.
+
+    About 0.3 for an open and 0.1 for a closed eye.
+    """
     left, right = (_height_to_width(face, f"{side}_eye") for side in ("left", "right"))
     return left, right
 
 
 def mouth_openness(face: Face) -> float:
-    """The gap between the lips over the width of the mouth: 0 closed, 0.5 and more wide open."""
+    """The gap between the lips over the width of the mouth: 0 closed, 0.5 or more wide open."""
     upper, lower = face["inner_upper_lip_middle"], face["inner_lower_lip_middle"]
     width = float(np.linalg.norm(face["right_mouth_corner"] - face["left_mouth_corner"]))
     return float(np.linalg.norm(upper - lower)) / max(width, 1e-6)
 
 
 def _height_to_width(face: Face, part: str) -> float:
-    """Of the part's points, across and along the line between its two corners."""
+    """Height over width of a part, relative to the line between its two corners."""
     outer, inner = face[f"{part}_outer_corner"], face[f"{part}_inner_corner"]
     along = (inner - outer) / max(float(np.linalg.norm(inner - outer)), 1e-6)
     across = (face[part] - outer) @ np.array([-along[1], along[0]])

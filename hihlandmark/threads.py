@@ -1,4 +1,4 @@
-"""Work that is done ahead in threads and handed out in order."""
+"""Work done ahead in threads, with results in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_WORKERS = 8
 
 
 def default_workers() -> int:
-    """One a core that this process may use, eight at most: each holds an image."""
+    """One thread per core that this process may use, at most eight: each holds an image."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, _MOST_WORKERS)
 
@@ -23,10 +23,18 @@ def default_workers() -> int:
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """``function`` of each item, in order, computed by threads while the caller uses the last one.
+    """Like ``map``, computed by threads while the caller uses the previous result.
 
-    Items are taken in the caller's thread, ``workers`` of them ahead. What a call raises is raised
-    in its place, and nothing more is computed then. A sequence of one item needs no thread.
+    Items are taken in the caller's thread, ``workers`` of them ahead. A call's error is raised in
+    its place and ends the work. A sequence of one item is computed without a thread.
+
+    Args:
+        function: called with each item.
+        items: may be endless.
+        workers: number of threads.
+
+    Yields:
+        The results in the order of the items.
     """
     if isinstance(items, Sequence) and len(items) == 1:
         yield function(items[0])

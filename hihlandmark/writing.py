@@ -1,4 +1,4 @@
-"""Writing files so that they are whole or not there, whatever interrupts it."""
+"""Atomic writes: a file is complete or absent, even after an interruption."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write_path(path: Path) -> Iterator[Path]:
-    """An empty file to write to, which takes the path's place when all went well.
+    """A temporary file that replaces the path when the block ends without an error.
 
-    Makes the file's folder if need be.
+    Creates the folder of the path.
+
+    Args:
+        path: the file to write.
+
+    Yields:
+        The path of an empty file in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -21,7 +27,7 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp lets nobody else read it
+        temporary.chmod(0o644)  # mkstemp makes it private
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -29,9 +35,11 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old one or the new one, never a part.
+    """Write a file so that readers see the old or the new content, never a part.
 
-    Makes the file's folder if need be.
+    Args:
+        path: the file to write; its folder is created.
+        content: the new content.
     """
     with atomic_write_path(path) as temporary:
         temporary.write_bytes(content)

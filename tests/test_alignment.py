@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from hihlandmark import ConfigurationError, Detector, Face
 from hihlandmark.alignment import TEMPLATES, align, five_points
-from hihlandmark.crop import crop_matrix, turn
+from hihlandmark.crop import crop_matrix, rotate_points
+from hihlandmark.face import transform_face
 from hihlandmark.layouts import get_layout
 from hihlandmark.measures import _HEAD, eye_openness, head_pose, mouth_openness
 
@@ -25,12 +26,8 @@ def faces(astronaut: NDArray[np.uint8], detector_of: Callable[[int], Detector]) 
     return {layout: detector_of(layout).predict(astronaut)[0] for layout in LAYOUTS}
 
 
-def moved(face: Face, matrix: NDArray[np.floating]) -> Face:
-    return replace(face, points=face.points @ matrix[:, :2].T + matrix[:, 2])
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_arcface_crops_have_eyes_nose_and_mouth_where_they_belong(
+def test_arcface_crops_have_the_five_points_of_the_template(
     layout: int, faces: dict[int, Face], astronaut: NDArray[np.uint8]
 ) -> None:
     aligned = align(astronaut, faces[layout])
@@ -39,26 +36,26 @@ def test_arcface_crops_have_eyes_nose_and_mouth_where_they_belong(
     expected = np.array([(38.3, 51.7), (73.5, 51.5), (56, 71.7), (41.5, 92.4), (70.7, 92.2)])
     assert np.abs(placed - expected).max() < 6
     assert np.abs(placed.mean(axis=0) - expected.mean(axis=0)).max() < 0.05
-    # What the crop shows there is what the image shows.
+    # The crop and its matrix agree.
     inside = cv2.warpAffine(astronaut, aligned.matrix, (112, 112))
     assert np.abs(aligned.image.astype(int) - inside).mean() < 8
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("degrees", [-140, -30, 0, 45, 90, 180])
-def test_a_turned_face_is_aligned_to_the_same_crop(
+def test_rotated_face_is_aligned_to_the_same_crop(
     template: str, degrees: float, faces: dict[int, Face], astronaut: NDArray[np.uint8]
 ) -> None:
     upright = align(astronaut, faces[98], 200, template)
     matrix = cv2.getRotationMatrix2D((220, 120), degrees, 1.3)
     turned = cv2.warpAffine(astronaut, matrix, (512, 512))
-    face = moved(faces[98], matrix)
+    face = transform_face(faces[98], matrix)
     aligned = align(turned, face, 200, template)
     np.testing.assert_allclose(aligned.points(face), upright.points(faces[98]), atol=0.02)
 
 
-def test_ffhq_crops_are_those_of_the_data_set(faces: dict[int, Face]) -> None:
-    """By the corners that the script of the data set computes."""
+def test_ffhq_square_equals_that_of_the_data_set(faces: dict[int, Face]) -> None:
+    """Computes the corners as the script of the data set does."""
     points = five_points(faces[68])
     eye_left, eye_right, mouth = points[0], points[1], points[3:].mean(axis=0)
     eyes, across = (eye_left + eye_right) / 2, eye_right - eye_left
@@ -73,21 +70,21 @@ def test_ffhq_crops_are_those_of_the_data_set(faces: dict[int, Face]) -> None:
     np.testing.assert_allclose(placed, [(-0.5, -0.5), (255.5, 255.5)], atol=1e-6)
 
 
-def test_what_cannot_be_aligned_is_named(faces: dict[int, Face]) -> None:
-    with pytest.raises(ConfigurationError, match="there is arcface, ffhq"):
+def test_unknown_template_and_empty_crop_are_errors(faces: dict[int, Face]) -> None:
+    with pytest.raises(ConfigurationError, match="arcface"):
         align(np.zeros((9, 9, 3), np.uint8), faces[98], template="dlib")
-    with pytest.raises(ConfigurationError, match="size must be"):
+    with pytest.raises(ConfigurationError, match="size"):
         align(np.zeros((9, 9, 3), np.uint8), faces[98], 0)
 
 
 def posed(yaw: float = 0, pitch: float = 0, roll: float = 0) -> Face:
-    """A face of 68 points, of which only those of the generic head are anywhere sensible."""
+    """A face of 68 points; only those of the generic head are meaningful."""
     layout = get_layout(68)
     y, p, r = np.deg2rad((yaw, pitch, roll))
     about_y = np.array([[np.cos(y), 0, -np.sin(y)], [0, 1, 0], [np.sin(y), 0, np.cos(y)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(p), np.sin(p)], [0, -np.sin(p), np.cos(p)]])
     head = np.array(list(_HEAD.values())) @ about_x.T @ about_y.T
-    head[:, :2] = turn(head[None, :, :2], np.array([r]))[0]
+    head[:, :2] = rotate_points(head[None, :, :2], np.array([r]))[0]
     head += (0, 0, 600.0)
     seen = head[:, :2] / head[:, 2:] * 640 + (319.5, 239.5)
     points = np.zeros((68, 2))
@@ -101,12 +98,12 @@ def posed(yaw: float = 0, pitch: float = 0, roll: float = 0) -> Face:
 @pytest.mark.parametrize(
     "angles", [(0, 0, 0), (30, 0, 0), (-50, 0, 0), (0, 20, 0), (0, -25, 0), (0, 0, 40)]
 )
-def test_head_pose_finds_the_angles_of_the_generic_head(angles: tuple[float, ...]) -> None:
+def test_head_pose_recovers_the_angles_of_the_generic_head(angles: tuple[float, ...]) -> None:
     np.testing.assert_allclose(head_pose(posed(*angles), (640, 480)), angles, atol=0.01)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_mirrored_photo_looks_the_other_way(layout: int, faces: dict[int, Face]) -> None:
+def test_head_pose_of_a_mirrored_face_is_mirrored(layout: int, faces: dict[int, Face]) -> None:
     face = faces[layout]
     points = (face.points * (-1, 1) + (511, 0))[face.layout.mirror]
     pose = head_pose(face, (512, 512))
@@ -117,12 +114,12 @@ def test_a_mirrored_photo_looks_the_other_way(layout: int, faces: dict[int, Face
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_astronaut_smiles_with_open_eyes(layout: int, faces: dict[int, Face]) -> None:
+def test_openness_of_the_astronauts_eyes_and_mouth(layout: int, faces: dict[int, Face]) -> None:
     assert all(0.15 < openness < 0.5 for openness in eye_openness(faces[layout]))
     assert 0.05 < mouth_openness(faces[layout]) < 0.4
 
 
-def test_closing_an_eye_closes_it_alone(faces: dict[int, Face]) -> None:
+def test_closed_eye_changes_its_own_openness_only(faces: dict[int, Face]) -> None:
     face = faces[98]
     points = face.points.copy()
     part = list(face.layout.parts["left_eye"])

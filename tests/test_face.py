@@ -1,20 +1,37 @@
+import copy
+import gc
+import io
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
 
-from hihlandmark import ConfigurationError, Face
-from hihlandmark.io.connectors import to_key_points
+from hihlandmark import ConfigurationError, Detector, Face
+from hihlandmark.crop import transform_points
+from hihlandmark.face import (
+    BACKGROUND,
+    CLOSE_UP_SIDE,
+    LONGEST_SIDE,
+    Faces,
+    ImageReference,
+    transform_face,
+)
 from hihlandmark.layouts import COFW29, W300_68, WFLW98, Layout
 
 
-def face_of(layout: Layout, scale: float = 100.0, seed: int = 0) -> Face:
+def face_of(
+    layout: Layout, scale: float = 100.0, center: tuple[float, float] = (150, 150), seed: int = 0
+) -> Face:
     rng = np.random.default_rng(seed)
     size = layout.size
     return Face(
-        points=layout.mean_shape * scale + 150,
+        points=layout.mean_shape * scale + np.array(center),
         scores=rng.random(size),
         covariance=np.eye(2) * rng.random((size, 1, 1)),
         box=[100, 90, 200, 210],
@@ -23,51 +40,40 @@ def face_of(layout: Layout, scale: float = 100.0, seed: int = 0) -> Face:
     )
 
 
-def test_arrays_are_float32_and_cannot_be_written() -> None:
-    face = face_of(WFLW98)
+def test_arrays_are_read_only_float32_copies() -> None:
+    points = np.zeros((29, 2))
+    face = Face(points, np.zeros(29), np.zeros((29, 2, 2)), np.zeros(4), 1.0, COFW29)
+    points[0] = 7
     for array in (face.points, face.scores, face.covariance, face.box):
         assert array.dtype == np.float32
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-
-
-def test_the_callers_array_stays_writable_and_apart() -> None:
-    points = np.zeros((29, 2), np.float32)
-    face = Face(points, np.zeros(29), np.zeros((29, 2, 2)), np.zeros(4), 1.0, COFW29)
-    points[0] = 7
     assert face.points[0].tolist() == [0, 0]
 
 
-def test_wrong_shapes_are_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"points of a COFW29 face needs shape \(29, 2\)"):
+def test_wrong_shapes_are_errors() -> None:
+    with pytest.raises(ConfigurationError, match="points"):
         Face(np.zeros((98, 2)), np.zeros(29), np.zeros((29, 2, 2)), np.zeros(4), 1.0, COFW29)
 
 
-def test_to_68_keeps_shared_points_and_marks_interpolated_ones() -> None:
+def test_to_layout_keeps_shared_points_and_marks_interpolated_ones() -> None:
     face = face_of(WFLW98)
     converted = face.to_layout(68)
     assert converted.layout is W300_68
     assert np.allclose(converted.points[36], face.points[60])
-    assert not converted.approximate[36]
-    assert converted.approximate[37]
     assert converted.scores[36] == face.scores[60]
+    assert converted.approximate[36:38].tolist() == [False, True]
+    assert converted.to_layout(5).approximate[[0, 3]].tolist() == [True, False]
     assert face.to_layout(98) is face
-
-
-def test_to_an_unknown_pair_says_what_there_is() -> None:
-    with pytest.raises(ConfigurationError, match="WFLW98 -> W300_68"):
+    (shown,) = Faces.of([face], np.zeros((9, 9, 3), np.uint8), "rgb")
+    assert shown.to_layout(68).image is shown.image
+    with pytest.raises(ConfigurationError, match="WFLW98"):
         face_of(COFW29).to_layout(98)
-
-
-def test_an_approximate_point_stays_approximate_through_a_second_conversion() -> None:
-    five = face_of(WFLW98).to_layout(68).to_layout(5)
-    assert five.approximate[0]
-    assert not five.approximate[3]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([WFLW98, W300_68, COFW29]), st.integers(0, 99))
-def test_dict_and_json_bring_the_face_back(layout: Layout, seed: int) -> None:
+def test_json_round_trip(layout: Layout, seed: int) -> None:
     face = face_of(layout, seed=seed)
     again = Face.from_dict(json.loads(face.to_json()))
     assert np.allclose(again.points, face.points, atol=1e-3)
@@ -86,11 +92,9 @@ def test_from_dict_names_a_missing_field() -> None:
 def test_pts_counts_pixels_from_one() -> None:
     face = face_of(W300_68)
     lines = face.to_pts().splitlines()
-    assert lines[:3] == ["version: 1", "n_points: 68", "{"]
-    assert lines[-1] == "}"
-    x, y = map(float, lines[3].split())
-    assert np.allclose([x, y], face.points[0] + 1, atol=1e-3)
-    assert len(lines) == 68 + 4
+    assert (lines[:3], lines[-1]) == (["version: 1", "n_points: 68", "{"], "}")
+    points = [[float(number) for number in line.split()] for line in lines[3:-1]]
+    assert np.allclose(points, face.points + 1, atol=1e-3)
 
 
 def test_rows_name_every_point() -> None:
@@ -110,13 +114,128 @@ def test_parts_and_points_by_name() -> None:
 
 def test_interocular_is_the_distance_of_the_outer_eye_corners() -> None:
     face = face_of(WFLW98, scale=200)
-    expected = np.linalg.norm(face.points[60] - face.points[72])
-    assert face.interocular == pytest.approx(expected)
+    assert face.interocular == pytest.approx(np.linalg.norm(face.points[60] - face.points[72]))
+    two = WFLW98.interocular(np.stack([face.points, 2 * face.points])[None])
+    np.testing.assert_allclose(two, [[face.interocular, 2 * face.interocular]], rtol=1e-6)
 
 
-def test_key_points_hold_all_faces() -> None:
-    key_points = to_key_points([face_of(W300_68), face_of(W300_68, scale=50)])
-    assert key_points.xy.shape == (2, 68, 2)
-    assert len(to_key_points([])) == 0
-    with pytest.raises(ConfigurationError, match="one layout"):
-        to_key_points([face_of(W300_68), face_of(COFW29)])
+def test_transform_face_moves_points_and_encloses_the_box() -> None:
+    face, quarter = face_of(COFW29), np.array([[0.0, -1, 300], [1, 0, 5]])
+    found = transform_face(face, quarter)
+    assert np.allclose(found.points, transform_points(quarter, face.points))
+    assert found.box.tolist() == [90, 105, 210, 205]
+    assert np.array_equal(found.covariance, face.covariance)
+
+
+# ------------------------------------------------------------------------------------- Jupyter
+
+RED = np.array([220, 30, 40], np.uint8)
+
+
+def small_face(center: tuple[float, float] = (100, 80), scale: float = 60) -> Face:
+    return face_of(COFW29, scale, center)
+
+
+def shown(faces: Face | Faces) -> NDArray[np.uint8]:
+    png = faces._repr_png_()
+    assert png is not None
+    with Image.open(io.BytesIO(png)) as drawing:
+        assert drawing.format == "PNG"
+        return np.asarray(drawing.convert("RGB"))
+
+
+@pytest.fixture
+def image() -> NDArray[np.uint8]:
+    """200 x 160 pixels of one color, so that what is drawn on it stands out."""
+    return np.broadcast_to(RED, (160, 200, 3)).copy()
+
+
+def test_faces_are_drawn_on_the_image(image: NDArray[np.uint8]) -> None:
+    faces = Faces.of([small_face((60, 50)), small_face((150, 100))], image, "rgb")
+    drawing = shown(faces)
+    assert drawing.shape == image.shape
+    for face in faces:
+        for x, y in face.points:
+            assert np.any(drawing[round(float(y)), round(float(x))] != RED)
+    assert np.all(drawing[150, 10] == RED)
+
+
+def test_one_face_is_shown_large(image: NDArray[np.uint8]) -> None:
+    (face,) = Faces.of([small_face()], image, "rgb")
+    drawing = shown(face)
+    assert drawing.shape == (CLOSE_UP_SIDE, CLOSE_UP_SIDE, 3)
+    rows, columns = np.nonzero(np.any(drawing != RED, axis=-1))
+    assert 0.7 < np.ptp(rows) / CLOSE_UP_SIDE < 0.85
+    assert abs(columns.mean() - CLOSE_UP_SIDE / 2) < 15
+
+
+def test_large_image_is_downscaled_with_its_points() -> None:
+    image = np.full((1000, 2000, 3), 90, np.uint8)
+    faces = Faces.of([small_face((1500, 300), 400)], image, "rgb")
+    drawing = shown(faces)
+    assert drawing.shape == (LONGEST_SIDE // 2, LONGEST_SIDE, 3)
+    rows, columns = np.nonzero(np.any(drawing != 90, axis=-1))
+    scale = LONGEST_SIDE / 2000
+    low, high = faces[0].points.min(0) * scale, faces[0].points.max(0) * scale
+    assert abs(columns.min() - low[0]) < 4
+    assert abs(rows.max() - high[1]) < 4
+
+
+def test_color_order_of_arrays_is_kept(image: NDArray[np.uint8]) -> None:
+    blue_first = np.ascontiguousarray(image[..., ::-1])
+    drawing = shown(Faces.of([small_face()], blue_first, "bgr"))
+    assert np.all(drawing[150, 10] == RED)
+
+
+def test_image_is_read_again_from_its_path(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    faces = Faces.of([small_face()], path, "rgb")
+    copies = pickle.loads(pickle.dumps(faces)), copy.deepcopy(faces)
+    for each in (faces, *copies):
+        assert np.all(shown(each)[150, 10] == RED)
+    path.write_bytes(b"no longer an image")
+    assert np.all(shown(faces)[0, 0] == BACKGROUND)
+
+
+def test_faces_do_not_keep_the_image_and_are_shown_on_gray_when_it_is_gone() -> None:
+    image = np.full((160, 200, 3), 90, np.uint8)
+    faces = Faces.of([small_face()], image, "rgb")
+    assert faces[0].image is not None
+    assert faces[0].image.load() is image
+    del image
+    gc.collect()
+    assert faces[0].image.load() is None
+    for each in (faces, faces[0], pickle.loads(pickle.dumps(faces)), Faces([small_face()])):
+        drawing = shown(each)
+        assert np.all(drawing[0, 0] == BACKGROUND)
+        assert np.any(drawing != BACKGROUND)
+
+
+@pytest.mark.parametrize("image", [b"some bytes", io.BytesIO(b"some bytes"), None])
+def test_image_reference_of_bytes_and_files_loads_none(image: object) -> None:
+    assert ImageReference(image).load() is None  # type: ignore[arg-type]
+
+
+def test_empty_faces_are_shown_as_text() -> None:
+    assert Faces()._repr_png_() is None
+    assert Faces()._repr_html_() == "No face was found."
+    assert Faces([small_face()])._repr_html_() is None
+
+
+def test_points_far_outside_of_the_image_are_drawn_without_error(image: NDArray[np.uint8]) -> None:
+    faces = Faces.of([small_face((1e7, -1e7), 1e6), small_face()], image, "rgb")
+    assert shown(faces).shape == image.shape
+    assert shown(faces[0]).shape == (CLOSE_UP_SIDE, CLOSE_UP_SIDE, 3)
+
+
+def test_predict_returns_faces_with_a_reference_to_the_image(
+    detector: Detector, astronaut: NDArray[np.uint8]
+) -> None:
+    faces = detector.predict(astronaut)
+    assert isinstance(faces, Faces)
+    assert faces[0].image is not None
+    np.testing.assert_array_equal(faces[0].image.load(), astronaut)
+    (many,) = detector.predict_many([astronaut])
+    assert isinstance(many, Faces)
+    assert many[0].image is None

@@ -1,4 +1,4 @@
-"""What `load_image` reads, how it converts, and how it refuses."""
+"""What `load_image` reads, how it converts it, and which inputs are errors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -37,35 +38,35 @@ def gradient(height: int = 6, width: int = 9) -> NDArray[np.uint8]:
     return np.stack([x * 25, y * 40, 255 - x * 20 - y * 3], axis=-1).astype(np.uint8)
 
 
-def encode(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+def encode(original: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
+    original.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 PIXELS = gradient()
 PNG = encode(Image.fromarray(PIXELS))
-small_pictures = arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8), st.just(3)))
+small_images = arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8), st.just(3)))
 # Not almost black, which would be reported instead of converted.
-bright_pictures = small_pictures.filter(lambda picture: picture.max() > 2)
+bright_images = small_images.filter(lambda original: original.max() > 2)
 
 
 # --- sources ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
-@given(small_pictures)
-def test_every_kind_of_source_gives_the_same_pixels(picture: NDArray[np.uint8]) -> None:
-    data = encode(Image.fromarray(picture))
+@given(small_images)
+def test_all_sources_give_the_same_pixels(original: NDArray[np.uint8]) -> None:
+    data = encode(Image.fromarray(original))
     for source in (
         data,
         bytearray(data),
         memoryview(data),
         io.BytesIO(data),
-        Image.fromarray(picture),
+        Image.fromarray(original),
     ):
-        np.testing.assert_array_equal(load_image(source), picture)
-    np.testing.assert_array_equal(load_image(picture), picture)
+        np.testing.assert_array_equal(load_image(source), original)
+    np.testing.assert_array_equal(load_image(original), original)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +113,8 @@ def test_stream_that_cannot_seek_is_read_up_to_max_bytes() -> None:
     stream: Any = Pipe(PNG)
     np.testing.assert_array_equal(load_image(stream), PIXELS)
     stream = Pipe(PNG)
-    with pytest.raises(ImageError, match="larger than 20 bytes"):
+    with pytest.raises(ImageError, match="max_bytes"):
         load_image(stream, max_bytes=20)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (10, 20_000), (20_000, 10)])
-def test_extreme_sizes_are_read(shape: tuple[int, int]) -> None:
-    picture = np.full((*shape, 3), 90, np.uint8)
-    np.testing.assert_array_equal(load_image(encode(Image.fromarray(picture))), picture)
-    np.testing.assert_array_equal(load_image(picture), picture)
 
 
 # --- orientation --------------------------------------------------------------------------------
@@ -128,9 +122,7 @@ def test_extreme_sizes_are_read(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_same_upright_picture(
-    orientation: int, format: str, tmp_path: Path
-) -> None:
+def test_exif_orientation_is_applied(orientation: int, format: str, tmp_path: Path) -> None:
     quarters = np.kron(np.array([[10, 90], [160, 240]], np.uint8), np.ones((16, 24), np.uint8))
     upright = np.repeat(quarters[..., None], 3, axis=-1)
     # Stored is what the orientation's transpose brings upright, so its inverse; 6 and 8 swap.
@@ -140,7 +132,7 @@ def test_every_exif_orientation_gives_the_same_upright_picture(
     exif = Image.Exif()
     exif[EXIF_ORIENTATION_TAG] = orientation
     data = encode(stored, format, exif=exif)
-    path = tmp_path / "photo"
+    path = tmp_path / "image"
     path.write_bytes(data)
     for source in (data, path, io.BytesIO(data), Image.open(path)):
         image = load_image(source)
@@ -159,7 +151,7 @@ def test_orientation_6_is_a_quarter_turn_clockwise() -> None:
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\xff\xff"])
-def test_damaged_or_absurd_exif_leaves_the_picture_as_stored(exif: bytes) -> None:
+def test_damaged_exif_is_ignored(exif: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         image = load_image(encode(Image.fromarray(PIXELS), "JPEG", exif=exif))
@@ -176,12 +168,12 @@ WIDE_AS_8_BIT = np.repeat(np.rint(WIDE / 257)[..., None], 3, axis=-1).astype(np.
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX", "I", "PA"])
 def test_pil_mode_becomes_rgb(mode: str) -> None:
     flat = Image.new("RGB", (4, 3), (255, 255, 255))
-    picture = {
+    original = {
         "I": lambda: Image.new("I", (4, 3), 65535),
         "PA": lambda: flat.convert("P").convert("PA"),
     }.get(mode, lambda: flat.convert(mode))()
-    assert picture.mode == mode
-    image = load_image(picture)
+    assert original.mode == mode
+    image = load_image(original)
     assert image.shape == (3, 4, 3)
     assert image.min() >= 253
 
@@ -196,38 +188,33 @@ def test_transparent_modes_are_composited_over_white(mode: str) -> None:
     np.testing.assert_array_equal(image, [[[0, 0, 0], [204, 204, 204]]])
 
 
-def test_lab_image_keeps_its_colors() -> None:
+def test_lab_and_cmyk_images_keep_their_colors() -> None:
+    red = Image.new("RGB", (16, 16), (220, 40, 30))
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    red = Image.new("RGB", (4, 3), (220, 40, 30))
-    picture = ImageCms.profileToProfile(red, srgb, lab, outputMode="LAB")
-    assert picture is not None
-    np.testing.assert_allclose(load_image(picture)[0, 0].astype(int), (220, 40, 30), atol=4)
-
-
-def test_cmyk_jpeg_keeps_its_colors() -> None:
-    red = Image.new("RGB", (16, 16), (250, 10, 10)).convert("CMYK")
-    image = load_image(encode(red, "JPEG", quality=95))
-    np.testing.assert_allclose(image[8, 8].astype(int), (250, 10, 10), atol=6)
+    cmyk = encode(red.convert("CMYK"), "JPEG", quality=95)
+    for original in (ImageCms.profileToProfile(red, srgb, lab, outputMode="LAB"), cmyk):
+        found = load_image(original)[8, 8].astype(int)
+        np.testing.assert_allclose(found, (220, 40, 30), atol=6)
 
 
 def test_transparent_palette_color_becomes_white() -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.putpixel((1, 0), 1)
-    assert load_image(encode(picture)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
-    transparent = encode(picture, transparency=0)
+    original = Image.new("P", (2, 1))
+    original.putpalette([10, 20, 30, 200, 100, 50])
+    original.putpixel((1, 0), 1)
+    assert load_image(encode(original)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+    transparent = encode(original, transparency=0)
     assert load_image(transparent).tolist() == [[[255, 255, 255], [200, 100, 50]]]
 
 
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_16_bit_files_keep_their_brightness(format: str) -> None:
-    image = load_image(encode(Image.fromarray(WIDE), format))
-    np.testing.assert_array_equal(image, WIDE_AS_8_BIT)
-
-
-def test_big_endian_16_bit_pil_image_keeps_its_brightness() -> None:
-    picture = Image.frombytes("I;16B", (9, 6), WIDE.astype(">u2").tobytes())
-    np.testing.assert_array_equal(load_image(picture), WIDE_AS_8_BIT)
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(encode(Image.fromarray(WIDE), format) for format in ("PNG", "TIFF", "PPM")),
+        Image.frombytes("I;16B", (9, 6), WIDE.astype(">u2").tobytes()),
+    ],
+)
+def test_16_bit_images_keep_their_brightness(image: Any) -> None:
+    np.testing.assert_array_equal(load_image(image), WIDE_AS_8_BIT)
 
 
 def test_float_tiff_is_read_as_0_to_1_or_to_white() -> None:
@@ -255,24 +242,24 @@ def test_first_frame_of_an_animation_is_read(format: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(bright_pictures)
-def test_every_dtype_of_one_picture_gives_the_same_pixels(picture: NDArray[np.uint8]) -> None:
+@given(bright_images)
+def test_all_dtypes_give_the_same_pixels(original: NDArray[np.uint8]) -> None:
     for dtype in ("int16", "int32", "int64", "uint32", "uint64"):
-        np.testing.assert_array_equal(load_image(picture.astype(dtype)), picture)
+        np.testing.assert_array_equal(load_image(original.astype(dtype)), original)
     for dtype in ("float16", "float32", "float64", ">f4"):
-        np.testing.assert_array_equal(load_image((picture / 255).astype(dtype)), picture)
-        np.testing.assert_array_equal(load_image(picture.astype(dtype), white=255), picture)
-    np.testing.assert_array_equal(load_image(picture.astype(np.uint16) * 257), picture)
-    np.testing.assert_array_equal(load_image(picture.astype(np.uint16), white=255), picture)
+        np.testing.assert_array_equal(load_image((original / 255).astype(dtype)), original)
+        np.testing.assert_array_equal(load_image(original.astype(dtype), white=255), original)
+    np.testing.assert_array_equal(load_image(original.astype(np.uint16) * 257), original)
+    np.testing.assert_array_equal(load_image(original.astype(np.uint16), white=255), original)
 
 
 @settings(max_examples=30, deadline=None)
-@given(small_pictures)
-def test_color_order_and_channel_axis_are_undone(picture: NDArray[np.uint8]) -> None:
-    np.testing.assert_array_equal(load_image(picture[..., ::-1], color="bgr"), picture)
-    first = np.moveaxis(picture, -1, 0)
-    np.testing.assert_array_equal(load_image(first, channels="first"), picture)
-    np.testing.assert_array_equal(load_image(first[::-1], color="bgr", channels="first"), picture)
+@given(small_images)
+def test_color_order_and_channel_axis_are_undone(original: NDArray[np.uint8]) -> None:
+    np.testing.assert_array_equal(load_image(original[..., ::-1], color="bgr"), original)
+    first = np.moveaxis(original, -1, 0)
+    np.testing.assert_array_equal(load_image(first, channels="first"), original)
+    np.testing.assert_array_equal(load_image(first[::-1], color="bgr", channels="first"), original)
 
 
 def test_gray_and_alpha_arrays() -> None:
@@ -295,18 +282,16 @@ def test_alpha_is_composited_over_white_unless_it_is_unset() -> None:
     np.testing.assert_array_equal(load_image(unset), PIXELS)
 
 
-def test_bool_array_is_black_and_white() -> None:
-    assert load_image(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
-
-
-def test_white_level_of_a_12_bit_camera() -> None:
-    raw = np.array([[0, 2048, 4095]], np.uint16)
-    assert load_image(raw, white=4095)[0, :, 0].tolist() == [0, 128, 255]
-
-
-def test_overshoot_of_float_resizing_is_clipped() -> None:
-    image = load_image(np.array([[-0.05, 0.5, 1.06]], np.float32))
-    assert image[0, :, 0].tolist() == [0, 128, 255]
+@pytest.mark.parametrize(
+    ("array", "white", "expected"),
+    [
+        (np.array([[True, False]]), None, [255, 0]),
+        (np.array([[0, 2048, 4095]], np.uint16), 4095, [0, 128, 255]),  # a 12-bit camera
+        (np.array([[-0.05, 0.5, 1.06]], np.float32), None, [0, 128, 255]),  # clipped overshoot
+    ],
+)
+def test_white_level_by_dtype_or_as_given(array: Any, white: Any, expected: list[int]) -> None:
+    assert load_image(array, white=white)[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -322,12 +307,7 @@ def test_tensor_with_channels_first(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(image.astype(int), PIXELS, atol=tolerance)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tensor_on_a_gpu() -> None:
-    np.testing.assert_array_equal(load_image(torch.from_numpy(PIXELS).cuda()), PIXELS)
-
-
-def test_black_images_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_black_images_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     for array in (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3))):
         assert load_image(array).max() == 0
     assert load_image(np.zeros((4, 4, 3)), white=255).max() == 0
@@ -341,129 +321,106 @@ def test_almost_black_integers_are_logged(dtype: str, caplog: pytest.LogCaptureF
     assert "almost black" in caplog.text
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- invalid input ----------------------------------------------------------------------------
 
 F32 = np.float32
-HOSTILE: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "none": (None, {}, "cv2.imread"),
-    "number": (7, {}, "type int"),
-    "list of arrays": ([PIXELS, PIXELS], {}, "one image at a time"),
-    "no rank": (np.array(3.0), {}, "0 dimensions"),
-    "one rank": (np.zeros(12, np.uint8), {}, "1 dimensions"),
-    "batch": (PIXELS[None], {}, r"batch\[0\]"),
-    "five ranks": (PIXELS[None, None], {}, "5 dimensions"),
-    "no rows": (np.zeros((0, 5, 3), np.uint8), {}, "empty"),
-    "no columns": (np.zeros((5, 0, 3), np.uint8), {}, "empty"),
-    "no channels": (np.zeros((5, 5, 0), np.uint8), {}, "empty"),
-    "empty array": (np.array([]), {}, "empty"),
-    "five channels": (np.zeros((6, 6, 5), np.uint8), {}, "5 channels.*gray, RGB or RGBA"),
-    "channels first": (np.moveaxis(PIXELS, -1, 0), {}, "channels='first'"),
-    "channels last": (PIXELS, {"channels": "first"}, "channels='last'"),
-    "object dtype": (PIXELS.astype(object), {}, "dtype"),
-    "complex dtype": (PIXELS.astype(complex), {}, "complex128.*dtype"),
-    "str dtype": (PIXELS.astype(str), {}, "dtype"),
-    "int8 dtype": (np.ones((4, 4, 3), np.int8), {}, "int8.*dtype"),
-    "datetime dtype": (PIXELS.astype("datetime64[s]"), {}, "dtype"),
-    "record dtype": (np.zeros((4, 4), [("a", "u1")]), {}, "dtype"),
-    "NaN": (np.full((4, 4, 3), np.nan, F32), {}, "NaN"),
-    "one NaN": (np.where(PIXELS > 200, np.nan, 0.5), {}, "NaN"),
-    "infinite": (np.full((4, 4, 3), np.inf), {}, "infinite"),
-    "minus infinite": (np.full((4, 4, 3), -np.inf, np.float16), {}, "infinite"),
-    "float in 0..255": (PIXELS.astype(F32), {}, "divide by 255 or pass white=255"),
-    "float in 0..65535": (WIDE.astype(F32), {}, "divide by 65535"),
-    "huge float": (np.full((4, 4), 1e200), {}, "pass white="),
-    "float in 0..1 as 0..255": (PIXELS / 255, {"white": 255}, "almost black.*white=1"),
-    "normalized float": ((PIXELS / 255 - 0.45) / 0.22, {}, "negative.*normalization"),
-    "negative integers": (PIXELS.astype(int) - 200, {}, "negative"),
-    "integers above 255": (WIDE.astype(np.int32), {}, "white=65535"),
-    "uint16 above its white": (WIDE, {"white": 4095}, "white is 4095"),
-    "float tensor in 0..255": (torch.from_numpy(PIXELS).float(), {}, "divide by 255"),
-    "sparse tensor": (torch.eye(4).to_sparse(), {}, "NumPy array"),
-    "tensor on meta": (torch.empty(4, 4, 3, device="meta"), {}, "Tensor"),
-    "complex tensor": (torch.zeros(4, 4, dtype=torch.complex64), {}, "dtype"),
-    "no bytes": (b"", {}, "empty"),
-    "text": (b"<!DOCTYPE html><html></html>", {}, "not an image.*<!DOCTYPE"),
-    "header only": (PNG[:8], {}, "not an image.*header"),
-    "zeros": (bytes(4096), {}, "not an image"),
-    "EPS, which runs a program": (encode(Image.fromarray(PIXELS), "EPS"), {}, "not an image"),
-    "truncated PNG": (PNG[:-30], {}, "truncated"),
-    "truncated JPEG": (encode(Image.fromarray(PIXELS), "JPEG")[:-10], {}, "truncated"),
-    "truncated WebP": (encode(Image.fromarray(PIXELS), "WEBP")[:-20], {}, "damaged"),
-    "truncated GIF": (encode(Image.fromarray(PIXELS), "GIF")[:-60], {}, "truncated|damaged"),
-    "too many pixels": (PNG, {"max_pixels": 53}, "9 x 6 pixels are more than 53"),
-    "PIL image of too many pixels": (GRAY, {"max_pixels": 53}, "max_pixels"),
-    "empty PIL image": (Image.new("RGB", (0, 4)), {}, "empty"),
-    "32-bit PIL image": (Image.new("I", (4, 4), 70000), {}, "white is 65535"),
-    "NaN in a TIFF": (encode(Image.new("F", (4, 4), float("nan")), "TIFF"), {}, "NaN"),
-    "empty file object": (io.BytesIO(), {}, "empty"),
-    "text file object": (io.StringIO("photo"), {}, "binary mode"),
-    "file scheme": ("file:///etc/hostname", {}, "only http and https"),
-    "ftp scheme": ("ftp://example.org/a.jpg", {}, "only http and https"),
-    "data URL": ("data:image/png;base64,AAAA", {}, "data as bytes"),
-    "URL without host": ("http://", {}, "cannot download"),
-    "URL with a bad host": ("http://[::1/a.jpg", {}, "cannot download"),
-    "URL with a bad port": ("http://127.0.0.1:port/a.jpg", {}, "cannot download"),
-    "empty path": ("", {}, "directory"),
-    "null in the path": ("a\0.jpg", {}, "null"),
-    "overlong path": ("a" * 5000, {}, "too long"),
-    "path below a file": (f"{__file__}/a.jpg", {}, "Not a directory"),
-    "source code": (__file__, {}, "not an image"),
+INVALID_ARRAYS: dict[str, tuple[Any, str]] = {
+    "scalar": (np.array(3.0), "0 dimensions"),
+    "batch": (PIXELS[None], r"batch\[0\]"),
+    "no rows": (np.zeros((0, 5, 3), np.uint8), "empty"),
+    "five channels": (np.zeros((6, 6, 5), np.uint8), "5 channels"),
+    "channels first": (np.moveaxis(PIXELS, -1, 0), "channels='first'"),
+    "objects": (PIXELS.astype(object), "dtype"),
+    "complex": (PIXELS.astype(complex), "dtype"),
+    "int8": (np.ones((4, 4, 3), np.int8), "dtype"),
+    "records": (np.zeros((4, 4), [("a", "u1")]), "dtype"),
+    "NaN": (np.full((4, 4, 3), np.nan, F32), "NaN"),
+    "infinite": (np.full((4, 4, 3), -np.inf, np.float16), "infinite"),
+    "float in 0..255": (PIXELS.astype(F32), "white=255"),
+    "float in 0..65535": (WIDE.astype(F32), "65535"),
+    "negative integers": (PIXELS.astype(int) - 200, "negative"),
+    "integers above 255": (WIDE.astype(np.int32), "white=65535"),
+    "float tensor in 0..255": (torch.from_numpy(PIXELS).float(), "255"),
+    "sparse tensor": (torch.eye(4).to_sparse(), "NumPy array"),
+    "tensor on meta": (torch.empty(4, 4, 3, device="meta"), "Tensor"),
 }
+INVALID_FILES: dict[str, tuple[Any, str]] = {
+    "none": (None, "cv2.imread"),
+    "number": (7, "int"),
+    "list of arrays": ([PIXELS, PIXELS], "one image"),
+    "no bytes": (b"", "empty"),
+    "text": (b"<!DOCTYPE html><html></html>", "DOCTYPE"),
+    "header only": (PNG[:8], "header"),
+    "EPS, which runs a program": (encode(Image.fromarray(PIXELS), "EPS"), "not an image"),
+    "truncated PNG": (PNG[:-30], "truncated"),
+    "truncated JPEG": (encode(Image.fromarray(PIXELS), "JPEG")[:-10], "truncated"),
+    "truncated WebP": (encode(Image.fromarray(PIXELS), "WEBP")[:-20], "damaged"),
+    "truncated GIF": (encode(Image.fromarray(PIXELS), "GIF")[:-60], "truncated|damaged"),
+    "empty PIL image": (Image.new("RGB", (0, 4)), "empty"),
+    "32-bit PIL image": (Image.new("I", (4, 4), 70000), "65535"),
+    "empty file object": (io.BytesIO(), "empty"),
+    "text file object": (io.StringIO("image"), "binary"),
+    "file scheme": ("file:///etc/hostname", "http"),
+    "data URL": ("data:image/png;base64,AAAA", "bytes"),
+    "URL with a bad host": ("http://[::1/a.jpg", "download"),
+    "empty path": ("", "directory"),
+    "null in the path": ("a\0.jpg", "null"),
+    "overlong path": ("a" * 5000, "too long"),
+    "path below a file": (f"{__file__}/a.jpg", "Not a directory"),
+    "source code": (__file__, "not an image"),
+    "missing file": ("ñ missing.jpg", r"ñ missing\.jpg"),
+    "directory": (Path(__file__).parent, "directory"),
+}
+INVALID = INVALID_ARRAYS | INVALID_FILES
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("image", "options", "message"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_input_is_refused_with_the_reason(
-    image: Any, options: dict[str, Any], message: str
+@pytest.mark.parametrize(("image", "keyword"), INVALID.values(), ids=INVALID.keys())
+def test_invalid_input_is_an_image_error(image: Any, keyword: str) -> None:
+    with pytest.raises(ImageError, match=f"(?s){keyword}"):
+        load_image(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "keyword"),
+    [
+        (PIXELS, {"channels": "first"}, "channels='last'"),
+        (PIXELS / 255, {"white": 255}, "white=1"),
+        (WIDE, {"white": 4095}, "4095"),
+        (PNG, {"max_pixels": 53}, "max_pixels"),
+        (GRAY, {"max_pixels": 53}, "max_pixels"),
+    ],
+)
+def test_input_that_does_not_fit_the_options_is_an_image_error(
+    image: Any, options: dict[str, Any], keyword: str
 ) -> None:
-    with pytest.raises(ImageError, match=f"(?s){message}"):
+    with pytest.raises(ImageError, match=keyword):
         load_image(image, **options)
 
 
-def test_missing_files_and_directories_are_named(tmp_path: Path) -> None:
-    missing = tmp_path / "ñ missing.jpg"
-    with pytest.raises(ImageError, match=r"ñ missing\.jpg.*No such file.*check the path"):
-        load_image(missing)
-    with pytest.raises(ImageError, match=r"Is a directory.*one by one"):
-        load_image(str(tmp_path))
-
-
-def test_unreadable_permissions_are_reported(
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_special_and_unreadable_files_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="regular"):
+        load_image(tmp_path / "pipe")
     path = tmp_path / "secret.png"
     path.write_bytes(PNG)
     path.chmod(0)
     if os.access(path, os.R_OK):  # the superuser reads everything
-
-        def raise_if_any(*_: Any, **__: Any) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(ImageError, match=r"secret\.png.*Permission denied"):
+        error = PermissionError(13, "Permission denied")
+        monkeypatch.setattr(Path, "open", Mock(side_effect=error))
+    with pytest.raises(ImageError, match="Permission denied"):
         load_image(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_pipe_in_the_file_system_does_not_block(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ImageError, match="Not a regular file"):
-        load_image(tmp_path / "pipe")
-
-
-def test_closed_file_object_is_refused() -> None:
-    file = io.BytesIO(PNG)
-    file.close()
-    with pytest.raises(ImageError, match="closed"):
-        load_image(file)
-
-
-def test_closed_pil_image_is_refused(tmp_path: Path) -> None:
+def test_closed_files_and_images_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
-    picture = Image.open(tmp_path / "a.png")
-    picture.close()
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        load_image(picture)
+    for closed in (io.BytesIO(PNG), Image.open(tmp_path / "a.png")):
+        closed.close()
+        with pytest.raises(ImageError, match=r"closed|decoded"):
+            load_image(closed)
 
 
 @settings(max_examples=150, deadline=None)
@@ -520,13 +477,13 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("error")
-def test_bomb_is_refused_before_it_is_decoded() -> None:
-    with pytest.raises(ImageError, match="100000 x 100000 pixels"):
+def test_decompression_bomb_is_an_error_before_decoding() -> None:
+    with pytest.raises(ImageError, match="max_pixels"):
         load_image(bomb(100_000, 100_000))
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_limit_of_pillow_is_replaced_and_left_as_it_was(
+def test_limit_of_pillow_is_replaced_and_restored(
     format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = encode(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), format)
@@ -540,7 +497,7 @@ def test_limit_of_pillow_is_replaced_and_left_as_it_was(
         assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_limit_of_pillow_is_left_as_it_was_by_many_threads(
+def test_limit_of_pillow_is_restored_by_many_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -554,30 +511,40 @@ def test_limit_of_pillow_is_left_as_it_was_by_many_threads(
 # --- URLs ---------------------------------------------------------------------------------------
 
 
+BODIES = {"image": PNG, "page": b"<html>please log in</html>", "nothing": b""}
+REDIRECTS = {
+    "moved": "/image",
+    "loop": "/loop",
+    "tofile": Path(__file__).as_uri(),
+    "toftp": "ftp://127.0.0.1/image.png",
+}
+
+
 class Server(BaseHTTPRequestHandler):
-    """Answers by path: an image, and everything that goes wrong in the web."""
+    """Answers by the first part of the path: an image, or one of many failures."""
 
     def do_GET(self) -> None:
-        answer = getattr(
-            self, f"answer_{self.path.split('/')[1].split('?')[0]}", self.answer_missing
-        )
+        name = self.path.split("/")[1].split("?")[0]
         # The client gives up on some, as it should.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            answer()
+            if name in BODIES:
+                self.reply(BODIES[name])
+            elif name in REDIRECTS:
+                self.start(302, Location=REDIRECTS[name])
+            elif name.isdigit():
+                self.send_error(int(name))
+            else:
+                getattr(self, f"answer_{name}")()
+
+    def start(self, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
 
     def reply(self, body: bytes, length: int | None = None) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.end_headers()
+        self.start(Content_Length=str(len(body) if length is None else length))
         self.wfile.write(body)
-
-    def redirect(self, location: str) -> None:
-        self.send_response(302)
-        self.send_header("Location", location)
-        self.end_headers()
-
-    def answer_photo(self) -> None:
-        self.reply(PNG)
 
     def answer_escaped(self) -> None:
         is_escaped = self.path == "/escaped/two%20w%C3%B6rds.png?q=%C3%B1"
@@ -586,30 +553,6 @@ class Server(BaseHTTPRequestHandler):
     def answer_agent(self) -> None:
         self.reply(PNG if self.headers["User-Agent"] == "hihlandmark" else b"")
 
-    def answer_moved(self) -> None:
-        self.redirect("/photo")
-
-    def answer_loop(self) -> None:
-        self.redirect("/loop")
-
-    def answer_tofile(self) -> None:
-        self.redirect(Path(__file__).as_uri())
-
-    def answer_toftp(self) -> None:
-        self.redirect("ftp://127.0.0.1/photo.png")
-
-    def answer_missing(self) -> None:
-        self.send_error(404)
-
-    def answer_broken(self) -> None:
-        self.send_error(500)
-
-    def answer_page(self) -> None:
-        self.reply(b"<html>please log in</html>")
-
-    def answer_nothing(self) -> None:
-        self.reply(b"")
-
     def answer_cut(self) -> None:
         self.reply(PNG[:-30], length=len(PNG))
 
@@ -617,23 +560,19 @@ class Server(BaseHTTPRequestHandler):
         self.reply(b"", length=10**12)
 
     def answer_islarge(self) -> None:
-        self.send_response(200)
-        self.end_headers()
+        self.start()
         self.wfile.write(bytes(200_000))
 
     def answer_silence(self) -> None:
         time.sleep(1)
 
     def answer_drip(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        for _ in range(20):
-            self.wfile.write(b"x")
-            time.sleep(0.05)
+        self.start()
+        self.answer_dripheader()
 
     def answer_dripheader(self) -> None:
         for _ in range(20):
-            self.wfile.write(b"H")
+            self.wfile.write(b"x")
             time.sleep(0.05)
 
     def answer_notHTTP(self) -> None:
@@ -657,7 +596,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1,*.invalid")
 
 
-@pytest.mark.parametrize("path", ["/photo", "/moved", "/agent", "/escaped/two wörds.png?q=ñ#top"])
+@pytest.mark.parametrize("path", ["/image", "/moved", "/agent", "/escaped/two wörds.png?q=ñ#top"])
 def test_url_is_downloaded(host: str, path: str) -> None:
     np.testing.assert_array_equal(load_image(host + path), PIXELS)
     np.testing.assert_array_equal(load_image(host.replace("http", "HTTP") + path), PIXELS)
@@ -666,16 +605,16 @@ def test_url_is_downloaded(host: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/missing", "404 Not Found"),
-        ("/broken", "500"),
+        ("/404", "404"),
+        ("/500", "500"),
         ("/loop", "302"),
-        ("/tofile", "file:.*not allowed"),
-        ("/toftp", "unknown url type: ftp"),
-        ("/page", "not an image.*<html>"),
+        ("/tofile", "file:"),
+        ("/toftp", "ftp"),
+        ("/page", "<html>"),
         ("/nothing", "empty"),
         ("/cut", "truncated"),
-        ("/claimslarge", "larger than 100000 bytes.*max_bytes"),
-        ("/islarge", "larger than 100000 bytes.*max_bytes"),
+        ("/claimslarge", "max_bytes"),
+        ("/islarge", "max_bytes"),
         ("/notHTTP", "cannot download"),
     ],
 )
@@ -690,15 +629,15 @@ def test_bad_answer_of_a_server_is_reported_with_its_url(
 @pytest.mark.parametrize("path", ["/silence", "/drip", "/dripheader"])
 def test_timeout_bounds_the_whole_download(host: str, path: str) -> None:
     start = time.monotonic()
-    with pytest.raises(ImageError, match=r"timeout after 0\.2 s"):
+    with pytest.raises(ImageError, match="timeout"):
         load_image(host + path, timeout=0.2)
     assert time.monotonic() - start < 0.8
 
 
 def test_unknown_host_and_closed_port_are_reported(host: str) -> None:
-    with pytest.raises(ImageError, match=r"cannot download 'http://no-such-host\.invalid/a\.jpg'"):
+    with pytest.raises(ImageError, match="no-such-host"):
         load_image("http://no-such-host.invalid/a.jpg", timeout=5)
-    with pytest.raises(ImageError, match=r"refused.*check the URL"):
+    with pytest.raises(ImageError, match="refused"):
         load_image("http://127.0.0.1:1/a.jpg", timeout=5)
 
 

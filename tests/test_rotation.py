@@ -1,47 +1,43 @@
-"""Faces turned in the image plane: found, cropped upright, and given back where they are."""
+"""Faces rotated in the image plane are found, cropped upright, and mapped back."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
-from typer.testing import CliRunner
 
 import hihlandmark.crop
-from hihlandmark import ConfigurationError, Detector, Face, ImageError
-from hihlandmark.cli import app
+from hihlandmark import Detector, Face, ImageError
 from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
-from hihlandmark.face_detection import AnyRotationFaceDetector, Detections, MTCNNFaceDetector
+from hihlandmark.face_detection import AnyRotationFaceDetector, Detections
 from hihlandmark.face_detection.any_rotation import (
-    TURNS,
-    best_of_overlapping,
-    turned_back,
-    turned_picture,
+    ROTATIONS,
+    rotate_image,
+    transform_detections,
 )
+from hihlandmark.pipeline import Found
 
-Photo = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 DetectorOf = Callable[[int], Detector]
 
 EYE, MOUTH = 255, 190
 
 
-def drawn_face(angle: float, shape: tuple[int, int] = (120, 200)) -> Photo:
-    """Two blots, eyes and mouth, 20 pixels apart: a face turned clockwise by radians."""
-    picture = np.zeros((*shape, 3), np.uint8)
+def drawn_face(angle: float, shape: tuple[int, int] = (120, 200)) -> Image:
+    """Two spots, eyes and mouth, 20 pixels apart: a face rotated clockwise by radians."""
+    image = np.zeros((*shape, 3), np.uint8)
     right, down = -10 * np.sin(angle), 10 * np.cos(angle)
     for value, x, y in ((EYE, 130 - right, 50 - down), (MOUTH, 130 + right, 50 + down)):
-        picture[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = value
-    return picture
+        image[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = value
+    return image
 
 
 class FindsUprightDrawings:
-    """A face detector for `drawn_face`: boxes of 20 x 24 pixels where eyes stand above a mouth."""
+    """A face detector for `drawn_face`: boxes of 20 x 24 pixels where eyes are above a mouth."""
 
     name = "drawings"
 
-    def detect(self, images: list[Photo]) -> list[Detections]:
+    def detect(self, images: list[Image]) -> list[Detections]:
         return [self._detect(image[..., 0].astype(float)) for image in images]
 
     def _detect(self, image: NDArray[np.float64]) -> Detections:
@@ -58,7 +54,7 @@ class FindsUprightDrawings:
 
 
 @pytest.mark.parametrize("quarters", range(4))
-def test_a_face_on_its_side_is_found_where_it_is(quarters: int) -> None:
+def test_face_rotated_by_quarter_turns_is_found(quarters: int) -> None:
     angle = quarters * np.pi / 2
     (found,) = AnyRotationFaceDetector(FindsUprightDrawings()).detect([drawn_face(angle)])
     half = (10, 12) if quarters % 2 == 0 else (12, 10)
@@ -69,30 +65,22 @@ def test_a_face_on_its_side_is_found_where_it_is(quarters: int) -> None:
     assert np.allclose(nose - eye, [-10 * np.sin(angle), 10 * np.cos(angle)], atol=1e-4)
 
 
-def test_a_face_between_quarter_turns_is_found_once_at_the_nearest_angle() -> None:
+def test_face_at_another_angle_is_found_once_at_the_nearest_rotation() -> None:
     (found,) = AnyRotationFaceDetector(FindsUprightDrawings()).detect([drawn_face(np.deg2rad(130))])
     assert len(found) == 1
     assert np.allclose(found.angles, np.deg2rad(135))
     assert np.allclose((found.boxes[0, :2] + found.boxes[0, 2:]) / 2, (130, 50), atol=1)
 
 
-def test_an_upright_face_is_found_as_without_turning() -> None:
-    picture = drawn_face(0)
-    (plain,) = FindsUprightDrawings().detect([picture])
-    (found,) = AnyRotationFaceDetector(FindsUprightDrawings()).detect([picture])
-    assert np.array_equal(found.boxes, plain.boxes)
-    assert found.angles.tolist() == [0]
-
-
-def test_what_is_no_image_is_an_error_before_it_is_turned() -> None:
+def test_gray_array_is_an_image_error() -> None:
     with pytest.raises(ImageError, match="H, W, 3"):
         AnyRotationFaceDetector(FindsUprightDrawings()).detect([np.zeros((9, 9), np.uint8)])
 
 
 @pytest.mark.parametrize(
-    ("angle", "shape"), [*((angle, (90, 160)) for angle in TURNS), (TURNS[3], (3000, 4000))]
+    ("angle", "shape"), [*((angle, (90, 160)) for angle in ROTATIONS), (ROTATIONS[3], (3000, 4000))]
 )
-def test_a_turned_picture_holds_the_image_and_leads_back(
+def test_rotate_image_keeps_every_pixel_and_returns_the_inverse(
     angle: float, shape: tuple[int, int]
 ) -> None:
     image = np.zeros((*shape, 3), np.uint8)
@@ -101,53 +89,32 @@ def test_a_turned_picture_holds_the_image_and_leads_back(
         image[:] = 0
         reach = max(shape) // 200 + 1
         image[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = 255
-        picture, to_image = turned_picture(image, angle)
-        rows, columns = np.nonzero(picture[..., 0] > 200)
+        rotated, to_image = rotate_image(image, angle)
+        rows, columns = np.nonzero(rotated[..., 0] > 200)
         back = transform_points(to_image, np.array([[columns.mean(), rows.mean()]]))[0]
         assert np.abs(back - (x, y)).max() < reach
+    assert max(rotate_image(np.zeros((10, 40000, 3), np.uint8), np.pi / 4)[0].shape) < 4100
 
 
-def test_a_huge_strip_of_a_picture_is_turned_in_little_memory() -> None:
-    picture, to_image = turned_picture(np.zeros((10, 40000, 3), np.uint8), np.pi / 4)
-    assert max(picture.shape) < 4100
-    assert to_image.shape == (2, 3)
-
-
-def test_a_box_keeps_its_size_at_any_turn() -> None:
+def test_box_keeps_its_size_at_any_rotation() -> None:
     found = Detections(np.array([[10, 10, 30, 30]]), np.array([1.0]))
     cos = np.sqrt(0.5)
-    back = turned_back(found, np.array([[cos, -cos, 0], [cos, cos, 5]]), np.pi / 4)
+    back = transform_detections(found, np.array([[cos, -cos, 0], [cos, cos, 5]]), np.pi / 4)
     center = np.array([0, 5 + 20 / cos])
     assert np.allclose(back.boxes[0], [*(center - 10), *(center + 10)], atol=1e-5)
-
-
-def test_of_overlapping_detections_the_best_stays() -> None:
-    part = [4, 4, 7, 7]
-    boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [9, 0, 19, 10], [1, 0, 11, 10], part])
-    found = Detections(boxes, np.array([0.9, 0.99, 0.95, 0.91, 0.98]), angles=np.arange(5))
-    assert best_of_overlapping(found).angles.tolist() == [1, 2]
-    assert len(best_of_overlapping(Detections.none())) == 0
-
-
-def test_detections_keep_their_angles_when_some_are_taken() -> None:
-    found = Detections(np.ones((3, 4)), np.ones(3), angles=np.array([0, 1, 2]))
-    assert found[[2, 0]].angles.tolist() == [2, 0]
-    assert found[:1].five_points is None
-    with pytest.raises(ConfigurationError, match=r"angles of 3 detections must have shape \(3,\)"):
-        Detections(np.ones((3, 4)), np.ones(3), angles=np.zeros((3, 1)))
 
 
 # ------------------------------------------------------------------------- with the real network
 
 
 @pytest.fixture(scope="module")
-def head(astronaut: Photo) -> Photo:
+def head(astronaut: Image) -> Image:
     """Head and shoulders of the astronaut, 200 x 240 pixels."""
     return np.ascontiguousarray(astronaut[:200, 100:340])
 
 
 @pytest.fixture(scope="module")
-def upright(head: Photo, detector_of: DetectorOf) -> Face:
+def upright(head: Image, detector_of: DetectorOf) -> Face:
     box = np.array([178, 62, 268, 172]) - (100, 0, 100, 0)
     (face,) = detector_of(68).predict(head, boxes=box)
     return face
@@ -159,81 +126,57 @@ def any_rotation() -> Detector:
 
 
 def error(face: Face, truth: NDArray[np.floating], upright: Face) -> float:
-    """In parts of the inter-ocular distance."""
+    """Mean error in inter-ocular distances."""
     return np.linalg.norm(face.points - truth, axis=1).mean() / upright.interocular
 
 
-def turned_head(head: Photo, upright: Face, degrees: int) -> tuple[Photo, NDArray[np.floating]]:
-    """The image turned clockwise, and where the points are then."""
+def rotated_head(head: Image, upright: Face, degrees: int) -> tuple[Image, NDArray[np.floating]]:
+    """The image rotated clockwise, and its points."""
     square = np.array([124, 117, 240, -np.deg2rad(degrees)])
-    photo = cut_crop(head, square, 240)
-    return photo, transform_points(crop_matrix(square, 240), upright.points)
+    image = cut_crop(head, square, 240)
+    return image, transform_points(crop_matrix(square, 240), upright.points)
 
 
-def test_a_turned_face_is_cropped_upright_when_it_is_refined(
-    head: Photo, upright: Face, detector_of: DetectorOf, monkeypatch: pytest.MonkeyPatch
+def test_rotated_face_is_cropped_upright_when_refined(
+    head: Image, upright: Face, detector_of: DetectorOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photo, truth = turned_head(head, upright, 50)
+    image, truth = rotated_head(head, upright, 50)
     box = tight_boxes(truth)
-    (face,) = detector_of(68).predict(photo, boxes=box, box_kind="landmarks")
+    (face,) = detector_of(68).predict(image, boxes=box, box_kind="landmarks")
     monkeypatch.setattr(hihlandmark.crop, "UPRIGHT_WITHIN", 180)
-    (before,) = detector_of(68).predict(photo, boxes=box, box_kind="landmarks")
+    (before,) = detector_of(68).predict(image, boxes=box, box_kind="landmarks")
     assert error(face, truth, upright) < 0.03
     assert error(face, truth, upright) < 0.8 * error(before, truth, upright)
     assert np.allclose(face.box, box)
-
-
-def test_a_face_that_is_hardly_turned_is_cropped_as_it_stands(
-    head: Photo, upright: Face, detector_of: DetectorOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photo, truth = turned_head(head, upright, 12)
-    (face,) = detector_of(68).predict(photo, boxes=tight_boxes(truth), box_kind="landmarks")
-    monkeypatch.setattr(hihlandmark.crop, "UPRIGHT_WITHIN", 180)
-    (before,) = detector_of(68).predict(photo, boxes=tight_boxes(truth), box_kind="landmarks")
-    assert np.array_equal(face.points, before.points)
+    slightly, truth = rotated_head(head, upright, 12)  # within the limit, so not rotated
+    limited = detector_of(68).predict(slightly, boxes=tight_boxes(truth), box_kind="landmarks")
+    monkeypatch.undo()
+    (face,) = detector_of(68).predict(slightly, boxes=tight_boxes(truth), box_kind="landmarks")
+    assert np.array_equal(face.points, limited[0].points)
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_boxes_of_faces_at_any_angle_are_enough(
-    quarters: int, head: Photo, upright: Face, any_rotation: Detector
+def test_any_rotation_works_with_given_boxes(
+    quarters: int, head: Image, upright: Face, any_rotation: Detector
 ) -> None:
     square = np.array([119.5, 99.5, 240, -quarters * np.pi / 2])
     truth = transform_points(crop_matrix(square, 240), upright.points)
-    photo = cut_crop(head, square, 240)
-    (face,) = any_rotation.predict(photo, boxes=tight_boxes(truth), box_kind="landmarks")
+    image = cut_crop(head, square, 240)
+    (face,) = any_rotation.predict(image, boxes=tight_boxes(truth), box_kind="landmarks")
     assert error(face, truth, upright) < 0.03
 
 
-def test_the_network_corrects_a_face_detector_that_saw_the_face_upside_down(
-    head: Photo, upright: Face, any_rotation: Detector
+def test_wrong_angle_of_the_face_detector_is_corrected(
+    head: Image, upright: Face, any_rotation: Detector
 ) -> None:
     found = Detections(tight_boxes(upright.points)[None], np.ones(1), angles=np.array([np.pi]))
-    (faces,) = any_rotation.find_landmarks([(head, found)], any_rotation.box_map("landmarks"))
-    assert isinstance(faces, list)
+    to_crop = any_rotation.box_map("landmarks")
+    ((_, faces),) = any_rotation.pipeline.run([Found(None, head, found)], to_crop)
     assert error(faces[0], upright.points, upright) < 0.03
 
 
-def test_no_box_stays_no_face_at_any_angle(head: Photo, any_rotation: Detector) -> None:
-    assert any_rotation.predict(head, boxes=[]) == []
-
-
-def test_a_photo_upside_down_is_found_and_marked(
-    head: Photo, upright: Face, any_rotation: Detector
-) -> None:
+def test_upside_down_face_is_found(head: Image, upright: Face, any_rotation: Detector) -> None:
     assert isinstance(any_rotation.face_detector, AnyRotationFaceDetector)
     (face,) = any_rotation.predict(np.ascontiguousarray(head[::-1, ::-1]))
     truth = (head.shape[1] - 1, head.shape[0] - 1) - upright.points
     assert error(face, truth, upright) < 0.04
-
-
-def test_faces_are_upright_unless_any_rotation_is_asked_for(detector_of: DetectorOf) -> None:
-    assert isinstance(detector_of(68).face_detector, MTCNNFaceDetector)
-
-
-def test_the_command_finds_turned_faces_when_asked_to(tmp_path: Path, head: Photo) -> None:
-    path = tmp_path / "upside_down.png"
-    Image.fromarray(head[::-1, ::-1]).save(path)
-    arguments = ["predict", str(path), "--device", "cpu", "--no-flip-test", "--layout", "29"]
-    asked = CliRunner().invoke(app, [*arguments, "--any-rotation"])
-    assert asked.exit_code == 0, asked.stderr
-    assert "1 image, 1 face, 0 failed" in asked.stderr

@@ -1,4 +1,4 @@
-"""Work ahead: in order, bounded, and over when its reader is."""
+"""`map_ahead` keeps the order, is bounded, and ends with its reader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hihlandmark.threads import map_ahead
 
 
-def test_results_come_in_order_whichever_is_ready_first() -> None:
+def test_results_keep_the_order_of_the_items() -> None:
     def slow_when_even(number: int) -> int:
         time.sleep(0.02 * (number % 2 == 0))
         return number * 10
@@ -19,12 +19,12 @@ def test_results_come_in_order_whichever_is_ready_first() -> None:
     assert list(map_ahead(slow_when_even, range(9), 3)) == [n * 10 for n in range(9)]
 
 
-def test_several_items_are_under_way_at_once() -> None:
+def test_items_are_computed_concurrently() -> None:
     both = threading.Barrier(2, timeout=10)
     assert list(map_ahead(lambda n: (both.wait(), n)[1], range(4), 2)) == [0, 1, 2, 3]
 
 
-def test_no_more_items_are_taken_than_there_are_workers_ahead() -> None:
+def test_at_most_one_item_per_worker_is_taken_ahead() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -40,7 +40,7 @@ def test_no_more_items_are_taken_than_there_are_workers_ahead() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("hihlandmark")]
 
 
-def test_what_a_call_raises_is_raised_in_its_place() -> None:
+def test_errors_are_raised_in_their_place() -> None:
     def fails_at_two(number: int) -> float:
         return 1 / (2 - number)
 

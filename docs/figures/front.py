@@ -20,9 +20,9 @@ SIDE = 330
 
 def panel(layout: int) -> NDArray[np.uint8]:
     """The face with the points of a layout."""
-    picture, matrix = portrait(SIDE, margin=1.75)
+    image, matrix = portrait(SIDE, margin=1.75)
     found = face(layout)
-    return draw_faces(picture, [replace(found, points=moved(found.points, matrix))])
+    return draw_faces(image, [replace(found, points=moved(found.points, matrix))])
 
 
 def main() -> None:

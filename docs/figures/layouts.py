@@ -29,12 +29,12 @@ PARTS = {
 
 
 def color_of(part: str) -> str:
-    """Left and right, outer and inner share one; "eyebrow" is asked for before "eye"."""
+    """Left and right, outer and inner share a color; "eyebrow" is matched before "eye"."""
     return next(color for name, color in PARTS.items() if name in part)
 
 
 def outward(layout: Layout, points: Any) -> Any:
-    """Unit vectors (P, 2) away from the middle of each point's part, where numbers are free."""
+    """Unit vectors (P, 2) from the center of each point's part, towards free space for numbers."""
     directions = np.zeros_like(points)
     for part, indices in layout.parts.items():
         middle = points[list(indices)].mean(axis=0)
@@ -54,12 +54,12 @@ def outward(layout: Layout, points: Any) -> Any:
 
 def draw_layout(size: int) -> Any:
     """The face with the numbered points of a layout, colored by part."""
-    picture, matrix = portrait(SIDE, margin=1.22)
+    image, matrix = portrait(SIDE, margin=1.22)
     found = face(size)
     layout, points = found.layout, moved(found.points, matrix)
     figure = new_figure(8, 8)
     axis = figure.subplots()
-    axis.imshow(paled(picture))
+    axis.imshow(paled(image))
     axis.axis("off")
     for indices, closed in layout.contours:
         line = points[[*indices, indices[0]] if closed else list(indices)]
@@ -86,12 +86,12 @@ def draw_layout(size: int) -> Any:
 
 
 def draw_conversion() -> Any:
-    """The 98 points, and the 68 that follow from them: exact and interpolated ones."""
-    picture, matrix = portrait(480, margin=1.22)
+    """The 98 points, and the 68 converted from them: exact and interpolated ones."""
+    image, matrix = portrait(480, margin=1.22)
     target = face(98).to_layout(68)
     figure = new_figure(9.6, 4.9)
     for axis, found in zip(figure.subplots(1, 2), (face(98), target), strict=True):
-        axis.imshow(paled(picture))
+        axis.imshow(paled(image))
         axis.axis("off")
         points = moved(found.points, matrix)
         exact = ~found.approximate
@@ -99,7 +99,7 @@ def draw_conversion() -> Any:
         axis.plot(*points[~exact].T, "o", color=ORANGE, markersize=5, markerfacecolor="white")
         title = f"{found.layout.size} points"
         if found is target:
-            title += f": {exact.sum()} the same, {(~exact).sum()} interpolated (open)"
+            title += f": {exact.sum()} exact, {(~exact).sum()} interpolated (open)"
         axis.set_title(title, fontsize=11)
     return figure
 

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/concepts/pixels.md: where pixels lie, and where they go.
+"""Draws the figures of docs/concepts/pixels.md: pixel coordinates, before and after resizing.
 
 python docs/figures/pixels.py
 
@@ -68,9 +68,9 @@ def draw_resizing() -> Any:
     point = np.array([2.0, 1.0])
     figure = new_figure(9.4, 4.2)
     axes = figure.subplots(1, 2)
-    for axis, picture, factor in zip(axes, (small, large), (1, 2), strict=True):
-        height, width = picture.shape
-        axis.imshow(picture, cmap="gray", vmin=-120, vmax=300)
+    for axis, image, factor in zip(axes, (small, large), (1, 2), strict=True):
+        height, width = image.shape
+        axis.imshow(image, cmap="gray", vmin=-120, vmax=300)
         grid(axis, width, height, "white")
         x, y = np.meshgrid(range(width), range(height))
         axis.plot(x.ravel(), y.ravel(), ".", color=BLUE, markersize=5)

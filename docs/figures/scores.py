@@ -1,4 +1,4 @@
-"""Draws the figure of docs/concepts/scores.md: scores and covariances of a face, bare and covered.
+"""Draws the figure of docs/concepts/scores.md: scores and covariances of a face.
 
 python docs/figures/scores.py
 
@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 from paper import BLUE, detector, face, moved, paled, photo, portrait, save
 
 from hihlandmark import Face
-from hihlandmark.calibration.model import NEAR
 from hihlandmark.draw import HIGH, LOW
 from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.weights.calibration import NEAR
 
 SIDE = 520
 HALF = 1.3863
-"""Chi-squared of two degrees of freedom that half of all points stay below: 2 ln 2."""
+"""Median of the chi-squared distribution with two degrees of freedom: 2 ln 2."""
 COLORS = LinearSegmentedColormap.from_list("scores", [LOW / 255, HIGH / 255])
 
 
 def covered() -> tuple[NDArray[np.uint8], Face]:
-    """The image with a gray board over mouth and chin, and the face found in it."""
-    picture = photo().copy()
+    """The image with a gray rectangle over mouth and chin, and the face found in it."""
+    image = photo().copy()
     points = face().points
     top = int(face()["nose_base_middle"][1]) + 4
     left, right = int(points[:, 0].min()) - 20, int(points[:, 0].max()) + 20
-    picture[top : int(points[:, 1].max()) + 20, left:right] = (120, 124, 130)
-    (found,) = detector().predict(picture)
-    return picture, found
+    image[top : int(points[:, 1].max()) + 20, left:right] = (120, 124, 130)
+    (found,) = detector().predict(image)
+    return image, found
 
 
 def ellipse(axis: Any, point: Any, covariance: Any, color: Any) -> None:
-    """The ellipse that half of the true points lie in."""
+    """Draw the ellipse that contains half of the true points."""
     variances, directions = np.linalg.eigh(covariance)
     sides = 2 * np.sqrt(variances * HALF)
     angle = np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))
@@ -53,14 +53,14 @@ def draw_scores() -> Any:
     """Points colored by score: the face as it is, and with its mouth covered."""
     figure = new_figure(10, 4.9)
     axes = figure.subplots(1, 2)
-    board, hidden = covered()
+    covered_image, hidden = covered()
     _, matrix = portrait(SIDE, margin=1.35)
     shown = None
-    for axis, picture, found, title in (
+    for axis, image, found, title in (
         (axes[0], photo(), face(), "the face as it is"),
-        (axes[1], board, hidden, "mouth and chin covered"),
+        (axes[1], covered_image, hidden, "mouth and chin covered"),
     ):
-        axis.imshow(cv2.warpAffine(picture, matrix, (SIDE, SIDE)))
+        axis.imshow(cv2.warpAffine(image, matrix, (SIDE, SIDE)))
         shown = axis.scatter(
             *moved(found.points, matrix).T,
             c=found.scores,
@@ -81,14 +81,14 @@ def draw_scores() -> Any:
 
 
 def draw_near() -> Any:
-    """An eye with the distance that counts as found, and the ellipses of the covariances."""
-    picture, matrix = portrait(900, margin=1.2)
+    """An eye with the distance that scores refer to, and the ellipses of the covariances."""
+    image, matrix = portrait(900, margin=1.2)
     found = face()
     scale = matrix[0, 0]
     points = moved(found.points, matrix)
     figure = new_figure(8.6, 5)
     axis = figure.subplots()
-    axis.imshow(paled(picture, 0.35))
+    axis.imshow(paled(image, 0.35))
     names = ("left_eye", "left_eyebrow")
     indices = [i for part in names for i in found.layout.parts[part]]
     for index in indices:

@@ -1,4 +1,4 @@
-"""Finding faces in images: the protocol, the table of detectors, and boxes given by the caller."""
+"""Face detection: the protocol, the table of face detectors, and boxes given by the caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.any_rotation import AnyRotationFaceDetector
 from hihlandmark.face_detection.base import Detections, FaceDetector
-from hihlandmark.face_detection.boxes import given_boxes
+from hihlandmark.face_detection.boxes import best_boxes, given_boxes, overlaps
 from hihlandmark.face_detection.centerface import CenterFaceDetector
 from hihlandmark.face_detection.mtcnn import MTCNNFaceDetector
 
@@ -20,17 +20,29 @@ __all__ = [
     "Detections",
     "FaceDetector",
     "MTCNNFaceDetector",
+    "best_boxes",
     "given_boxes",
     "make_face_detector",
+    "overlaps",
+    "register_face_detector",
 ]
 
 FACE_DETECTORS: dict[str, Callable[..., FaceDetector]] = {
     MTCNNFaceDetector.name: MTCNNFaceDetector,
     CenterFaceDetector.name: CenterFaceDetector,
 }
-"""Name -> factory, called with ``device`` and ``runtime``, and with those of ``detection_size``,
-``min_face`` and ``min_score`` that the user has set. A program may add rows of its own:
-docs/extending/face-detector.md."""
+"""All face detectors: name -> factory. Add one with `register_face_detector`."""
+
+
+def register_face_detector(name: str, factory: Callable[..., FaceDetector]) -> None:
+    """Make a face detector known to `make_face_detector` and `Detector`.
+
+    Args:
+        name: the name that users pass, and the key of its box map in the model cards.
+        factory: a class or function, called with ``device`` and ``runtime``, and with those of
+            ``detection_size``, ``min_face`` and ``min_score`` that the user has set.
+    """
+    FACE_DETECTORS[name] = factory
 
 
 def make_face_detector(
@@ -42,12 +54,25 @@ def make_face_detector(
     min_face: float | None = None,
     min_score: float | None = None,
 ) -> FaceDetector:
-    """The face detector of a name in `FACE_DETECTORS`, or the object itself when it is one.
+    """Make a face detector by its name.
 
-    The options are those of the detector's class; None keeps its default. An object was set up by
-    its maker: it keeps its device, and options beside it are an error.
-    Raises `ConfigurationError` for an unknown name (listing the choices), an object that is no
-    `FaceDetector`, or wrong options.
+    Options that are None keep the default of the detector's class.
+
+    Args:
+        detector: a name in `FACE_DETECTORS`, or an object, which is returned as it is. An object
+            keeps its device and its options.
+        device: where its networks run.
+        runtime: what runs its networks, see `Detector`.
+        detection_size: longest side in pixels of the image that is searched.
+        min_face: side in pixels of the smallest face wanted.
+        min_score: the confidence threshold of its boxes, 0..1.
+
+    Returns:
+        The face detector.
+
+    Raises:
+        ConfigurationError: the name is unknown, the object is not a `FaceDetector`, or an option is
+            out of range or given together with an object.
     """
     options = {"detection_size": detection_size, "min_face": min_face, "min_score": min_score}
     given = {name: value for name, value in options.items() if value is not None}
@@ -55,15 +80,15 @@ def make_face_detector(
         if detector not in FACE_DETECTORS:
             raise ConfigurationError(
                 f"there is no face detector {detector!r}; choose one of "
-                f"{', '.join(map(repr, FACE_DETECTORS))}, or give an object with name and detect()"
+                f"{', '.join(map(repr, FACE_DETECTORS))}, or pass an object with name and detect()"
             )
         return FACE_DETECTORS[detector](device=device, runtime=runtime, **given)
     if isinstance(detector, type) or not isinstance(detector, FaceDetector):
         raise ConfigurationError(
-            f"{detector!r} is no face detector: it needs an attribute name and a method detect()"
+            f"{detector!r} is not a face detector: it needs an attribute name and a method detect()"
         )
     if given:
         raise ConfigurationError(
-            f"{', '.join(given)} cannot be set beside a face detector object: set it up with them"
+            f"{', '.join(given)} cannot be set for a face detector object: pass them to its class"
         )
     return detector

@@ -1,4 +1,7 @@
-"""What a face detector is and what it hands over. Each detector has a file beside this one."""
+"""What a face detector is, and the steps that every detector shares.
+
+Each detector has a file beside this one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.errors import ConfigurationError, ImageError
 
 
@@ -16,25 +21,27 @@ from hihlandmark.errors import ConfigurationError, ImageError
 class Detections:
     """The F faces found in one image, in its pixels: the center of the top-left pixel is (0, 0).
 
-    Attributes:
-        boxes: (F, 4) float32, xyxy.
-        scores: (F,) float32 in 0..1.
-        five_points: (F, 5, 2) float32: the eyes, the tip of the nose and the corners of the mouth,
-            what lies left in the image first (left eye, right eye, nose, left and right corner);
-            None when the detector has no such points.
-        angles: (F,) float32: radians by which the image stood turned, counter-clockwise, when the
-            face was found upright in it, so by which the face is turned clockwise, roughly. Boxes
-            and points are in pixels of the image as given all the same; what lies left and right
-            is meant as seen in the turned one. None when nobody looked at turned images.
-
     The arrays are read-only float32 copies of what is given.
-    Raises `ConfigurationError` when a shape is another.
+
+    Attributes:
+        boxes: (F, 4) float32, bounding boxes, xyxy.
+        scores: (F,) float32 in 0..1.
+        five_points: (F, 5, 2) float32: left eye, right eye, tip of the nose, left and right corner
+            of the mouth, where left is left in the image; None when the detector has no such
+            points.
+        angles: (F,) float32: about how far each face is rotated clockwise, in radians: the image
+            was rotated counter-clockwise by this angle when the face was found. Boxes and points
+            are in pixels of the image as given; left and right are those of the rotated image.
+            None when no rotated images were searched.
+
+    Raises:
+        ConfigurationError: an array has another shape.
     """
 
-    boxes: NDArray[np.floating]
-    scores: NDArray[np.floating]
-    five_points: NDArray[np.floating] | None = None
-    angles: NDArray[np.floating] | None = None
+    boxes: FloatArray
+    scores: FloatArray
+    five_points: FloatArray | None = None
+    angles: FloatArray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -58,11 +65,7 @@ class Detections:
     @classmethod
     def none(cls, *, five_points: bool = False) -> Detections:
         """No face; with ``five_points`` an empty (0, 5, 2) array instead of None."""
-        return cls(
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.float32),
-            np.zeros((0, 5, 2), np.float32) if five_points else None,
-        )
+        return cls(np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2)) if five_points else None)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -83,23 +86,85 @@ class FaceDetector(Protocol):
 
     name: str
 
-    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """RGB images (H, W, 3) uint8 of any mixed sizes -> the `Detections` of each.
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """Find the faces of images.
 
-        An image gives the same detections whatever else is in the call.
+        An image gives the same detections whatever other images are in the call.
+
+        Args:
+            images: RGB images (H, W, 3) uint8 of any mixed sizes.
+
+        Returns:
+            The `Detections` of each image, best first.
+
+        Raises:
+            ImageError: an array is not such an image.
         """
         ...
 
 
-def check_image(image: NDArray[np.uint8]) -> None:
-    """Raises `ImageError` for what is not an RGB image (H, W, 3) uint8 with at least one pixel."""
+def check_image(image: Image) -> None:
+    """Raise `ImageError` for what is not an RGB image (H, W, 3) uint8 with at least one pixel."""
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
         found = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         problem = f"need an array of shape (H, W, 3), not {found}"
     elif image.dtype != np.uint8:
         problem = f"need uint8 values in 0..255, not {image.dtype}"
     elif image.size == 0:
-        problem = f"there is no pixel in an array of shape {image.shape}"
+        problem = f"an array of shape {image.shape} has no pixel"
     else:
         return
-    raise ImageError(f"cannot look for faces: {problem}. hihlandmark.load_image converts images")
+    raise ImageError(f"cannot search for faces: {problem}. hihlandmark.load_image converts images")
+
+
+def check_options(
+    detection_size: int, min_face: float, min_score: float, smallest_size: float
+) -> None:
+    """Raise `ConfigurationError` for options of a face detector that are out of range."""
+    if not detection_size >= smallest_size:
+        raise ConfigurationError(
+            f"detection_size must be {smallest_size:.0f} pixels or more, not {detection_size}"
+        )
+    if not min_face > 0:
+        raise ConfigurationError(f"min_face must be more than 0 pixels, not {min_face}")
+    if not 0 <= min_score <= 1:
+        raise ConfigurationError(f"min_score must lie in 0..1, not {min_score}")
+
+
+def downscale(image: Image, longest: int, multiple: int = 1) -> tuple[Image, FloatArray]:
+    """An image (H, W, 3) with sides of at most ``longest`` pixels, by area averaging.
+
+    Sides are rounded to whole pixels, or up to multiples of ``multiple``, which may exceed
+    ``longest``. Returns the image, and the factors (2,), x and y, from the old to the new size.
+    """
+    height, width = image.shape[:2]
+    ratio = min(1.0, longest / max(height, width))
+    sides = (max(1, round(side * ratio)) for side in (width, height))
+    size = tuple(-(-side // multiple) * multiple for side in sides)
+    small = np.ascontiguousarray(image)
+    if size != (width, height):
+        small = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return small, np.array(size) / (width, height)
+
+
+def upscale_detections(
+    boxes: FloatArray,
+    scores: FloatArray,
+    points: FloatArray,
+    factors: FloatArray,
+    image: Image,
+    min_face: float,
+) -> Detections:
+    """What was found in an image from `downscale`, in pixels of the original image, best first.
+
+    Boxes (F, 4) are cut at the centers of the image's outermost pixels, and dropped when their
+    longer side is then shorter than ``min_face``.
+    """
+    height, width = image.shape[:2]
+    boxes = (boxes.reshape(-1, 2, 2) + 0.5) / factors - 0.5
+    boxes = boxes.clip(0, (width - 1, height - 1)).reshape(-1, 4)
+    points = (points + 0.5) / factors - 0.5
+    sides = boxes[:, 2:] - boxes[:, :2]
+    wanted = (sides.min(axis=1) >= 1) & (sides.max(axis=1) >= min_face)
+    order = np.argsort(-scores, kind="stable")
+    return Detections(boxes, scores, points)[order[wanted[order]]]

@@ -1,40 +1,103 @@
-"""Face boxes that the caller has already: checked, so that a wrong one is named and not cropped."""
+"""Bounding boxes: overlap, non-maximum suppression, and checks of boxes given by the caller."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray, IndexArray
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.base import Detections
 
-# A box so many times larger than the image holds no face that can be seen in it.
+OverlapArea = Literal["union", "smaller"]
+
+# Larger than the image by this factor, a box holds no face that is visible in it.
 _LARGEST_BOX = 10
 
 
-def given_boxes(boxes: Any, image_shape: tuple[int, ...]) -> Detections:
-    """The caller's boxes as `Detections` in their order, with scores of 1 and no five points.
+def overlaps(boxes: FloatArray, box: FloatArray, relative_to: OverlapArea = "union") -> FloatArray:
+    """The overlap of boxes with one box.
 
-    ``boxes``: (F, 4) xyxy, or (4,) for one, in pixels of the image: a list, an array or a tensor;
-    [] for none. They may reach beyond the image and are not cut. ``image_shape``: (H, W) or
-    (H, W, C). Raises `ConfigurationError` that names the first wrong box: a number that is not
-    finite, x1 <= x0, y1 <= y0, less than a pixel wide or high, wholly outside of the image, or
-    more than ten times as large as the image.
+    Args:
+        boxes: (F, 4) xyxy.
+        box: (4,) xyxy.
+        relative_to: the area that the common area is divided by: "union" (IoU), or "smaller", the
+            smaller of the two boxes.
+
+    Returns:
+        (F,) in 0..1.
+    """
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    common = np.maximum(sides, 0).prod(axis=1)
+    areas, area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), (box[2:] - box[:2]).prod()
+    whole = np.minimum(areas, area) if relative_to == "smaller" else areas + area - common
+    return np.asarray(common / np.maximum(whole, 1e-9))
+
+
+def best_boxes(
+    boxes: FloatArray,
+    scores: FloatArray,
+    max_overlap: float,
+    relative_to: OverlapArea = "union",
+) -> IndexArray:
+    """Non-maximum suppression: leave out boxes that overlap too much with a better one.
+
+    Args:
+        boxes: (F, 4) xyxy.
+        scores: (F,) above 0; of equal ones the first is the better.
+        max_overlap: the largest overlap of two boxes that are both kept.
+        relative_to: see `overlaps`.
+
+    Returns:
+        The indices of the boxes that are kept, best first.
+    """
+    if relative_to == "union":  # OpenCV's is fast, and importing torchvision is slow
+        corners_and_sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        indices = cv2.dnn.NMSBoxes(
+            corners_and_sides.astype(np.float64),  # type: ignore[arg-type]  # arrays work as well
+            scores.astype(np.float32),  # type: ignore[arg-type]
+            0.0,
+            max_overlap,
+        )
+        return np.asarray(indices, np.intp).reshape(-1)
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable"):
+        if not (overlaps(boxes[kept], boxes[index], relative_to) > max_overlap).any():
+            kept.append(int(index))
+    return np.array(kept, np.intp)
+
+
+def given_boxes(boxes: Any, image_shape: tuple[int, ...]) -> Detections:
+    """Check boxes that the caller has given.
+
+    Args:
+        boxes: (F, 4) xyxy, or (4,) for one, in pixels of the image: a list, an array or a tensor;
+            [] for none. They may reach beyond the image and are not cut.
+        image_shape: (H, W) or (H, W, C).
+
+    Returns:
+        The boxes in their order, with scores of 1 and without five points.
+
+    Raises:
+        ConfigurationError: a box has a number that is not finite, x1 <= x0 or y1 <= y0, is less
+            than a pixel wide or high, lies outside of the image, or is more than ten times as large
+            as the image. The message names the first such box.
     """
     array = _to_array(boxes)
     height, width = image_shape[:2]
     low, high = array[:, :2], array[:, 2:]
-    # In this order: a later problem is only understood when the earlier ones are out of the way.
+    # In this order, because each check assumes that the earlier ones have passed.
     problems = {
-        "has a number that is not finite: leave such boxes out": ~np.isfinite(array).all(axis=1),
-        "has x1 <= x0 or y1 <= y0: xyxy expected; got xywh? Then give (x, y, x + w, y + h)": (
+        "has a number that is not finite: exclude such boxes": ~np.isfinite(array).all(axis=1),
+        "has x1 <= x0 or y1 <= y0: expected xyxy; convert xywh to (x, y, x + w, y + h)": (
             (high <= low).any(axis=1)
         ),
-        "is less than a pixel wide or high: pixels expected; got parts of the image in 0..1? Then "
-        "multiply by its width and height": (high - low < 1).any(axis=1),
+        "is less than a pixel wide or high: expected pixels; multiply "
+        "relative coordinates (0..1) by the image's width and height": (high - low < 1).any(axis=1),
         f"lies wholly outside of the image, which is {width} wide and {height} high: give pixels "
         "of this image": ((high <= -0.5) | (low >= np.array([width, height]) - 0.5)).any(axis=1),
         f"is more than {_LARGEST_BOX} times as large as the image, which is {width} wide and "

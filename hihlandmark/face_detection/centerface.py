@@ -81,17 +81,7 @@ class CenterFaceDetector:
             self._run = _run_opencv(_file())
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
-        """Find the faces of images.
-
-        Args:
-            images: RGB images (H, W, 3) uint8 of any mixed sizes.
-
-        Returns:
-            The `Detections` of each image, best first. Boxes lie in [0, W - 1] x [0, H - 1].
-
-        Raises:
-            ImageError: an array is not such an image.
-        """
+        """See `FaceDetector.detect`. Boxes lie in [0, W - 1] x [0, H - 1]."""
         for image in images:
             check_image(image)
         return [self._detect(image) for image in images]

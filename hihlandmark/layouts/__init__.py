@@ -1,22 +1,23 @@
 """Landmark layouts: point names, parts, contours, mirror pairs, and conversions."""
 
-from hihlandmark.layouts.layout import (
-    COFW29,
+from hihlandmark.layouts.conversions import (
     CONVERSIONS,
     EXACT_98_29,
     EXACT_98_68,
-    FIVE,
-    LAYOUTS,
-    W300_68,
-    WFLW98,
-    Contour,
     Conversion,
-    Layout,
     convert,
     get_conversion,
+    register_conversion,
+)
+from hihlandmark.layouts.layout import (
+    LAYOUTS,
+    Contour,
+    Layout,
     get_layout,
     mirror_points,
+    register_layout,
 )
+from hihlandmark.layouts.schemes import COFW29, FIVE, W300_68, WFLW98
 
 __all__ = [
     "COFW29",
@@ -34,4 +35,6 @@ __all__ = [
     "get_conversion",
     "get_layout",
     "mirror_points",
+    "register_conversion",
+    "register_layout",
 ]
