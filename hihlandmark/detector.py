@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hihlandmark.arrays import Image
 from hihlandmark.crop import BoxMap
@@ -33,25 +33,8 @@ from hihlandmark.weights.card import DECODERS, Decoder
 if TYPE_CHECKING:
     import torch
 
-Key = TypeVar("Key")
-
-_NETWORK_ARGUMENTS = frozenset(
-    (
-        "layout",
-        "model",
-        "weights",
-        "revision",
-        "device",
-        "runtime",
-        "precision",
-        "compile",
-        "decoder",
-    )
-)
-"""Arguments that decide what is loaded and prepared: `Detector.with_options` keeps it otherwise."""
-_FACE_DETECTOR_ARGUMENTS = frozenset(
-    ("device", "runtime", "face_detector", "min_face", "min_box_score", "detection_size")
-)
+_PIPELINE_OPTIONS = frozenset(("refine", "batch_size", "flip_test", "shape_prior", "any_rotation"))
+"""Arguments that can be changed without loading or preparing anything again."""
 
 
 class Detector:
@@ -118,96 +101,86 @@ class Detector:
         shape_prior: bool | None = None,
         any_rotation: bool = False,
     ) -> None:
-        arguments = dict(locals())
-        del arguments["self"]
-        self._set_up(arguments, None)
-
-    def _set_up(self, arguments: dict[str, Any], base: Detector | None) -> None:
-        """Resolve the arguments; take over what they leave unchanged from another detector."""
-        changed = {
-            name
-            for name, value in arguments.items()
-            if base is None or value is not base._arguments[name]
-        }
-        self._arguments = arguments
-        a = arguments
-        _check(a["refine"], a["batch_size"], a["decoder"])
-        self.layout = get_layout(a["layout"])
-        self.device = resolve_device(a["device"])
-        if base is None or changed & _NETWORK_ARGUMENTS:
-            self._load_network()
-        else:
-            self.card, self._shape_priors = base.card, base._shape_priors
-            self.runtime = base.runtime
-        if base is None or changed & _FACE_DETECTOR_ARGUMENTS:
-            runtime = a["runtime"]
-            self._upright_face_detector = make_face_detector(
-                a["face_detector"],
-                device=self.device,
-                runtime="auto" if is_exported_model(runtime) else runtime,
-                detection_size=a["detection_size"],
-                min_face=a["min_face"],
-                min_score=a["min_box_score"],
-            )
-        else:
-            self._upright_face_detector = base._upright_face_detector
-        self.face_detector: FaceDetector = self._upright_face_detector
-        if a["any_rotation"]:
-            self.face_detector = AnyRotationFaceDetector(self._upright_face_detector)
-        self.landmarker = self._make_landmarker()
-        self.pipeline = Pipeline(
-            self.landmarker,
-            self.card.calibration.get(self.layout.name, Calibration()),
-            self.box_map("landmarks"),
-            refine=a["refine"],
-            any_rotation=a["any_rotation"],
-            batch_size=a["batch_size"] or (4 if self.device.type == "cpu" else 32),
-        )
-
-    def _load_network(self) -> None:
-        a = self._arguments
-        network, self.card, self._shape_priors = load_model(
-            a["weights"], model=a["model"], revision=a["revision"]
-        )
+        self._arguments: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}
+        if decoder not in (None, *DECODERS):
+            raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")
+        self.layout = get_layout(layout)
+        self.device = resolve_device(device)
+        network, self.card, self._shape_priors = load_model(weights, model=model, revision=revision)
         if self.layout.name not in self.card.configuration["layouts"]:
             raise ConfigurationError(
                 f"{self.card.name} has no head for {self.layout.name}, only for "
                 f"{', '.join(self.card.configuration['layouts'])}: choose one of these layouts"
             )
         decoding = self.card.decoding
-        if a["decoder"] is not None:
-            decoding = decoding.model_copy(update={"decoder": a["decoder"]})
         self.runtime = make_runtime(
-            a["runtime"],
+            runtime,
             network,
             self.layout.name,
             self.card,
             self.device,
-            a["precision"],
-            decoding=decoding,
-            compiled=a["compile"],
+            precision,
+            decoding=decoding.model_copy(update={"decoder": decoder or decoding.decoder}),
+            compiled=compile,
         )
+        self._upright_face_detector = make_face_detector(
+            face_detector,
+            device=self.device,
+            runtime="auto" if is_exported_model(runtime) else runtime,
+            detection_size=detection_size,
+            min_face=min_face,
+            min_score=min_box_score,
+        )
+        self._make_pipeline(refine, batch_size, flip_test, shape_prior, any_rotation)
 
-    def _make_landmarker(self) -> Landmarker:
-        flip_test, shape_prior = self._arguments["flip_test"], self._arguments["shape_prior"]
+    def _make_pipeline(
+        self,
+        refine: int,
+        batch_size: int | None,
+        flip_test: bool | None,
+        shape_prior: bool | None,
+        any_rotation: bool,
+    ) -> None:
+        """Assemble what `_PIPELINE_OPTIONS` decide on."""
+        if refine < 0 or (batch_size is not None and batch_size < 1):
+            raise ConfigurationError(
+                f"refine must be 0 or more and batch_size 1 or more, not {refine} and {batch_size}"
+            )
         if shape_prior and self.layout.name not in self._shape_priors:
             raise ConfigurationError(
                 f"{self.card.name} holds no shape prior of {self.layout.name}: leave shape_prior "
                 "at None or False"
             )
+        self.face_detector: FaceDetector = self._upright_face_detector
+        if any_rotation:
+            self.face_detector = AnyRotationFaceDetector(self._upright_face_detector)
         use_prior = shape_prior is None or shape_prior
-        return Landmarker(
+        self.landmarker = Landmarker(
             self.runtime,
             self.layout,
             self.card.configuration["input_size"],
             flip_test=self.card.is_symmetric if flip_test is None else flip_test,
             shape_prior=self._shape_priors.get(self.layout.name) if use_prior else None,
         )
+        self.pipeline = Pipeline(
+            self.landmarker,
+            self.card.calibration.get(self.layout.name, Calibration()),
+            self.box_map("landmarks"),
+            refine=refine,
+            any_rotation=any_rotation,
+            batch_size=batch_size or (4 if self.device.type == "cpu" else 32),
+        )
 
     def with_options(self, **options: Any) -> Detector:
-        """A detector with other arguments, which shares the network where they allow it.
+        """A detector with other arguments.
+
+        It shares the network if only ``refine``, ``batch_size``, ``flip_test``, ``shape_prior`` or
+        ``any_rotation`` change.
 
         >>> quick = detector.with_options(refine=0, flip_test=False)
+
+        Raises:
+            ConfigurationError: there is no such argument, or its value is invalid.
         """
         unknown = options.keys() - self._arguments.keys()
         if unknown:
@@ -215,8 +188,12 @@ class Detector:
                 f"Detector has no argument {', '.join(sorted(unknown))}; there are "
                 f"{', '.join(self._arguments)}"
             )
-        other = type(self).__new__(type(self))
-        other._set_up({**self._arguments, **options}, self)
+        arguments = self._arguments | options
+        if not options.keys() <= _PIPELINE_OPTIONS:
+            return type(self)(**arguments)
+        other = object.__new__(type(self))  # not copy(), which goes by __reduce__
+        other.__dict__.update(self.__dict__, _arguments=arguments)
+        other._make_pipeline(**{name: arguments[name] for name in _PIPELINE_OPTIONS})
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -335,12 +312,3 @@ class Detector:
     def predict_crops(self, crops: Image) -> CropLandmarks:
         """Crops (N, S, S, 3) uint8 RGB -> their points in crop pixels, not calibrated."""
         return self.landmarker.predict(crops)
-
-
-def _check(refine: int, batch_size: int | None, decoder: str | None) -> None:
-    if refine < 0 or (batch_size is not None and batch_size < 1):
-        raise ConfigurationError(
-            f"refine must be 0 or more and batch_size 1 or more, not {refine} and {batch_size}"
-        )
-    if decoder not in (None, *DECODERS):
-        raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")

@@ -1,7 +1,6 @@
 import logging
 import pickle
 from collections.abc import Callable, Iterator
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ EYES_AND_MOUTH = {"left_eye": (203, 102), "right_eye": (247, 104), "outer_lips":
 
 def with_runtime(detector: Detector, runtime: Callable[[Pixels], CropLandmarks]) -> Detector:
     """The detector with another runtime behind its landmarker."""
-    other = copy(detector)
+    other = detector.with_options()
     other.landmarker = replace(detector.landmarker, runtime=runtime)
     other.pipeline = replace(detector.pipeline, landmarker=other.landmarker)
     return other
