@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from typer.main import get_command
 
 from hihlandmark.cli import app
+from hihlandmark.tables import Table
 from hihlandmark.weights.card import ModelCard
-from hihlandmark.weights.publish import card_sections, markdown_table
+from hihlandmark.weights.publish import card_sections
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,25 +68,26 @@ def _command(command: Any, name: str) -> Iterator[str]:
     yield from ("", f"## {name}", "", _paragraphs(command.help), "")
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    usage = [name, "[OPTIONS]" * bool(options), *(_name(p) for p in arguments)]
-    yield from ("```", " ".join(filter(None, usage)), "```")
+    usage = [name, *(["[OPTIONS]"] if options else []), *(_name(p) for p in arguments)]
+    yield from ("```", " ".join(usage), "```")
     if arguments:
         rows = [(f"`{_name(p)}`", getattr(p, "help", "") or "") for p in arguments]
-        yield "\n" + markdown_table(("argument", ""), rows) + "\n"
+        yield "\n" + Table("", ("argument", ""), rows).markdown() + "\n"
     if options:
-        yield "\n" + markdown_table(("option", "", "default"), map(_option, options)) + "\n"
+        annotations = get_type_hints(command.callback)
+        rows = [_option(option, annotations[option.name]) for option in options]
+        yield "\n" + Table("", ("option", "", "default"), rows).markdown() + "\n"
 
 
 def _name(argument: Any) -> str:
     return argument.metavar or argument.name.upper()
 
 
-def _option(option: Any) -> tuple[str, str, str]:
+def _option(option: Any, annotation: Any) -> tuple[str, str, str]:
     names = " / ".join(f"`{each}`" for each in (*option.opts, *option.secondary_opts))
     default, shown = option.default, ""
-    if isinstance(default, Enum):
-        names += "<br>" + ", ".join(f"`{each.value}`" for each in type(default))
-        default = default.value
+    if choices := [each for each in get_args(annotation) if isinstance(each, str)]:
+        names += "<br>" + ", ".join(f"`{each}`" for each in choices)
     if option.required:
         shown = "must be given"
     elif option.secondary_opts:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hihlandmark.face import Face
     from hihlandmark.image import load_image
     from hihlandmark.layouts import Layout
+    from hihlandmark.video import track
+    from hihlandmark.weights import list_models
 
 __version__ = "0.1.0"
 
@@ -40,7 +42,9 @@ __all__ = [
     "TrainingError",
     "WeightsError",
     "draw_faces",
+    "list_models",
     "load_image",
+    "track",
 ]
 
 _HOMES = {
@@ -48,16 +52,18 @@ _HOMES = {
     "Face": "hihlandmark.face",
     "Layout": "hihlandmark.layouts",
     "draw_faces": "hihlandmark.draw",
+    "list_models": "hihlandmark.weights",
     "load_image": "hihlandmark.image",
+    "track": "hihlandmark.video",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: torch takes seconds to load, help needs none."""
+    """Import a public name when it is first used, because torch takes seconds to load."""
     if name not in _HOMES:
         raise AttributeError(f"module 'hihlandmark' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -5,7 +5,7 @@ A message says what is wrong, with which input, and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -53,3 +53,10 @@ def missing_extra(extra: str) -> Iterator[None]:
         raise ConfigurationError(
             f"{error.name} is not installed: pip install 'hihlandmark[{extra}]'"
         ) from error
+
+
+def abbreviate(names: Iterable[str], count: int = 3) -> str:
+    """The first ``count`` names in alphabetical order, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - count} more" if len(ordered) > count else ""
+    return (", ".join(ordered[:count]) or "none") + more

@@ -1,10 +1,10 @@
-"""What faces look like, as a Gaussian over their landmarks, and points corrected by it.
+"""A Gaussian prior over the shapes of faces, and points corrected by it.
 
-A heatmap knows one point; where it hesitates (a hidden cheek, a profile's far eye), the other
-points of the face say where it must be. The prior is a probabilistic PCA of annotated faces
+Where the heatmap of a point is uncertain (a hidden cheek, the far eye of a profile), the other
+points of the face determine its position. The prior is a probabilistic PCA of annotated faces
 (Tipping and Bishop 1999, https://doi.org/10.1111/1467-9868.00196): after a similarity transform,
 the shape is ``mean + z @ modes + e`` with independent normal z, of variance 1, and e, of variance
-``noise**2``. Weighed against the heatmaps' covariances it gives the most probable points.
+``noise**2``. Combined with the heatmaps' covariances it gives the most probable points.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import FloatArray
+from hihlandmark.arrays import BoolArray, FloatArray
 from hihlandmark.crop import invert, similarities, transform_points
 
 LEAST_DEVIATION = 1 / 256
-"""Standard deviation that even a sharp heatmap has, in sides of the crop: annotators vary more."""
+"""Smallest standard deviation of a heatmap, in sides of the crop: annotators vary more."""
 DEGREES_OF_FREEDOM = 4.0
-"""Of the Student t distribution of a heatmap's errors: the fewer, the less an outlier counts. Four
+"""The Student t distribution of a heatmap's errors: the lower, the less weight outliers have. Four
 is the usual choice of robust fits (Lange et al. 1989, https://doi.org/10.2307/2290063)."""
 ROUNDS = 3
-"""Of aligning, solving and weighing anew; a fourth moves points by some 1/50 of a pixel of 256."""
+"""Rounds of aligning, solving and reweighting; a fourth moves points by 1/50 of a pixel of 256."""
 
 
 class Corrected(NamedTuple):
-    """``points`` (N, P, 2) and the ``covariance`` (N, P, 2, 2) of what is left unknown."""
+    """``points`` (N, P, 2) and their remaining ``covariance`` (N, P, 2, 2)."""
 
     points: FloatArray
     covariance: FloatArray
@@ -39,10 +38,10 @@ class ShapePrior:
     """The shapes of the faces of one layout with P points.
 
     Attributes:
-        mean: (P, 2), centerd, with a root mean square distance of 1 from its center.
-        modes: (K, P, 2), each as long as its standard deviation.
-        noise: standard deviation of a coordinate that the modes leave.
-        covariance_scale: factor that makes the covariances of the network's heatmaps those of its
+        mean: (P, 2), centered, with a root mean square distance of 1 from its center.
+        modes: (K, P, 2), each with its standard deviation as norm.
+        noise: standard deviation of a coordinate around the modes.
+        covariance_scale: factor from the covariances of the network's heatmaps to those of its
             errors, as `Calibration.covariance_scale` of points without prior.
     """
 
@@ -52,12 +51,14 @@ class ShapePrior:
     covariance_scale: float = 1.0
 
     def correct(self, points: FloatArray, covariance: FloatArray, crop_size: int) -> Corrected:
-        """The most probable points of N faces, from what the heatmaps say of each point alone.
+        """The most probable points of N faces.
 
-        ``points`` (N, P, 2), NaN where a heatmap says nothing, and ``covariance`` (N, P, 2, 2) in
-        pixels of a crop with sides of ``crop_size``. What is NaN stays NaN.
+        Args:
+            points: (N, P, 2) from the heatmaps, in crop pixels; NaN stays NaN.
+            covariance: (N, P, 2, 2) of the heatmaps.
+            crop_size: side of the crop in pixels.
         """
-        known: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=-1))
+        known: BoolArray = np.asarray(np.isfinite(points).all(axis=-1))
         points = np.where(known[..., None], points, 0)
         floor = (LEAST_DEVIATION * crop_size) ** 2 * np.eye(2)
         scaled = np.where(known[..., None, None], covariance, 0) * self.covariance_scale
@@ -84,8 +85,8 @@ class ShapePrior:
     ) -> tuple[FloatArray, FloatArray]:
         """Mean (N, P, 2) and covariance (N, P, 2, 2) of the shape, in the frame of ``mean``.
 
-        ``spread``: covariance of each observed point; ``weights`` (N, P) multiply its inverse. By
-        the matrix inversion lemma only K x K systems are to be solved.
+        ``spread``: covariance of each observed point; ``weights`` (N, P) multiply its inverse. The
+        matrix inversion lemma reduces the systems to K x K.
         """
         modes = np.moveaxis(self.modes, 0, -1)  # (P, 2, K)
         noise = self.noise**2 * np.eye(2)
@@ -107,10 +108,12 @@ class ShapePrior:
 
 
 def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
-    """The prior of annotated faces (N, P, 2), N >= 2, all their points known.
+    """Fit the prior to annotated faces.
 
-    ``noise``: in root mean square distances of a shape's points from its center. Modes that vary
-    less are left out. Give faces and their mirror images.
+    Args:
+        shapes: (N, P, 2), N >= 2, without NaN: faces and their mirror images.
+        noise: in root mean square distances of a shape's points from its center. Modes that vary
+            less are left out.
     """
     aligned: FloatArray = np.asarray(shapes, np.float64)
     mean = _normalized(aligned[0])
@@ -127,11 +130,11 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
 
 
 def _normalized(shape: FloatArray) -> FloatArray:
-    centerd = shape - shape.mean(axis=0)
-    return centerd / np.sqrt((centerd**2).sum(axis=1).mean())
+    centered = shape - shape.mean(axis=0)
+    return centered / np.sqrt((centered**2).sum(axis=1).mean())
 
 
 def _student_weights(residual: FloatArray, spread: FloatArray) -> FloatArray:
-    """How much points (N, P) with residuals (N, P, 2) count, under a Student t distribution."""
+    """Weights (N, P) of points with residuals (N, P, 2), under a Student t distribution."""
     distance = np.einsum("npi,npij,npj->np", residual, np.linalg.inv(spread), residual)
     return (DEGREES_OF_FREEDOM + 2) / (DEGREES_OF_FREEDOM + distance)

@@ -8,9 +8,9 @@ from hub_server import Hub, local_hub
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from hihlandmark import ConfigurationError, Detector, WeightsError
+from hihlandmark import ConfigurationError, Detector, WeightsError, list_models
 from hihlandmark.cli import app
-from hihlandmark.weights import find_weights, list_weights, pull_weights, verify_weights
+from hihlandmark.weights import find_weights, pull_weights, verify_weights
 from hihlandmark.weights.publish import model_page, push_weights
 
 NAME = "adnet-small"
@@ -53,19 +53,15 @@ def test_page_is_written_once_and_then_left_alone(hub: Hub) -> None:
     assert repo.messages == ["adnet-small, by hihlandmark", "Another one"]
 
 
-def test_branch_and_private_repository_are_made(hub: Hub) -> None:
-    push_weights(NAME, "me/secret@try", private=True)
+def test_command_creates_branch_and_private_repository(hub: Hub) -> None:
+    arguments = ["weights", "push", NAME, "me/secret@try", "--private"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert find_weights(result.stdout.rpartition("uploaded: ")[2].strip()).card.name == NAME
     repo = hub.repositories["me/secret"]
     assert repo.private
     assert f"{NAME}.json" in repo.commits[repo.branches["try"]]
     assert repo.commits[repo.branches["main"]] == {}
-
-
-def test_command_prints_what_detector_takes(hub: Hub) -> None:
-    result = CliRunner().invoke(app, ["weights", "push", NAME, "me/faces"])
-    assert result.exit_code == 0, result.output
-    weights = result.stdout.rpartition("uploaded: ")[2].strip()
-    assert find_weights(weights).card.name == NAME
 
 
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
@@ -94,7 +90,7 @@ def test_offline_and_out_of_reach_say_what_to_do(hub: Hub, monkeypatch: pytest.M
 
 def test_damaged_weights_and_wrong_names_are_refused(hub: Hub, tmp_path: Path) -> None:
     files = find_weights(NAME)
-    for path in (*files.paths, files.paths[0].with_name(f"{NAME}.json")):
+    for path in (files.path, files.path.with_suffix(".json")):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with (tmp_path / f"{NAME}.safetensors").open("ab") as damaged:
         damaged.write(b"x")
@@ -105,18 +101,16 @@ def test_damaged_weights_and_wrong_names_are_refused(hub: Hub, tmp_path: Path) -
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("row", list_weights(), ids=lambda row: row.name)
-def test_page_says_all_that_the_card_says(row) -> None:
-    card = row.files.card
-    page = model_page(card)
-    head, text = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", page, re.S).groups()
+@pytest.mark.parametrize("name", [row.name for row in list_models()])
+def test_page_states_the_content_of_the_card(name: str) -> None:
+    card = find_weights(name).card
+    head, text = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", model_page(card), re.S).groups()
     assert "license: other" in head
     assert "library_name: hihlandmark" in head
     assert card.license in text
+    assert card.sha256 in text
     for each in card.training_data:
-        assert f"| {each['name']} | {each['images']} | {each['license']} |" in text
+        assert f"| {each.name} | {each.images} | {each.license} |" in text
     for each in card.figures:
-        assert f"| {each['split']} | {each['boxes']} | {each['points']} |" in text
-        assert f"\n{each['command']}\n" in text
-    for digest in card.files.values():
-        assert digest in text
+        assert f"| {each.split} | {each.boxes} | {each.points} |" in text
+        assert f"\n{each.command}\n" in text

@@ -1,1 +1,1 @@
-"""Calibrated scores and covariances: the model, its fit, its metrics and its report."""
+"""Fit, judge and store calibrations; `hihlandmark.weights.calibration` applies them."""

@@ -1,50 +1,50 @@
-"""Fits a `Calibration` to a detector's errors on annotated faces that it was not trained on.
+"""Fit a `Calibration` to a detector's errors on annotated faces that it was not trained on.
 
-How good a fit is, is in `calibration_report`; how it gets into a model card, in `calibration_card`.
+`report` judges a fit, `store` writes it into a model card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import BoolArray, FloatArray
-from hihlandmark.calibration.model import MOST_KNOTS, NEAR, Calibration, calibration_features
+from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray, Progress
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
-from hihlandmark.errors import ConfigurationError, DataError, ImageError
-from hihlandmark.evaluation.metrics import normalized_errors
+from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.layouts import Conversion, get_conversion, get_layout
-from hihlandmark.training import missing_extra
+from hihlandmark.weights.calibration import MAX_KNOTS, NEAR, Calibration, calibration_features
 
 Method = Literal["logistic", "isotonic"]
-METHODS: tuple[Method, ...] = ("logistic", "isotonic")
+METHODS: tuple[Method, ...] = get_args(Method)
 
 MEDIAN_CHI2 = 2 * np.log(2)
 """Median of the squared Mahalanobis distance of a 2-D Gaussian."""
 RIDGE = 1e-3
 """Keeps the fit finite when every point of a small split is near."""
 SMALLEST_VARIANCE = 1e-6
-"""In squared crop pixels: lets the covariance of a heatmap with one hot cell be inverted."""
+"""In squared crop pixels: makes the covariance of a heatmap with a single cell invertible."""
 FOLDS = 5
 CROPS_AT_ONCE = 8
-"""On a CPU larger batches are slower: their buffers are asked of the operating system each time."""
+"""Larger batches are slower on a CPU, which allocates their buffers anew each time."""
 
 
 @dataclass(frozen=True, eq=False)
 class PointStatistics:
-    """What a detector said of the P points of N faces, and how far it was off.
+    """A detector's output on the P points of N faces, and its errors.
 
-    ``features`` (N, P, 3) of `calibration_features`; ``errors`` (N, P) in inter-ocular distances;
-    ``distances`` (N, P): squared Mahalanobis distances of the true points under the raw covariance;
-    both are NaN where the data set does not have the point. ``hidden`` (N, P): 1 where the
-    annotators marked a point as hidden, 0 where as visible, NaN where they do not say.
-    ``skipped``: a message for each face that could not be used.
+    Attributes:
+        features: (N, P, 3) of `calibration_features`.
+        errors: (N, P) in inter-ocular distances; NaN where the point is not annotated.
+        distances: (N, P) squared Mahalanobis distances of the true points under the raw
+            covariance; NaN likewise.
+        hidden: (N, P), 1 where annotated as hidden, 0 as visible, NaN where not stated.
+        skipped: a message for each face that could not be used.
     """
 
     features: FloatArray
@@ -63,7 +63,7 @@ class PointStatistics:
         """(N, P): whether the point is within `NEAR`."""
         return self.errors <= NEAR
 
-    def of(self, faces: NDArray[np.intp]) -> PointStatistics:
+    def select(self, faces: IndexArray) -> PointStatistics:
         """The statistics of some of the faces, by their indices (M,)."""
         return PointStatistics(
             self.features[faces], self.errors[faces], self.distances[faces], self.hidden[faces]
@@ -71,7 +71,7 @@ class PointStatistics:
 
 
 class CalibratedPoints(NamedTuple):
-    """What a calibration makes of `PointStatistics`: ``scores`` (N, P), ``distances`` (N, P)."""
+    """`PointStatistics` under a calibration: ``scores`` (N, P) and ``distances`` (N, P)."""
 
     scores: FloatArray
     distances: FloatArray
@@ -80,22 +80,33 @@ class CalibratedPoints(NamedTuple):
 def fit_calibration(
     detector: Detector, faces: AnnotatedFaces, method: Method = "logistic"
 ) -> Calibration:
-    """The calibration of the detector's layout on annotated faces, cropped around their points.
+    """Fit the calibration of the detector's layout.
 
-    The annotations may be in another layout that shares points with the detector's (98 for a
-    detector of 68): the fit then sees the shared points only. Raises `ConfigurationError` when
-    there is no conversion between the layouts, `DataError` when no face can be used.
+    Args:
+        detector: its current calibration does not matter.
+        faces: in the detector's layout, or one that shares points with it, such as 98 annotated
+            points for a detector of 68: only shared points count then.
+        method: as `fit`.
+
+    Raises:
+        ConfigurationError: there is no conversion between the layouts.
+        DataError: no face can be used.
     """
     return fit(measure_points(detector, faces), method)
 
 
 def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration:
-    """The calibration that fits known points best.
+    """Fit a calibration to the known points.
 
-    "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two features);
-    "isotonic" puts a rising table on top (Zadrozny and Elkan 2002). The covariance is scaled so
-    that half of the true points lie in the 50 % ellipse. Raises `ConfigurationError` for another
-    method.
+    The covariance is scaled so that half of the true points lie in the 50 % ellipse.
+
+    Args:
+        statistics: from `measure_points`.
+        method: "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two
+            features); "isotonic" adds a rising table (Zadrozny and Elkan 2002).
+
+    Raises:
+        ConfigurationError: the method is unknown, or SciPy is missing.
     """
     if method not in METHODS:
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -103,10 +114,13 @@ def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration
     features, near = statistics.features[known], statistics.near[known]
     scale = float(np.median(statistics.distances[known]) / MEDIAN_CHI2)
     bias, spread, mass = (round(float(weight), 5) for weight in _fit_logistic(features, near))
-    calibration = Calibration(bias, spread, mass, round(scale, 5))
+    fitted = Calibration(
+        bias=bias, spread=spread, mass=mass, covariance_scale=max(round(scale, 5), 1e-5)
+    )
     if method == "isotonic":
-        return replace(calibration, knots=_fit_knots(calibration.scores_of(features), near))
-    return calibration
+        knots = _fit_knots(fitted.scores_of(features), near)
+        return fitted.model_copy(update={"knots": knots})
+    return fitted
 
 
 def calibrated(calibration: Calibration, statistics: PointStatistics) -> CalibratedPoints:
@@ -120,17 +134,23 @@ def cross_validated(
 ) -> CalibratedPoints:
     """Scores and distances of each face under a calibration that was fitted on other faces.
 
-    Raises `DataError` for fewer than two faces.
+    Args:
+        statistics: of N faces.
+        method: as `fit`.
+        folds: number of parts of the faces.
+        seed: of the random parts.
+
+    Raises:
+        DataError: there are fewer than two faces.
     """
     count = len(statistics.errors)
     if count < 2:
-        raise DataError(f"{count} face is too few for cross-validation: give a larger split")
+        raise DataError(f"{count} face is too few for cross-validation: use a larger split")
     scores, distances = np.full((2, *statistics.errors.shape), np.nan)
     order = np.random.default_rng(seed).permutation(count)
     for held_out in np.array_split(order, min(folds, count)):
-        others = np.setdiff1d(order, held_out)
-        fitted = fit(statistics.of(others), method)
-        scores[held_out], distances[held_out] = calibrated(fitted, statistics.of(held_out))
+        fitted = fit(statistics.select(np.setdiff1d(order, held_out)), method)
+        scores[held_out], distances[held_out] = calibrated(fitted, statistics.select(held_out))
     return CalibratedPoints(scores, distances)
 
 
@@ -138,42 +158,51 @@ def cross_validated(
 
 
 def measure_points(
-    detector: Detector,
-    faces: AnnotatedFaces,
-    track: Callable[[AnnotatedFaces], Iterable[AnnotatedFace]] = iter,
+    detector: Detector, faces: AnnotatedFaces, progress: Progress | None = None
 ) -> PointStatistics:
-    """Runs a detector over crops around the true points, several crops at a time.
+    """Run a detector on crops around the true points.
 
-    Faces whose image cannot be read or whose eye corners, which give the unit of errors, are not
-    annotated are left out and named in ``skipped``. ``track`` may wrap the faces in a progress bar.
-    Raises as `fit_calibration`.
+    Faces whose image cannot be read, or whose outer eye corners are not annotated, are left out and
+    named in ``skipped``.
+
+    Args:
+        detector: the detector.
+        faces: as `fit_calibration`.
+        progress: called with the number of faces done and of all faces.
+
+    Raises:
+        ConfigurationError: there is no conversion between the layouts.
+        DataError: no face can be used.
     """
     annotated = get_layout(faces.layout)
     conversion = get_conversion(annotated, detector.layout)
     box_map = detector.box_map(f"landmarks:{annotated.name}")
+    size = detector.landmarker.crop_size
     skipped: list[str] = []
 
     def cut() -> Iterator[_FaceCrop]:
-        for face in track(faces):
+        for done, face in enumerate(faces, start=1):
             try:
-                _require_unit(face, conversion)
+                if not conversion.target.interocular(conversion(face.points)) > 0:
+                    where = f" ({face.source})" if face.source else ""
+                    raise DataError(f"annotate both outer eye corners{where}")
                 box = np.concatenate([np.nanmin(face.points, 0), np.nanmax(face.points, 0)])
                 (square,) = box_map.squares(box)
-                crop = cut_crop(face.load_image(), square, detector.crop_size)
+                crop = cut_crop(face.load_image(), square, size)
             except (DataError, ImageError) as error:
                 skipped.append(f"{face.name}: {error}")
             else:
-                matrix = crop_matrix(square, detector.crop_size)
-                points = conversion(transform_points(matrix, face.points))
+                points = conversion(transform_points(crop_matrix(square, size), face.points))
                 yield _FaceCrop(crop, points, _hidden(face, conversion))
+            if progress:
+                progress(done, len(faces))
 
-    batches = [
-        _measure_batch(detector, batch, conversion.exact)
-        for batch in _batches(cut(), CROPS_AT_ONCE)
-    ]
+    crops, batches = cut(), []
+    while batch := list(islice(crops, CROPS_AT_ONCE)):
+        batches.append(_measure_batch(detector, batch, conversion.exact))
     if not batches:
         raise DataError(
-            f"{faces.name} has no face that can be used for calibration, take another split: "
+            f"{faces.name} has no face that can be used for calibration, use another split: "
             f"{'; '.join(skipped[:3]) or 'it is empty'}"
         )
     features, errors, distances, hidden = map(np.concatenate, zip(*batches, strict=True))
@@ -183,37 +212,17 @@ def measure_points(
 class _FaceCrop(NamedTuple):
     """``crop`` (S, S, 3) and ``points`` (P, 2), ``hidden`` (P,) in the detector's layout."""
 
-    crop: NDArray[np.uint8]
+    crop: Image
     points: FloatArray
     hidden: FloatArray
 
 
-def _require_unit(face: AnnotatedFace, conversion: Conversion) -> None:
-    left, right = conversion(face.points)[list(conversion.target.ocular_pair)]
-    if not np.linalg.norm(left - right) > 0:
-        where = f" ({face.source})" if face.source else ""
-        raise DataError(
-            f"its outer eye corners are not annotated or coincide: annotate both{where}"
-        )
-
-
 def _hidden(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
-    """(P,) in the target layout as `PointStatistics.hidden`, of points that both layouts share."""
+    """(P,) in the target layout as `PointStatistics.hidden`; NaN for points not shared."""
     if face.visible is None:
         return np.full(conversion.target.size, np.nan)
     hidden = conversion.matrix @ ~face.visible
     return np.where(conversion.exact, hidden, np.nan)
-
-
-def _batches(crops: Iterable[_FaceCrop], size: int) -> Iterator[list[_FaceCrop]]:
-    batch: list[_FaceCrop] = []
-    for crop in crops:
-        batch.append(crop)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _measure_batch(
@@ -222,14 +231,13 @@ def _measure_batch(
     """The arrays of `PointStatistics` for a batch, in their order."""
     found = detector.predict_crops(np.stack([face.crop for face in batch]))
     truth = np.stack([face.points for face in batch])
-    left, right = detector.layout.ocular_pair
-    interocular = np.linalg.norm(found.points[:, left] - found.points[:, right], axis=-1)
+    layout, offset = detector.layout, found.points - truth
+    interocular = layout.interocular(found.points)
     features = calibration_features(found.covariance, found.mass, interocular)
-    errors = normalized_errors(found.points, truth, detector.layout.ocular_pair)
-    offset = found.points - truth
+    errors = np.linalg.norm(offset, axis=-1) / layout.interocular(truth)[:, None]
     covariance = found.covariance + SMALLEST_VARIANCE * np.eye(2)
-    away = np.linalg.solve(covariance, offset[..., None])[..., 0]
-    distances = (offset * away).sum(axis=-1)
+    solved = np.linalg.solve(covariance, offset[..., None])[..., 0]
+    distances = (offset * solved).sum(axis=-1)
     errors, distances = np.where(exact, (errors, distances), np.nan)
     return features, errors, distances, np.stack([face.hidden for face in batch])
 
@@ -239,7 +247,7 @@ def _measure_batch(
 
 def _fit_logistic(features: FloatArray, near: BoolArray) -> FloatArray:
     """Weights (3,) that maximize the likelihood of ``near`` (N,) given features (N, 3)."""
-    with missing_extra():
+    with missing_extra("train"):
         from scipy.optimize import minimize
 
     sign = np.where(near, 1.0, -1.0)
@@ -252,20 +260,20 @@ def _fit_logistic(features: FloatArray, near: BoolArray) -> FloatArray:
 
 
 def _fit_knots(scores: FloatArray, near: BoolArray) -> tuple[tuple[float, float], ...]:
-    """Up to `MOST_KNOTS` pairs (score, share near), both rising, from scores (N,).
+    """Up to `MAX_KNOTS` pairs (score, share near), both rising, from scores (N,).
 
-    Each knot stands for as many points as any other. A point that is near and one that is not are
-    added to each (half of either), so that no score promises certainty.
+    Knots stand for equal numbers of points. Half a near point and half a far point are added to
+    each, so that no score is 0 or 1.
     """
-    with missing_extra():
+    with missing_extra("train"):
         from scipy.optimize import isotonic_regression
 
     order = np.argsort(scores, kind="stable")
-    groups = np.array_split(order, min(MOST_KNOTS, len(order)))
+    groups = np.array_split(order, min(MAX_KNOTS, len(order)))
     count = np.array([len(group) for group in groups])
     share = (np.array([near[group].sum() for group in groups]) + 0.5) / (count + 1)
     middle = np.round([scores[group].mean() for group in groups], 5)
     rising = np.round(isotonic_regression(share, weights=count).x, 5)
-    # Where many scores are the same to the fifth digit, the last knot of them stands for all.
+    # Of knots that are equal to the fifth digit only the last is kept.
     last = np.append(np.diff(middle) > 0, True)
     return tuple((float(p), float(q)) for p, q in zip(middle[last], rising[last], strict=True))

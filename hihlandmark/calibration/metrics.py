@@ -1,7 +1,7 @@
-"""How honest scores and covariances are: pure functions of arrays, and nothing of detectors.
+"""Measures of calibration: pure functions of scores and outcomes.
 
-Scores are claimed probabilities in 0..1, outcomes what came true. Arrays hold no NaN: callers leave
-out what is not known. A statistic of no points is NaN.
+Scores are claimed probabilities in 0..1, outcomes booleans. Arrays hold no NaN: callers leave out
+unknown points. A statistic of no points is NaN.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hihlandmark.arrays import BoolArray, FloatArray
+from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
 
 BINS = 10
 RESAMPLES = 1000
@@ -20,16 +20,16 @@ RESAMPLES = 1000
 class ReliabilityBins(NamedTuple):
     """Points sorted into bins of equal width by their score; NaN where a bin is empty.
 
-    ``counts`` (B,) of points; ``scores`` (B,) mean score; ``shares`` (B,) share that came true.
+    ``counts`` (B,) of points; ``scores`` (B,) mean score; ``shares`` (B,) share of true outcomes.
     """
 
-    counts: NDArray[np.intp]
+    counts: IndexArray
     scores: FloatArray
     shares: FloatArray
 
 
 def reliability_bins(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) -> ReliabilityBins:
-    """Scores (N,) in 0..1 and outcomes (N,) -> bins of equal width; a score of 1 is in the last."""
+    """Sort scores (N,) and outcomes (N,) into bins of equal width; a score of 1 is in the last."""
     which = np.minimum((scores * bins).astype(int), bins - 1)
     counts = np.bincount(which, minlength=bins)
     divisor = np.where(counts, counts, np.nan)
@@ -41,7 +41,7 @@ def reliability_bins(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) 
 
 
 def expected_calibration_error(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) -> float:
-    """Mean over points (N,) of the gap between mean score and share true in their bin, in 0..1.
+    """Mean over points (N,) of the gap between mean score and share of true outcomes in their bin.
 
     Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599), equation 3.
     """
@@ -55,13 +55,13 @@ def expected_calibration_error(scores: FloatArray, outcomes: BoolArray, bins: in
 def brier_score(scores: FloatArray, outcomes: BoolArray) -> float:
     """Mean squared difference (0..1) of scores (N,) and outcomes (N,); Brier 1950, for two classes.
 
-    Unlike the calibration error it also rewards scores that tell points apart.
+    Unlike the calibration error it also measures how well scores discriminate.
     """
     return float(np.mean((scores - outcomes) ** 2)) if len(scores) else float("nan")
 
 
 def ellipse_coverage(distances: FloatArray, level: float) -> float:
-    """Share (0..1) of true points that lie in the ellipse which should hold ``level`` (0..1).
+    """Share (0..1) of true points in the ellipse that should contain a share of ``level`` (0..1).
 
     ``distances``: (N,) squared Mahalanobis distances of the true points. In two dimensions a
     Gaussian has the share 1 - exp(-d / 2) within the squared distance d.
@@ -90,10 +90,22 @@ def bootstrap_area_under_roc(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of `area_under_roc` when whole groups (N,) are drawn with replacement.
+    """Bootstrap percentile interval of `area_under_roc`, resampling whole groups (N,).
 
-    Points of one face are hidden together: drawing points one by one would make the interval too
-    narrow. Draws without a positive or a negative are left out; (NaN, NaN) when there is no other.
+    Points of one face are hidden together, so resampling single points would make the interval too
+    narrow. Resamples without a positive or a negative are left out.
+
+    Args:
+        values: (N,).
+        positive: (N,).
+        groups: (N,) labels, such as the index of the face.
+        strata: (N,) as `area_under_roc`.
+        level: of confidence, in 0..1.
+        resamples: how many.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound; (NaN, NaN) when no resample could be used.
     """
     places = _places(values, strata)
     names, group = np.unique(groups, return_inverse=True)
@@ -108,9 +120,7 @@ def bootstrap_area_under_roc(
     return float(low), float(high)
 
 
-def _places(
-    values: FloatArray, strata: NDArray[Any] | None
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _places(values: FloatArray, strata: NDArray[Any] | None) -> tuple[IndexArray, IndexArray]:
     """The place (N,) of each point in the order by stratum and value, and each place's stratum."""
     stratum = np.zeros(len(values)) if strata is None else np.unique(strata, return_inverse=True)[1]
     pairs, place = np.unique(np.stack([stratum, values]), axis=1, return_inverse=True)
@@ -118,10 +128,7 @@ def _places(
 
 
 def _area(
-    place: NDArray[np.intp],
-    stratum: NDArray[np.intp],
-    positive: BoolArray,
-    weights: NDArray[Any],
+    place: IndexArray, stratum: IndexArray, positive: BoolArray, weights: NDArray[Any]
 ) -> float:
     """`area_under_roc` of points with weights (N,), from their `_places`."""
     positives = np.bincount(place, weights * positive, len(stratum))

@@ -1,4 +1,4 @@
-"""How honest a detector's scores and ellipses are before and after a fit: figures and a diagram."""
+"""Scores and covariances before and after a fit: figures and a reliability diagram."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ from hihlandmark.calibration.metrics import (
     expected_calibration_error,
     reliability_bins,
 )
-from hihlandmark.calibration.model import Calibration
-from hihlandmark.errors import ConfigurationError
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.errors import ConfigurationError, missing_extra
+from hihlandmark.weights.calibration import Calibration
 from hihlandmark.writing import write_atomically
 
 LEVELS = (0.5, 0.9)
 """The ellipses whose coverage is reported."""
-
-FIRM = 50
-"""Bins of fewer points are drawn hollow: their share has a standard deviation up to 0.07."""
+MIN_POINTS = 50
+"""Bins of fewer points are drawn hollow: the standard deviation of their share is up to 0.07."""
 DRAWN = {
     "before": ("before", "tab:orange"),
     "after, other faces": ("after (cross-validated)", "tab:blue"),
@@ -44,11 +42,15 @@ DRAWN = {
 
 @dataclass(frozen=True, eq=False)
 class CalibrationReport:
-    """A fit and what it changes on the points that it was made from.
+    """A fit and its effect on the points that it was fitted on.
 
-    ``before`` and ``after`` are the calibrations; ``stages`` maps "before", "after, same faces" and
-    "after, other faces" to what they make of the points. In the last one, the honest one, each
-    face is judged by a calibration fitted on other faces.
+    Attributes:
+        statistics: of the points.
+        method: of the fit.
+        before: the calibration before.
+        after: the fitted calibration.
+        stages: scores and distances "before", "after, same faces", and "after, other faces", where
+            each face has a calibration fitted on other faces.
     """
 
     statistics: PointStatistics
@@ -73,24 +75,24 @@ class CalibrationReport:
         }
 
     def hidden_points(self, stage: str) -> dict[str, Any] | None:
-        """How well low scores of a stage find hidden points; None where visibility is not known.
+        """How well low scores of a stage detect hidden points; None where visibility is unknown.
 
-        "auroc" compares all points, "auroc_same_landmark" only points of the same landmark: some
-        landmarks are both hidden more often and less exact than others, which is no merit of the
-        score. Both are in 0..1, 0.5 by chance, each with its 95 % interval over faces.
+        "auroc" compares all points, "auroc_same_landmark" only points of the same landmark, because
+        some landmarks are both hidden more often and less exact. Both are in 0..1, 0.5 by chance,
+        with their 95 % intervals over faces.
         """
         scores, hidden = self.stages[stage].scores, self.statistics.hidden
-        told = np.isfinite(hidden) & np.isfinite(scores)
-        positive = hidden[told] == 1
+        stated = np.isfinite(hidden) & np.isfinite(scores)
+        positive = hidden[stated] == 1
         if positive.all() or not positive.any():
             return None
-        face, landmark = np.nonzero(told)
+        face, landmark = np.nonzero(stated)
         found: dict[str, Any] = {"hidden": int(positive.sum()), "visible": int((~positive).sum())}
         for name, strata in (("auroc", None), ("auroc_same_landmark", landmark)):
-            area = area_under_roc(-scores[told], positive, strata)
-            interval = bootstrap_area_under_roc(-scores[told], positive, face, strata)
-            found[name] = _known(area)
-            found[f"{name}_interval"] = [_known(value) for value in interval]
+            area = area_under_roc(-scores[stated], positive, strata)
+            interval = bootstrap_area_under_roc(-scores[stated], positive, face, strata)
+            found[name] = _rounded(area)
+            found[f"{name}_interval"] = [_rounded(value) for value in interval]
         return found
 
     def summary(self) -> dict[str, Any]:
@@ -98,20 +100,19 @@ class CalibrationReport:
         known = self.statistics.known
         figures = {stage: self.figures(stage) for stage in self.stages}
         hidden = {stage: self.hidden_points(stage) for stage in self.stages}
-        told = {"hidden_points": hidden} if hidden["before"] else {}
         return {
             "faces": len(known),
             "points": int(known.sum()),
             "near": round(100 * float(self.statistics.near[known].mean()), 2),
             "skipped": list(self.statistics.skipped),
             "method": self.method,
-            "calibration": {"before": self.before.to_dict(), "after": self.after.to_dict()},
+            "calibration": {"before": self.before.model_dump(), "after": self.after.model_dump()},
             "figures": figures,
-            **told,
+            **({"hidden_points": hidden} if hidden["before"] else {}),
         }
 
 
-def _known(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     """Rounded for JSON, which has no NaN."""
     return round(value, 4) if np.isfinite(value) else None
 
@@ -119,7 +120,7 @@ def _known(value: float) -> float | None:
 def report_calibration(
     statistics: PointStatistics, before: Calibration, method: Method = "logistic"
 ) -> CalibrationReport:
-    """Fits a calibration and compares it with the one before. Raises as `cross_validated`."""
+    """Fit a calibration and compare it with the one before. Raises as `cross_validated`."""
     after = fit(statistics, method)
     stages = {
         "before": calibrated(before, statistics),
@@ -130,29 +131,37 @@ def report_calibration(
 
 
 def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> None:
-    """Writes a PNG: scores against what came true, their histogram, and ellipses' coverage.
+    """Draw scores against outcomes, their histogram, and the coverage of ellipses, as a PNG.
 
-    Shows the calibration before and, judged on faces that it was not fitted on, the one after.
-    Raises `ConfigurationError` without matplotlib, or when the file cannot be written.
+    Args:
+        report: the stages "before" and "after, other faces" are drawn.
+        path: of the PNG.
+        title: of the diagram.
+
+    Raises:
+        ConfigurationError: matplotlib is missing, or the file cannot be written.
     """
-    figure = new_figure(10, 5.6)
+    with missing_extra("train"):
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
     diagram, coverage = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
     histogram = figure.add_subplot(grid[1, 0], sharex=diagram)
     figure.suptitle(title)
     for axes in (diagram, coverage):
-        axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="honest")
+        axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="ideal")
     for stage, (label, color) in DRAWN.items():
         _plot_bins(diagram, histogram, report, stage, label, color)
         distances = report.stages[stage].distances[report.statistics.known]
         levels = np.linspace(0.02, 0.98, 49)
         shares = [ellipse_coverage(distances, level) for level in levels]
         coverage.plot(levels, shares, color=color, label=label)
-    note = f"hollow: fewer than {FIRM} points"
+    note = f"hollow: fewer than {MIN_POINTS} points"
     diagram.text(0.98, 0.03, note, ha="right", color="0.4")
     diagram.set(ylabel="share of points within 5 %")
     histogram.set(xlabel="score", ylabel="points")
-    coverage.set(xlabel="share that the ellipse should hold", ylabel="share of true points in it")
+    coverage.set(xlabel="nominal share in the ellipse", ylabel="share of true points in it")
     for axes in (diagram, coverage):
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.legend(loc="upper left", frameon=False)
@@ -162,7 +171,7 @@ def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> 
         write_atomically(path, buffer.getvalue())
     except OSError as error:
         raise ConfigurationError(
-            f"the diagram {path} could not be written: {error}; choose another --diagram"
+            f"{path} cannot be written: {error}; choose another --diagram"
         ) from error
 
 
@@ -171,7 +180,7 @@ def _plot_bins(
 ) -> None:
     known = report.statistics.known
     bins = reliability_bins(report.stages[stage].scores[known], report.statistics.near[known])
-    filled, firm = bins.counts > 0, bins.counts >= FIRM
+    filled, firm = bins.counts > 0, bins.counts >= MIN_POINTS
     label += f": ECE {report.figures(stage)['calibration_error']:.2f} %"
     diagram.plot(bins.scores[filled], bins.shares[filled], color=color, label=label)
     for chosen, inside in ((filled & ~firm, "white"), (firm, color)):

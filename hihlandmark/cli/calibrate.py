@@ -1,40 +1,24 @@
-"""`hihlandmark calibrate`: honest scores and covariances, fitted on a validation split."""
+"""`hihlandmark calibrate`: fit scores and covariances on a validation split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hihlandmark.cli.options import (
-    DeviceOption,
-    LayoutName,
-    ModelOption,
-    WeightsOption,
-    make_detector,
-)
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.cli.options import DeviceOption, ModelOption, WeightsOption, make_detector
+from hihlandmark.cli.progress import progress_bar
+from hihlandmark.errors import ConfigurationError, missing_extra
 
 if TYPE_CHECKING:
-    from hihlandmark.calibration.report import CalibrationReport
-    from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-
+    from hihlandmark.datasets.faces import AnnotatedFaces
 
 SHOWN = 5
-"""How many faces that were left out the table's footnotes name."""
+"""The number of left-out faces that the footnotes name."""
 
 AREAS = {"auroc": "AUROC", "auroc_same_landmark": "among points of the same landmark"}
-"""How the table's footnotes call what `CalibrationReport.hidden_points` compares."""
-
-
-class MethodName(str, Enum):
-    """How scores are fitted; see `training.calibrate.fit`."""
-
-    LOGISTIC = "logistic"
-    ISOTONIC = "isotonic"
+"""The comparisons of `CalibrationReport.hidden_points` in the footnotes."""
 
 
 def calibrate(
@@ -48,19 +32,20 @@ def calibrate(
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     layout: Annotated[
-        LayoutName | None,
-        typer.Option("--layout", help="Points to calibrate; default: those annotated."),
+        str | None,
+        typer.Option("--layout", help="Layout to calibrate; default: the annotated one."),
     ] = None,
     data_format: Annotated[
-        str, typer.Option("--format", help="Format of the data set; auto: by what is there.")
+        str, typer.Option("--format", help="Format of the data set; auto: by its files.")
     ] = "auto",
     annotated: Annotated[
         str | None,
         typer.Option("--annotated", help="Layout of the labels, where the data set has several."),
     ] = None,
     method: Annotated[
-        MethodName, typer.Option("--method", help="isotonic adds a rising table to logistic.")
-    ] = MethodName.LOGISTIC,
+        Literal["logistic", "isotonic"],
+        typer.Option("--method", help="isotonic adds a rising table to logistic."),
+    ] = "logistic",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -81,33 +66,35 @@ def calibrate(
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Fit scores and covariances to the errors on a split, and say how honest they are."""
+    """Fit scores and covariances to the errors on a split, and report how well they fit."""
     import json
 
     from hihlandmark.calibration.fit import measure_points
     from hihlandmark.calibration.report import draw_reliability, report_calibration
-    from hihlandmark.calibration.store import card_to_write, store_calibration
-    from hihlandmark.evaluation.figures import new_figure
+    from hihlandmark.calibration.store import METRIC, card_to_write, store_calibration
     from hihlandmark.weights import find_weights
+    from hihlandmark.weights.card import Figure
 
     if dry_run and out is not None:
-        raise ConfigurationError("--dry-run writes no card: leave --out or --dry-run away")
-    # What can go wrong without a look at a face goes wrong before the network runs.
+        raise ConfigurationError("--dry-run writes no card: omit --out or --dry-run")
+    # Fail before the network runs.
     files = find_weights(weights, model=model)
     target = None if dry_run else card_to_write(files, out)
-    splits = list(dict.fromkeys(split))  # a face twice would be judged by itself
+    splits = list(dict.fromkeys(split))  # no face is in two folds
     faces = _read_splits(data, splits, data_format, annotated)
     detector = make_detector(layout or faces.layout, model, weights=weights, device=device)
     if diagram is None and target is not None:
         diagram = target.with_name(f"{target.stem}-{detector.layout.size}-reliability.png")
     if diagram is not None:
-        new_figure(1, 1)  # a missing matplotlib is better known now than after the work
+        with missing_extra("train"):
+            import matplotlib  # noqa: F401
 
-    statistics = measure_points(detector, faces, _progress)
-    report = report_calibration(statistics, detector.calibration, method.value)
+    with progress_bar("faces") as progress:
+        statistics = measure_points(detector, faces, progress)
+    report = report_calibration(statistics, detector.pipeline.calibration, method)
     summary = {
         "model": detector.card.name,
-        "weights": detector.card.files,
+        "weights": detector.card.sha256,
         "split": f"{data.resolve().name} {'+'.join(splits)}",
         "layout": detector.layout.name,
         "left_out": list(faces.skipped),
@@ -117,15 +104,22 @@ def calibrate(
     }
     if target is not None:
         options = [f"--data DATA/{data.resolve().name}", *(f"--split {name}" for name in splits)]
-        options += [f"--layout {detector.layout.size}", f"--method {method.value}"]
-        figure = _card_figure(summary, detector.layout.size, " ".join(options))
+        options += [f"--layout {detector.layout.size}", f"--method {method}"]
+        figure = Figure(
+            split=summary["split"],
+            points=detector.layout.size,
+            metric=METRIC,
+            value=summary["figures"]["after, other faces"]["calibration_error"],
+            command=f"hihlandmark calibrate {' '.join(options)}",
+            **{"faces": summary["faces"]},
+        )
         store_calibration(files, target, detector.layout, report.after, figure)
     if diagram is not None:
         draw_reliability(report, diagram, f"{summary['model']}, {summary['split']}")
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
-        _print_table(summary, report, dry_run)
+        _print_table(summary, dry_run)
 
 
 def _read_splits(
@@ -142,53 +136,28 @@ def _read_splits(
     return replace(parts[0], faces=faces, skipped=skipped)
 
 
-def _progress(faces: AnnotatedFaces) -> Iterable[AnnotatedFace]:
-    from rich.console import Console
-    from rich.progress import track
+def _print_table(summary: dict[str, Any], dry_run: bool) -> None:
+    from hihlandmark.tables import Table
 
-    return track(faces, "measuring", len(faces), console=Console(stderr=True), transient=True)
-
-
-def _card_figure(summary: dict[str, Any], points: int, arguments: str) -> dict[str, Any]:
-    """The calibration error on faces that were not fitted, as a card states it."""
-    from hihlandmark.calibration.store import METRIC
-
-    return {
-        "split": summary["split"],
-        "points": points,
-        "metric": METRIC,
-        "value": summary["figures"]["after, other faces"]["calibration_error"],
-        "faces": summary["faces"],
-        "command": f"hihlandmark calibrate {arguments}",
-    }
-
-
-def _print_table(summary: dict[str, Any], report: CalibrationReport, dry_run: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        "",
-        *("ECE %", "Brier", "in 50 % ellipse", "in 90 % ellipse"),
-        title=f"{summary['model']}, {summary['split']}: {summary['faces']} faces, "
-        f"{summary['points']} points, {summary['near']} % near",
+    title = (
+        f"{summary['model']}, {summary['split']}: {summary['faces']} faces, "
+        f"{summary['points']} points, {summary['near']} % near"
     )
-    for stage, figures in summary["figures"].items():
-        table.add_row(stage, *(f"{value:g}" for value in figures.values()))
-    Console().print(table)
+    headers = ("", "ECE %", "Brier", "in 50 % ellipse", "in 90 % ellipse")
+    rows = [(stage, *figures.values()) for stage, figures in summary["figures"].items()]
+    Table(title, headers, rows).print()
     for line in _footnotes(summary):
         print(line)
-    print(f"calibration: {report.after.to_dict()}")
-    if summary["diagram"]:
-        print(f"diagram: {summary['diagram']}")
-    if summary["card"]:
-        print(f"card: {summary['card']}")
-    elif not dry_run:
-        print("no card was changed: these weights are not yours to change, use --out FOLDER")
+    print(f"calibration: {summary['calibration']['after']}")
+    for name in ("diagram", "card"):
+        if summary[name]:
+            print(f"{name}: {summary[name]}")
+    if not summary["card"] and not dry_run:
+        print("no card was changed: packaged and cached weights stay as they are, use --out FOLDER")
 
 
 def _footnotes(summary: dict[str, Any]) -> list[str]:
-    """Lines on hidden points and on faces that were left out."""
+    """Lines on hidden points and on left-out faces."""
     lines = []
     for stage, found in summary.get("hidden_points", {}).items():
         areas = ", ".join(
@@ -196,7 +165,7 @@ def _footnotes(summary: dict[str, Any]) -> list[str]:
             for name, comparison in AREAS.items()
         )
         counts = f"{found['hidden']} hidden, {found['visible']} visible points"
-        lines.append(f"low scores find hidden points, {stage}: {areas}; {counts}")
+        lines.append(f"low scores detect hidden points, {stage}: {areas}; {counts}")
     left_out = [*summary["left_out"], *summary["skipped"]]
     lines += [f"left out: {message}" for message in left_out[:SHOWN]]
     if len(left_out) > SHOWN:

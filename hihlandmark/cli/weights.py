@@ -1,4 +1,4 @@
-"""`hihlandmark weights`: list, fetch, check, convert and publish weight files."""
+"""`hihlandmark weights`: list, download, verify, convert and publish weights."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="List, fetch, check, convert and publish weight files.", no_args_is_help=True
-)
+app = typer.Typer(help="List, download, verify, convert, publish weights.", no_args_is_help=True)
+
+WeightsArgument = Annotated[
+    str | None, typer.Argument(help="Path, packaged name or Hub repository.")
+]
 
 
 @app.command("list")
 def list_packaged() -> None:
-    """List the weights that come with the package and whether they are whole."""
-    from hihlandmark.weights import list_weights
+    """List the packaged weights, verified, with their errors and licenses."""
+    from hihlandmark import list_models
 
-    rows = list_weights()
+    rows = list_models()
     for row in rows:
-        layouts = ", ".join(row.files.card.configuration["layouts"]) if row.files else "?"
-        print(f"{row.name}  {layouts}  {row.problem or 'verified'}")
+        size = f"{row.size / 1e6:.1f} MB"
+        print(f"{row.name}  {', '.join(row.layouts)}  {size}  {row.problem or 'verified'}")
+        for figure in row.nme:
+            print(f"  {figure.split}, {figure.points} points: {figure.metric}: {figure.value}")
+        print(f"  {row.license}")
     raise typer.Exit(1 if any(row.problem for row in rows) else 0)
 
 
@@ -45,12 +50,12 @@ def pull(
 def push(
     weights: Annotated[str, typer.Argument(help="Path, packaged name or Hub repository.")],
     repository: Annotated[
-        str, typer.Argument(help="owner/name or owner/name@branch, made where it is not there.")
+        str, typer.Argument(help="owner/name or owner/name@branch, created if missing.")
     ],
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository a private one.")
     ] = False,
-    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Commit message.")] = None,
 ) -> None:
     """Upload weights, their card and a page about them to the Hugging Face Hub."""
     from hihlandmark.weights.publish import push_weights
@@ -59,12 +64,8 @@ def push(
 
 
 @app.command()
-def verify(
-    weights: Annotated[
-        str | None, typer.Argument(help="Path, packaged name or Hub repository.")
-    ] = None,
-) -> None:
-    """Check the SHA-256 of weight files against their card."""
+def verify(weights: WeightsArgument = None) -> None:
+    """Check the SHA-256 of a weights file against its card."""
     from hihlandmark.weights import find_weights, verify_weights
 
     files = find_weights(weights)
@@ -73,15 +74,11 @@ def verify(
 
 
 @app.command()
-def path(
-    weights: Annotated[
-        str | None, typer.Argument(help="Path, packaged name or Hub repository.")
-    ] = None,
-) -> None:
-    """Print where weight files are."""
+def path(weights: WeightsArgument = None) -> None:
+    """Print the path of a weights file."""
     from hihlandmark.weights import find_weights
 
-    print(*find_weights(weights).paths, sep="\n")
+    print(find_weights(weights).path)
 
 
 @app.command()
@@ -98,6 +95,6 @@ def convert(
     ] = None,
 ) -> None:
     """Convert an official checkpoint of HIH, ADNet or Adaptive Wing to safetensors with a card."""
-    from hihlandmark.weights.convert.checkpoint import convert_checkpoint
+    from hihlandmark.weights.convert import convert_checkpoint
 
     print(convert_checkpoint(checkpoint, out, name or checkpoint.stem))

@@ -1,35 +1,32 @@
 """Weights and model cards: find, verify, read, save, publish and convert."""
 
+from hihlandmark.weights.calibration import Calibration
+from hihlandmark.weights.card import ModelCard
 from hihlandmark.weights.files import (
-    DEFAULT_MODEL,
-    SHARD_BYTES,
     LoadedModel,
-    PackagedWeights,
-    WeightFiles,
-    find_weights,
-    list_weights,
+    PackagedModel,
+    list_models,
     load_model,
-    pull_weights,
     read_weights,
     save_weights,
     shape_prior_tensors,
-    split_hub_id,
     verify_weights,
 )
+from hihlandmark.weights.find import DEFAULT_MODEL, WeightFiles, find_weights, pull_weights
 
 __all__ = [
     "DEFAULT_MODEL",
-    "SHARD_BYTES",
+    "Calibration",
     "LoadedModel",
-    "PackagedWeights",
+    "ModelCard",
+    "PackagedModel",
     "WeightFiles",
     "find_weights",
-    "list_weights",
+    "list_models",
     "load_model",
     "pull_weights",
     "read_weights",
     "save_weights",
     "shape_prior_tensors",
-    "split_hub_id",
     "verify_weights",
 ]

@@ -1,15 +1,15 @@
-"""The calibration of one layout: raw heatmap statistics to probabilities and covariances.
+"""The calibration of one layout: heatmap statistics to probabilities and covariances.
 
-The spread of a network's heatmaps is over- or underconfident. A few numbers per layout, fitted on a
-validation split and kept in the model card, correct that; `hihlandmark.calibration` fits them.
+The spread of a network's heatmaps is over- or underconfident. A few numbers for each layout, fitted
+on a validation split and kept in the model card, correct that; `hihlandmark.calibration` fits them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat
 
 from hihlandmark.arrays import FloatArray
 
@@ -18,21 +18,15 @@ NEAR = 0.05
 MAX_KNOTS = 20
 """More knots would follow the noise of a validation split of some hundred faces."""
 
-Probability = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[StrictFloat, Field(ge=0, le=1)]
+Knots = tuple[tuple[Probability, Probability], ...]
 
 
-def _check_rising(knots: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+def _check_rising(knots: Knots) -> Knots:
     table = np.array(knots).reshape(-1, 2)
     if not ((np.diff(table[:, 0]) > 0).all() and (np.diff(table[:, 1]) >= 0).all()):
         raise ValueError("knots must be rising pairs")
     return knots
-
-
-Knots = Annotated[
-    tuple[tuple[Probability, Probability], ...],
-    Field(max_length=MAX_KNOTS),
-    AfterValidator(_check_rising),
-]
 
 
 class Calibration(BaseModel):
@@ -46,11 +40,11 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    bias: float = 0.0
-    spread: float = -1.0
-    mass: float = 1.0
-    covariance_scale: float = Field(1.0, gt=0)
-    knots: Knots = ()
+    bias: StrictFloat = 0.0
+    spread: StrictFloat = -1.0
+    mass: StrictFloat = 1.0
+    covariance_scale: StrictFloat = Field(1.0, gt=0)
+    knots: Annotated[Knots, Field(max_length=MAX_KNOTS), AfterValidator(_check_rising)] = ()
 
     def scores(
         self, covariance: FloatArray, mass: FloatArray, interocular: FloatArray
@@ -72,10 +66,6 @@ class Calibration(BaseModel):
         logit = features @ np.array([self.bias, self.spread, self.mass])
         score: FloatArray = (1 + np.tanh(logit / 2)) / 2  # the sigmoid, without overflow
         return np.interp(score, *np.transpose(self.knots)) if self.knots else score
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for the model card; "knots" only where there are some."""
-        return self.model_dump(mode="json", exclude=None if self.knots else {"knots"})
 
 
 def calibration_features(

@@ -1,52 +1,46 @@
-"""Weight files and their model cards: find, fetch, verify, read, write. No network code.
+"""Weights files: verify, read, save, and load into a network.
 
-Weights are safetensors, in one file ``NAME.safetensors`` or in shards
-``NAME-00001-of-00003.safetensors``, with the model card ``NAME.json`` beside them. The card names
-every file with its SHA-256; nothing is read from a file before it has been verified.
+Weights are safetensors, ``NAME.safetensors``, with the model card ``NAME.json`` beside them. The
+card states the SHA-256 of the file; nothing is read from it before it has been verified.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.weights.card import NAME, WEIGHT_FILE, ModelCard, abbreviate
+from hihlandmark.arrays import FloatArray
+from hihlandmark.errors import ConfigurationError, WeightsError, abbreviate
+from hihlandmark.shape_prior import ShapePrior
+from hihlandmark.weights.card import Figure, ModelCard
+from hihlandmark.weights.find import (
+    DEFAULT_MODEL,
+    WeightFiles,
+    find_packaged,
+    find_weights,
+    packaged_cards,
+)
 from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hihlandmark.shape_prior import ShapePrior
-
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "hih-small"
-SHARD_BYTES = 16 * 2**20
-"""Largest file that `save_weights` writes: what the repository and the wheel take."""
-
-_HUB_ID = re.compile(rf"(?P<repository>{NAME.pattern}/{NAME.pattern})(@(?P<revision>\S+))?")
 _SHAPE_PRIOR = re.compile(r"shape_prior\.(?P<layout>\w+)\.(?P<part>mean|modes|scales)")
 """Names of the tensors of a `ShapePrior`; ``scales`` are its noise and its covariance_scale."""
-_PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".tar", ".bin"}
-_HEADER_BYTES_PER_TENSOR = 160
-"""Room for a tensor's entry in a safetensors header besides its name: dtype, shape, offsets."""
-_HUB_TIMEOUT = 10.0
-"""Seconds to wait for the Hub's listing of a repository: huggingface_hub itself sets no limit."""
 
 
 class LoadedModel(NamedTuple):
-    """A network, its card, and the shape priors that its weights bring, by name of the layout."""
+    """A network, its card, and the shape priors stored with its weights, by name of the layout."""
 
     network: nn.Module
     card: ModelCard
@@ -54,325 +48,59 @@ class LoadedModel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WeightFiles:
-    """Weights that were found: the card, its files in the order of the shards, and where from."""
+class PackagedModel:
+    """One row of `list_models`.
 
-    card: ModelCard
-    paths: tuple[Path, ...]
-    source: str
-
-
-@dataclass(frozen=True)
-class PackagedWeights:
-    """One row of `list_weights`; ``problem`` is None when the files were found and verified."""
+    Attributes:
+        name: what `Detector(model=...)` takes.
+        layouts: names of the layouts that it predicts.
+        size: of the weights file, in bytes.
+        license: the terms of the weights.
+        nme: the NME figures of the card, in per cent.
+        problem: what is wrong with card or weights file; None when they were verified.
+    """
 
     name: str
-    files: WeightFiles | None
-    problem: str | None
+    layouts: tuple[str, ...] = ()
+    size: int = 0
+    license: str = ""
+    nme: tuple[Figure, ...] = ()
+    problem: str | None = None
 
 
-# Finding
+def list_models() -> list[PackagedModel]:
+    """The packaged models, each verified, in alphabetical order.
 
-
-def find_weights(
-    weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
-) -> WeightFiles:
-    """Find weights without reading them: a path, a packaged name, the cache, then the Hub.
-
-    ``weights``: None for the packaged ``model``; a packaged name; a path to a ``.safetensors``
-    file, a card, or a folder; or a Hub repository, "owner/name" or "owner/name@revision". A folder
-    or repository that holds several cards is asked for ``model``. A repository that is cached at
-    the revision (branch, tag or commit, default "main") is used without asking the Hub: see
-    `pull_weights` to bring a branch up to date. Raises `WeightsError` when nothing is found, and
-    `ConfigurationError` for a revision of anything but a repository.
+    >>> [row.name for row in list_models() if "COFW29" in row.layouts]
+    ['adnet-small', 'awing-small', 'hih-small']
     """
-    text = model if weights is None else os.fspath(weights)
-    packaged = weights is None or (isinstance(weights, str) and text in _packaged_cards())
-    path = Path(text).expanduser()
-    hub_id = _HUB_ID.fullmatch(text) if isinstance(weights, str) else None
-    if packaged or path.exists() or not hub_id or _is_weight_path(path):
-        if revision is not None:
-            raise ConfigurationError(
-                f"revision={revision!r} was given with weights={weights!r}: only repositories of "
-                "the Hub, written owner/name, have revisions."
-            )
-        return _find_packaged(text) if packaged else _find_path(path, model)
-    return _find_cached(text, model, revision) or pull_weights(text, model=model, revision=revision)
+    return [_packaged_row(name) for name in packaged_cards()]
 
 
-def pull_weights(
-    repository: str, *, model: str = DEFAULT_MODEL, revision: str | None = None
-) -> WeightFiles:
-    """Bring a repository's weights from the Hub into the Hugging Face cache, where not yet there.
-
-    ``repository``: "owner/name" or "owner/name@revision". The branch or tag is resolved to a commit
-    once, so that card and files belong together. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
-    are honored; files are downloaded with huggingface_hub's progress bar, and a cached file that
-    is damaged is downloaded again. Raises `WeightsError` when that cannot be done.
-    """
-    from huggingface_hub import HfApi, hf_hub_download
-
-    repository, revision = split_hub_id(repository, revision)
+def _packaged_row(name: str) -> PackagedModel:
     try:
-        info = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        cards = _cards_with_weights(names)
-        card_file = _choose_card(cards, model, f"The repository {repository}")
-        card_path = Path(hf_hub_download(repository, card_file, revision=revision))
-        commit = card_path.parent.name
-        # All cards, so that the cache chooses among the same ones as the Hub.
-        for other in cards - {card_file}:
-            hf_hub_download(repository, other, revision=commit)
-        card = _read_card(card_path)
-        for name, digest in card.files.items():
-            file = hf_hub_download(repository, name, revision=commit)
-            # The cache hands out a damaged file for ever, unless it is told to download again.
-            if _sha256(Path(file).read_bytes()) != digest:
-                hf_hub_download(repository, name, revision=commit, force_download=True)
-    except WeightsError:
-        raise
-    except Exception as error:  # HTTP errors are of another package with each huggingface_hub.
-        raise WeightsError(_hub_problem(error, repository, revision)) from error
-    return _files_beside(card_path, card, f"{repository}@{commit}, from the Hub")
-
-
-def list_weights() -> list[PackagedWeights]:
-    """The weights that come with the package, each verified, in alphabetical order."""
-    return [_packaged_row(name) for name in _packaged_cards()]
-
-
-def _packaged_row(name: str) -> PackagedWeights:
-    files = None
-    try:
-        files = _find_packaged(name)
-        verify_weights(files)
+        files = find_packaged(name)
+        size = len(_verified_bytes(files))
     except WeightsError as error:
-        return PackagedWeights(name, files, str(error))
-    return PackagedWeights(name, files, None)
-
-
-def _is_weight_path(path: Path) -> bool:
-    return path.suffix.lower() in {".safetensors", ".json", *_PICKLES}
-
-
-def _packaged_cards() -> dict[str, Path]:
-    """Names and cards of the packaged weights: inside a wheel, or in the source checkout."""
-    package = Path(__file__).parent.parent
-    # Beside an installed package, a folder "weights" would be somebody else's.
-    inside, checkout = package / "packaged_weights", package.parent / "weights"
-    folder = inside if inside.is_dir() else checkout
-    return {card.stem: card for card in sorted(folder.glob("*.json"))}
-
-
-def _find_packaged(name: str) -> WeightFiles:
-    cards = _packaged_cards()
-    if name not in cards:
-        raise WeightsError(
-            f"There are no packaged weights {name!r}; packaged are: {abbreviate(cards, 20)}. "
-            "Give one of them, a path, or a repository of the Hub as owner/name."
-        )
-    return _files_beside(cards[name], _read_card(cards[name]), f"{name}, packaged")
-
-
-def _find_path(path: Path, model: str) -> WeightFiles:
-    if path.suffix.lower() in _PICKLES:
-        raise WeightsError(
-            f"{path} is a pickled checkpoint, which may run code when it is opened: "
-            "convert it with `hihlandmark weights convert`."
-        )
-    if path.is_dir():
-        card_path = path / _choose_card(
-            _cards_with_weights(file.name for file in path.iterdir()), model, f"The folder {path}"
-        )
-        return _files_beside(card_path, _read_card(card_path), str(card_path))
-    if not path.exists() and not _is_weight_path(path):
-        raise WeightsError(
-            f"There are no weights {str(path)!r}: no such file or folder, no repository of the Hub "
-            f"(owner/name), and not packaged; packaged are: {abbreviate(_packaged_cards(), 20)}."
-        )
-    if not path.is_file():
-        raise WeightsError(f"There is no weight file {path}: check the path.")
-    if path.suffix.lower() == ".json":
-        return _files_beside(path, _read_card(path), str(path))
-    weight_file = WEIGHT_FILE.fullmatch(path.name)
-    if not weight_file:
-        raise WeightsError(
-            f"{path} is not a weight file: expected .safetensors, or its card .json."
-        )
-    card_path = path.with_name(f"{weight_file['name']}.json")
-    if not card_path.is_file():
-        raise WeightsError(
-            f"{path} has no model card: {card_path.name} must be in the same folder. "
-            "Copy it from where the weights are from."
-        )
-    card = _read_card(card_path)
-    if path.name not in card.files:
-        raise WeightsError(
-            f"The model card {card_path} is not about {path.name}: it names {abbreviate(card.files)}. "
-            "Copy the card and the files from one place."
-        )
-    return _files_beside(card_path, card, str(card_path))
-
-
-def split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
-    """ "owner/name@revision" -> ("owner/name", revision); "main" where neither gives one.
-
-    Raises `ConfigurationError` for what is no repository's name, and for two revisions.
-    """
-    hub_id = _HUB_ID.fullmatch(repository)
-    if not hub_id:
-        raise ConfigurationError(
-            f"{repository!r} is no repository of the Hub: write owner/name or owner/name@revision."
-        )
-    if revision and hub_id["revision"] and revision != hub_id["revision"]:
-        raise ConfigurationError(
-            f"{repository!r} and revision={revision!r} contradict each other: give one of them."
-        )
-    return hub_id["repository"], revision or hub_id["revision"] or "main"
-
-
-def _find_cached(repository: str, model: str, revision: str | None) -> WeightFiles | None:
-    """The files in the Hugging Face cache, or None when they are not all there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    repository, revision = split_hub_id(repository, revision)
-    try:
-        folder = snapshot_download(
-            repository,
-            revision=revision,
-            local_files_only=True,
-            allow_patterns=["*.json", "*.safetensors"],
-        )
-        snapshot = Path(folder)
-        card_file = _choose_card({path.name for path in snapshot.glob("*.json")}, model, folder)
-    except (LocalEntryNotFoundError, WeightsError):
-        return None
-    card = _read_card(snapshot / card_file)
-    if not all((snapshot / name).is_file() for name in card.files):
-        return None
-    source = f"{repository}@{snapshot.name}, from the Hugging Face cache"
-    return _files_beside(snapshot / card_file, card, source)
-
-
-def _hub_problem(error: Exception, repository: str, revision: str) -> str:
-    """What went wrong on the Hub, and what to do."""
-    from huggingface_hub import errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    where = f"{repository}@{revision}"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"{where} is not in the Hugging Face cache and HF_HUB_OFFLINE is set: unset it, or run "
-            f"`hihlandmark weights pull {where}` once while online."
-        )
-    # A gated repository is also "not found" for huggingface_hub: the order matters.
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return (
-            f"The Hub does not let you read {repository}: accept its terms on its page, and set "
-            "HF_TOKEN to a token of your account."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
-        return (
-            f"The Hub has no repository {repository}, and there is no file or folder of that name "
-            "here: check the spelling. If it is private, set HF_TOKEN to a token that may read it."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"The repository {repository} has no revision {revision!r}: check its branches."
-    if status == 404:
-        return f"A file of {where} is missing on the Hub: {error}. Choose another revision."
-    return (
-        f"{where} could not be downloaded ({type(error).__name__}: {error}). "
-        "Check the connection and HF_ENDPOINT, and try again."
-    )
-
-
-def _cards_with_weights(names: Iterable[str]) -> set[str]:
-    """Of the file names in a folder, those of cards that have weights beside them."""
-    present = set(names)
-    matches = (WEIGHT_FILE.fullmatch(name) for name in present)
-    return {f"{match['name']}.json" for match in matches if match} & present
-
-
-def _choose_card(cards: set[str], model: str, where: str) -> str:
-    """The card of ``model``, or another one when it is the only one."""
-    if f"{model}.json" in cards:
-        return f"{model}.json"
-    if len(cards) == 1:
-        return next(iter(cards))
-    if cards:
-        raise WeightsError(
-            f"{where} holds several models, and none is {model!r}: {abbreviate(cards, 20)}. Name one."
-        )
-    raise WeightsError(
-        f"{where} holds no weights with a model card: expected NAME.safetensors and NAME.json."
-    )
-
-
-def _read_card(path: Path) -> ModelCard:
-    try:
-        return ModelCard.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f"The model card {path} cannot be read: {error}. Allow it, or fetch it again."
-        ) from error
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-
-
-def _files_beside(card_path: Path, card: ModelCard, source: str) -> WeightFiles:
-    paths = tuple(card_path.with_name(name) for name in card.files)
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise WeightsError(
-            f"Beside the model card {card_path} are missing: {abbreviate(missing)}. Copy them there."
-        )
-    return WeightFiles(card, paths, source)
-
-
-# Verifying and reading
-
-
-def verify_weights(files: WeightFiles) -> None:
-    """Raise `WeightsError` unless every file has the SHA-256 that the card states."""
-    for path in files.paths:
-        _verified_bytes(path, files)
-
-
-def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
-    """Verify all files, then read the tensors of all shards, on the CPU, in the type as stored.
-
-    Raises `WeightsError` for a wrong SHA-256, a file that is no safetensors, and shards that have a
-    tensor in common.
-    """
-    import safetensors
-    import safetensors.torch
-
-    # Hash and tensors come from the same bytes: a file replaced in between is not read.
-    contents = [_verified_bytes(path, files) for path in files.paths]
-    state: dict[str, torch.Tensor] = {}
-    for path, content in zip(files.paths, contents, strict=True):
-        try:
-            shard = safetensors.torch.load(content)
-        except safetensors.SafetensorError as error:
-            raise WeightsError(
-                f"{path} is not a complete safetensors file: {error}. Fetch it again."
-            ) from error
-        if twice := state.keys() & shard.keys():
-            raise WeightsError(
-                f"{path} repeats tensors of another shard: {abbreviate(twice)}. Fetch both again."
-            )
-        state |= shard
-    return state
+        return PackagedModel(name, problem=str(error))
+    card = files.card
+    nme = tuple(figure for figure in card.figures if "NME" in figure.metric)
+    return PackagedModel(name, tuple(card.configuration["layouts"]), size, card.license, nme)
 
 
 def load_model(
     weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
 ) -> LoadedModel:
-    """The network of the card with its weights, float32, in evaluation mode, on the CPU.
+    """The network of a card with its weights, float32, in evaluation mode, on the CPU.
 
-    Arguments and errors as `find_weights` and `read_weights`; `WeightsError` also when the card's
-    architecture is unknown or does not fit the tensors of the files.
+    Args:
+        weights: as `find_weights`.
+        model: as `find_weights`.
+        revision: as `find_weights`.
+
+    Raises:
+        WeightsError: nothing was found, or the file does not fit the card.
+        ConfigurationError: as `find_weights`.
     """
     from hihlandmark.models.registry import build_model
 
@@ -388,8 +116,64 @@ def load_model(
     return LoadedModel(network.float().eval(), files.card, shape_priors)
 
 
+def verify_weights(files: WeightFiles) -> None:
+    """Raise `WeightsError` unless the weights file has the SHA-256 of the card."""
+    _verified_bytes(files)
+
+
+def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
+    """Verify the weights file, then read its tensors, on the CPU, in the type as stored.
+
+    Raises:
+        WeightsError: the file has another SHA-256 or is no safetensors.
+    """
+    import safetensors
+    import safetensors.torch
+
+    try:
+        # Hash and tensors come from the same bytes: a file replaced in between is not read.
+        return safetensors.torch.load(_verified_bytes(files))
+    except safetensors.SafetensorError as error:
+        raise WeightsError(
+            f"{files.path} is not a complete safetensors file: {error}. Fetch it again."
+        ) from error
+
+
+def _verified_bytes(files: WeightFiles) -> bytes:
+    try:
+        content = files.path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{files.path} cannot be read: {error}. Check its permissions, or fetch it again."
+        ) from error
+    if (digest := hashlib.sha256(content).hexdigest()) != files.card.sha256:
+        raise WeightsError(
+            f"{files.path} is not the file that its model card describes: SHA-256 {digest}, "
+            f"expected {files.card.sha256}. It is damaged or was replaced: fetch it again (from "
+            "the Hub with `hihlandmark weights pull`)."
+        )
+    return content
+
+
+def _require_fit(network: nn.Module, state: Mapping[str, torch.Tensor], files: WeightFiles) -> None:
+    """Raise `WeightsError` unless the tensors are those of the network, in names and shapes."""
+    expected = network.state_dict()
+    common = expected.keys() & state.keys()
+    problems = {
+        "missing": expected.keys() - state.keys(),
+        "unexpected": state.keys() - expected.keys(),
+        "of another shape": {n for n in common if expected[n].shape != state[n].shape},
+    }
+    found = [f"{problem}: {abbreviate(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise WeightsError(
+            f"The architecture of the card ({files.card.architecture!r}) does not fit the weights "
+            f"of {files.source}: {'; '.join(found)}. Take the card and the weights from one place."
+        )
+
+
 def shape_prior_tensors(layout: str, prior: ShapePrior) -> dict[str, torch.Tensor]:
-    """A layout's prior as the tensors that `save_weights` takes beside those of the network."""
+    """A layout's prior as tensors that `save_weights` stores beside those of the network."""
     import torch
 
     parts = {
@@ -403,14 +187,13 @@ def shape_prior_tensors(layout: str, prior: ShapePrior) -> dict[str, torch.Tenso
 def _split_shape_priors(
     tensors: Mapping[str, torch.Tensor], files: WeightFiles
 ) -> tuple[dict[str, torch.Tensor], dict[str, ShapePrior]]:
-    """The network's tensors and, by layout, the priors that `shape_prior_tensors` made of theirs.
+    """The network's tensors, and the priors of `shape_prior_tensors` by layout.
 
-    Raises `WeightsError` for a prior that lacks a part or has another shape than its layout.
+    Raises:
+        WeightsError: a prior lacks a part or has another shape than its layout.
     """
-    from hihlandmark.shape_prior import ShapePrior
-
     state: dict[str, torch.Tensor] = {}
-    parts: dict[str, dict[str, NDArray[np.float64]]] = {}
+    parts: dict[str, dict[str, FloatArray]] = {}
     for name, tensor in tensors.items():
         if match := _SHAPE_PRIOR.fullmatch(name):
             parts.setdefault(match["layout"], {})[match["part"]] = tensor.double().numpy()
@@ -425,89 +208,43 @@ def _split_shape_priors(
         if shapes != expected:
             raise WeightsError(
                 f"The shape prior of {layout} in {files.source} has parts {shapes}, expected "
-                f"{expected}. Take the card and the files from one place."
+                f"{expected}. Take the card and the weights from one place."
             )
         noise, covariance_scale = arrays["scales"].tolist()
         priors[layout] = ShapePrior(arrays["mean"], arrays["modes"], noise, covariance_scale)
     return state, priors
 
 
-def _require_fit(network: nn.Module, state: Mapping[str, torch.Tensor], files: WeightFiles) -> None:
-    """Raise `WeightsError` unless the tensors are those of the network, in names and shapes."""
-    expected = network.state_dict()
-    troubles = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "of another shape": {
-            name
-            for name in expected.keys() & state.keys()
-            if expected[name].shape != state[name].shape
-        },
-    }
-    found = [f"{trouble}: {abbreviate(names)}" for trouble, names in troubles.items() if names]
-    if found:
-        raise WeightsError(
-            f"The architecture of the card ({files.card.architecture!r}) does not fit the weights "
-            f"of {files.source}: {'; '.join(found)}. Take the card and the files from one place."
-        )
-
-
-def _verified_bytes(path: Path, files: WeightFiles) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            f"{path} cannot be read: {error}. Allow it, or fetch it again."
-        ) from error
-    expected = files.card.files[path.name]
-    if (digest := _sha256(content)) != expected:
-        raise WeightsError(
-            f"{path} is not the file that its model card describes: SHA-256 {digest}, expected "
-            f"{expected}. It is damaged or was replaced: fetch it again (from the Hub with "
-            "`hihlandmark weights pull`)."
-        )
-    return content
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-# Writing
-
-
 def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> Path:
-    """Write tensors as safetensors with the card beside them; return the path of the card.
+    """Write tensors as safetensors with the card beside them.
 
     Floating-point tensors are stored as float16, or float32 where float16 would overflow; others as
-    they are. Files are of at most 16 MiB, unless one tensor is larger. ``card.files`` is filled in.
-    Every file is replaced in one step, the card last; shards of an earlier save under the same name
-    are removed. Raises `WeightsError` when a tensor holds NaN or infinity.
+    they are. Each file is replaced in one step, the card last.
+
+    Args:
+        folder: made if need be.
+        card: its ``file`` and ``sha256`` are filled in.
+        state: tensors by name.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        WeightsError: a tensor holds NaN or infinity.
     """
     import safetensors.torch
 
-    shards = _shards({name: _stored(name, tensor) for name, tensor in state.items()})
-    names = [f"{card.name}.safetensors"]
-    if len(shards) > 1:
-        of = len(shards)
-        names = [f"{card.name}-{i:05d}-of-{of:05d}.safetensors" for i in range(1, of + 1)]
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, shard in zip(names, shards, strict=True):
-        content = safetensors.torch.save(shard)
-        files[name] = _sha256(content)
-        write_atomically(folder / name, content)
+    content = safetensors.torch.save({name: _stored(name, each) for name, each in state.items()})
+    file, sha256 = f"{card.name}.safetensors", hashlib.sha256(content).hexdigest()
+    card = card.model_copy(update={"file": file, "sha256": sha256})
+    write_atomically(folder / file, content)
     card_path = folder / f"{card.name}.json"
-    write_atomically(card_path, card.model_copy(update={"file": names[0], "sha256": files[names[0]]}).to_json().encode())
-    for path in folder.glob("*.safetensors"):
-        match = WEIGHT_FILE.fullmatch(path.name)
-        if match and match["name"] == card.name and path.name not in files:
-            path.unlink()
+    write_atomically(card_path, card.to_json().encode())
     return card_path
 
 
 def _stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A copy as it goes into a file."""
+    """A copy in the type that goes into a file."""
     import torch
 
     # A copy, because safetensors refuses tensors that share memory.
@@ -520,17 +257,3 @@ def _stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.isfinite().all():
         raise WeightsError(f"The tensor {name!r} holds NaN or infinity: save an earlier state.")
     return tensor.float()
-
-
-def _shards(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Tensors in their order, cut where a file would get larger than `SHARD_BYTES`."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        needed = tensor.nbytes + len(name.encode()) + _HEADER_BYTES_PER_TENSOR
-        if shards[-1] and size + needed > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += needed
-    return shards

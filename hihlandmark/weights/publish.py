@@ -1,17 +1,16 @@
-"""Weights onto the Hugging Face Hub, with a page that tells people what they are.
-
-Bringing them from there is the business of `weights`.
-"""
+"""Upload weights to the Hugging Face Hub, with a page made from their model card."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hihlandmark.errors import WeightsError
-from hihlandmark.weights import DEFAULT_MODEL, find_weights, split_hub_id, verify_weights
+from hihlandmark.tables import Table
 from hihlandmark.weights.card import ModelCard
+from hihlandmark.weights.files import verify_weights
+from hihlandmark.weights.find import DEFAULT_MODEL, find_weights, split_hub_id
 
 
 def push_weights(
@@ -24,11 +23,22 @@ def push_weights(
 ) -> str:
     """Upload weights and their card to a model repository of the Hub, in one commit.
 
-    ``weights`` and ``model``: as `find_weights` takes them; files are verified first.
-    ``repository``: "owner/name" or "owner/name@branch"; repository and branch are made where they
-    are not there. ``private`` matters for a new repository only. A README.md that is there already
-    is left alone; without one the page of `model_page` is written. Returns "owner/name@commit",
-    which `Detector(weights=...)` takes. Raises `WeightsError` when that cannot be done.
+    The weights are verified first. A README.md that exists in the repository is left alone;
+    otherwise the page of `model_page` is written.
+
+    Args:
+        weights: as `find_weights`.
+        repository: "owner/name" or "owner/name@branch"; both are made where missing.
+        model: as `find_weights`.
+        private: whether a new repository is private.
+        message: of the commit.
+
+    Returns:
+        "owner/name@commit", which `Detector(weights=...)` takes.
+
+    Raises:
+        WeightsError: the weights are damaged, or could not be uploaded.
+        ConfigurationError: the repository's name is malformed.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -36,8 +46,10 @@ def push_weights(
     verify_weights(files)
     name, branch = split_hub_id(repository, None)
     card = files.card
-    contents: dict[str, Path | bytes] = {path.name: path for path in files.paths}
-    contents[f"{card.name}.json"] = card.to_json().encode()
+    contents: dict[str, Path | bytes] = {
+        card.file: files.path,
+        f"{card.name}.json": card.to_json().encode(),
+    }
     api = HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True)
@@ -51,7 +63,7 @@ def push_weights(
             commit_message=message or f"{card.name}, by hihlandmark",
             revision=branch,
         )
-    except Exception as error:  # HTTP errors are of another package with each huggingface_hub.
+    except Exception as error:  # The class of HTTP errors differs among huggingface_hub's releases.
         raise WeightsError(_push_problem(error, name)) from error
     return f"{name}@{commit.oid}"
 
@@ -70,14 +82,16 @@ def _push_problem(error: Exception, repository: str) -> str:
         )
     return (
         f"{repository} could not be written to ({type(error).__name__}: {error}). "
-        "Check the connection and HF_ENDPOINT, and try again: what is there is not harmed."
+        "Check the connection and HF_ENDPOINT, and try again: existing files are unchanged."
     )
 
 
 def model_page(card: ModelCard, repository: str | None = None) -> str:
-    """The README.md of a model repository, Markdown with the Hub's metadata, from its card.
+    """The README.md of a model repository: Markdown with the Hub's metadata.
 
-    ``repository`` is what the example loads the weights from; None: the packaged name.
+    Args:
+        card: the model card.
+        repository: where the page's example loads the weights from; None: the packaged name.
     """
     from huggingface_hub import ModelCardData
 
@@ -94,7 +108,7 @@ def model_page(card: ModelCard, repository: str | None = None) -> str:
         f"# {card.name}",
         "Weights for face landmarks with hihlandmark (`pip install hihlandmark`).",
         "```python\nfrom hihlandmark import Detector\n\n"
-        f'faces = Detector({points}, {source}).predict("photo.jpg")\n```',
+        f'faces = Detector({points}, {source}).predict("image.jpg")\n```',
         *card_sections(card, "##"),
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n"
@@ -111,48 +125,40 @@ _FIGURES = {
     "auc10": "AUC10",
     "calibration_error": "calibration error, %",
 }
-"""Keys of a card's figures, and how their columns are called."""
+"""Keys of a card's figures, and the titles of their columns."""
 
 
 def card_sections(card: ModelCard, heading: str) -> Iterator[str]:
-    """What a card says, as blocks of Markdown under headings such as ``"##"``."""
+    """A card as blocks of Markdown, under headings such as "##"."""
     configuration, normalization = card.configuration, card.normalization
-    sizes = {key: configuration[key] for key in ("stacks", "features", "depth")}
+    names = ("stacks", "features", "depth")
+    sizes = {name: configuration[name] for name in names if name in configuration}
     layouts = (f"{points} ({name})" for name, points in configuration["layouts"].items())
+    facts = [
+        ("Architecture", f"`{card.architecture}`, {_pairs(sizes)}"),
+        ("Points", ", ".join(layouts)),
+        ("Crop", f"{configuration['input_size']} pixels a side, RGB"),
+        ("Normalization", f"mean {normalization.mean}, std {normalization.std}"),
+        ("Decoding", _pairs(card.decoding.model_dump())),
+        ("SHA-256", f"`{card.file}`<br>`{card.sha256}`"),
+    ]
     yield card.license
-    yield markdown_table(
-        ("", ""),
-        [
-            ("Architecture", f"`{card.architecture}`, {_pairs(sizes)}"),
-            ("Points", ", ".join(layouts)),
-            ("Crop", f"{configuration['input_size']} pixels a side, RGB"),
-            ("Normalization", f"mean {normalization['mean']}, deviation {normalization['std']}"),
-            ("Reading", _pairs(card.decoding)),
-            *(("SHA-256", f"`{name}`<br>`{digest}`") for name, digest in card.files.items()),
-        ],
-    )
+    yield Table("", ("", ""), facts).markdown()
     yield f"{heading} Measured"
     if card.figures:
-        rows = [[figure.get(key, "") for key in _FIGURES] for figure in card.figures]
-        yield markdown_table(tuple(_FIGURES.values()), rows)
-        commands = dict.fromkeys(figure["command"] for figure in card.figures)
-        yield "\n".join(["```sh", *commands, "```"])
+        figures = [figure.model_dump() for figure in card.figures]
+        rows = [[figure.get(key) for key in _FIGURES] for figure in figures]
+        yield Table("", tuple(_FIGURES.values()), rows).markdown()
+        yield "\n".join(["```sh", *dict.fromkeys(each.command for each in card.figures), "```"])
     else:
         yield "Nothing was measured."
     yield f"{heading} Trained on"
-    training_data = [(each["name"], each["images"], each["license"]) for each in card.training_data]
-    yield markdown_table(("data", "images", "license"), training_data)
+    sources = [(each.name, each.images, each.license) for each in card.training_data]
+    yield Table("", ("data", "images", "license"), sources).markdown()
     yield f"{heading} From boxes to crops"
-    boxes = [(f"`{kind}`", box["shift"], box["scale"]) for kind, box in card.crop["boxes"].items()]
-    yield markdown_table(("kind of box", "shift of the center", "side"), boxes)
+    boxes = [(f"`{kind}`", box.shift, box.scale) for kind, box in card.crop.boxes.items()]
+    yield Table("", ("kind of box", "shift of the center", "side"), boxes).markdown()
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = (header, ("---",) * len(header), *rows)
-    cells = ((str(cell).replace("|", "\\|") for cell in line) for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

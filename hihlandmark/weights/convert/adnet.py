@@ -41,15 +41,14 @@ _RULES: Rules = (
 
 
 def from_official(state_dict: Mapping[str, torch.Tensor]) -> Converted:
-    """An official state dict -> the configuration for `build_model` ("adnet") and our state dict.
+    """Convert an official state dict to a configuration for `build_model` and our state dict.
 
-    Names may begin with ``module.``, as torch's DataParallel writes them. Stacks, features, depth,
-    points, edges and the kind of pooling follow from names, shapes and the table of edges that the
-    state dict holds; the layout is the one with as many points; the crop is 256 pixels wide, as in
-    the released configurations. The network that comes out takes RGB, the official one BGR.
+    Stacks, features, depth, points, edges and the kind of pooling follow from names, shapes and the
+    table of edges in the state dict. The crop is 256 pixels wide, as in the released
+    configurations. The converted network takes RGB, the official one BGR.
 
-    Raises `WeightsError`, which names the tensors at fault, when some are missing, unknown, of
-    another shape, or hold what no official network has.
+    Raises:
+        WeightsError: tensors are missing, unknown, of another shape, or have unexpected values.
     """
     theirs = OfficialState("ADNet", state_dict)
     points, features = theirs.shape("out_heatmaps.0.conv.weight")[:2]
@@ -70,16 +69,16 @@ def from_official(state_dict: Mapping[str, torch.Tensor]) -> Converted:
 
 
 def _take_edges(theirs: OfficialState, points: int) -> list[list[int]]:
-    """The points of each edge, from the (P, E) matrix of what is on what, which is taken out.
+    """Remove the matrix (P, E) of points on edges, and return the points of each edge.
 
-    The points are in ascending order, whatever the order along the line: it is not stored, and
-    attention does not need it.
+    The points are in ascending order: the order along the line is not stored, and attention does
+    not need it.
     """
     names = ("e2h_transform.weight", "e2h_transform.bias")
     theirs.raise_if_any({"missing": [name for name in names if name not in theirs.tensors]})
     matrix, bias = (theirs.tensors.pop(name).float() for name in names)
-    wrong = matrix.ndim != 4 or matrix.shape[0] != points or bias.shape != (points,)
-    theirs.raise_if_any({"of another shape": list(names) * wrong})
+    if matrix.ndim != 4 or matrix.shape[0] != points or bias.shape != (points,):
+        theirs.raise_if_any({"of another shape": list(names)})
     on_edge = matrix[:, :, 0, 0] > 0.5
     # A moving average of the network ("net_ema") leaves the numbers near 0 and 1.
     exact = torch.allclose(matrix[:, :, 0, 0], on_edge.float(), atol=1e-3)
@@ -92,9 +91,9 @@ def _take_edges(theirs: OfficialState, points: int) -> list[list[int]]:
 
 
 def _take_blur(theirs: OfficialState, stacks: int, depth: int) -> bool:
-    """Whether the network blurs where it pools; its filters, all the same, are taken out.
+    """Remove the equal filters of blur pooling, and return whether there were any.
 
-    The released code does not as it is configured, but the released weights for WFLW do.
+    The released configurations do not blur, but the released weights for WFLW do.
     """
     levels = [f"hgs.{n}.{'low2.' * level}" for n in range(stacks) for level in range(depth)]
     names = ["pre.2.1.filt", *(f"{level}pool1.1.filt" for level in levels)]
@@ -108,7 +107,6 @@ def _take_blur(theirs: OfficialState, stacks: int, depth: int) -> bool:
             found.float(), kernel.expand_as(found), atol=1e-3
         ):
             raise WeightsError(
-                f"{name} is another filter than that of the official ADNet: such a network cannot "
-                "be converted"
+                f"{name} is another filter than that of the official ADNet and cannot be converted"
             )
     return True

@@ -34,14 +34,13 @@ _RULES: Rules = (
 
 
 def from_official(state_dict: Mapping[str, torch.Tensor]) -> Converted:
-    """An official state dict -> the configuration for `build_model` ("awing") and our state dict.
+    """Convert an official state dict to a configuration for `build_model` and our state dict.
 
-    Names may begin with ``module.``, as torch's DataParallel writes them. Stacks, features, depth
-    and points follow from names and shapes; the layout is the one with as many points; the crop is
-    256 pixels wide, as in the released code.
+    Stacks, features, depth and points follow from names and shapes. The crop is 256 pixels wide, as
+    in the released code.
 
-    Raises `WeightsError`, which names the tensors at fault, when some are missing, unknown or of
-    another shape.
+    Raises:
+        WeightsError: tensors are missing, unknown or of another shape.
     """
     theirs = OfficialState("Adaptive Wing", state_dict)
     maps, features = theirs.shape("l0.weight")[:2]

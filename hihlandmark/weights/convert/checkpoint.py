@@ -1,7 +1,6 @@
-"""Official checkpoints of HIH, ADNet and Adaptive Wing -> weights with a card.
+"""Convert official checkpoints of HIH, ADNet and Adaptive Wing to weights with a card.
 
-What their tensors are called is in ``hih.py, adnet.py and awing.py``; what is known of the systems besides
-is here.
+The names of their tensors are in `hih`, `adnet` and `awing`, other facts about them here.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ import numpy as np
 import torch
 
 from hihlandmark.crop import CANONICAL_CROP, BoxMap
-from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.weights import save_weights
+from hihlandmark.errors import ConfigurationError, WeightsError, abbreviate
 from hihlandmark.weights.card import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    CropContract,
     Decoding,
     ModelCard,
     Normalization,
-    boxes_of,
 )
 from hihlandmark.weights.convert import adnet, awing, hih
 from hihlandmark.weights.convert.state import Converted, plain_names
+from hihlandmark.weights.files import save_weights
 
 _STATE_DICTS = ("state_dict", "net")
-"""Where checkpoints of other projects have their state dict, when they are not just that."""
+"""Keys of the state dict in checkpoints that hold more than that."""
 _SAVE = "Save one by torch.save(model.state_dict(), PATH) with its authors' code, and convert that"
 
 
@@ -40,13 +39,21 @@ def convert_checkpoint(
 ) -> Path:
     """Convert a checkpoint of the HIH, ADNet or Adaptive Wing authors to safetensors and a card.
 
-    Which of them it is, its tensors' names say. The checkpoint is a pickle of a state dict, alone
-    or in a dict as ``"state_dict"`` or ``"net"``, its keys with or without "module." in front; it
-    is opened with ``weights_only=True``. ``layout``: the layout that it must be of, such as
-    "WFLW98"; None takes the one with as many points. The card states the system's decoding,
-    normalization and origin of pixels, and the maps from boxes to its crops, so that it runs on
-    images. Returns the path of the card. Raises `WeightsError` when it is no such checkpoint or
-    holds other objects.
+    The names of its tensors tell the system. The card states the system's decoding, normalization
+    and pixel origin, and the maps from boxes to its crops.
+
+    Args:
+        checkpoint: a pickle of a state dict, alone or in a dict as "state_dict" or "net", its keys
+            with or without the prefix "module.". It is opened with ``weights_only=True``.
+        folder: where the weights and the card are written.
+        name: of the model.
+        layout: the expected layout, such as "WFLW98"; None accepts any.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        WeightsError: the file is no such checkpoint, has another layout, or holds other objects.
     """
     state = _read_checkpoint(checkpoint)
     system = _system_of(state, checkpoint)
@@ -63,19 +70,19 @@ def convert_checkpoint(
         architecture=system.architecture,
         configuration=configuration,
         normalization=system.normalization,
-        crop={"pixel_origin": system.pixel_origin, "boxes": boxes_of(maps)},
+        crop=CropContract(pixel_origin=system.pixel_origin, boxes=maps),
         decoding=system.decoding,
-        training_data=[],
+        training_data=(),
         license="not stated by the checkpoint: see where it is from",
     )
     return save_weights(folder, card, state)
 
 
 class _OfficialSystem(NamedTuple):
-    """What is known of the checkpoints of one system besides what they say themselves.
+    """Facts about the checkpoints of one system that they do not state themselves.
 
-    ``layer``: how the names of tensors begin that it alone has. ``crop``: from the tight boxes of a
-    face's landmarks to its square, in the layout ``crop_layout``; None is the checkpoint's own.
+    ``layer``: a prefix of names of tensors that no other system has. ``crop``: the map from tight
+    boxes of a face's landmarks to the crop, in the layout ``crop_layout``; None: the checkpoint's.
     """
 
     name: str
@@ -95,8 +102,8 @@ SYSTEMS = (
         architecture="hih",
         layer="pre_conv.",
         from_official=hih.from_official,
-        normalization={"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        decoding={"decoder": "argmax", "bin_center": 0.0, "activation": "linear"},
+        normalization=Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        decoding=Decoding(decoder="argmax", activation="linear", stride=4, bin_center=0.0),
         # It takes x / 4 for the position in the heatmap.
         pixel_origin=0.0,
         # It follows the practice of PFLD (github.com/guoqiangqi/PFLD), whose crops are 1.2
@@ -108,13 +115,8 @@ SYSTEMS = (
         architecture="adnet",
         layer="out_pointmaps.",
         from_official=adnet.from_official,
-        normalization={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        decoding={
-            "decoder": "mean",
-            "bin_center": 0.5,
-            "activation": "linear",
-            "align_corners": True,
-        },
+        normalization=Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        decoding=Decoding(decoder="mean", activation="linear", stride=4, align_corners=True),
         pixel_origin=0.5,
         # Its crops are 200 * scale pixels wide around the center, both read from files of
         # metadata. How these were made is not published. A user of the files found the scale
@@ -130,8 +132,8 @@ SYSTEMS = (
         architecture="awing",
         layer="m0.coordconv.",
         from_official=awing.from_official,
-        normalization={"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
-        decoding={"decoder": "quarter_shift", "bin_center": 0.5, "activation": "linear"},
+        normalization=Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        decoding=Decoding(decoder="quarter_shift", activation="linear", stride=4),
         # It takes x / 4 for the position in the heatmap.
         pixel_origin=0.0,
         # WFLW's rectangle w x h, 5 % larger, is cut out with a side of 0.8 * 1.05 * (w + h)
@@ -151,40 +153,40 @@ def _system_of(state: Mapping[str, torch.Tensor], checkpoint: Path) -> _Official
             return system
     known = ", ".join(f"{system.name} ({system.layer}*)" for system in SYSTEMS)
     raise WeightsError(
-        f"{checkpoint} is not a checkpoint of a known system: it has none of the layers that tell "
-        f"them apart, {known}; its first are {', '.join(sorted(names)[:3])}."
+        f"{checkpoint} is not a checkpoint of a known system: it has none of the layers that "
+        f"distinguish them, {known}; its first are {abbreviate(names)}."
     )
 
 
 def _official_crop(layout: str, crop_layout: str, square: BoxMap) -> dict[str, BoxMap]:
-    """The maps from boxes to the crop that ``square`` maps tight boxes of ``crop_layout`` to."""
+    """The maps from each kind of box to the crop that ``square`` gives for ``crop_layout``."""
     own = f"landmarks:{layout}"
-    # Where it lies in the canonical square, whose place in all boxes is known.
+    # Its place in the canonical square, whose place in all kinds of boxes is known.
     canonical = CANONICAL_CROP[f"landmarks:{crop_layout}"]
     ratio = square.scale / canonical.scale
     dx, dy = ((s - c) / canonical.scale for s, c in zip(square.shift, canonical.shift, strict=True))
 
-    def moved(box_map: BoxMap) -> BoxMap:
+    def to_official(box_map: BoxMap) -> BoxMap:
         x, y = box_map.shift
         shift = (round(x + dx * box_map.scale, 4), round(y + dy * box_map.scale, 4))
-        return BoxMap(shift, box_map.scale * ratio)
+        return BoxMap(shift, round(box_map.scale * ratio, 4))
 
     return {
-        kind: moved(box_map)
+        kind: to_official(box_map)
         for kind, box_map in CANONICAL_CROP.items()
         if kind == own or not kind.startswith("landmarks:")
     }
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a pickled checkpoint, under the names that they have there."""
+    """The tensors of a pickled checkpoint under their original names."""
     try:
         with _numbers_allowed():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a checkpoint, or holds objects besides tensors and numbers, which are "
-            f"not opened because they may run code: {error}. {_SAVE}"
+            f"{path} is not a checkpoint, or holds objects other than tensors and numbers, which "
+            f"are not opened because they may run code: {error}. {_SAVE}"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(
@@ -192,20 +194,18 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     keys = [key for key in _STATE_DICTS if isinstance(checkpoint, dict) and key in checkpoint]
     state = checkpoint[keys[0]] if keys else checkpoint
-    if not isinstance(state, dict) or not state:
+    tensors = state.values() if isinstance(state, dict) else ()
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         names = " or ".join(f'"{key}"' for key in _STATE_DICTS)
         raise WeightsError(
-            f"{path} is not a checkpoint: it is no state dict and has no {names}. {_SAVE}"
-        )
-    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise WeightsError(
-            f"{path} is not a checkpoint: its state dict is not all tensors. {_SAVE}"
+            f"{path} is not a checkpoint: it is no state dict of tensors and has none as {names}. "
+            f"{_SAVE}"
         )
     return state
 
 
 def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Lets ``torch.load(weights_only=True)`` read the numbers that trainers save, nothing more.
+    """Let ``torch.load(weights_only=True)`` also read the numbers that trainers save.
 
     HIH's "best_nme" has NumPy numbers, ADNet's "scheduler" has its milestones in a `Counter`.
     """

@@ -41,14 +41,14 @@ _OTHER_HEADS = {
 
 
 def from_official(state_dict: Mapping[str, torch.Tensor]) -> Converted:
-    """An official state dict -> the configuration for `build_model` ("hih") and our state dict.
+    """Convert an official state dict to a configuration for `build_model` and our state dict.
 
-    Names may begin with ``module.``, as torch's DataParallel writes them. Stacks, features, depth,
-    points and decimal features and bins follow from names and shapes; the layout is the one with as
-    many points; the crop is 256 pixels wide, as in every released configuration.
+    Stacks, features, depth, points and decimal features and bins follow from names and shapes. The
+    crop is 256 pixels wide, as in every released configuration.
 
-    Raises `WeightsError`, which names the tensors at fault, when some are missing, unknown or of
-    another shape, and when the checkpoint has a head other than the decimal heatmap.
+    Raises:
+        WeightsError: tensors are missing, unknown or of another shape, or the checkpoint has a head
+            other than the decimal heatmap.
     """
     theirs = OfficialState("HIH", state_dict)
     configuration = _configuration(theirs)
@@ -57,7 +57,7 @@ def from_official(state_dict: Mapping[str, torch.Tensor]) -> Converted:
 
 
 def _configuration(theirs: OfficialState) -> dict[str, Any]:
-    """What names and shapes say about the network; `from_official` checks that all else fits."""
+    """The configuration, from names and shapes."""
     for prefix, head in _OTHER_HEADS.items():
         if any(name.startswith(prefix) for name in theirs.tensors):
             raise WeightsError(
@@ -74,6 +74,6 @@ def _configuration(theirs: OfficialState) -> dict[str, Any]:
         "features": features,
         "depth": theirs.count(r"hg0\.res(\d+)_1\.conv1\.conv\.weight"),
         "decimal_features": decimal_features,
-        # The pooling before the blocks halves the heatmap, too.
+        # The pooling before the blocks also halves the heatmap.
         "decimal_bins": (usual["input_size"] // 4) >> (down_blocks + 1),
     }

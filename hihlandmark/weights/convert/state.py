@@ -1,8 +1,4 @@
-"""What reading state dicts of other projects has in common: renaming by rules, and refusing.
-
-Only names and shapes are translated; a system's names are in ``official_*.py``, reading the
-checkpoint file is ``conversion.py``'s.
-"""
+"""Translate the names of an official state dict by rules, and refuse what does not fit."""
 
 from __future__ import annotations
 
@@ -12,26 +8,26 @@ from typing import Any
 
 import torch
 
-from hihlandmark.errors import ConfigurationError, WeightsError
+from hihlandmark.errors import ConfigurationError, WeightsError, abbreviate
 from hihlandmark.models.registry import LAYOUT_POINTS, build_model
 
 LAYOUT_OF = {points: name for name, points in LAYOUT_POINTS.items()}
 
 Rules = tuple[tuple[str, str], ...]
-"""Patterns in our names and what official names have in their place, applied one after another. In
-this direction, an error can call a missing tensor by the name that the user's file should have."""
+"""Patterns in our names and their replacements in official names, applied one after another. In
+this direction, an error can name a missing tensor as the user's file should name it."""
 
 Converted = tuple[dict[str, Any], dict[str, torch.Tensor]]
-"""A configuration for `build_model`, and the state dict of the network that it builds."""
+"""A configuration for `build_model`, and the state dict of its network."""
 
 
 def plain_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors without the ``module.`` that torch's DataParallel writes before their names."""
+    """The tensors without the prefix ``module.`` of torch's DataParallel."""
     return {re.sub(r"^(module\.)+", "", name): tensor for name, tensor in state_dict.items()}
 
 
 class OfficialState:
-    """A state dict of another project's ``system``, under its own names without ``module.``.
+    """A state dict of an official implementation, under its own names without ``module.``.
 
     All methods raise `WeightsError`, which names the system and the tensors at fault.
     """
@@ -44,29 +40,31 @@ class OfficialState:
         )
 
     def shape(self, name: str) -> torch.Size:
-        """The shape (outputs, inputs, height, width) of a convolution's matrix."""
-        self.raise_if_any({"missing": [name] * (name not in self.tensors)})
+        """The shape (out_channels, in_channels, height, width) of a convolution's weight."""
+        if name not in self.tensors:
+            self.raise_if_any({"missing": [name]})
         shape = self.tensors[name].shape
-        self.raise_if_any({"of another shape": [name] * (len(shape) != 4)})
+        if len(shape) != 4:
+            self.raise_if_any({"of another shape": [name]})
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many tensors have a name that matches as a whole."""
+        """The number of tensors with a name that matches as a whole."""
         return sum(re.fullmatch(pattern, name) is not None for name in self.tensors)
 
     def layout_of(self, points: int, name: str) -> str:
-        """The layout of as many points as the tensor ``name`` predicts."""
+        """The layout with the number of points that the tensor ``name`` predicts."""
         if points not in LAYOUT_OF:
             raise WeightsError(
-                f"{name} predicts {points} points; known are checkpoints of "
-                f"{', '.join(map(str, LAYOUT_OF))} points: take one of these"
+                f"{name} predicts {points} points; supported are "
+                f"{', '.join(map(str, LAYOUT_OF))} points: take such a checkpoint"
             )
         return LAYOUT_OF[points]
 
     def translate(
         self, architecture: str, configuration: dict[str, Any], rules: Rules
     ) -> dict[str, torch.Tensor]:
-        """The tensors under our names, when they are just those of the network, in their shapes."""
+        """The tensors under our names; they must be exactly those of the network."""
         try:
             with torch.device("meta"):
                 expected = build_model(architecture, configuration).state_dict()
@@ -81,7 +79,7 @@ class OfficialState:
         self.raise_if_any(
             {
                 "missing": [name for name in official.values() if name not in tensors],
-                "unknown": sorted(tensors.keys() - official.values()),
+                "unknown": list(tensors.keys() - official.values()),
                 "of another shape": [
                     name
                     for ours, name in official.items()
@@ -92,24 +90,27 @@ class OfficialState:
         return {ours: tensors[name] for ours, name in official.items()}
 
     def raise_if_any(self, faults: Mapping[str, list[str]]) -> None:
-        """Raises for tensors at fault, if there are any: ten of each kind by name."""
+        """Raise if there are tensors at fault, given by kind of fault."""
         listed = [
-            f"{len(names)} {kind}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+            f"{len(names)} {kind}: {abbreviate(names, 10)}"
             for kind, names in faults.items()
             if names
         ]
         if listed:
             raise WeightsError(
                 f"this is not a state dict of the official {self.system}; tensors "
-                f"{'; '.join(listed)}. Take the checkpoint as its authors give it"
+                f"{'; '.join(listed)}. Use the checkpoint as its authors publish it"
             )
 
 
 def numbered_levels(stack: str, depth: int, branch: str, center: str) -> Rules:
-    """Rules for hourglasses whose levels are numbered from the innermost, 1; ours nests them.
+    """Rules for hourglasses whose levels are numbered from the innermost, 1; ours are nested.
 
-    ``stack``: pattern of the name of a stack. ``branch``: the name of a block in it, with the
-    ``{level}`` and the ``{branch}``, 1 to 3; ``center``: that of the block in the middle.
+    Args:
+        stack: pattern of the name of a stack.
+        depth: number of levels.
+        branch: name of a block, with placeholders ``{level}`` and ``{branch}``, 1 to 3.
+        center: name of the innermost block.
     """
     inner = r"inner\."
     levels = tuple(

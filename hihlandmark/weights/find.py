@@ -1,0 +1,285 @@
+"""Where weights are: a path, packaged with the library, in the Hugging Face cache, on the Hub.
+
+The model card ``NAME.json`` lies beside the weights file. Nothing is read from the weights here,
+and huggingface_hub does the fetching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hihlandmark.errors import ConfigurationError, WeightsError, abbreviate
+from hihlandmark.weights.card import NAME, WEIGHT_FILE, ModelCard
+
+DEFAULT_MODEL = "hih-small"
+
+_HUB_ID = re.compile(rf"(?P<repository>{NAME.pattern}/{NAME.pattern})(@(?P<revision>\S+))?")
+_PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".tar", ".bin"}
+_HUB_TIMEOUT = 10.0
+"""Seconds to wait for the Hub's listing of a repository: huggingface_hub itself sets no limit."""
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Weights that were found.
+
+    Attributes:
+        card: the model card.
+        path: of the weights file.
+        source: where they were found: a path, or the name of packaged weights or of a repository.
+    """
+
+    card: ModelCard
+    path: Path
+    source: str
+
+
+def find_weights(
+    weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
+) -> WeightFiles:
+    """Find weights without reading them: by path, packaged name, in the cache, then on the Hub.
+
+    A repository that is cached at the revision is used without asking the Hub: `pull_weights`
+    brings a branch up to date.
+
+    Args:
+        weights: None for the packaged ``model``; a packaged name; a path to a ``.safetensors``
+            file, a card or a folder; or a Hub repository, "owner/name" or "owner/name@revision".
+        model: which card to take where a folder or repository holds several.
+        revision: branch, tag or commit of a Hub repository; None: "main".
+
+    Raises:
+        WeightsError: nothing was found.
+        ConfigurationError: a revision was given for something that is no repository.
+    """
+    text = model if weights is None else os.fspath(weights)
+    packaged = weights is None or (isinstance(weights, str) and text in packaged_cards())
+    path = Path(text).expanduser()
+    hub_id = _HUB_ID.fullmatch(text) if isinstance(weights, str) else None
+    if packaged or path.exists() or not hub_id or _is_weight_path(path):
+        if revision is not None:
+            raise ConfigurationError(
+                f"revision={revision!r} was given with weights={weights!r}: only repositories of "
+                "the Hub, written owner/name, have revisions."
+            )
+        return find_packaged(text) if packaged else _find_path(path, model)
+    return _find_cached(text, model, revision) or pull_weights(text, model=model, revision=revision)
+
+
+# Paths and packaged weights
+
+
+def packaged_cards() -> dict[str, Path]:
+    """Names and cards of the packaged weights: inside a wheel, or in the source checkout."""
+    package = Path(__file__).parents[1]
+    # A folder "weights" beside an installed package would belong to another project.
+    inside, checkout = package / "packaged_weights", package.parent / "weights"
+    folder = inside if inside.is_dir() else checkout
+    return {card.stem: card for card in sorted(folder.glob("*.json"))}
+
+
+def find_packaged(name: str) -> WeightFiles:
+    """The packaged weights of a name. Raises `WeightsError` when there are none."""
+    cards = packaged_cards()
+    if name not in cards:
+        raise WeightsError(
+            f"There are no packaged weights {name!r}; packaged are: {abbreviate(cards, 20)}. "
+            "Give one of them, a path, or a repository of the Hub as owner/name."
+        )
+    return _file_beside(cards[name], f"{name}, packaged")
+
+
+def _is_weight_path(path: Path) -> bool:
+    return path.suffix.lower() in {".safetensors", ".json", *_PICKLES}
+
+
+def _find_path(path: Path, model: str) -> WeightFiles:
+    if path.suffix.lower() in _PICKLES:
+        raise WeightsError(
+            f"{path} is a pickled checkpoint, which may run code when it is opened: "
+            "convert it with `hihlandmark weights convert`."
+        )
+    if path.is_dir():
+        names = (file.name for file in path.iterdir())
+        card_path = path / _choose_card(_cards_with_weights(names), model, f"The folder {path}")
+        return _file_beside(card_path, str(card_path))
+    if not path.is_file():
+        raise WeightsError(
+            f"There are no weights {str(path)!r}: no such file or folder, no repository of the Hub "
+            f"(owner/name), and not packaged; packaged are: {abbreviate(packaged_cards(), 20)}."
+        )
+    card_path = path.with_suffix(".json")
+    if path.suffix.lower() != ".json" and not WEIGHT_FILE.fullmatch(path.name):
+        raise WeightsError(
+            f"{path} is not a weights file: expected .safetensors, or its card .json."
+        )
+    if not card_path.is_file():
+        raise WeightsError(
+            f"{path} has no model card: copy {card_path.name} from where the weights are from."
+        )
+    found = _file_beside(card_path, str(card_path))
+    if path not in (card_path, found.path):
+        raise WeightsError(
+            f"The model card {card_path} describes {found.card.file}, not {path.name}. "
+            "Copy the card and the weights file from one place."
+        )
+    return found
+
+
+def _cards_with_weights(names: Iterable[str]) -> set[str]:
+    """The names of cards with a weights file beside them, among the file names of a folder."""
+    present = set(names)
+    matches = (WEIGHT_FILE.fullmatch(name) for name in present)
+    return {f"{match['name']}.json" for match in matches if match} & present
+
+
+def _choose_card(cards: set[str], model: str, where: str) -> str:
+    """The card of ``model``, or another one when it is the only one."""
+    if f"{model}.json" in cards:
+        return f"{model}.json"
+    if len(cards) == 1:
+        return next(iter(cards))
+    if cards:
+        raise WeightsError(
+            f"{where} holds several models, and none is {model!r}: {abbreviate(cards, 20)}. "
+            "Name one."
+        )
+    raise WeightsError(
+        f"{where} holds no weights with a model card: expected NAME.safetensors and NAME.json."
+    )
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        return ModelCard.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, WeightsError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _file_beside(card_path: Path, source: str) -> WeightFiles:
+    card = _read_card(card_path)
+    path = card_path.with_name(card.file)
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: copy it beside the model card {card_path.name}.")
+    return WeightFiles(card, path, source)
+
+
+# The Hub and its cache
+
+
+def pull_weights(
+    repository: str, *, model: str = DEFAULT_MODEL, revision: str | None = None
+) -> WeightFiles:
+    """Download a repository's weights from the Hub into the Hugging Face cache, where missing.
+
+    A branch or tag is resolved to a commit once, so that card and weights belong together.
+    HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honored. A cached file that is damaged is
+    downloaded again.
+
+    Args:
+        repository: "owner/name" or "owner/name@revision".
+        model: which card to take where the repository holds several.
+        revision: branch, tag or commit; None: "main".
+
+    Raises:
+        WeightsError: the weights could not be downloaded.
+        ConfigurationError: the repository's name is malformed, or two revisions are given.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repository, revision = split_hub_id(repository, revision)
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT)
+        cards = _cards_with_weights(sibling.rfilename for sibling in info.siblings or [])
+        card_file = _choose_card(cards, model, f"The repository {repository}")
+        card_path = Path(hf_hub_download(repository, card_file, revision=revision))
+        commit = card_path.parent.name
+        # All cards, so that the cache chooses among the same ones as the Hub.
+        for other in cards - {card_file}:
+            hf_hub_download(repository, other, revision=commit)
+        card = _read_card(card_path)
+        file = hf_hub_download(repository, card.file, revision=commit)
+        # The cache returns a damaged file for ever, unless it is forced to download it again.
+        if hashlib.sha256(Path(file).read_bytes()).hexdigest() != card.sha256:
+            hf_hub_download(repository, card.file, revision=commit, force_download=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # The class of HTTP errors differs among huggingface_hub's releases.
+        raise WeightsError(_hub_problem(error, repository, revision)) from error
+    return _file_beside(card_path, f"{repository}@{commit}, from the Hub")
+
+
+def split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
+    """Split "owner/name@revision" into ("owner/name", revision), "main" where there is none.
+
+    Raises:
+        ConfigurationError: the name is malformed, or two different revisions are given.
+    """
+    hub_id = _HUB_ID.fullmatch(repository)
+    if not hub_id:
+        raise ConfigurationError(
+            f"{repository!r} is no repository of the Hub: write owner/name or owner/name@revision."
+        )
+    if revision and hub_id["revision"] and revision != hub_id["revision"]:
+        raise ConfigurationError(
+            f"{repository!r} and revision={revision!r} contradict each other: give one of them."
+        )
+    return hub_id["repository"], revision or hub_id["revision"] or "main"
+
+
+def _find_cached(repository: str, model: str, revision: str | None) -> WeightFiles | None:
+    """The weights in the Hugging Face cache, or None when something is missing there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository, revision = split_hub_id(repository, revision)
+    try:
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=["*.json", "*.safetensors"],
+        )
+        snapshot = Path(folder)
+        card_file = _choose_card({path.name for path in snapshot.glob("*.json")}, model, folder)
+        source = f"{repository}@{snapshot.name}, from the Hugging Face cache"
+        return _file_beside(snapshot / card_file, source)
+    except (LocalEntryNotFoundError, WeightsError):
+        return None
+
+
+def _hub_problem(error: Exception, repository: str, revision: str) -> str:
+    """What went wrong on the Hub, and what to do."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    where = f"{repository}@{revision}"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return (
+            f"{where} is not in the Hugging Face cache and HF_HUB_OFFLINE is set: unset it, or run "
+            f"`hihlandmark weights pull {where}` once."
+        )
+    # A gated repository is also "not found" for huggingface_hub: the order matters.
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return (
+            f"The Hub does not let you read {repository}: accept its terms on its page, and set "
+            "HF_TOKEN to a token of your account."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return (
+            f"The Hub has no repository {repository}, and there is no file or folder of that name "
+            "here: check the spelling. If it is private, set HF_TOKEN to a token that may read it."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"The repository {repository} has no revision {revision!r}: check its branches."
+    if status == 404:
+        return f"A file of {where} is missing on the Hub: {error}. Choose another revision."
+    return (
+        f"{where} could not be downloaded ({type(error).__name__}: {error}). "
+        "Check the connection and HF_ENDPOINT, and try again."
+    )
