@@ -5,8 +5,11 @@ A runtime is a file in this folder and a row of `RUNTIMES`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import tempfile
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,12 +182,43 @@ def _converted_run(
     device: torch.device,
     precision: Precision,
 ) -> Run:
-    from hihlandmark.runtimes.cache import converted_file
-
     file = RUNTIMES[name].file
     if file is None:
         raise ConfigurationError(f"runtime {name!r} reads no files: its row states none")
-    return file.run(converted_file(file, make_graph, key), device, precision)
+    return file.run(_converted_file(file, make_graph, key), device, precision)
+
+
+def _converted_file(file: FileFormat, make_graph: Callable[[], PixelGraph], key: str) -> Path:
+    """The file of a converted graph, written unless an earlier conversion is kept."""
+    # Another release of the converter may write other files.
+    versions = [version(name) for name in ("hihlandmark", "torch", file.package)]
+    digest = hashlib.sha256(" ".join([key, *versions]).encode()).hexdigest()[:16]
+    folder = _cache_folder(file.package)
+    path = folder / f"{digest}{file.suffix}"
+    if path.exists():
+        return path
+    logger.info("converting the network for %s, once: %s", file.package, path)
+    # Under another name until it is complete: another process may look for it, or kill this one.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        file.write(make_graph(), Path(temporary) / path.name)
+        # OpenVINO's weights lie beside the .xml, which must not be found before them.
+        parts = Path(temporary).iterdir()
+        for part in sorted(parts, key=lambda each: each.suffix == file.suffix):
+            part.replace(folder / part.name)
+    return path
+
+
+def _cache_folder(package: str) -> Path:
+    """Where converted networks are kept; a temporary folder where the cache is not writable."""
+    from huggingface_hub import cached_assets_path
+
+    try:
+        folder = cached_assets_path("hihlandmark", namespace="converted", subfolder=package)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        logger.warning("converted networks cannot be kept: %s", error)
+        return Path(tempfile.mkdtemp(prefix="hihlandmark-"))
 
 
 __all__ = [

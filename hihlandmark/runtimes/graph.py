@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,3 +108,11 @@ def folded(network: nn.Module) -> nn.Module:
                 module[place] = fuse_conv_bn_eval(convolution, norm)
                 module[place + 1] = nn.Identity()
     return network
+
+
+@contextlib.contextmanager
+def without_tracer_warnings() -> Iterator[None]:
+    """Silence warnings about shapes that become constants: only the number of crops varies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -19,8 +19,7 @@ def write_onnx(graph: PixelGraph, path: Path) -> None:
     """Write a graph as ONNX, of any size where the graph is. Needs the extra ``onnx``."""
     import torch
 
-    from hihlandmark.runtimes.cache import without_tracer_warnings
-    from hihlandmark.runtimes.graph import ANY
+    from hihlandmark.runtimes.graph import ANY, without_tracer_warnings
 
     with missing_extra("onnx"):
         import onnx  # noqa: F401

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def write_openvino(graph: PixelGraph, path: Path) -> None:
     """Write a graph as OpenVINO's XML, with the weights in a .bin beside it."""
-    from hihlandmark.runtimes.cache import without_tracer_warnings
+    from hihlandmark.runtimes.graph import without_tracer_warnings
 
     with missing_extra("openvino"):
         import openvino
