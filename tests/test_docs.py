@@ -20,7 +20,6 @@ from hihlandmark import Detector, crop, face_detection, layouts
 from hihlandmark.cli import app
 from hihlandmark.models import registry
 from hihlandmark.runtimes import RUNTIMES
-from hihlandmark.runtimes.converted import CONVERTERS
 from hihlandmark.training.config import read_configuration
 from hihlandmark.training.objectives import OBJECTIVES
 
@@ -55,7 +54,6 @@ def open_tables() -> Iterator[None]:
         registry.ARCHITECTURES,
         registry.LAYOUT_POINTS,
         registry.MODELS,
-        CONVERTERS,
         OBJECTIVES,
         RUNTIMES,
     ]
@@ -77,7 +75,7 @@ def workplace(
     """An empty folder with an image, where nothing can be fetched and conversions are not kept."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("hihlandmark.runtimes.converted._cache_folder", lambda package: tmp_path)
+    monkeypatch.setattr("hihlandmark.runtimes._cache_folder", lambda package: tmp_path)
     Image.fromarray(astronaut).save("photo.jpg", quality=95)
     return tmp_path
 
@@ -154,7 +152,7 @@ def test_front_page_and_face_detection(workplace: Path) -> None:
     run("docs/index.md")
     left = run("docs/face-detection.md")
     assert len(left["faces"]) == 1
-    assert left["detector"].any_rotation
+    assert left["detector"].pipeline.any_rotation
 
 
 def test_data_of_ones_own(workplace: Path) -> None:
@@ -181,7 +179,7 @@ def test_a_layout_can_be_added(workplace: Path) -> None:
     assert face.layout is layouts.get_layout("eyes")
     assert face.points.shape == (12, 2)
     assert (0, 9) in face.layout.mirror_pairs
-    assert not np.array_equal(left["picture"], left["image"])
+    assert not np.array_equal(left["drawing"], left["image"])
     network = left["network"].eval()
     with torch.inference_mode():
         heatmaps = network(torch.zeros(1, 3, 256, 256))
@@ -200,10 +198,9 @@ def test_a_face_detector_can_be_added(workplace: Path, capsys: pytest.CaptureFix
     assert np.abs(left["face"].box - expected.box).max() > 5, "boxes of another kind"
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_a_runtime_can_be_added(workplace: Path) -> None:
     left = run("docs/extending/runtime.md")
-    assert list(workplace.glob("*.torchscript"))
+    assert list(workplace.glob("*.pt2"))
     assert np.abs(left["face"].points - left["same"].points).max() < 0.01
     assert left["counting"].crops == 3, "the page says so"
 
@@ -383,4 +380,4 @@ def test_model_cards_and_commands_are_on_the_site(site: Path) -> None:
     for words, command in COMMANDS.items():
         if not hasattr(command, "commands"):
             assert f'id="hihlandmark-{"-".join(words)}"' in reference
-    assert "--retry-failed" in reference
+    assert "--fail-fast" in reference
