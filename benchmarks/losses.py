@@ -1,11 +1,11 @@
-"""The losses against each other on the same small training run: a Markdown table, and JSON.
+"""Compare losses on the same short training run: a Markdown table and JSON.
 
     python benchmarks/losses.py --data DIR --runs DIR --json OUT
 
-DIR of the data holds ``w300``, ``wflw98`` and ``cofw29``. Each of `SETTINGS` trains ``hih-small``
-from the same initial weights on the same batches; only the losses differ. The figures are errors
-in per cent of the inter-ocular distance at the end of the run, on faces that it has not seen. So
-short a run says which loss learns fast, not which one ends best. A run that was stopped goes on.
+The data folder has ``w300``, ``wflw98`` and ``cofw29``. Each of `SETTINGS` trains ``hih-small``
+from the same initial weights on the same batches; only the losses differ. The figures are
+inter-ocular errors in per cent after the run, on faces that were not used for training. So short a
+run shows which loss trains fast, not which one ends best. A stopped run is resumed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from hihlandmark.cli.progress import progress_bar
 from hihlandmark.training.config import read_configuration
 from hihlandmark.training.trainer import train
 
@@ -24,8 +25,8 @@ from hihlandmark.training.trainer import train
 class Setting(NamedTuple):
     """The losses of one run; see `hihlandmark.training.config.Loss`.
 
-    Decimal weights, but the paper's, keep the proportion of the two maps' gradients on an untrained
-    network that the first setting has; point weights make the steepest slope of each loss about 1.
+    Decimal weights, except the paper's, give the gradients of both maps on an untrained network the
+    ratio of the first setting; point weights make the steepest slope of each loss about 1.
     """
 
     integer: str
@@ -64,17 +65,18 @@ def overrides(setting: Setting, steps: int) -> list[str]:
     return [
         *SMALL_RUN,
         f"stages=[{{steps = {steps}, {stage}}}]",
-        # One look, at the end: a best checkpoint chosen on these faces would flatter.
+        # One evaluation, at the end: a best checkpoint selected on these faces would be biased.
         f"validation.every={steps}",
         *(f"loss.{key}={json.dumps(value)}" for key, value in setting._asdict().items()),
     ]
 
 
 def measure(setting: Setting, changes: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The setting and its errors, in per cent, by split."""
+    """The setting and its errors in per cent by split."""
     run = arguments.runs / f"{setting.integer}-{setting.decimal}-{setting.point}"
     configuration = read_configuration("hih-small", changes)
-    summary = train(configuration, arguments.data, run, device=arguments.device)
+    with progress_bar("faces") as bar:
+        summary = train(configuration, arguments.data, run, device=arguments.device, progress=bar)
     return {**setting._asdict(), "nme": {name: 100 * nme for name, nme in summary.nme.items()}}
 
 
@@ -106,7 +108,7 @@ def main() -> None:
     for setting in SETTINGS:
         changes = [*overrides(setting, arguments.steps), *arguments.set]
         rows.append(measure(setting, changes, arguments))
-        # After every run: ten of them take hours on two CPU cores.
+        # After every run: all of them take hours on two CPU cores.
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     Console(soft_wrap=True).print(markdown(rows), markup=False, highlight=False)
 

@@ -1,14 +1,13 @@
-"""HIH, ADNet and Adaptive Wing on the same data, crops and schedule: a Markdown table, and JSON.
+"""HIH, ADNet and Adaptive Wing on the same data, crops and schedule: a Markdown table and JSON.
 
     python benchmarks/three_systems.py --data DIR --runs DIR --json OUT
 
-DIR of the data holds the sets of the configuration ``hih-small``. Each of `SYSTEMS` is trained from
-random weights by its own configuration, with the stages of `STAGES` and the same batches; its
-averaged weights are exported to ``RUNS/NAME/weights`` and measured as `hihlandmark eval` does.
-Milliseconds a face are of the network and the decoding, in batches of `BATCH` crops on the chosen
-device, the systems taking turns: the median, and the middle half in brackets. A run that was
-stopped goes on, and one that is finished is not repeated. Without mirrored crops and shape priors,
-which would help all three alike.
+The data folder has the sets of the configuration ``hih-small``. Each of `SYSTEMS` is trained from
+random weights with its own configuration, the stages of `STAGES` and the same batches. Its
+averaged weights are exported to ``RUNS/NAME/weights`` and measured as by `hihlandmark eval`,
+without flip test and shape prior. Milliseconds per face are those of network and decoding in
+batches of `BATCH` crops, interleaved: the median, and the quartiles in brackets. A stopped run is
+resumed, a finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from rich.console import Console
 
 from hihlandmark import Detector
 from hihlandmark.benchmark import gflop
+from hihlandmark.cli.progress import progress_bar
 from hihlandmark.evaluation import evaluate
 from hihlandmark.evaluation.report import face_figures
 from hihlandmark.models.registry import build_model
@@ -49,11 +49,11 @@ ROUNDS = 30
 
 
 def train_system(name: str, arguments: argparse.Namespace) -> Path:
-    """The card of a system's weights, trained unless they are there."""
+    """The card of the weights of a system, trained unless they exist."""
     changes = [
         f"stages=[{', '.join(STAGES)}]",
         "first_stage=1",
-        # No look at the faces that are measured in the end.
+        # No selection on the faces that are measured.
         "validation.sets=[]",
         "card.shapes=[]",
         *arguments.set,
@@ -62,13 +62,16 @@ def train_system(name: str, arguments: argparse.Namespace) -> Path:
     folder = arguments.runs / name
     card = folder / "weights" / f"{name}.json"
     if not card.exists():
-        summary = train(configuration, arguments.data, folder, device=arguments.device)
+        with progress_bar("faces") as bar:
+            summary = train(
+                configuration, arguments.data, folder, device=arguments.device, progress=bar
+            )
         export(summary.checkpoint, configuration, arguments.data, card.parent)
     return card
 
 
 def errors(card: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """NME, FR10 and AUC10 in per cent, by split."""
+    """NME, FR10 and AUC10 in per cent by split."""
     found = {}
     for split in SPLITS:
         faces = read_face_set(arguments.data, split)
@@ -81,7 +84,7 @@ def errors(card: Path, arguments: argparse.Namespace) -> dict[str, dict[str, flo
 
 
 def size(card: Path) -> dict[str, float]:
-    """Parameters in millions, and GFLOP a face: two for a multiplication with an addition."""
+    """Parameters in millions and GFLOP per face; a multiply-add is two operations."""
     weights = load_model(card).card
     with torch.device("meta"):
         network = build_model(weights.architecture, weights.configuration).eval()
@@ -91,7 +94,7 @@ def size(card: Path) -> dict[str, float]:
 
 
 def milliseconds(cards: dict[str, Path], device: str) -> dict[str, list[float]]:
-    """Quartiles of the milliseconds a face of each system, measured in turns."""
+    """Quartiles of the milliseconds per face of each system, interleaved."""
     detectors = {
         name: Detector(68, weights=card, device=device, flip_test=False)
         for name, card in cards.items()
@@ -102,15 +105,15 @@ def milliseconds(cards: dict[str, Path], device: str) -> dict[str, list[float]]:
         for name, detector in detectors.items():
             start = time.perf_counter()
             detector.predict_crops(crops)
-            if round_number >= 3:  # the first ones warm up
+            if round_number >= 3:  # warm-up
                 times[name].append((time.perf_counter() - start) / BATCH * 1000)
     return {name: np.percentile(each, (25, 50, 75)).tolist() for name, each in times.items()}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table; of each split NME / FR10 / AUC10."""
+    """The rows as a Markdown table with NME / FR10 / AUC10 of each split."""
     splits = list(rows[0]["errors"])
-    table = [["system", *splits, "parameters", "GFLOP", "ms a face"]]
+    table = [["system", *splits, "parameters", "GFLOP", "ms per face"]]
     table.append(["---"] + ["---:"] * (len(splits) + 3))
     for row in rows:
         figures = [row["errors"][split] for split in splits]
@@ -143,7 +146,7 @@ def main() -> None:
     rows = [
         {
             "system": name,
-            "sha256": load_model(card).card.files,
+            "sha256": load_model(card).card.sha256,
             "errors": errors(card, arguments),
             "milliseconds": times[name],
             **size(card),

@@ -1,4 +1,4 @@
-"""A data folder with a few faces of noise, and a training run of seconds over it."""
+"""A data folder with a few faces of noise, and training runs of seconds on it."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,11 @@ from PIL import Image
 
 from hihlandmark.layouts import COFW29, W300_68, WFLW98
 from hihlandmark.training.config import TrainingConfiguration
+from hihlandmark.training.data import TrainingBatches, read_face_set, usable_faces
+from hihlandmark.training.objectives import NORMALIZATION, decoding_of
+from hihlandmark.training.schedule import Plan
+from hihlandmark.weights import save_weights
+from hihlandmark.weights.card import CropContract, ModelCard
 
 LAYOUTS = {layout.name: layout.size for layout in (WFLW98, W300_68, COFW29)}
 PLAIN = {
@@ -68,7 +73,7 @@ def tiny(**changes: Any) -> TrainingConfiguration:
 
 
 def as_toml(configuration: TrainingConfiguration) -> str:
-    """The configuration as a file: JSON's scalars, lists and tables in line are TOML's, too."""
+    """The configuration as TOML, in which scalars, lists and inline tables are as in JSON."""
 
     def value(item: Any) -> str:
         if isinstance(item, dict):
@@ -80,3 +85,49 @@ def as_toml(configuration: TrainingConfiguration) -> str:
 
     fields = configuration.model_dump(mode="json")
     return "".join(f"{key} = {value(v)}\n" for key, v in fields.items() if v is not None)
+
+
+def small(model: str, loss: dict[str, Any] | None = None, **changes: Any) -> TrainingConfiguration:
+    """`tiny` without augmentation for "adnet-small" or "awing-small"."""
+    losses: dict[str, Any] = {"sub_cell": True, "integer_sigma": 1.5}
+    if model == "adnet-small":
+        losses = {"point": "anisotropic_direction", "point_weight": 1.0}
+    values = {
+        "model": model,
+        "network": {"features": 8, "depth": 3, "input_size": 128},
+        "loss": {"integer": "adaptive_wing", **losses, **(loss or {})},
+        "augmentation": PLAIN,
+    }
+    return tiny(**{**values, **changes})
+
+
+def batches(data: Path, process: int = 0, processes: int = 1, **changes: Any) -> TrainingBatches:
+    """The batches of `tiny` on the miniature data."""
+    configuration = tiny(**changes)
+    sets = [usable_faces(each, read_face_set(data, each)) for each in configuration.sets]
+    settings = configuration.self_training
+    unlabeled = [read_face_set(data, each) for each in settings.sets] if settings else []
+    group = processes * configuration.optimizer.accumulation
+    plan = Plan(configuration, sum(map(len, sets)), group)
+    return TrainingBatches(configuration, plan, LAYOUTS, sets, unlabeled, process, processes)
+
+
+def write_teacher(folder: Path, changes: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """Write untrained weights of `tiny` with these settings; ``changes``: of their card."""
+    from hihlandmark.training.trainer import build_training_network
+
+    configuration = tiny(**{"seed": 7, **settings})
+    card = ModelCard(
+        name="teacher",
+        architecture="hih",
+        configuration=configuration.network_configuration(),
+        normalization=NORMALIZATION,
+        crop=CropContract(pixel_origin=0.5, boxes={}),
+        decoding=decoding_of(configuration),
+        training_data=(),
+        license="none",
+    )
+    state = build_training_network(configuration).state_dict()
+    for head in ("stacks.0.predict", "decimal_head.predict"):
+        state[f"{head}.weight"] *= 10  # heatmaps that are not flat
+    return save_weights(folder, card.model_copy(update=changes or {}), state)

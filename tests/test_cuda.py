@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import tiny
+from miniature import batches, small, tiny, write_teacher
 from skimage.data import astronaut
-from test_objectives import small
-from test_training import write_teacher
-from test_training_data import batches
 
 from hihlandmark import Detector
 from hihlandmark.datasets import read_faces
@@ -112,7 +109,7 @@ def test_losses_are_the_same(model: str, data: Path, tmp_path: Path) -> None:
 def test_validation_gives_the_same_error(data: Path) -> None:
     configuration = tiny()
     faces = read_faces(data / "COFW29", "val")
-    validator = Validator({"val": faces}, ["COFW29"], configuration.box_maps(), pictures=1)
+    validator = Validator({"val": faces}, ["COFW29"], configuration.box_maps(), images=1)
 
     def error(device: torch.device) -> float:
         network = build_training_network(configuration).to(device).eval()

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from paper import BLUE, GREEN, ORANGE, detector, moved, photo, save
+from paper import BLUE, GREEN, ORANGE, astronaut_image, detector, moved, save
 
 from hihlandmark.crop import (
     crop_angles,
@@ -107,8 +107,8 @@ def rotated(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def main() -> None:
     """Draw both."""
-    draw(photo(), (110, 10, 340, 240), "crops.png", "lower left")
-    draw(rotated(photo()), (100, 0, 350, 250), "turned.png", "lower right")
+    draw(astronaut_image(), (110, 10, 340, 240), "crops.png", "lower left")
+    draw(rotated(astronaut_image()), (100, 0, 350, 250), "turned.png", "lower right")
 
 
 if __name__ == "__main__":

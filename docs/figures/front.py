@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from paper import face, moved, portrait, save_picture
+from paper import face, moved, portrait, save_image
 
 from hihlandmark import draw_faces
 
@@ -28,7 +28,7 @@ def panel(layout: int) -> NDArray[np.uint8]:
 def main() -> None:
     """Draw it."""
     gap = np.full((SIDE, 6, 3), 255, np.uint8)
-    save_picture(np.concatenate([panel(98), gap, panel(68), gap, panel(29)], axis=1), "front.png")
+    save_image(np.concatenate([panel(98), gap, panel(68), gap, panel(29)], axis=1), "front.png")
 
 
 if __name__ == "__main__":

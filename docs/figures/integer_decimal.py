@@ -1,8 +1,8 @@
-"""Draws the figures of docs/concepts/heatmaps.md: integer and decimal heatmaps on a face.
+"""Draw the figures of docs/concepts/heatmaps.md: integer and decimal heatmaps on a face.
 
-python docs/figures/integer_decimal.py
+    python docs/figures/integer_decimal.py
 
-Writes ``cells.png``, ``integer.png`` and ``decimal.png`` beside this file. Needs matplotlib and
+Writes ``cells.png``, ``integer.png`` and ``decimal.png`` to this folder. Needs matplotlib and
 scikit-image.
 """
 
@@ -12,54 +12,59 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from paper import detector, face, photo, save
+from paper import astronaut_image, detector, face, save
 
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.evaluation.figures import new_figure
 from hihlandmark.heatmap import encode, to_distributions
+from hihlandmark.runtimes.graph import CropGraph
+from hihlandmark.weights import load_model
 
 POINT = "left_eye_outer_corner"
 STRIDE, CELLS, BINS = 4, 64, 8
 MARK = "#0077ff"
 
 
-class Seen(NamedTuple):
-    """A crop (S, S, 3), a point (2,) in it, and heatmaps (P, 64, 64) and (P, 8, 8) found in it."""
+class Prediction(NamedTuple):
+    """A crop (S, S, 3), a point (2,) in it, and its heatmaps (P, 64, 64) and (P, 8, 8)."""
 
-    crop: NDArray[np.uint8]
-    point: NDArray[np.floating]
-    integer: NDArray[np.floating]
-    decimal: NDArray[np.floating]
+    crop: Image
+    point: FloatArray
+    integer: FloatArray
+    decimal: FloatArray
 
 
-def look() -> Seen:
-    """What the packaged network sees in the second crop of the astronaut."""
+@torch.inference_mode()
+def predict() -> Prediction:
+    """The heatmaps of the packaged network on the second crop of the astronaut."""
     finder, found = detector(), face()
     square = finder.box_map("landmarks").squares_around(
         found.points[None].astype(float), np.zeros(1)
     )[0]
-    crop = np.asarray(cut_crop(photo(), square, finder.crop_size))
-    place = transform_points(crop_matrix(square, finder.crop_size), found.points.astype(float))
-    integer, decimal = to_distributions(
-        *finder.runtime(crop[None]), finder.card.decoding["activation"]
-    )
+    size = finder.landmarker.crop_size
+    crop = np.asarray(cut_crop(astronaut_image(), square, size))
+    place = transform_points(crop_matrix(square, size), found.points.astype(float))
+    network, card, _ = load_model(model=finder.card.name)
+    graph = CropGraph(network, [finder.layout.name], card.normalization, card.decoding)
+    (raw,) = graph.heatmaps(torch.from_numpy(crop[None]))
+    integer, decimal = to_distributions(*raw, card.decoding.activation)
     assert decimal is not None
     index = finder.layout.point_names.index(POINT)
-    return Seen(crop, place[index], integer[0].numpy(), decimal[0].numpy())
+    return Prediction(crop, place[index], integer[0].numpy(), decimal[0].numpy())
 
 
-def around(point: NDArray[np.floating], cells: int) -> tuple[int, int]:
+def around(point: FloatArray, cells: int) -> tuple[int, int]:
     """The first cell, as (x, y), of a window of ``cells`` cells around a point."""
     x, y = np.floor((point + 0.5) / STRIDE).astype(int) - cells // 2
     return int(x), int(y)
 
 
-def draw_cells(seen: Seen) -> Any:
+def draw_cells(seen: Prediction) -> Any:
     """The crop around a point, with pixels and cells, and one cell with its bins."""
     x0, y0 = around(seen.point, 5)
     pixels = seen.crop[y0 * STRIDE : (y0 + 5) * STRIDE, x0 * STRIDE : (x0 + 5) * STRIDE]
-    pixels = np.asarray(120 + 0.53 * pixels, np.uint8)  # pale, to draw on
+    pixels = np.asarray(120 + 0.53 * pixels, np.uint8)  # pale, as a background
     u = (seen.point + 0.5) / STRIDE
     cell = np.floor(u)
     figure = new_figure(9.6, 4.9)
@@ -94,17 +99,17 @@ def draw_cells(seen: Seen) -> Any:
     return figure
 
 
-def rectangle(corner: NDArray[np.floating], side: float, color: str) -> Any:
+def rectangle(corner: FloatArray, side: float, color: str) -> Any:
     """The outline of a cell or a bin."""
     from matplotlib.patches import Rectangle
 
     return Rectangle(tuple(corner), side, side, fill=False, edgecolor=color, linewidth=2)
 
 
-def draw_integer(seen: Seen) -> Any:
-    """Heatmaps over the crop, and one of them: its target and what the network says."""
+def draw_integer(seen: Prediction) -> Any:
+    """All heatmaps over the crop, and one of them with its target."""
     index = detector().layout.point_names.index(POINT)
-    target = encode(torch.from_numpy(seen.point)[None], CELLS).integer[0].numpy()
+    target = encode(torch.from_numpy(seen.point)[None], CELLS, stride=STRIDE).integer[0].numpy()
     x0, y0 = around(seen.point, 15)
     figure = new_figure(11, 4)
     whole, wanted, found = figure.subplots(1, 3)
@@ -115,8 +120,8 @@ def draw_integer(seen: Seen) -> Any:
     whole.set_title("integer heatmaps of all 98 points", fontsize=10)
     whole.axis("off")
     for axis, maps, title in (
-        (wanted, target, "what the network is taught: sigma 1.5 cells"),
-        (found, seen.integer[index], "what it says: a probability for each cell"),
+        (wanted, target, "target: sigma 1.5 cells"),
+        (found, seen.integer[index], "prediction: a probability for each cell"),
     ):
         axis.imshow(maps, cmap="magma", extent=(0, CELLS, CELLS, 0))
         axis.set_xlim(x0, x0 + 15)
@@ -128,31 +133,31 @@ def draw_integer(seen: Seen) -> Any:
     return figure
 
 
-def draw_decimal(seen: Seen) -> Any:
-    """Targets of three points of one cell, and what the packaged network says of a point."""
+def draw_decimal(seen: Prediction) -> Any:
+    """Targets of three points of one cell, and the prediction of the packaged network."""
     figure = new_figure(11, 3.2)
     axes = figure.subplots(1, 4)
     index = detector().layout.point_names.index(POINT)
     for axis, fraction in zip(axes, ((0.5, 0.5), (0.2, 0.7), (0.97, 0.1)), strict=False):
         place = torch.tensor([fraction]) * STRIDE + 30 * STRIDE - 0.5
-        axis.imshow(encode(place, CELLS).decimal[0].numpy(), cmap="magma", vmin=0, vmax=1)
+        axis.imshow(
+            encode(place, CELLS, stride=STRIDE).decimal[0].numpy(), cmap="magma", vmin=0, vmax=1
+        )
         axis.plot(*(np.array(fraction) * BINS - 0.5), "+", color="#4fc3f7", markersize=12)
         axis.set_title(f"target at ({fraction[0]:g}, {fraction[1]:g})", fontsize=10)
     axes[3].imshow(seen.decimal[index], cmap="magma", vmin=0, vmax=seen.decimal[index].max())
-    axes[3].set_title("hih-small's: nearly an even guess", fontsize=10)
+    axes[3].set_title("hih-small: almost uniform", fontsize=10)
     for axis in axes:
         axis.set_xticks(range(BINS))
         axis.set_yticks(range(BINS))
         axis.tick_params(length=0, labelsize=8)
-    print(
-        f"highest decimal probability {seen.decimal[index].max():.4f}, even guess {1 / BINS**2:.4f}"
-    )
+    print(f"highest decimal probability {seen.decimal[index].max():.4f}, uniform {1 / BINS**2:.4f}")
     return figure
 
 
 def main() -> None:
-    """Draw all."""
-    seen = look()
+    """Draw all figures."""
+    seen = predict()
     save(draw_cells(seen), "cells.png")
     save(draw_integer(seen), "integer.png")
     save(draw_decimal(seen), "decimal.png")

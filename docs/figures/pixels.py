@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from paper import BLUE, GRAY, ORANGE, face, photo, save
+from paper import BLUE, GRAY, ORANGE, astronaut_image, face, save
 
 from hihlandmark.evaluation.figures import new_figure
 
@@ -38,7 +38,7 @@ def draw_pixels() -> Any:
     """An eye corner of the image, pixel by pixel, with the point that was found."""
     point = face()[CORNER]
     left, top = (np.floor(point) - (5, 4)).astype(int)
-    part = photo()[top : top + 9, left : left + 14]
+    part = astronaut_image()[top : top + 9, left : left + 14]
     figure = new_figure(9.4, 4.6)
     axis = figure.subplots()
     axis.imshow(part, interpolation="nearest")
@@ -63,7 +63,7 @@ def draw_pixels() -> Any:
 
 def draw_resizing() -> Any:
     """Four by three pixels, the same enlarged by 2, and a point in both."""
-    small = cv2.cvtColor(photo(), cv2.COLOR_RGB2GRAY)[100:103, 193:197]
+    small = cv2.cvtColor(astronaut_image(), cv2.COLOR_RGB2GRAY)[100:103, 193:197]
     large = small.repeat(2, axis=0).repeat(2, axis=1)
     point = np.array([2.0, 1.0])
     figure = new_figure(9.4, 4.2)

@@ -15,12 +15,12 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Circle, Ellipse
 from numpy.typing import NDArray
-from paper import BLUE, detector, face, moved, paled, photo, portrait, save
+from paper import BLUE, astronaut_image, detector, face, moved, paled, portrait, save
 
 from hihlandmark import Face
 from hihlandmark.draw import HIGH, LOW
 from hihlandmark.evaluation.figures import new_figure
-from hihlandmark.weights.calibration import NEAR
+from hihlandmark.weights.card import NEAR
 
 SIDE = 520
 HALF = 1.3863
@@ -30,7 +30,7 @@ COLORS = LinearSegmentedColormap.from_list("scores", [LOW / 255, HIGH / 255])
 
 def covered() -> tuple[NDArray[np.uint8], Face]:
     """The image with a gray rectangle over mouth and chin, and the face found in it."""
-    image = photo().copy()
+    image = astronaut_image().copy()
     points = face().points
     top = int(face()["nose_base_middle"][1]) + 4
     left, right = int(points[:, 0].min()) - 20, int(points[:, 0].max()) + 20
@@ -57,7 +57,7 @@ def draw_scores() -> Any:
     _, matrix = portrait(SIDE, margin=1.35)
     shown = None
     for axis, image, found, title in (
-        (axes[0], photo(), face(), "the face as it is"),
+        (axes[0], astronaut_image(), face(), "the face as it is"),
         (axes[1], covered_image, hidden, "mouth and chin covered"),
     ):
         axis.imshow(cv2.warpAffine(image, matrix, (SIDE, SIDE)))

@@ -1,9 +1,9 @@
-"""Draws the two images of docs/three-systems.md with the packaged weights.
+"""Draw the two figures of docs/three-systems.md with the packaged weights.
 
     python docs/figures/three_systems.py
 
-Writes ``heatmaps.png`` (what the networks see on a face: scikit-image's astronaut, public domain)
-and ``losses.png`` (what they are taught by) beside this file. Needs matplotlib and scikit-image.
+Writes ``heatmaps.png`` (of scikit-image's astronaut, public domain) and ``losses.png`` to this
+folder. Needs matplotlib and scikit-image.
 """
 
 from __future__ import annotations
@@ -12,43 +12,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from paper import save
-from skimage.data import astronaut
+from paper import astronaut_image, save
 
 from hihlandmark import Detector
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import cut_crop
 from hihlandmark.evaluation.figures import new_figure
 from hihlandmark.heatmap import gaussian, to_distributions
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
+from hihlandmark.models.base import normalize
 from hihlandmark.models.hih import HIH
-from hihlandmark.runtimes.graph import normalize
 from hihlandmark.training.losses import adaptive_wing, direction_loss
 from hihlandmark.weights import load_model
 
 LAYOUT = 98
 POINT = 64
-"""The inner corner of the eye on the left, whose decimal heatmap is shown."""
-
-Crop = NDArray[np.uint8]
+"""The inner corner of the left eye, whose decimal heatmap is shown."""
 
 
-def face_crop(detector: Detector) -> Crop:
-    """The crop (S, S, 3) that a network sees of the astronaut."""
-    photo = astronaut()
-    (face,) = detector.predict(photo)
+def face_crop(detector: Detector) -> Image:
+    """The crop (S, S, 3) of the astronaut's face."""
+    (face,) = detector.predict(astronaut_image())
     square = detector.box_map("landmarks").squares_around(
         face.points[None].astype(float), np.zeros(1)
     )[0]
-    return np.asarray(cut_crop(photo, square, detector.crop_size))
+    return np.asarray(cut_crop(astronaut_image(), square, detector.landmarker.crop_size))
 
 
 @torch.inference_mode()
-def maps_of(detector: Detector, crop: Crop) -> dict[str, NDArray[np.floating]]:
-    """Maps (h, h) of one crop by their captions, each the highest value of all points or lines."""
+def maps_of(detector: Detector, crop: Image) -> dict[str, FloatArray]:
+    """Maps (h, h) of a crop by their captions: the maximum over all points or contours."""
     network, card, _ = load_model(model=detector.card.name)
-    mean, std = torch.tensor(card.normalization["mean"]), torch.tensor(card.normalization["std"])
+    mean, std = torch.tensor(card.normalization.mean), torch.tensor(card.normalization.std)
     batch = normalize(torch.from_numpy(crop[None]), mean, std)
     shown: dict[str, torch.Tensor] = {}
     if isinstance(network, HIH):
@@ -79,7 +75,7 @@ def maps_of(detector: Detector, crop: Crop) -> dict[str, NDArray[np.floating]]:
 
 
 def draw_heatmaps() -> Any:
-    """Rows of systems: the crop with a map over it."""
+    """A row for each system: the crop overlaid with a map."""
     rows = {
         "HIH": Detector(LAYOUT, model="hih-small"),
         "ADNet": Detector(LAYOUT, model="adnet-small"),
@@ -102,7 +98,7 @@ def draw_heatmaps() -> Any:
 
 
 def draw_losses() -> Any:
-    """The shapes of the losses: Adaptive Wing's over the error, its weights, ADNet's direction."""
+    """Adaptive Wing's loss over the error, its weights, and contours of ADNet's direction loss."""
     figure = new_figure(11, 3.6)
     curves, weights, direction = figure.subplots(1, 3)
 
@@ -126,13 +122,13 @@ def draw_losses() -> Any:
     axis = torch.linspace(-3, 3, 121)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(-1, 2)
     normal = torch.tensor([[0.0, 1.0]]).expand(len(grid), -1)
-    for strength, color in ((1.0, "tab:blue"), (9.0, "tab:red")):
-        losses = direction_loss(grid, normal, strength).view(121, 121)
+    for lambda_, color in ((1.0, "tab:blue"), (9.0, "tab:red")):
+        losses = direction_loss(grid, normal, lambda_).view(121, 121)
         direction.contour(axis, axis, losses, levels=[0.5, 1.5, 2.5], colors=color)
-        direction.plot([], [], color=color, label=f"λ = {strength:g}")
+        direction.plot([], [], color=color, label=f"λ = {lambda_:g}")
     direction.axhline(0, color="gray", linewidth=2, alpha=0.5)
     direction.set_aspect("equal")
-    direction.set_title("ADNet: errors of equal loss\nat a point on a contour (gray)", fontsize=9)
+    direction.set_title("ADNet: lines of equal loss\nat a point on a contour (gray)", fontsize=9)
     direction.set_xlabel("along the contour, cells")
     direction.set_ylabel("across, cells")
     direction.legend(fontsize=8, loc="upper right")
@@ -140,7 +136,7 @@ def draw_losses() -> Any:
 
 
 def main() -> None:
-    """Draw both."""
+    """Draw both figures."""
     save(draw_losses(), "losses.png")
     save(draw_heatmaps(), "heatmaps.png")
 

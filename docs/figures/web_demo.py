@@ -11,7 +11,7 @@ import io
 import shutil
 
 import numpy as np
-from paper import detector, save_picture
+from paper import detector, save_image
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -40,7 +40,7 @@ def main() -> None:
         content = page.screenshot(full_page=True)
         browser.close()
     picture = Image.open(io.BytesIO(content)).convert("RGB")
-    save_picture(np.asarray(picture), "web_demo.png")
+    save_image(np.asarray(picture), "web_demo.png")
 
 
 if __name__ == "__main__":

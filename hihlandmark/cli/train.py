@@ -15,17 +15,15 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="A TOML file, or a configuration that we ship: hih-wflw, hih-300w, hih-cofw "
-            "(the paper's), hih-mixed, hih-small, hih-small-continued, "
-            "hih-small-distilled.",
+            help="A TOML file, or a shipped configuration: hih-small, hih-small-continued, "
+            "hih-small-distilled, hih-mixed, adnet-small, awing-small, or hih, adnet or awing with "
+            "-wflw, -300w or -cofw.",
         ),
     ],
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder in which the configuration's data sets lie.")
-    ],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the configuration's data sets.")],
     run: Annotated[
         Path,
-        typer.Option("--out", help="Folder for checkpoints and logs; goes on if it has a run."),
+        typer.Option("--out", help="Folder for checkpoints and logs; a run in it is resumed."),
     ],
     settings: Annotated[
         list[str] | None,
@@ -50,31 +48,35 @@ def train(
         int, typer.Option("--workers", min=0, help="Processes that prepare data.")
     ] = 1,
 ) -> None:
-    """Train a network on annotated faces, resuming where a stopped run was.
+    """Train a network on annotated faces, or resume a stopped run.
 
     On several GPUs or processes: torchrun --nproc-per-node N -m hihlandmark train ...
     """
-    from hihlandmark.training import missing_extra
+    from hihlandmark.errors import missing_extra
 
-    with missing_extra():
+    with missing_extra("train"):
         from accelerate import PartialState
 
         from hihlandmark.training.config import read_configuration
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.trainer import train as run_training
+    from hihlandmark.cli.progress import progress_bar
     from hihlandmark.weights import load_model
 
     chosen = read_configuration(configuration, settings or ())
     start = load_model(initial).network.state_dict() if initial else None
-    summary = run_training(chosen, data, run, device=device, initial=start, workers=workers)
+    with progress_bar("faces") as bar:
+        summary = run_training(
+            chosen, data, run, device=device, initial=start, workers=workers, progress=bar
+        )
     if not PartialState().is_main_process:
         return
     print(f"{summary.steps} steps; checkpoint: {summary.checkpoint}")
     for name, nme in summary.nme.items():
         print(f"  {name}: NME {100 * nme:.2f} %")
     if summary.skipped:
-        print(f"{len(summary.skipped)} samples left out, the first: {summary.skipped[0]}")
-    if summary.stand_ins:
-        print(f"{summary.stand_ins} times another face stood in for an unreadable image")
+        print(f"{len(summary.skipped)} samples skipped, the first: {summary.skipped[0]}")
+    if summary.replaced:
+        print(f"unreadable images were replaced by another face {summary.replaced} times")
     if export is not None:
         print(f"weights: {export_weights(summary.checkpoint, chosen, data, export)}")

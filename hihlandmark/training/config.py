@@ -1,4 +1,4 @@
-"""What fixes a training run: the TOML file, its validation, and the configurations that we ship."""
+"""The configuration of a training run: TOML files, their validation, and the shipped ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hihlandmark.crop import CANONICAL_SCALE, BoxMap, canonical_crop
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.registry import configuration_of
+from hihlandmark.weights.card import DataSource
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +37,7 @@ def _expand_ranges(value: Any) -> Any:
 
 
 PointNumbers = Annotated[tuple[int, ...], BeforeValidator(_expand_ranges)]
-"""Numbers of points, in TOML also as ranges: ``["4-18", 22]``."""
+"""Indices of points; in TOML ranges are allowed: ``["4-18", 22]``."""
 
 
 class _Table(BaseModel):
@@ -44,56 +45,56 @@ class _Table(BaseModel):
 
 
 class FaceSet(_Table):
-    """A split of a data set; ``folder`` lies within the folder given as ``--data``."""
+    """A split of a data set. ``folder`` is relative to the folder given as ``--data``."""
 
     folder: str = "."
     split: str = "train"
     format: str = "auto"
     layout: str | None = None
-    """Name of the layout; None takes the data set's own."""
+    """Name of the layout; None: the data set's own."""
 
     @property
     def title(self) -> str:
-        """Names the split in logs."""
+        """The name of the split in logs."""
         parts = (self.folder if self.folder != "." else None, self.split, self.layout)
         return "/".join(part for part in parts if part)
 
 
 class TrainingSet(FaceSet):
-    """A split to learn from, how much of a batch it fills, and how its crops are cut."""
+    """A split to train on, its share of the samples, and how its crops are cut."""
 
     share: float | None = Field(None, gt=0)
-    """Weight among the sets; None: its number of faces."""
+    """Sampling weight of the set; None: its number of faces."""
     box_scale: float | None = Field(None, gt=0)
-    """Side of the crop, in longer sides of the tight box of ``box_points``; None: the canonical
-    crop of the layout, or ``canonical_scale`` for a layout that is none of ours."""
+    """Side of the crop over the longer side of the tight box of ``box_points``. None: the canonical
+    crop of the layout, or ``canonical_scale`` for a layout that is not built in."""
     box_points: PointNumbers | None = None
-    """None: all. For layouts that reach beyond the face's jaw and brows."""
+    """None: all. For layouts with points outside of jaw and brows."""
     ignored: PointNumbers = ()
-    """Points that are not learned from."""
+    """Points that are not trained."""
 
 
 class Stage(_Table):
     """One cycle of the learning rate at one crop size.
 
-    Small crops first: a 128-pixel crop costs a fifth of a 256-pixel one and teaches most of what a
-    face looks like; the last stage teaches the detail.
+    Small crops first: a 128-pixel crop costs a fifth of a 256-pixel one, and most of the training
+    does not need the detail of the last stage.
     """
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
-    """Instead of ``steps``: passes over all the sets' faces."""
+    """Instead of ``steps``: the faces of all sets are counted once an epoch."""
     crop_size: int = Field(256, ge=16)
     batch_size: int = Field(16, ge=1)
-    """Faces a process, a step and an accumulation."""
+    """Faces per process, step and accumulated batch."""
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["cosine", "step"] = "cosine"
-    """Half a cosine down to 1 %, or a drop by ``decay`` at every milestone."""
+    """Half a cosine down to 1 %, or multiplied by ``decay`` at every milestone."""
     milestones: tuple[float, ...] = ()
-    """In the unit of the stage's length: epochs or steps."""
+    """In epochs or steps, as the length of the stage."""
     decay: float = Field(0.1, gt=0, le=1)
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises to its value."""
+    """Steps of the linear warm-up of the learning rate."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> Stage:
@@ -106,26 +107,27 @@ class Loss(_Table):
     """Names of `losses.HEATMAP_LOSSES` and `losses.POINT_LOSSES`, and their weights."""
 
     integer: str = "cross_entropy"
-    """Of integer heatmaps, Adaptive Wing's heatmaps and boundary, ADNet's edge and point maps."""
+    """Loss of integer heatmaps, Adaptive Wing's heatmaps and boundary, ADNet's edge and point
+    maps."""
     decimal: str = "cross_entropy"
-    """Of HIH's decimal heatmaps."""
+    """Loss of HIH's decimal heatmaps."""
     point: str = "none"
-    """Of the heatmaps' means; ADNet's landmarks."""
+    """Loss of the means of heatmaps; of ADNet's landmarks."""
     decimal_weight: float = Field(0.5, ge=0)
     point_weight: float = Field(0.0, ge=0)
     integer_sigma: float = Field(1.25, gt=0)
-    """Of the integer target, in cells. The paper's MSE takes 1.5; a cross-entropy needs no wide
-    basin to find the peak."""
+    """Standard deviation of the integer target in cells. The paper uses 1.5 with MSE; a
+    cross-entropy finds the peak with less."""
     sub_cell: bool = False
-    """Centers the Gaussians of Adaptive Wing on the exact point instead of on its cell: without a
-    decimal heatmap, the decoder has nothing else to tell the place within a cell."""
+    """Center the Gaussians of Adaptive Wing on the exact point instead of on its cell: their mean
+    is then the position within the cell."""
     line_sigma: float = Field(1.0, gt=0)
-    """Across ADNet's edges and Adaptive Wing's boundary, in cells."""
+    """Standard deviation across ADNet's edges and Adaptive Wing's boundary, in cells."""
     map_weight: float = Field(10.0, ge=0)
-    """Of ADNet's edge and point maps."""
+    """Weight of ADNet's edge and point maps."""
     shared_weight: float = Field(0.3, ge=0)
-    """Weight of points that a face lends to another layout: annotators of two data sets agree only
-    so far on where the same point is."""
+    """Weight of the points that a face trains in layouts other than its own: annotators of two data
+    sets place the same point a little differently."""
 
 
 class Optimizer(_Table):
@@ -133,123 +135,114 @@ class Optimizer(_Table):
 
     name: Literal["adam", "adamw", "rmsprop"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of the gradient and of its square; RMSprop takes the first for its momentum."""
+    """Decay of the means of gradient and squared gradient; RMSprop uses the first as momentum."""
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(5.0, ge=0)
-    """Largest norm of the gradient; 0 does not clip."""
+    """Largest norm of the gradient; 0: no clipping."""
     accumulation: int = Field(1, ge=1)
     """Batches whose gradients are summed before a step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision by Accelerate; "no" is float32."""
+    """Mixed precision of Accelerate; "no" is float32."""
 
 
 class Validation(_Table):
-    """Errors of the averaged weights during the run, which choose the best checkpoint."""
+    """Evaluations of the averaged weights during the run, which select the best checkpoint."""
 
     every: int = Field(500, ge=1)
-    """Steps between two looks."""
+    """Steps between two evaluations."""
     sets: tuple[FaceSet, ...] = ()
     patience: int = Field(0, ge=0)
-    """Looks in a row without a better mean error after which the run ends; 0 never ends it early.
-    Only looks at the last stage's crop size count."""
-    pictures: int = Field(8, ge=0)
-    """Faces of the first set drawn with their predictions at each look."""
+    """Evaluations in a row without a lower mean error after which the run ends; 0: no early stop.
+    Only evaluations at the last stage's crop size count."""
+    images: int = Field(8, ge=0)
+    """Faces of the first set that are drawn with their predictions at each evaluation."""
 
 
 class SelfTraining(_Table):
-    """Learning from unlabeled faces with a mean teacher (Tarvainen and Valpola, 2017).
+    """Training on unlabeled faces with a mean teacher (Tarvainen and Valpola, 2017).
 
-    The averaged network labels a plain crop, the trained one learns these points on a
-    augmented crop, each weighted by how sure the teacher is: ``weight * s^2 / (s^2 + v)`` with s
-    the ``trusted_spread`` and v the teacher's variance.
+    The averaged network labels a plain crop; the network is trained on these points on an
+    augmented crop. A point has the weight ``weight * s^2 / (s^2 + v)`` with s the
+    ``trusted_spread`` and v the teacher's variance.
     """
 
     sets: tuple[TrainingSet, ...] = Field(min_length=1)
-    """Their points, of any layout, only say where to crop. `hihlandmark data label` makes them."""
+    """Their points, in any layout, are used for the crop only: see `hihlandmark data label`."""
     layouts: tuple[str, ...] = Field(min_length=1)
     """Layouts that the teacher labels."""
     faces: int = Field(4, ge=1)
     """Unlabeled faces added to each batch."""
     start: int = Field(1000, ge=0)
-    """First step: before it the teacher knows too little."""
+    """First step; before it the teacher is not accurate enough."""
     weight: float = Field(0.5, gt=0)
     trusted_spread: float = Field(1.5, gt=0)
-    """Standard deviation, in cells of the heatmap, at which a point counts half."""
+    """Standard deviation in cells at which a point has half of the weight."""
 
 
 class Distillation(_Table):
-    """Learning from the heatmaps of a trained network (Hinton et al., arXiv 1503.02531).
+    """Training on the heatmaps of a trained network (Hinton et al., arXiv 1503.02531).
 
-    The teacher sees the crops of the student, labeled and unlabeled ones, in the stages whose
-    crops are as large as its input. Its softmaxes over cells and bins are the targets of every
-    point of every layout that it teaches, also of faces annotated in another layout. There is no
-    temperature: the teacher's own targets were Gaussians and not single cells, so that its softmax
-    is soft.
+    The teacher runs on the crops of the student, labeled and unlabeled, in the stages whose crops
+    have its input size. Its softmaxes over cells and bins are the targets of every point of the
+    taught layouts, also for faces annotated in another layout. The temperature is 1: the teacher
+    was trained on Gaussians, so its softmax is soft.
     """
 
     weights: str
-    """Of the teacher: path, packaged name or Hub repository."""
+    """Of the teacher: a path, packaged name or Hub repository."""
     weight: float = Field(1.0, gt=0)
-    """Of the divergence between both networks' distributions, a mean over points and faces."""
+    """Weight of the KL divergence between both networks, a mean over points and faces."""
     layouts: tuple[str, ...] | None = None
     """Layouts to teach; None: all that both networks predict."""
-
-
-class TrainingData(_Table):
-    """A line of the model card about where the weights come from."""
-
-    name: str
-    license: str
-    images: int
 
 
 class CalibrationSet(FaceSet):
     """The faces on which the scores of one layout are fitted at export."""
 
     of: str
-    """Name of the layout calibrated; the set may be of another one that shares points."""
+    """Name of the calibrated layout; the set may have another one that shares points."""
 
 
 class Card(_Table):
-    """What the model card of the exported weights says, and what goes with them."""
+    """The model card of the exported weights, and the data for calibration and priors."""
 
     license: str = "Unknown: set card.license in the training configuration."
-    training_data: tuple[TrainingData, ...] = ()
+    training_data: tuple[DataSource, ...] = ()
     calibration: tuple[CalibrationSet, ...] = ()
     shapes: tuple[FaceSet, ...] = ()
-    """Faces whose shapes make the `ShapePrior` of their layout."""
+    """Faces to which the `ShapePrior` of their layout is fitted."""
 
 
 class TrainingConfiguration(_Table):
-    """Everything that fixes a training run, beside the data."""
+    """Everything that determines a training run, apart from the data."""
 
     name: str
     """Of the weights."""
     model: str
     """Name of a model of the registry."""
     layouts: tuple[str, ...] | None = None
-    """Layouts to predict; None takes the model's."""
+    """Layouts to predict; None: the model's."""
     network: Mapping[str, Any] = {}
-    """Fields of the model's configuration to change, such as ``stacks``."""
+    """Changed fields of the model's configuration, such as ``stacks``."""
     auxiliary_layouts: Mapping[str, int] = {}
-    """Further layouts that teach the backbone, and their numbers of points; not exported."""
+    """Further layouts with their numbers of points, which train the features; not exported."""
     canonical_scale: float = Field(CANONICAL_SCALE, gt=0)
-    """Side of the crop, in longer sides of the tight box of a face's 98 or 68 points. The maps from
-    all other kinds of boxes grow with it."""
+    """Side of the crop over the longer side of the tight box of a face's 98 or 68 points. The maps
+    from all other kinds of boxes are scaled alike."""
     init_std: float = Field(0.0, ge=0)
-    """Standard deviation of the first weights of convolutions; 0 takes PyTorch's."""
+    """Standard deviation of the initial weights of convolutions; 0: PyTorch's initialization."""
     sets: tuple[TrainingSet, ...] = Field(min_length=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
     first_stage: int = Field(1, ge=1)
-    """Stages before this one, counted from 1, are left out."""
+    """Stages before this one, counted from 1, are skipped."""
     augmentation: Augmentation = Augmentation()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     ema_decay: float = Field(0.998, ge=0, lt=1)
-    """Of the exponential moving average of the weights, which is exported; 0 takes the last."""
+    """Decay of the exponential moving average of the weights, which is exported; 0: the last
+    weights."""
     freeze_bn: bool = False
-    """Batch normalization keeps the statistics of the initial weights: for fine-tuning on little
-    data."""
+    """Keep the batch norm statistics of the initial weights: for fine-tuning on little data."""
     validation: Validation = Validation()
     self_training: SelfTraining | None = None
     distillation: Distillation | None = None
@@ -265,26 +258,26 @@ class TrainingConfiguration(_Table):
         return self
 
     def network_configuration(self) -> dict[str, Any]:
-        """The model's configuration with this run's layouts and changes, as it is exported."""
+        """The model's configuration with the layouts and changes of this run, as exported."""
         return {**configuration_of(self.model, self.layouts), **self.network}
 
     def box_maps(self) -> dict[str, BoxMap]:
-        """The crop contract: from each kind of box to this run's crop."""
+        """The crop contract: the map from each kind of box to the crop of this run."""
         return canonical_crop(self.canonical_scale)
 
     def fingerprint(self) -> str:
-        """What must be equal for a run to be resumed: all but what only looks at it.
+        """The values that must be equal to resume a run: those that change its weights.
 
-        Of a teacher's weights the content counts, which the loop knows, not the place.
+        The path of a teacher is left out; the trainer adds the hash of its weights.
         """
-        looks: dict[str, Any] = dict.fromkeys(("validation", "card", "save_every"), True)
-        # Without a teacher the table is left out: runs begun before there was one go on.
-        teacher = True if self.distillation is None else {"weights"}
-        return self.model_dump_json(exclude={**looks, "distillation": teacher})
+        excluded: dict[str, Any] = dict.fromkeys(("validation", "card", "save_every"), True)
+        # Without a teacher the whole table is left out, so that older runs can be resumed.
+        excluded["distillation"] = True if self.distillation is None else {"weights"}
+        return self.model_dump_json(exclude=excluded)
 
 
 def shipped_configurations() -> list[str]:
-    """Names that `read_configuration` knows without a path."""
+    """Names of the configurations that are part of the package."""
     folder = files("hihlandmark.training") / "configurations"
     return sorted(
         entry.name.removesuffix(".toml")
@@ -296,12 +289,18 @@ def shipped_configurations() -> list[str]:
 def read_configuration(
     name_or_path: str | Path, overrides: Sequence[str] = ()
 ) -> TrainingConfiguration:
-    """The configuration of a TOML file, or one that we ship by its name.
+    """Read a configuration.
 
-    A file may say ``extends = "hih-small"``, or the path of another file as seen from its own: what
-    it does not say is then taken from there; tables are merged, lists replaced. ``overrides`` are
-    "key=value" with dots into tables and numbers into lists, the value as in TOML:
-    "stages.0.steps=100". Raises `ConfigurationError` that names the file and the key.
+    ``extends = "hih-small"`` in a file takes the missing keys from a shipped configuration, or from
+    another file by its path relative to the file. Tables are merged, lists replaced.
+
+    Args:
+        name_or_path: a TOML file, or the name of a shipped configuration.
+        overrides: "key=value" with dots into tables and indices into lists, the value as in TOML:
+            "stages.0.steps=100".
+
+    Raises:
+        ConfigurationError: a file, key or value is wrong. The message names it.
     """
     values = _read_tables(name_or_path)
     for override in overrides:
@@ -310,17 +309,17 @@ def read_configuration(
         return TrainingConfiguration.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(f"{name_or_path}: {_explain(error)}") from error
-    except ConfigurationError as error:  # of a table that checks itself, such as the augmentation
+    except ConfigurationError as error:  # of the augmentation, which checks itself
         raise ConfigurationError(f"{name_or_path}: {error}") from error
 
 
 def _read_tables(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tables of a file, upon those of the one that it extends."""
+    """The tables of a file, merged into those of the file that it extends."""
     path = Path(name_or_path)
     if path.suffix != ".toml":
         if str(name_or_path) not in shipped_configurations():
             raise ConfigurationError(
-                f"no configuration {str(name_or_path)!r}: give the path of a .toml file, or one of "
+                f"no configuration {str(name_or_path)!r}: give the path of a .toml file or one of "
                 f"{', '.join(shipped_configurations())}"
             )
         shipped = files("hihlandmark.training").joinpath("configurations", f"{path}.toml")
@@ -335,12 +334,14 @@ def _read_tables(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) ->
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{name_or_path} is not TOML: {error}; mend that line") from error
+        raise ConfigurationError(
+            f"{name_or_path} is not TOML: {error}; repair that line"
+        ) from error
     extended = values.pop("extends", None)
     if extended is None:
         return values
     if str(name_or_path) in extended_by:
-        raise ConfigurationError(f"{name_or_path} extends itself: name another one in extends")
+        raise ConfigurationError(f"{name_or_path} extends itself: change extends")
     if str(extended).endswith(".toml"):
         extended = path.parent / str(extended)
     return _merged(_read_tables(extended, (*extended_by, str(name_or_path))), values)
@@ -375,7 +376,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line a problem: where and what."""
+    """Each problem with its key."""
     problems = []
     for problem in error.errors():
         place = ".".join(map(str, problem["loc"])) or "the file"

@@ -1,4 +1,4 @@
-"""Annotated faces -> training batches: crops, and the points of every layout as far as known."""
+"""Training batches from annotated faces: crops, and the points of every layout where known."""
 
 from __future__ import annotations
 
@@ -11,36 +11,30 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from hihlandmark.crop import (
-    BoxMap,
-    crop_matrix,
-    cut_crop,
-    invert,
-    tight_boxes,
-)
+from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
+from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, invert, tight_boxes
 from hihlandmark.datasets import read_faces
-from hihlandmark.datasets.augmentation import Image, generator
+from hihlandmark.datasets.augmentation import generator
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import EXACT_98_29, EXACT_98_68
 from hihlandmark.training.config import FaceSet, TrainingConfiguration, TrainingSet
-from hihlandmark.training.schedule import Draw, Plan, Sampler
+from hihlandmark.training.schedule import Draw, MixtureSampler, Plan
 
 logger = logging.getLogger(__name__)
 
-FURTHEST_REPLACEMENT = 20
-"""Faces in a row that may be unreadable before a set counts as broken."""
+MAX_UNREADABLE = 20
+"""Unreadable images in a row that stop the run."""
 
 
 class Batch(NamedTuple):
     """B crops and the targets of every point of every layout.
 
     ``crops`` (B, S, S, 3) uint8; ``points`` (B, P, 2) float32 in crop pixels; ``weights`` (B, P)
-    float32, 0 where a point is unknown or outside of the crop. P counts all the layouts' points,
-    one layout after another. ``unreadable``: images that others had to stand in for.
+    float32, 0 where a point is unknown or outside of the crop. P counts the points of all layouts,
+    one layout after another. ``unreadable`` (B,): images that were replaced by this one.
     """
 
     crops: torch.Tensor
@@ -50,7 +44,7 @@ class Batch(NamedTuple):
 
 
 class UnlabeledBatch(NamedTuple):
-    """U unlabeled faces, each as the teacher and as the student sees it.
+    """U unlabeled faces: the crops of the teacher and of the student.
 
     ``plain`` and ``augmented`` (U, S, S, 3) uint8; ``matrices`` (U, 2, 3) float32 map pixels of
     the plain crop to those of the augmented one.
@@ -63,16 +57,16 @@ class UnlabeledBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One face on its way into a batch: image (H, W, 3) and points (P, 2), NaN where unknown."""
+    """A face: image (H, W, 3), points (P, 2), NaN where unknown, and square (4,) of its crop."""
 
     image: Image
-    points: NDArray[np.float64]
-    square: NDArray[np.float64]
+    points: FloatArray
+    square: FloatArray
     unreadable: int
 
 
 class _Faces:
-    """Faces of several sets, drawn by sample number."""
+    """The faces of several sets by sample number."""
 
     def __init__(
         self,
@@ -82,25 +76,25 @@ class _Faces:
         seed: int,
     ) -> None:
         self.sets, self.faces = sets, faces
-        self.warned_of: set[str] = set()
+        self.reported: set[str] = set()
         self.box_maps = [
             _box_map(configuration, s, each.layout) for s, each in zip(sets, faces, strict=True)
         ]
         sizes = [len(each) for each in faces]
         shares = [s.share or float(size) for s, size in zip(sets, sizes, strict=True)]
-        self.sampler = Sampler(sizes, shares, seed)
+        self.sampler = MixtureSampler(sizes, shares, seed)
 
     def load(self, draw: Draw) -> Sample:
-        """The face drawn, or the next one of its set that can be read."""
+        """Load a face, or the next one of its set whose image can be read."""
         training_set, faces = self.sets[draw.set_number], self.faces[draw.set_number]
-        for unreadable in range(FURTHEST_REPLACEMENT):
+        for unreadable in range(MAX_UNREADABLE):
             face = faces[(draw.face + unreadable) % len(faces)]
             try:
                 image = face.load_image()
             except ImageError as error:
-                if face.name not in self.warned_of:
-                    self.warned_of.add(face.name)
-                    logger.warning("%s of %s is left out: %s", face.name, faces.name, error)
+                if face.name not in self.reported:
+                    self.reported.add(face.name)
+                    logger.warning("%s of %s is skipped: %s", face.name, faces.name, error)
                 continue
             box = _box_points(training_set, face)
             square = self.box_maps[draw.set_number].squares(tight_boxes(box))[0]
@@ -108,19 +102,29 @@ class _Faces:
             points[list(training_set.ignored)] = np.nan
             return Sample(image, points, square, unreadable)
         raise DataError(
-            f"{FURTHEST_REPLACEMENT} images in a row of {faces.name} cannot be read, the last "
-            f"{face.name}; is the folder complete?"
+            f"{MAX_UNREADABLE} images in a row of {faces.name} cannot be read, the last "
+            f"{face.name}. Is the folder complete?"
         )
 
 
 class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
     """Step number -> the batch of this process, and unlabeled faces where the run uses them.
 
-    A sample depends on the configuration's seed, its face and how often the face was seen, so that
-    a run which resumes at a step sees what it would have seen without the interruption, and several
-    processes see together what one with a larger batch would. ``layouts`` maps the name of each
-    layout, auxiliary ones too, to its number of points. ``process`` of ``processes`` sees its part
-    of the plan's samples.
+    A sample is determined by the seed, its face and how often the face was used before, so that a
+    resumed run uses the same samples, and several processes together use those of one process with
+    a larger batch.
+
+    Args:
+        configuration: of the run.
+        plan: its steps.
+        layouts: number of points of each layout, auxiliary ones included.
+        faces: of each set of the configuration.
+        unlabeled: of each set of ``self_training``.
+        process: index of this process.
+        processes: number of processes.
+
+    Raises:
+        ConfigurationError: a set has a layout that the run does not train.
     """
 
     def __init__(
@@ -143,7 +147,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
             self.unlabeled = _Faces(configuration, self.self_training.sets, unlabeled, seed)
         starts = np.cumsum([0, *self.layouts.values()]).tolist()
         self.starts = dict(zip(self.layouts, starts, strict=False))
-        self.lent = lent_points(self.starts)
+        self.shared = shared_points(self.starts)
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
@@ -164,7 +168,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         return batch, UnlabeledBatch(*parts)
 
     def _sample(self, number: int, size: int) -> tuple[Any, ...]:
-        """One row of a `Batch`, from the sample of that number."""
+        """One row of a `Batch`."""
         draw = self.faces.sampler.draw(number)
         rng = generator(self.configuration.seed, *draw)
         sample = self.faces.load(draw)
@@ -178,13 +182,13 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
             rng,
             lambda: self._other_crop(rng, size),
         )
-        with np.errstate(invalid="ignore"):  # of unknown points, which are NaN
+        with np.errstate(invalid="ignore"):  # unknown points are NaN
             known = np.asarray(((points >= -0.5) & (points < size - 0.5)).all(axis=-1))
         row = self._row(faces.layout, np.nan_to_num(points), known)
         return crop, *row, np.int64(sample.unreadable)
 
     def _pair(self, number: int, size: int) -> tuple[Any, ...]:
-        """One row of an `UnlabeledBatch`: crops of the same, perhaps mirrored, image."""
+        """One row of an `UnlabeledBatch`: two crops of the same image, which may be mirrored."""
         draw = self.unlabeled.sampler.draw(number)
         rng = generator(self.configuration.seed + 1, *draw)
         augmentation = self.configuration.augmentation
@@ -203,19 +207,19 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         return plain, crop, matrix.astype(np.float32)
 
     def _other_crop(self, rng: np.random.Generator, size: int) -> Image:
-        """A crop of any face of the run, for patches."""
+        """The crop of a random face of the run, for patches."""
         sample = self.faces.load(self.faces.sampler.draw(int(rng.integers(self.plan.samples))))
         return cut_crop(sample.image, sample.square, size)
 
     def _row(
-        self, layout: str, points: NDArray[np.floating], known: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """One layout's points -> points (P, 2) and weights (P,) of all layouts."""
+        self, layout: str, points: FloatArray, known: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """The points of one layout -> points (P, 2) and weights (P,) of all layouts."""
         total = sum(self.layouts.values())
         all_points, weights = np.zeros((total, 2), np.float32), np.zeros(total, np.float32)
         own = slice(self.starts[layout], self.starts[layout] + len(points))
         all_points[own], weights[own] = points, known
-        source, target = self.lent[layout]
+        source, target = self.shared[layout]
         all_points[target] = points[source]
         weights[target] = known[source] * self.configuration.loss.shared_weight
         return all_points, weights
@@ -224,7 +228,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
 def _box_map(
     configuration: TrainingConfiguration, training_set: TrainingSet, layout: str
 ) -> BoxMap:
-    """From the tight box of a face's points to the crop that it is trained on."""
+    """The map from the tight box of a face's points to its crop."""
     canonical = configuration.box_maps().get(f"landmarks:{layout}")
     if training_set.box_scale is None and canonical is not None:
         return canonical
@@ -235,34 +239,35 @@ def _check_layout(faces: AnnotatedFaces, layouts: Mapping[str, int]) -> None:
     points = len(faces.mirror)
     if faces.layout not in layouts:
         raise ConfigurationError(
-            f"{faces.name} is of layout {faces.layout}, which this run does not learn: it learns "
-            f"{', '.join(layouts)}. Add it to layouts or auxiliary_layouts, or set the set's layout"
+            f"{faces.name} has layout {faces.layout}, which this run does not train: it trains "
+            f"{', '.join(layouts)}. Add it to layouts or auxiliary_layouts, or change the set's"
         )
     if points != layouts[faces.layout]:
         raise ConfigurationError(
-            f"{faces.name} has {points} points a face, {faces.layout} {layouts[faces.layout]}: set "
-            "the layout that it is annotated in"
+            f"{faces.name} has {points} points per face, {faces.layout} {layouts[faces.layout]}: "
+            "set the layout that it is annotated in"
         )
 
 
 def read_face_set(data: Path, face_set: FaceSet) -> AnnotatedFaces:
-    """The faces of a set of a configuration, whose folder lies within ``data``."""
+    """Read the faces of a set of a configuration; its folder is relative to ``data``."""
     folder = data / face_set.folder
     return read_faces(folder, face_set.split, format=face_set.format, layout=face_set.layout)
 
 
 def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedFaces:
-    """The faces of a set that have a box to cut a crop around; the others join ``skipped``.
+    """The faces of a set that have a box for a crop; the others are added to ``skipped``.
 
-    Raises `ConfigurationError` when the set names points that its faces do not have, and
-    `DataError` when no face is left.
+    Raises:
+        ConfigurationError: the set names points that its faces do not have.
+        DataError: no face is left.
     """
     points = len(faces.mirror)
     numbers = (*training_set.ignored, *(training_set.box_points or ()))
     if max(numbers, default=0) >= points:
         raise ConfigurationError(
-            f"ignored or box_points of {faces.name} name point {max(numbers)}; it has {points}, "
-            "counted from 0"
+            f"ignored or box_points of {faces.name} name point {max(numbers)}; it has points 0 to "
+            f"{points - 1}"
         )
     kept = [face for face in faces if np.ptp(_box_points(training_set, face), axis=0).max() > 0]
     if len(kept) == len(faces):
@@ -273,23 +278,25 @@ def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedF
         if face not in kept
     ]
     if not kept:
-        raise DataError(f"{faces.name} has no usable face, leave it out: {lost[0]}")
+        raise DataError(f"{faces.name} has no usable face, remove it: {lost[0]}")
     return replace(faces, faces=kept, skipped=[*faces.skipped, *lost])
 
 
-def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> NDArray[np.float64]:
-    """The known points (K, 2) that the crop is cut around; one of (0, 0) where none is known."""
+def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> FloatArray:
+    """The known points (K, 2) that the crop contains; one of (0, 0) where none is known."""
     chosen = training_set.box_points
     points = face.points if chosen is None else face.points[list(chosen)]
     known = points[np.isfinite(points).all(axis=-1)]
     return known if len(known) else np.zeros((1, 2))
 
 
-def lent_points(starts: Mapping[str, int]) -> dict[str, tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """For each layout: its points that another layout has too, and their places in the row.
+def shared_points(starts: Mapping[str, int]) -> dict[str, tuple[IndexArray, IndexArray]]:
+    """For each layout: its points that other layouts share, and their places in the row.
 
-    Lets a face annotated in one layout teach the same points of the other layouts. ``starts`` maps
-    a layout to its first place in the row of all points.
+    A face annotated in one layout trains the same points of other layouts with them.
+
+    Args:
+        starts: the first place of each layout in the row of all points.
     """
     same_68_29 = {
         i29: i68
@@ -312,5 +319,5 @@ def lent_points(starts: Mapping[str, int]) -> dict[str, tuple[NDArray[np.intp], 
     return {name: (column[:, 0], column[:, 1]) for name, column in columns.items()}
 
 
-# One thread a worker: OpenCV's own threads would fight with the network's for the cores.
+# One thread per worker: OpenCV's threads would compete with the network's for the cores.
 cv2.setNumThreads(1)

@@ -1,55 +1,26 @@
-"""A trained network as the teacher of another one: who it is, whether it fits, what it says.
+"""Targets from a trained network: distillation and self-training.
 
-What the student makes of it is the objective's business.
+`read_teacher` loads the network that `Distillation` names; the HIH objective computes its loss.
+`PseudoLabeler` makes the batch of `SelfTraining` from unlabeled faces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
 from hihlandmark.errors import ConfigurationError, WeightsError
-from hihlandmark.models.base import Heatmaps, NetworkConfiguration
+from hihlandmark.models.base import LandmarkNetwork, NetworkConfiguration
 from hihlandmark.models.hih import HIH, HIHConfiguration
-from hihlandmark.training.config import Distillation, TrainingConfiguration
-from hihlandmark.training.objectives import decoding_of
+from hihlandmark.runtimes.graph import CropGraph
+from hihlandmark.training.config import Distillation, SelfTraining, TrainingConfiguration
+from hihlandmark.training.data import Batch, UnlabeledBatch
+from hihlandmark.training.objectives import NORMALIZATION, Teacher, decoding_of
 from hihlandmark.weights import load_model
-from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A network in eval mode and the layouts that it teaches.
-
-    No module, so that it is neither trained, nor saved, nor sent to other processes. ``weight``: of
-    its loss; ``digest``: the SHA-256 of its files.
-    """
-
-    network: HIH
-    layouts: tuple[str, ...]
-    weight: float
-    digest: str
-
-    @property
-    def crop_size(self) -> int:
-        """Side of the crops that it knows, in pixels.
-
-        A network whose last stage had crops of 256 pixels misses most points of crops of 128.
-        """
-        return self.network.configuration.input_size
-
-    @property
-    def points(self) -> int:
-        """Number of points that it teaches, of all its layouts."""
-        return sum(self.network.configuration.layouts[name] for name in self.layouts)
-
-    @torch.no_grad()
-    def __call__(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalized -> raw `Heatmaps` of the layouts taught."""
-        heatmaps = self.network(crops)
-        return {name: heatmaps[name] for name in self.layouts}
+from hihlandmark.weights.card import ModelCard
 
 
 def read_teacher(
@@ -58,38 +29,46 @@ def read_teacher(
     student: NetworkConfiguration,
     device: torch.device,
 ) -> Teacher:
-    """The teacher that a configuration names, on the device.
+    """Load the teacher that a configuration names.
 
-    Raises `WeightsError` when there are no such weights, and `ConfigurationError` when their
-    heatmaps cannot be compared with the student's, cell by cell.
+    Args:
+        settings: the table ``[distillation]``.
+        configuration: of the run.
+        student: configuration of the network to train.
+        device: where the teacher runs.
+
+    Raises:
+        WeightsError: the weights cannot be found or read.
+        ConfigurationError: the heatmaps of teacher and student are not comparable cell by cell.
     """
     name = f"distillation.weights={settings.weights!r}"
     if not isinstance(student, HIHConfiguration):
         raise ConfigurationError(
-            f"distillation compares the heatmaps of HIH networks, and {configuration.model} is "
-            "none: leave the table out"
+            f"distillation compares the heatmaps of HIH networks, {configuration.model} is not "
+            "one: remove the table"
         )
     try:
-        network, card, _ = load_model(settings.weights, model="hih")  # of a folder with several
+        loaded = load_model(settings.weights, model="hih")  # of a folder with several
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
+    network, card = loaded.network, loaded.card
     if not isinstance(network, HIH):
         raise ConfigurationError(
             f"{name}: the heatmaps of architecture {card.architecture!r} are not those of HIH, "
-            "take a teacher of architecture 'hih'"
+            "choose a teacher of architecture 'hih'"
         )
     problems = list(_problems(card, network.configuration, configuration, student))
     if problems:
         raise ConfigurationError(
-            f"{name} cannot teach this network: {'; '.join(problems)}. Take another teacher, or "
+            f"{name} cannot teach this network: {'; '.join(problems)}. Choose another teacher, or "
             "change the configuration"
         )
-    layouts = _layouts(settings, student, network.configuration)
+    layouts = _common_layouts(settings, student, network.configuration)
     network = network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-    return Teacher(network, layouts, settings.weight, " ".join(card.files.values()))
+    return Teacher(network, layouts, settings.weight, card.sha256)
 
 
-def _layouts(
+def _common_layouts(
     settings: Distillation, student: HIHConfiguration, teacher: HIHConfiguration
 ) -> tuple[str, ...]:
     both = [name for name in student.layouts if name in teacher.layouts]
@@ -98,7 +77,7 @@ def _layouts(
         raise ConfigurationError(
             f"distillation.layouts: {', '.join(chosen) or 'none'} cannot be taught; the network "
             f"predicts {', '.join(student.layouts)}, its teacher {', '.join(teacher.layouts)}: "
-            "choose among what both predict"
+            "choose layouts that both predict"
         )
     return tuple(dict.fromkeys(chosen))
 
@@ -109,21 +88,82 @@ def _problems(
     configuration: TrainingConfiguration,
     student: HIHConfiguration,
 ) -> Iterator[str]:
-    """Why the softmaxes of both networks' heatmaps do not mean the same."""
-    if card.normalization != {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}:
-        yield f"its crops are normalized by {card.normalization}, ours by ImageNet's mean and std"
-    if (origin := card.crop["pixel_origin"]) != 0.5:
+    """The reasons why the softmaxes of both networks' heatmaps are not comparable."""
+    if card.normalization != NORMALIZATION:
+        yield f"its crops have normalization {card.normalization}, ours ImageNet's"
+    if (origin := card.crop.pixel_origin) != 0.5:
         yield f"its pixel origin is {origin}, ours 0.5"
     own = decoding_of(configuration)
-    if own["activation"] != "softmax":
+    if own.activation != "softmax":
         yield (
-            f"loss.integer={configuration.loss.integer!r} teaches values, no distribution over "
-            "cells: take cross_entropy"
+            f"loss.integer={configuration.loss.integer!r} trains values, not a distribution over "
+            "cells: use cross_entropy"
         )
     elif card.decoding != own:
-        yield f"its heatmaps are read by {card.decoding}, ours by {own}"
+        yield f"its decoding is {card.decoding}, ours {own}"
     if teacher.decimal_bins != student.decimal_bins:
         yield f"it has {teacher.decimal_bins} decimal bins a side, ours {student.decimal_bins}"
     sizes = [stage.crop_size for stage in configuration.stages[configuration.first_stage - 1 :]]
     if teacher.input_size not in sizes:
-        yield f"it knows crops of {teacher.input_size} pixels, and no stage has them"
+        yield f"it is trained on crops of {teacher.input_size} pixels, and no stage has them"
+
+
+class PseudoLabeler:
+    """Labels plain crops with a teacher, as a batch of augmented crops for the student.
+
+    Each point has the weight ``weight * s^2 / (s^2 + v)`` of `SelfTraining`, with v the teacher's
+    variance in squared cells.
+
+    Args:
+        teacher: the network; put into evaluation mode.
+        settings: the table ``[self_training]``.
+        configuration: of the run.
+    """
+
+    def __init__(
+        self, teacher: LandmarkNetwork, settings: SelfTraining, configuration: TrainingConfiguration
+    ) -> None:
+        self.settings = settings
+        layouts = tuple(dict.fromkeys(settings.layouts))
+        decoding = decoding_of(configuration)
+        graph = CropGraph(teacher, layouts, NORMALIZATION, decoding)
+        self.graph = graph.to(next(teacher.parameters()).device)
+        counts = {**teacher.configuration.layouts, **teacher.configuration.auxiliary_layouts}
+        self.row = sum(counts.values())
+        places = torch.arange(self.row).split(list(counts.values()))
+        by_layout = dict(zip(counts, places, strict=True))
+        self.places = torch.cat([by_layout[name] for name in layouts])
+
+    @torch.no_grad()
+    def __call__(self, unlabeled: UnlabeledBatch, autocast: AbstractContextManager[Any]) -> Batch:
+        """Label U faces.
+
+        Args:
+            unlabeled: the faces.
+            autocast: precision of the network; decoding is in float32.
+
+        Returns:
+            The augmented crops with points (U, P, 2) and weights (U, P), P points of all layouts,
+            auxiliary ones included; weight 0 for points outside of the crop.
+        """
+        with autocast:
+            heatmaps = self.graph.heatmaps(unlabeled.plain)
+        found = self.graph.decode(heatmaps)
+        faces, size = unlabeled.plain.shape[:2]
+        variance = found.covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+        variance = variance / self.graph.decoding.stride**2
+        trusted = self.settings.trusted_spread**2
+        linear, shift = unlabeled.matrices[:, None, :, :2], unlabeled.matrices[:, None, :, 2]
+        moved = (linear @ found.points[..., None]).squeeze(-1) + shift
+        inside = ((moved >= -0.5) & (moved < size - 0.5)).all(dim=-1) & (found.mass > 0)
+        points, weights = moved.new_zeros(faces, self.row, 2), moved.new_zeros(faces, self.row)
+        points[:, self.places] = torch.where(inside[..., None], moved, 0)
+        weight = self.settings.weight * trusted / (trusted + variance)
+        weights[:, self.places] = torch.where(inside, weight, 0)
+        unreadable = torch.zeros(faces, dtype=torch.int64, device=moved.device)
+        return Batch(unlabeled.augmented, points, weights, unreadable)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Concatenate batches of crops of one size."""
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

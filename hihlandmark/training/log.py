@@ -1,4 +1,4 @@
-"""What a run tells: lines of JSON, TensorBoard, images, and a progress bar."""
+"""The log of a run: lines of JSON, TensorBoard and images."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
-from numpy.typing import NDArray
-from PIL import Image
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from PIL import Image as PillowImage
 
+from hihlandmark.arrays import Image
 from hihlandmark.training.checkpoint import disk_errors
 from hihlandmark.writing import write_atomically
 
 
 class RunLog:
-    """The log of the run in a folder, from a step on; only the main process writes it.
+    """Appends to the log of a run; only the main process writes.
 
-    Lines of later steps, which a run killed after its last checkpoint has left, are removed: they
-    will come again. Raises `TrainingError` when the disk is full.
+    Lines after ``step`` are removed: a run that was killed after its last checkpoint left them, and
+    the resumed run writes them again.
+
+    Args:
+        folder: of the run.
+        step: where the run resumes.
+        accelerator: of the run.
+
+    Raises:
+        TrainingError: the log cannot be written.
     """
 
     def __init__(self, folder: Path, step: int, accelerator: Accelerator) -> None:
@@ -48,7 +44,7 @@ class RunLog:
             accelerator.init_trackers("tensorboard", init_kwargs=purge)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A row of values."""
+        """Append the values of a step."""
         if not self.accelerator.is_main_process:
             return
         with disk_errors(self.path):
@@ -56,17 +52,17 @@ class RunLog:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             self.accelerator.log(dict(values), step=step)
 
-    def picture(self, step: int, picture: NDArray[np.uint8]) -> None:
-        """An image (H, W, 3), as PNG and in TensorBoard."""
-        path = self.folder / "pictures" / f"{step:07}.png"
+    def write_image(self, step: int, image: Image) -> None:
+        """Write an image (H, W, 3) as PNG and to TensorBoard."""
+        path = self.folder / "images" / f"{step:07}.png"
         with disk_errors(path):
             path.parent.mkdir(exist_ok=True)
-            Image.fromarray(picture).save(path)
+            PillowImage.fromarray(image).save(path)
             for tracker in self.accelerator.trackers:
-                tracker.log_images({"predictions": picture[None]}, step=step, dataformats="NHWC")
+                tracker.log_images({"predictions": image[None]}, step=step, dataformats="NHWC")
 
     def close(self) -> None:
-        """Flushes TensorBoard's files."""
+        """Flush TensorBoard's files."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -76,23 +72,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return sys.maxsize
-
-
-def progress_bar(shown: bool) -> Progress:
-    """Faces done, faces a second, the loss, and the time left."""
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _FacesASecond(),
-        TextColumn("{task.fields[losses]}"),
-        TimeRemainingColumn(),
-    ]
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
-
-
-class _FacesASecond(ProgressColumn):
-    """Speed of the last half minute."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} faces/s" if task.speed else "", style="progress.data.speed")

@@ -1,8 +1,8 @@
-"""The losses, of heatmaps and of points, and the tables by which a configuration names them.
+"""Losses of heatmaps and of points, and the tables of their names in configurations.
 
-All take K points that count, already gathered, and give K values; weights and means are the loop's
-business. The unit of length is the heatmap's cell, in which the papers' constants are restated.
-Half precision is computed in float32, and every input gives a finite value and gradient.
+All take the K points with a weight above 0 and return K values; objectives apply weights and means.
+The unit of length is the cell of a heatmap; the constants of the papers are converted. Half
+precision is computed in float32. Every input gives a finite value and gradient.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ HeatmapLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 PointLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Distributions (K, h, w) that sum to 1, true points (K, 2) as (x, y) in cells, where the center of
-cell c is c, and the contours' unit normals there (K, 2), 0 where there is none -> (K,)."""
+cell c is c, and unit normals of the contours there (K, 2), 0 where there is none -> (K,)."""
 
 
-# ------------------------------------------------------------------------------------- heatmaps
+# Losses of heatmaps
 
 
 def heatmap_mse(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error a map: (K, h, w) twice -> (K,). HIH, arXiv 2104.03100, equation 5."""
+    """Mean squared error of maps: (K, h, w) twice -> (K,). HIH, arXiv 2104.03100, equation 5."""
     predicted, target = _at_least_single(predicted, target)
     return (predicted - target).square().mean(dim=(-2, -1))
 
@@ -48,9 +48,9 @@ def csc(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def soft_label_cross_entropy(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over cells, the normalized target as the label: (K, h, w) twice -> (K,).
+    """Cross-entropy over cells with the normalized target as label: (K, h, w) twice -> (K,).
 
-    An empty target teaches nothing: its loss is 0.
+    The loss of an empty target is 0.
     """
     predicted, target = _at_least_single(predicted, target)
     log_p = F.log_softmax(predicted.flatten(-2), dim=-1)
@@ -60,16 +60,16 @@ def soft_label_cross_entropy(predicted: torch.Tensor, target: torch.Tensor) -> t
 
 
 AWING_ALPHA, AWING_OMEGA, AWING_EPSILON, AWING_THETA = 2.1, 14.0, 1.0, 0.5
-"""Constants of `adaptive_wing`, the paper's."""
+"""Constants of `adaptive_wing`, as in the paper."""
 NEAR_FOREGROUND, FOREGROUND_WEIGHT = 0.2, 10.0
-"""Dilated targets above the first are weighted by 1 + the second: the paper's weighted loss map."""
+"""Cells whose dilated target exceeds the first have weight 1 + the second (weighted loss map)."""
 
 
 def adaptive_wing(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean over cells of the weighted Adaptive Wing loss: (K, h, w) twice -> (K,).
 
-    Wang et al., arXiv 1904.07399, equation 3 and the weighted loss map: on the background nearly a
-    squared error, around the peak a steep one that stays steep as the error shrinks.
+    Wang et al., arXiv 1904.07399, equation 3 and the weighted loss map: nearly a squared error on
+    the background; around the peak it stays steep for small errors.
     """
     predicted, target = _at_least_single(predicted, target)
     error = (predicted - target).abs()
@@ -98,19 +98,19 @@ ACTIVATION: Mapping[str, Activation] = {
     "cross_entropy": "softmax",
     "adaptive_wing": "linear",
 }
-"""What `heatmap.to_distributions` must make of maps trained with a loss of `HEATMAP_LOSSES`."""
+"""The activation in `heatmap.to_distributions` for maps trained with a loss."""
 
 
-# --------------------------------------------------------------------------------- point errors
+# Losses of point errors
 
 
 WING_WIDTH, WING_CURVATURE = 10.0, 2.0
-"""w and epsilon of `wing`, the paper's, in pixels of a 64-pixel image of the face: about cells of
-a map of 64."""
+"""w and epsilon of `wing` as in the paper, in pixels of a 64-pixel face image: about the cells of a
+map of 64."""
 QUADRATIC_BELOW = 0.315
-"""Cells. ADNet's and STAR's released code take 0.01 where a map of 64 cells spans -1..1."""
+"""In cells. The released code of ADNet and STAR uses 0.01 where a map of 64 cells spans -1..1."""
 NORMAL_TO_TANGENT = 2.0
-"""lambda of `direction_loss`, ADNet's: how many times the squared error along the normal outweighs
+"""lambda of `direction_loss`, as in ADNet: the weight of the squared error along the normal over
 that along the tangent."""
 
 
@@ -118,7 +118,7 @@ def smooth_l1(errors: torch.Tensor, quadratic_below: float = QUADRATIC_BELOW) ->
     """Smooth L1 of the length of errors (K, 2) in cells -> (K,) in cells.
 
     ``d^2 / (2 s)`` for lengths d below s, else ``d - s / 2``: Girshick, arXiv 1504.08083, equation
-    3, of the length instead of each coordinate, so that no direction is preferred.
+    3, applied to the length instead of each coordinate, so that no direction is preferred.
     """
     (errors,) = _at_least_single(errors)
     return _smooth_root(errors.square().sum(dim=-1), quadratic_below)
@@ -149,7 +149,7 @@ def direction_loss(
 
     ADNet (Huang et al., arXiv 2109.05721, section "Anisotropic Direction Loss"): the smooth L1 of
     ``sqrt(2 lambda / (1 + lambda) n^2 + 2 / (1 + lambda) t^2)`` with n the error across the contour
-    and t the one along it, where annotators disagree more. Without a normal it is `smooth_l1`.
+    and t the error along it, where annotators disagree more. Without a normal it is `smooth_l1`.
     ``normal_to_tangent`` is lambda, one number or (K,).
     """
     errors, normals = _at_least_single(errors, normals)
@@ -161,14 +161,14 @@ def direction_loss(
     return _smooth_root(squared, quadratic_below)
 
 
-# ---------------------------------------------------------------------------------- predictions
+# Losses of distributions
 
 
 def expected_points(distributions: torch.Tensor) -> torch.Tensor:
-    """Means of distributions (K, h, w): (K, 2) as (x, y) in cells, the center of cell c is c."""
+    """Means of distributions (K, h, w) -> (K, 2) as (x, y) in cells; the center of cell c is c."""
     (distributions,) = _at_least_single(distributions)
     x, y = _cells(distributions)
-    # Sums of products and no matrix product, which autocast would do in half precision.
+    # Sums of products: autocast would compute a matrix product in half precision.
     return torch.stack(
         [(distributions.sum(dim=-2) * x).sum(dim=-1), (distributions.sum(dim=-1) * y).sum(dim=-1)],
         dim=-1,
@@ -184,13 +184,13 @@ class Spread(NamedTuple):
 
 
 SMALLEST_EFFECTIVE = 0.01
-"""`unbiased_spread` divides by no less: a map with one cell above 0.995 has no spread to scale."""
+"""Smallest divisor in `unbiased_spread`: a map with one cell above 0.995 has no spread."""
 
 
 def unbiased_spread(distributions: torch.Tensor) -> Spread:
     """Covariances of distributions (K, h, w) around their means, unbiased for weighted samples.
 
-    The weighted covariance over ``1 - sum p^2``, as STAR (arXiv 2306.02763) takes it.
+    The weighted covariance over ``1 - sum p^2``, as in STAR (arXiv 2306.02763).
     """
     (distributions,) = _at_least_single(distributions)
     x, y = _cells(distributions)
@@ -207,10 +207,10 @@ def unbiased_spread(distributions: torch.Tensor) -> Spread:
 
 
 VALUE_WEIGHT = 1e-3
-"""Weight w of the eigenvalues in `star`. The paper takes 1 where a map of 64 cells spans -1..1, and
-a squared cell is (2 / 63)^2 of its unit."""
+"""Weight w of the eigenvalues in `star`. The paper uses 1 where a map of 64 cells spans -1..1; a
+squared cell is (2 / 63)^2 of its unit."""
 SMALLEST_VARIANCE = 1e-2
-"""Squared cells, added to the eigenvalues under the root: the released code's 1e-5, likewise."""
+"""Added to the eigenvalues under the root, in squared cells: the released code's 1e-5."""
 
 
 def star(
@@ -222,13 +222,13 @@ def star(
     """STAR loss: distributions (K, h, w), true points (K, 2) in cells -> (K,), without a unit.
 
     Self-adaptive ambiguity reduction (Zhou et al., arXiv 2306.02763, section "STAR Loss"): the
-    smooth L1 of the error along each principal direction of the predicted distribution, over that
-    direction's standard deviation, plus w times the sum of both eigenvalues, the paper's value
-    restriction, which keeps the network from widening its distribution to lower the loss.
+    smooth L1 of the error along each principal direction of the predicted distribution, over the
+    standard deviation in that direction, plus w times the sum of both eigenvalues. The latter is
+    the paper's value restriction: the network cannot lower the loss by a wider distribution.
 
-    Directions and deviations are constants for the gradient, which the released code lets through.
-    The sum of the eigenvalues is the covariance's trace. So equal eigenvalues, where eigenvectors
-    have no derivative, do no harm.
+    Directions and deviations are constants for the gradient; in the released code they are not. The
+    sum of the eigenvalues is the trace of the covariance. So equal eigenvalues, where eigenvectors
+    have no derivative, are no problem.
     """
     distributions, truth = _at_least_single(distributions, truth)
     spread = unbiased_spread(distributions)
@@ -246,17 +246,17 @@ def star(
 
 
 STRONGEST_DIRECTION = 9.0
-"""Upper end of lambda in `anisotropic_direction`, the released code's; the lower one is 1."""
+"""Upper limit of lambda in `anisotropic_direction`, as in the released code. The lower one is 1."""
 
 
 def anisotropic_direction(
     distributions: torch.Tensor, truth: torch.Tensor, normals: torch.Tensor
 ) -> torch.Tensor:
-    """`direction_loss` weighted by the heatmap's spread: a `PointLoss`, in cells.
+    """`direction_loss` weighted by the spread of the heatmap: a `PointLoss`, in cells.
 
     Lambda is the variance of the distribution along the contour over that across it, within 1 and
-    `STRONGEST_DIRECTION`, and a constant for the gradient, as in ADNet's released code, which takes
-    the spread in the last stack for all, where this takes each stack's own.
+    `STRONGEST_DIRECTION`, and a constant for the gradient, as in ADNet's released code. That code
+    uses the spread of the last stack for all stacks; here each stack has its own.
     """
     distributions, truth, normals = _at_least_single(distributions, truth, normals)
     spread = unbiased_spread(distributions.detach())
@@ -280,23 +280,28 @@ POINT_LOSSES: Mapping[str, PointLoss] = {
 }
 
 
-# -------------------------------------------------------------------------------------- normals
+# Normals of contours
 
 
 SMALLEST_TANGENT = 1e-3
-"""Unit vectors to both neighbors whose difference is shorter say nothing of a direction."""
+"""Where the sum of the unit vectors is shorter, the contour has no direction."""
 
 
 def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
     """Unit normals of the layout's contours at points (..., P, 2) -> (..., P, 2), of either sign.
 
     Perpendicular to the bisecting tangent: the sum of the unit vectors from the previous and to the
-    next point. It is ADNet's bisector (arXiv 2109.05721), and is also there on a straight line.
-    Closed contours wrap; an end of an open one has one neighbor, and so has a point whose other
-    neighbor is unknown (NaN) or lies on it. A point on two contours takes the first. Where neither
-    neighbor says anything, on no contour, and where the contour folds back, the normal is 0.
+    next point. It equals ADNet's bisector (arXiv 2109.05721), but exists on a straight line too.
+    Closed contours wrap. The ends of open contours have one neighbor; neighbors that are unknown
+    (NaN) or coincide with the point are not used. A point on two contours uses the first. Without a
+    neighbor, off the contours, and where the contour folds back, the normal is 0.
 
-    Raises `ConfigurationError` when the points are not those of the layout.
+    Args:
+        layout: of the points.
+        points: (..., P, 2).
+
+    Raises:
+        ConfigurationError: the layout has another number of points.
     """
     if points.shape[-2:] != (layout.size, 2):
         raise ConfigurationError(
@@ -313,9 +318,9 @@ def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
 
 @lru_cache
 def _neighbors(layout: Layout) -> tuple[list[int], list[int]]:
-    """The points before and after each of P points; a point itself where there is none."""
+    """The points before and after each of P points; the point itself where there is none."""
     previous, following = list(range(layout.size)), list(range(layout.size))
-    for contour in reversed(layout.contours):  # the first is written last
+    for contour in reversed(layout.contours):  # the first contour is written last
         ring = contour.indices
         before = ring[-1:] + ring[:-1] if contour.closed else ring[:1] + ring[:-1]
         after = ring[1:] + ring[:1] if contour.closed else ring[1:] + ring[-1:]

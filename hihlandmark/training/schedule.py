@@ -1,7 +1,7 @@
-"""Which step belongs to which stage, at which learning rate, and which faces it shows.
+"""The schedule of a run: stage, learning rate and samples of each step.
 
-Everything here follows from the configuration and numbers of faces alone, so that a resumed run and
-one on more processes see what the first would have seen.
+Everything is computed from the configuration and the numbers of faces, so that a resumed run, or
+one on more processes, uses the same samples.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import IndexArray
 from hihlandmark.datasets.augmentation import generator
 from hihlandmark.training.config import Stage, TrainingConfiguration
 
-DECK = 1000
-"""Cards a deck: shares are kept to a thousandth."""
+BLOCK = 1000
+"""Samples in which every set has its exact share; shares are rounded to a thousandth."""
 
 
 class Moment(NamedTuple):
-    """A step of the run: its stage, its number within the stage, and the first of its samples."""
+    """A step of the run: its stage, its index within the stage, and its first sample."""
 
     stage: Stage
     within: int
@@ -32,8 +32,10 @@ class Moment(NamedTuple):
 class Plan:
     """The steps of a run.
 
-    ``faces``: number of faces that an epoch counts; ``group``: batches a step, over processes and
-    accumulations.
+    Args:
+        configuration: of the run.
+        faces: number of faces in an epoch.
+        group: batches per step: processes times accumulated batches.
     """
 
     def __init__(self, configuration: TrainingConfiguration, faces: int, group: int = 1) -> None:
@@ -52,20 +54,20 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Faces shown in all stages together."""
+        """Number of samples of all stages together."""
         return sum(
             length * stage.batch_size * self.group
             for length, stage in zip(self.lengths, self.stages, strict=True)
         )
 
     def at(self, step: int) -> Moment:
-        """The moment of a step, counted from 0."""
+        """The stage and the samples of a step, counted from 0."""
         index, within, first = self._locate(step)
         stage = self.stages[index]
         return Moment(stage, within, first + within * stage.batch_size * self.group)
 
     def learning_rate(self, step: int) -> float:
-        """Of a step: a linear warm-up, and the stage's schedule."""
+        """The learning rate of a step: linear warm-up, then the schedule of its stage."""
         index, within, _ = self._locate(step)
         stage, length = self.stages[index], self.lengths[index]
         rate = stage.learning_rate * min(1, (within + 1) / max(stage.warmup_steps, 1))
@@ -87,53 +89,57 @@ class Plan:
 
 
 class Draw(NamedTuple):
-    """What one sample of the run shows: a ``face`` of a set by its number, for the n-th time."""
+    """A sample: index of its set, of its face in the set, and how often that was used before."""
 
     set_number: int
     face: int
     epoch: int
 
 
-class Sampler:
-    """Sample number -> `Draw`, every set shuffled anew each time that it has been seen whole.
+class MixtureSampler:
+    """Stateless weighted sampling of sets: sample i is computed without samples 0..i-1.
 
-    ``sizes``: faces a set; ``shares``: weights of the sets. Cards with the numbers of the sets, as
-    many as their shares, are shuffled and dealt; what a set deals is its next shuffled face. Any
-    sample can be asked for without those before it.
+    Each block of `BLOCK` samples is a permutation in which every set has its share. The faces of a
+    set are used in a shuffled order, and reshuffled each time that all have been used.
+
+    Args:
+        sizes: number of faces of each set.
+        shares: weights of the sets.
+        seed: of the run.
     """
 
     def __init__(self, sizes: Sequence[int], shares: Sequence[float], seed: int) -> None:
         self.sizes, self.seed = tuple(sizes), seed
-        exact = np.array(shares, np.float64) / sum(shares) * DECK
+        exact = np.array(shares, np.float64) / sum(shares) * BLOCK
         self.counts = np.maximum(np.floor(exact), 1).astype(int)
-        while self.counts.sum() < DECK:
+        while self.counts.sum() < BLOCK:
             self.counts[np.argmax(exact - self.counts)] += 1
-        while self.counts.sum() > DECK:
-            spare = np.where(self.counts > 1, self.counts - exact, -np.inf)  # every set is shown
+        while self.counts.sum() > BLOCK:
+            spare = np.where(self.counts > 1, self.counts - exact, -np.inf)  # every set keeps one
             self.counts[np.argmax(spare)] -= 1
-        self._cards = np.repeat(np.arange(len(self.sizes)), self.counts)
-        self._deck = lru_cache(maxsize=4)(self._shuffled_deck)
+        self._sets_of_block = np.repeat(np.arange(len(self.sizes)), self.counts)
+        self._block = lru_cache(maxsize=4)(self._shuffled_block)
         self._order = lru_cache(maxsize=4 * len(self.sizes))(self._shuffled_faces)
 
-    def __reduce__(self) -> tuple[type[Sampler], tuple[tuple[int, ...], list[int], int]]:
-        return Sampler, (self.sizes, self.counts.tolist(), self.seed)
+    def __reduce__(self) -> tuple[type[MixtureSampler], tuple[tuple[int, ...], list[int], int]]:
+        return MixtureSampler, (self.sizes, self.counts.tolist(), self.seed)
 
     def draw(self, sample: int) -> Draw:
-        """The face that a sample of the run, counted from 0, shows."""
-        dealt, place = divmod(sample, DECK)
-        deck, ordinals = self._deck(dealt)
-        chosen = int(deck[place])
-        ordinal = dealt * int(self.counts[chosen]) + int(ordinals[place])
+        """The set and face of a sample, counted from 0."""
+        block, place = divmod(sample, BLOCK)
+        sets, ordinals = self._block(block)
+        chosen = int(sets[place])
+        ordinal = block * int(self.counts[chosen]) + int(ordinals[place])
         epoch, position = divmod(ordinal, self.sizes[chosen])
         return Draw(chosen, int(self._order(chosen, epoch)[position]), epoch)
 
-    def _shuffled_deck(self, dealt: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """A deck, and how many cards of the same set lie before each."""
-        deck = generator(self.seed, dealt).permutation(self._cards)
-        ordinals = np.empty_like(deck)
+    def _shuffled_block(self, block: int) -> tuple[IndexArray, IndexArray]:
+        """The set of each sample of a block, and its samples of the same set before it."""
+        sets = generator(self.seed, block).permutation(self._sets_of_block)
+        ordinals = np.empty_like(sets)
         for number in range(len(self.sizes)):
-            ordinals[deck == number] = np.arange(self.counts[number])
-        return deck, ordinals
+            ordinals[sets == number] = np.arange(self.counts[number])
+        return sets, ordinals
 
-    def _shuffled_faces(self, set_number: int, epoch: int) -> NDArray[np.intp]:
+    def _shuffled_faces(self, set_number: int, epoch: int) -> IndexArray:
         return generator(self.seed, set_number, epoch).permutation(self.sizes[set_number])

@@ -1,4 +1,4 @@
-"""The training loop: resumable to the same weights, on one device or many through Accelerate."""
+"""The training loop: resumes to the same weights; runs on one or many devices by Accelerate."""
 
 from __future__ import annotations
 
@@ -29,12 +29,7 @@ from hihlandmark.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from hihlandmark.training.config import (
-    Optimizer,
-    Stage,
-    TrainingConfiguration,
-    TrainingSet,
-)
+from hihlandmark.training.config import Optimizer, Stage, TrainingConfiguration, TrainingSet
 from hihlandmark.training.data import (
     Batch,
     TrainingBatches,
@@ -42,51 +37,40 @@ from hihlandmark.training.data import (
     read_face_set,
     usable_faces,
 )
-from hihlandmark.training.distillation import Teacher, read_teacher
+from hihlandmark.training.distillation import PseudoLabeler, join, read_teacher
 from hihlandmark.training.distributed import freeze_batch_norm, summed, synchronize_statistics
-from hihlandmark.training.log import RunLog, progress_bar
-from hihlandmark.training.objectives import Objective, decoding_of, make_objective
+from hihlandmark.training.log import RunLog
+from hihlandmark.training.objectives import Objective, Teacher, decoding_of, make_objective
 from hihlandmark.training.schedule import Plan
-from hihlandmark.training.self_training import join, teach
-from hihlandmark.training.validation import Validator, draw_pictures
+from hihlandmark.training.validation import Validator, draw_predictions
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
-
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Optimizer], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, settings: torch.optim.Adam(
-        parameters, betas=settings.betas, weight_decay=settings.weight_decay
-    ),
-    "adamw": lambda parameters, settings: torch.optim.AdamW(
-        parameters, betas=settings.betas, weight_decay=settings.weight_decay
-    ),
-    "rmsprop": lambda parameters, settings: torch.optim.RMSprop(
-        parameters,
-        momentum=settings.betas[0],
-        alpha=settings.betas[1],
-        weight_decay=settings.weight_decay,
-    ),
-}
+TrainingProgress = Callable[[int, int, str], None]
+"""Called with the samples done, all samples, and a text with the last loss."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended.
+    """The result of a run.
 
-    ``checkpoint``: the best one, or the last where nothing was validated; ``nme``: its
-    inter-ocular errors (0..1) by split; ``stand_ins``: how often since the last resume another
-    face stood in for an unreadable image; ``skipped``: samples left out from the start, and why.
+    Attributes:
+        checkpoint: the best one, or the last one without validation.
+        steps: done.
+        nme: inter-ocular errors (0..1) of the checkpoint by split.
+        replaced: how often since the last resume an unreadable image was replaced by another face.
+        skipped: a message for each sample that could not be used.
     """
 
     checkpoint: Path
     steps: int
     nme: Mapping[str, float]
-    stand_ins: int
+    replaced: int
     skipped: Sequence[str]
 
 
 @dataclass
 class _Run:
-    """What changes while a run goes on."""
+    """The state that changes during a run."""
 
     objective: Objective
     average: AveragedModel
@@ -94,10 +78,10 @@ class _Run:
     scaler: Any
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    looks_since_best: int = 0
+    evaluations_since_best: int = 0
 
     def state(self, fingerprint: str) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """The content of a checkpoint."""
         return {
             "step": self.step,
             "fingerprint": fingerprint,
@@ -107,11 +91,11 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "best": self.best,
-            "looks_since_best": self.looks_since_best,
+            "evaluations_since_best": self.evaluations_since_best,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave."""
+        """Restore the content of a checkpoint."""
         self.objective.network.load_state_dict(state["network"])
         self.average.module.load_state_dict(state["average"])
         self.average.n_averaged.fill_(state["averaged"])
@@ -119,7 +103,7 @@ class _Run:
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.best = state["step"], dict(state["best"])
-        self.looks_since_best = state["looks_since_best"]
+        self.evaluations_since_best = state["evaluations_since_best"]
 
 
 def train(
@@ -130,23 +114,31 @@ def train(
     device: str | torch.device = "auto",
     initial: Mapping[str, torch.Tensor] | None = None,
     workers: int = 1,
+    progress: TrainingProgress | None = None,
 ) -> RunSummary:
-    """Trains in the folder ``run`` on the data sets within the folder ``data``.
+    """Train a network.
 
-    A run that was stopped, killed too, goes on from its last checkpoint to the same weights as
-    without the stop. Started by ``torchrun`` or ``accelerate launch`` on several processes, it
-    gives what one process with batches as large as theirs together would. ``initial``: weights to
-    start from when there is no checkpoint. ``workers``: processes that prepare data.
+    A run that was stopped or killed resumes from its last checkpoint and ends with the same weights
+    as without the stop. On several processes, started by ``torchrun`` or ``accelerate launch``, it
+    computes what one process with the batches of all would; on a CPU only with ``freeze_bn``,
+    because batch norms use the batch of their own process there.
 
-    The folder gets ``last.pt``, ``best.pt`` where the configuration validates, ``log.jsonl``,
-    TensorBoard's files and ``pictures/``.
+    Args:
+        configuration: of the run.
+        data: folder of the data sets.
+        run: folder for ``last.pt``, ``best.pt`` (with validation), ``log.jsonl``, the files of
+            TensorBoard and ``images/``.
+        device: "auto", "cpu", "cuda" or "mps".
+        initial: weights to start from when there is no checkpoint.
+        workers: processes that prepare data.
+        progress: called after each step of the main process.
 
     Raises:
         ConfigurationError: the configuration does not fit the data or the teacher, or the folder
-            holds a run of another one.
-        DataError: a data set is not what its format says.
+            has a run of another configuration.
+        DataError: a data set does not follow its format.
         WeightsError: the initial weights are of another network, or the teacher's cannot be read.
-        TrainingError: the checkpoint is damaged, cannot be written, or the loss is not finite.
+        TrainingError: a checkpoint is damaged or cannot be written, or the loss is not finite.
     """
     accelerator = _accelerator(configuration.optimizer, device, run)
     sets = [usable_faces(each, read_face_set(data, each)) for each in configuration.sets]
@@ -160,7 +152,7 @@ def train(
         },
         list(network.configuration.layouts),
         configuration.box_maps(),
-        configuration.validation.pictures,
+        configuration.validation.images,
     )
     group = accelerator.num_processes * configuration.optimizer.accumulation
     plan = Plan(configuration, sum(map(len, sets)), group)
@@ -190,22 +182,28 @@ def train(
     if (run / LAST).exists():
         _resume(state, run, fingerprint)
     log = RunLog(run, state.step, accelerator)
-    trainer = _Trainer(configuration, plan, state, accelerator, validator, log, fingerprint)
+    trainer = _Trainer(
+        configuration, plan, state, accelerator, validator, log, fingerprint, progress
+    )
     trainer.train(batches, workers)
     log.close()
     return RunSummary(
         run / (BEST if state.best else LAST),
         state.step,
         {name: nme for name, nme in state.best.items() if name != "mean"},
-        trainer.stand_ins,
+        trainer.replaced,
         [message for each in (*sets, *unlabeled) for message in each.skipped],
     )
 
 
 def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetwork:
-    """The configuration's network with its auxiliary heads, newly initialized."""
+    """The network of a configuration with its auxiliary heads, newly initialized.
+
+    Raises:
+        ConfigurationError: the network cannot be built, or a setting does not fit it.
+    """
     torch.manual_seed(configuration.seed)
-    fields = configuration.network_configuration()  # raises for a model that there is not
+    fields = configuration.network_configuration()
     fields["auxiliary_layouts"] = dict(configuration.auxiliary_layouts)
     network = build_model(MODELS[configuration.model].architecture, fields)
     _check_fit(configuration, network)
@@ -217,52 +215,55 @@ def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetw
 
 
 def _check_fit(configuration: TrainingConfiguration, network: LandmarkNetwork) -> None:
-    """Raises `ConfigurationError` for settings that this network cannot follow."""
+    """Raise `ConfigurationError` for settings that do not fit the network."""
     own = network.configuration
     if both := own.layouts.keys() & own.auxiliary_layouts.keys():
         raise ConfigurationError(
-            f"auxiliary_layouts: {', '.join(both)} is predicted already, leave it out there"
+            f"auxiliary_layouts: {', '.join(both)} is predicted already, remove it there"
         )
     settings = configuration.self_training
     if settings and (unknown := set(settings.layouts) - own.layouts.keys()):
         raise ConfigurationError(
             f"self_training.layouts: the network does not predict {', '.join(sorted(unknown))}, "
-            "leave it out there"
+            "remove it there"
         )
-    multiple = 4 * 2**own.depth
+    multiple = own.stride * 2**own.depth
     for number, stage in enumerate(configuration.stages):
         if stage.crop_size % multiple:
             raise ConfigurationError(
                 f"stages.{number}.crop_size={stage.crop_size} is not a multiple of {multiple}, "
-                "the stride of the network at its coarsest"
+                "the largest stride of the network"
             )
 
 
+@dataclass
 class _Trainer:
-    """The steps of a run: optimize, look, save."""
+    """The steps of a run: optimize, evaluate, save."""
 
-    def __init__(
-        self,
-        configuration: TrainingConfiguration,
-        plan: Plan,
-        run: _Run,
-        accelerator: Accelerator,
-        validator: Validator,
-        log: RunLog,
-        fingerprint: str,
-    ) -> None:
-        self.configuration, self.plan, self.run = configuration, plan, run
-        self.accelerator, self.validator, self.log = accelerator, validator, log
-        self.fingerprint = fingerprint
-        self.losses = torch.zeros(len(run.objective.names), device=accelerator.device)
+    configuration: TrainingConfiguration
+    plan: Plan
+    run: _Run
+    accelerator: Accelerator
+    validator: Validator
+    log: RunLog
+    fingerprint: str
+    progress: TrainingProgress | None
+
+    def __post_init__(self) -> None:
+        self.losses = torch.zeros(len(self.run.objective.names), device=self.accelerator.device)
         self.steps_in_losses = 0
-        self.stand_ins = 0
+        self.replaced = 0
 
     def train(self, batches: TrainingBatches, workers: int) -> None:
-        """All steps that are left, or fewer where the validation's patience ends."""
+        """Do all remaining steps, or fewer when the patience of the validation ends."""
         run, plan, accelerator = self.run, self.plan, self.accelerator
         model, run.optimizer = accelerator.prepare(run.objective, run.optimizer)
-        step = _Step(self.configuration, model, run, accelerator, sum(batches.layouts.values()))
+        settings, labeler = self.configuration.self_training, None
+        if settings:
+            teacher = run.average.module
+            assert isinstance(teacher, LandmarkNetwork)
+            labeler = PseudoLabeler(teacher, settings, self.configuration)
+        step = _Step(self.configuration, model, run, accelerator, labeler)
         loader = DataLoader(
             batches,
             batch_size=None,
@@ -272,50 +273,49 @@ class _Trainer:
             pin_memory=accelerator.device.type == "cuda",
         )
         done = plan.at(run.step).first_sample if run.step < plan.steps else plan.samples
-        with progress_bar(accelerator.is_main_process) as bar:
-            task = bar.add_task(
-                self.configuration.name, total=plan.samples, completed=done, losses=""
-            )
-            for batch, extra in () if self._out_of_patience() else loader:
-                self.stand_ins += int(batch.unreadable.sum())
-                moment = plan.at(run.step)
-                for parameters in run.optimizer.param_groups:
-                    parameters["lr"] = plan.learning_rate(run.step)
-                self.losses += step(batch, extra)
-                self.steps_in_losses += 1
-                if moment.within == 0:
-                    run.average.n_averaged.zero_()  # weights for other crops would spoil the mean
-                run.average.update_parameters(run.objective.network)
-                run.step += 1
-                bar.advance(task, len(batch.crops) * accelerator.num_processes)
-                means = self._look_and_save(moment.stage)
-                if means:
-                    name, mean = next(iter(means.items()))
-                    bar.update(task, losses=f"{name} {mean:.3f}")
-                if self._out_of_patience():
-                    break
-        self.stand_ins = int(summed(torch.tensor(self.stand_ins, device=accelerator.device)))
+        note = ""
+        for batch, extra in () if self._out_of_patience() else loader:
+            self.replaced += int(batch.unreadable.sum())
+            moment = plan.at(run.step)
+            for parameters in run.optimizer.param_groups:
+                parameters["lr"] = plan.learning_rate(run.step)
+            self.losses += step(batch, extra)
+            self.steps_in_losses += 1
+            if moment.within == 0:
+                run.average.n_averaged.zero_()  # weights for another crop size would spoil the mean
+            run.average.update_parameters(run.objective.network)
+            run.step += 1
+            if means := self._evaluate_and_save(moment.stage):
+                name, mean = next(iter(means.items()))
+                note = f"{name} {mean:.3f}"
+            done += len(batch.crops) * accelerator.num_processes
+            if self.progress and accelerator.is_main_process:
+                self.progress(done, plan.samples, note)
+            if self._out_of_patience():
+                break
+        self.replaced = int(summed(torch.tensor(self.replaced, device=accelerator.device)))
 
     def _out_of_patience(self) -> bool:
-        return 0 < self.configuration.validation.patience <= self.run.looks_since_best
+        return 0 < self.configuration.validation.patience <= self.run.evaluations_since_best
 
-    def _look_and_save(self, stage: Stage) -> dict[str, float]:
-        """What is due after a step; the mean losses where they were logged."""
+    def _evaluate_and_save(self, stage: Stage) -> dict[str, float]:
+        """Evaluate and save when due. Returns the mean losses if they were logged."""
         run, configuration, last = self.run, self.configuration, self.run.step == self.plan.steps
-        looks = bool(self.validator.sets) and (
+        evaluates = bool(self.validator.sets) and (
             run.step % configuration.validation.every == 0 or last
         )
-        if looks:
+        if evaluates:
             if self.accelerator.is_main_process:
                 self._validate(stage)
-            # What the main process has seen, all must know: they stop together.
-            mine = run.looks_since_best if self.accelerator.is_main_process else 0
-            run.looks_since_best = int(summed(torch.tensor(mine, device=self.accelerator.device)))
+            # All processes get the count of the main process, so that they stop together.
+            own = run.evaluations_since_best if self.accelerator.is_main_process else 0
+            count = summed(torch.tensor(own, device=self.accelerator.device))
+            run.evaluations_since_best = int(count)
         saves = run.step % configuration.save_every == 0 or last or self._out_of_patience()
         means = self._log_losses() if saves else {}
         if saves and self.accelerator.is_main_process:
             save_checkpoint(self.log.folder / LAST, run.state(self.fingerprint))
-        if looks or saves:
+        if evaluates or saves:
             self.accelerator.wait_for_everyone()
         return means
 
@@ -330,9 +330,9 @@ class _Trainer:
         return means
 
     def _validate(self, stage: Stage) -> None:
-        """Measures the averaged weights; keeps them as the best where no others did better.
+        """Evaluate the averaged weights and save them if they are the best so far.
 
-        Errors at another crop size than the last stage's are not compared: the weights are for it.
+        Errors at another crop size than that of the last stage are logged but not compared.
         """
         run = self.run
         network = run.average.module
@@ -342,31 +342,27 @@ class _Trainer:
         errors = {name: each.nme for name, each in measured.items()}
         errors["mean"] = sum(errors.values()) / len(errors)
         self.log.write(run.step, {f"nme/{name}": error for name, error in errors.items()})
-        if self.configuration.validation.pictures:
-            self.log.picture(run.step, draw_pictures(next(iter(measured.values()))))
+        if self.configuration.validation.images:
+            self.log.write_image(run.step, draw_predictions(next(iter(measured.values()))))
         comparable = run.best.keys() == errors.keys()
         better = not comparable or errors["mean"] < run.best["mean"]
         if stage.crop_size != self.configuration.stages[-1].crop_size:
             return
-        run.looks_since_best = 0 if better else run.looks_since_best + 1
+        run.evaluations_since_best = 0 if better else run.evaluations_since_best + 1
         if better:
             run.best = errors
             save_checkpoint(self.log.folder / BEST, run.state(self.fingerprint))
 
 
+@dataclass
 class _Step:
-    """One step of the optimizer; gives its losses, detached, in the order of `Objective.names`."""
+    """One step of the optimizer. Returns its losses, in the order of `Objective.names`."""
 
-    def __init__(
-        self,
-        configuration: TrainingConfiguration,
-        model: nn.Module,
-        run: _Run,
-        accelerator: Accelerator,
-        row: int,
-    ) -> None:
-        self.configuration, self.model, self.run = configuration, model, run
-        self.accelerator, self.row = accelerator, row
+    configuration: TrainingConfiguration
+    model: nn.Module
+    run: _Run
+    accelerator: Accelerator
+    labeler: PseudoLabeler | None
 
     def __call__(self, batch: Batch, extra: UnlabeledBatch | None) -> torch.Tensor:
         optimizer, accelerator = self.configuration.optimizer, self.accelerator
@@ -378,9 +374,9 @@ class _Step:
         totals = summed(torch.stack([objective.totals(part) for part in parts]).sum(dim=0))
         losses = torch.zeros(len(objective.names), device=accelerator.device)
         for number, part in enumerate(parts, 1):
-            waits = number < len(parts)  # gradients of processes meet once a step
+            waits = number < len(parts)  # processes exchange gradients once a step
             with accelerator.no_sync(self.model) if waits else nullcontext():
-                # Processes' gradients are averaged, but all their losses are to be summed.
+                # Gradients are averaged over processes, but losses must be summed.
                 found = self.model(part, totals) * accelerator.num_processes
                 accelerator.backward(objective.weigh(found))
             losses += found.detach() / accelerator.num_processes
@@ -391,23 +387,13 @@ class _Step:
         return summed(losses)
 
     def _parts(self, batch: Batch, extra: UnlabeledBatch | None) -> list[Batch]:
-        """The batches whose gradients are accumulated, with what the teacher says."""
+        """The batches whose gradients are accumulated, with the pseudo-labeled faces."""
         count = self.configuration.optimizer.accumulation
         chunks = zip(*(part.chunk(count) for part in batch), strict=True)
         parts = [Batch(*chunk) for chunk in chunks]
-        settings = self.configuration.self_training
-        if extra is not None and settings is not None:
-            teacher = self.run.average.module.eval()
-            assert isinstance(teacher, LandmarkNetwork)
-            taught = teach(
-                teacher,
-                UnlabeledBatch(*_to(extra, self.accelerator.device)),
-                settings,
-                decoding_of(self.configuration),
-                self.row,
-                self.accelerator.autocast(),
-            )
-            parts[-1] = join([parts[-1], taught])
+        if extra is not None and self.labeler is not None:
+            unlabeled = UnlabeledBatch(*_to(extra, self.accelerator.device))
+            parts[-1] = join([parts[-1], self.labeler(unlabeled, self.accelerator.autocast())])
         return parts
 
 
@@ -425,23 +411,23 @@ def _accelerator(optimizer: Optimizer, device: str | torch.device, run: Path) ->
         raise ConfigurationError(
             "optimizer.precision='fp16' needs a GPU; a CPU has 'no' and 'bf16'"
         )
-    AcceleratorState._reset_state()  # the program may have trained before, in another precision
+    AcceleratorState._reset_state()  # this process may have trained in another precision
     try:
         accelerator = Accelerator(
             cpu=chosen.type == "cpu",
             mixed_precision=optimizer.precision,
             log_with="tensorboard",
             project_dir=str(run),
-            # The others wait while the main process validates.
+            # Other processes wait while the main process validates.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
         )
     except ValueError as error:
         raise ConfigurationError(
-            f"optimizer.precision={optimizer.precision!r}: {error}; take 'no'"
+            f"optimizer.precision={optimizer.precision!r}: {error}; use 'no'"
         ) from error
     if accelerator.device.type != chosen.type:
         raise ConfigurationError(
-            f"this program has trained on {accelerator.device.type} before; start another one to "
+            f"this process has trained on {accelerator.device.type} before; start a new one to "
             f"train on {chosen.type}"
         )
     return accelerator
@@ -463,19 +449,25 @@ def _start(
     synchronized = synchronize_statistics(network, accelerator.device)
     assert isinstance(synchronized, LandmarkNetwork)
     for name, parameter in network.named_parameters():
-        if (
-            ".unused_shortcut." in name
-        ):  # never used: other processes would wait for their gradients
+        if ".unused_shortcut." in name:  # other processes would wait for their gradients
             parameter.requires_grad_(False)
     objective = make_objective(configuration, synchronized, teacher)
-    settings = configuration.optimizer
-    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[settings.name](learned, settings)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = _make_optimizer(configuration.optimizer, trained)
     return _Run(objective.to(accelerator.device), average, optimizer, accelerator.scaler)
 
 
+def _make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    decay = settings.weight_decay
+    if settings.name == "rmsprop":
+        momentum, alpha = settings.betas
+        return torch.optim.RMSprop(parameters, momentum=momentum, alpha=alpha, weight_decay=decay)
+    adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return adam(parameters, betas=settings.betas, weight_decay=decay)
+
+
 def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:
-    """Takes weights that must fit, but for auxiliary heads, which exported weights lack."""
+    """Load weights that must fit, except for auxiliary heads, which are not exported."""
     own = network.state_dict()
     missing = [n for n in own if n not in initial and not n.startswith("auxiliary_heads.")]
     unknown = [name for name in initial if name not in own]
@@ -484,7 +476,7 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
         name = (missing + unknown + reshaped)[0]
         raise WeightsError(
             f"the initial weights are of another network: {len(missing)} tensors missing, "
-            f"{len(unknown)} unknown, {len(reshaped)} of another shape, such as {name}. Take "
+            f"{len(unknown)} unknown, {len(reshaped)} of another shape, such as {name}. Use "
             "weights of the same model and layouts"
         )
     network.load_state_dict(initial, strict=False)
@@ -494,8 +486,8 @@ def _resume(run: _Run, folder: Path, fingerprint: str) -> None:
     saved = load_checkpoint(folder / LAST)
     if saved.get("fingerprint") != fingerprint:
         raise ConfigurationError(
-            f"{folder / LAST} is of another configuration, of other data, of another teacher, or "
-            "of another number of processes; give the run a new folder, or remove the old one"
+            f"{folder / LAST} has another configuration, other data, another teacher or another "
+            "number of processes; choose a new folder, or remove this one"
         )
     run.load(saved)
 
@@ -510,19 +502,21 @@ def _require_finite(losses: Mapping[str, float], run: _Run, folder: Path) -> Non
         )
         raise TrainingError(
             f"the {wrong[0]} is not finite up to step {run.step}; {kept}. Lower the learning "
-            "rate, lengthen the warm-up, or turn mixed precision off"
+            "rate, lengthen the warm-up, or switch mixed precision off"
         )
 
 
 def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
-    """An exponential moving average that looks back less far while it is young.
+    """An exponential moving average with a smaller decay at the start of a stage.
 
-    A stage may be shorter than the average's memory: its first weights must not outweigh its last.
+    A stage may be shorter than the memory of the average: its first weights must not dominate.
     """
 
     @torch.no_grad()
     def update(averaged: Tensors, current: Tensors, count: torch.Tensor | int) -> None:
-        counted = torch.as_tensor(count)  # stays on its device: reading it would make a GPU wait
+        counted = torch.as_tensor(
+            count
+        )  # stays on its device: reading it would synchronize the GPU
         share = 1 - ((1 + counted) / (10 + counted)).clamp(max=decay)
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():

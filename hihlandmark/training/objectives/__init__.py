@@ -1,40 +1,59 @@
-"""What networks are trained for: a file an architecture, and the table that finds them."""
+"""Training objectives: one file for each architecture, and the table that finds them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hihlandmark.models.base import LandmarkNetwork
-from hihlandmark.models.registry import architecture_of
+from hihlandmark.models.registry import ARCHITECTURES, architecture_of
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.objectives.adnet import ADNetObjective
 from hihlandmark.training.objectives.awing import AWingObjective
-from hihlandmark.training.objectives.base import Objective
+from hihlandmark.training.objectives.base import NORMALIZATION, Objective, Teacher
 from hihlandmark.training.objectives.hih import HIHObjective
 from hihlandmark.weights.card import Decoding
-
-if TYPE_CHECKING:
-    from hihlandmark.training.distillation import Teacher
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "hih": HIHObjective,
     "adnet": ADNetObjective,
     "awing": AWingObjective,
 }
-"""By name of the architecture."""
+"""By name of the architecture; `register_objective` adds one."""
+
+
+def register_objective(architecture: str, objective: type[Objective]) -> None:
+    """Add the objective of an architecture of `models.registry`."""
+    OBJECTIVES[architecture] = objective
 
 
 def make_objective(
     configuration: TrainingConfiguration, network: LandmarkNetwork, teacher: Teacher | None = None
 ) -> Objective:
-    """A network of the configuration's model with what it is trained for."""
+    """The objective of a network.
+
+    Args:
+        configuration: of the run.
+        network: of the configuration's model.
+        teacher: for distillation.
+
+    Raises:
+        ConfigurationError: a loss does not exist or does not fit the architecture.
+    """
     objective = OBJECTIVES[architecture_of(configuration.model)]
     return objective(network, configuration.loss, teacher)
 
 
 def decoding_of(configuration: TrainingConfiguration) -> Decoding:
-    """How heatmaps of a network trained like this are read, as a model card states it."""
-    return OBJECTIVES[architecture_of(configuration.model)].decoding(configuration.loss)
+    """How heatmaps trained with a configuration are decoded, as the model card states it."""
+    architecture = architecture_of(configuration.model)
+    network = ARCHITECTURES[architecture].configuration(**configuration.network_configuration())
+    return OBJECTIVES[architecture].decoding(configuration.loss, network.stride)
 
 
-__all__ = ["OBJECTIVES", "Objective", "decoding_of", "make_objective"]
+__all__ = [
+    "NORMALIZATION",
+    "OBJECTIVES",
+    "Objective",
+    "Teacher",
+    "decoding_of",
+    "make_objective",
+    "register_objective",
+]

@@ -1,55 +1,45 @@
-"""What Adaptive Wing is trained for: heatmaps of points and of the face's boundary, every stack."""
+"""The objective of Adaptive Wing: heatmaps of points and of the boundary, every stack."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.awing import AWing
-from hihlandmark.runtimes.graph import normalize
+from hihlandmark.models.base import normalize
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ACTIVATION
-from hihlandmark.training.objectives.base import Objective
+from hihlandmark.training.objectives.base import Objective, Teacher
 from hihlandmark.training.objectives.lines import LineMaps, line_weights
 from hihlandmark.weights.card import Decoding
 
-if TYPE_CHECKING:
-    from hihlandmark.training.distillation import Teacher
-
 
 class AWingObjective(Objective):
-    """`Objective` of `AWing` (arXiv 1904.07399): one loss on points and boundary alike.
+    """`Objective` of `AWing` (arXiv 1904.07399): one loss for points and boundary.
 
-    The boundary are all contours of the layout; a face whose contours are not all known teaches no
-    boundary. (The released code leaves out the lower lines of WFLW's eyebrows.)
+    The boundary consists of all contours of the layout; a face with an unknown point on a contour
+    does not train it. (The released code leaves out the lower lines of WFLW's eyebrows.)
     """
 
     names = ("heatmap", "boundary")
 
     def __init__(self, network: AWing, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)
-        if teacher is not None:
-            raise ConfigurationError(
-                "distillation is of HIH's heatmaps, awing has no decimal ones: leave the table out"
-            )
         layouts = {name: get_layout(name) for name in network.configuration.layouts}
         self.lines = nn.ModuleDict(
             {name: LineMaps(layout.contours, layout.size) for name, layout in layouts.items()}
         )
 
     @staticmethod
-    def decoding(loss: Loss) -> Decoding:
-        """Heatmaps around cells hold no more than the quarter; others hold the exact place."""
-        return {
-            "decoder": "local_soft_argmax" if loss.sub_cell else "quarter_shift",
-            "bin_center": 0.5,
-            "activation": ACTIVATION[loss.integer],
-        }
+    def decoding(loss: Loss, stride: int) -> Decoding:
+        """Gaussians centered on cells encode a quarter of a cell, others the exact position."""
+        return Decoding(
+            decoder="local_soft_argmax" if loss.sub_cell else "quarter_shift",
+            activation=ACTIVATION[loss.integer],
+            stride=stride,
+        )
 
     def totals(self, batch: Batch) -> torch.Tensor:
         """The sum of the weights of all points and of the boundaries: (1,)."""
@@ -57,15 +47,15 @@ class AWingObjective(Objective):
         return (batch.weights.sum() + boundaries.sum())[None]
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (2,) of `forward` -> the number to be minimized."""
+        """The losses (2,) of `forward` -> the total loss."""
         return losses.sum()
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
-        """Sums over points and over boundaries, over ``totals`` (1,): (2,), means over stacks."""
+        """The losses (2,) of `names`: weighted sums over ``totals`` (1,), means over stacks."""
         crops = normalize(batch.crops, self.mean, self.std)
         predictions, features = self.network.forward_stacks(crops)
         size, shipped = predictions[-1].shape[-1], self.shipped
-        u = self.in_cells(batch, size)
+        u = self.in_cells(batch)
         centers = u - 0.5 if self.loss.sub_cell else u.floor().clamp(0, size - 1)
         weights = batch.weights[:, shipped]
         boundaries, boundary_weights = self._boundaries(batch, u[:, shipped] - 0.5, size)
@@ -95,7 +85,7 @@ class AWingObjective(Objective):
         return maps, weights
 
     def _boundary_weights(self, weights: torch.Tensor) -> torch.Tensor:
-        """Weights of points (B, P) -> of the layouts' boundaries (B, L)."""
+        """Weights of points (B, P) -> weights of the boundaries of L layouts (B, L)."""
         found = [
             each.mean(dim=1) * (each > 0).all(dim=1)
             for each in line_weights(self.lines, self.network.by_layout(weights[:, self.shipped]))

@@ -1,30 +1,27 @@
-"""What HIH is trained for: integer heatmaps of every stack, and decimal heatmaps."""
+"""The objective of HIH: integer heatmaps of every stack, and decimal heatmaps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import DECIMAL_SIGMA, gaussian, to_distributions
+from hihlandmark.models.base import normalize
 from hihlandmark.models.hih import HIH
-from hihlandmark.runtimes.graph import normalize
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ACTIVATION, HEATMAP_LOSSES, csc
-from hihlandmark.training.objectives.base import Objective, named_loss, point_loss_of
+from hihlandmark.training.objectives.base import Objective, Teacher, named_loss, point_loss_of
 from hihlandmark.weights.card import Decoding
-
-if TYPE_CHECKING:
-    from hihlandmark.training.distillation import Teacher
 
 
 class HIHObjective(Objective):
-    """`Objective` of `HIH` (arXiv 2104.03100, section 3.3, and what does better)."""
+    """`Objective` of `HIH` (arXiv 2104.03100, section 3.3), with more losses to choose from."""
 
     names = ("integer", "decimal", "point", "distillation")
+    supports_distillation = True
 
     def __init__(self, network: HIH, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)
@@ -32,45 +29,45 @@ class HIHObjective(Objective):
         self.point_loss = point_loss_of(loss)
         if self.point_loss and loss.integer == "csc":
             raise ConfigurationError(
-                "loss.point needs an integer heatmap whose mean is the point, and csc teaches an "
-                "almost flat one: take cross_entropy, mse or adaptive_wing for loss.integer"
+                "loss.point needs an integer heatmap whose mean is the point, and csc trains an "
+                "almost flat one: use cross_entropy, mse or adaptive_wing for loss.integer"
             )
 
     @staticmethod
-    def decoding(loss: Loss) -> Decoding:
-        """How heatmaps trained with these losses are read, as a model card states it.
+    def decoding(loss: Loss, stride: int) -> Decoding:
+        """How heatmaps trained with these losses are decoded, as the model card states it.
 
-        All losses but the cross-entropy leave the softmax of the decimal heatmap almost flat (CSC
-        teaches the softmax of a Gaussian, not the Gaussian): only its maximum can be read.
+        Except for the cross-entropy, the losses leave the softmax of the decimal heatmap almost
+        flat (CSC trains the softmax of a Gaussian, not the Gaussian): only its maximum is usable.
         """
-        return {
-            "decoder": "local_soft_argmax" if loss.decimal == "cross_entropy" else "argmax",
-            "bin_center": 0.5,
-            "activation": ACTIVATION[loss.integer],
-        }
+        return Decoding(
+            decoder="local_soft_argmax" if loss.decimal == "cross_entropy" else "argmax",
+            activation=ACTIVATION[loss.integer],
+            stride=stride,
+        )
 
     def totals(self, batch: Batch) -> torch.Tensor:
-        """Sums of weights (3,): all layouts', the predicted ones', and those of the teacher."""
+        """Sums of weights (3,) of all points, of the predicted ones, and of the teacher's."""
         weights = batch.weights
         teacher = self._teacher_of(batch.crops.shape[1])
         distilled = weights.new_tensor(len(weights) * teacher.points if teacher else 0)
         return torch.stack([weights.sum(), weights[:, self.shipped].sum(), distilled])
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (4,) of `forward` -> the number to be minimized."""
+        """The losses (4,) of `forward` -> the total loss."""
         distilled = self.teacher.weight if self.teacher else 0.0
         weights = (1.0, self.loss.decimal_weight, self.loss.point_weight, distilled)
         return losses @ losses.new_tensor(weights)
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
-        """Weighted sums of the losses over the points, over ``totals`` (3,): (4,), `names`.
+        """The losses (4,) of `names`: weighted sums over the points, over ``totals`` (3,).
 
         All but the decimal loss are means over the stacks.
         """
         crops = normalize(batch.crops, self.mean, self.std)
         integers, decimals, features = self.network.forward_stacks(crops)
         size, bins, shipped = integers[-1].shape[-1], decimals.shape[-1], self.shipped
-        u = self.in_cells(batch, size)
+        u = self.in_cells(batch)
         cells = u.floor().clamp(0, size - 1)
 
         weights = batch.weights[:, shipped]
@@ -89,7 +86,7 @@ class HIHObjective(Objective):
                 distributions, _ = to_distributions(
                     maps[taught].float(), None, ACTIVATION[self.loss.integer]
                 )
-                # The integer heatmap stands for the cell, the decimal one for the rest.
+                # The integer heatmap encodes the cell, the decimal one the fraction.
                 losses = self.point_loss(distributions, cells[:, shipped][taught], normals)
                 point = point + (losses * weights[taught]).sum() / len(integers)
         distilled = self._distillation_sum(crops, integers, decimals)
@@ -106,10 +103,10 @@ class HIHObjective(Objective):
     def _distillation_sum(
         self, crops: torch.Tensor, integers: Sequence[torch.Tensor], decimals: torch.Tensor
     ) -> torch.Tensor:
-        """Divergences of the student's distributions from the teacher's, over faces and points.
+        """KL divergences of the student from the teacher, summed over faces and points.
 
-        A decimal heatmap counts by ``decimal_weight``, as it does for the labels. At temperature 1
-        the gradient is that of Hinton et al., arXiv 1503.02531, equation 2.
+        Decimal heatmaps have ``decimal_weight``, as for the labels. At temperature 1 the gradient
+        is that of Hinton et al., arXiv 1503.02531, equation 2.
         """
         total = torch.zeros((), device=crops.device)
         teacher = self._teacher_of(crops.shape[-1])
@@ -126,5 +123,5 @@ class HIHObjective(Objective):
         return total
 
     def _teacher_of(self, crop_size: int) -> Teacher | None:
-        """Who teaches on crops of this size."""
+        """The teacher, if its crops have this size."""
         return self.teacher if self.teacher and self.teacher.crop_size == crop_size else None

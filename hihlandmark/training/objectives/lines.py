@@ -1,4 +1,4 @@
-"""Maps of the lines of a face: ADNet's edges and Adaptive Wing's boundary as targets."""
+"""Targets along the contours of a face: ADNet's edges and Adaptive Wing's boundary."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from torch import nn
 from hihlandmark.layouts import Contour
 
 PIECES = 6
-"""Straight ones that make a line from one of its points to the next. Those of COFW, whose points
-are furthest apart, then miss the spline by up to 0.06 of 64 cells."""
+"""Straight pieces between two points of a line. On COFW, whose points are furthest apart, they
+deviate from the spline by up to 0.06 of 64 cells."""
 
 
 class LineMaps(nn.Module):
-    """Smooth lines through the points of a layout, drawn as maps.
+    """Maps of smooth lines through the points of a layout.
 
-    A line is a Catmull-Rom spline, and a map holds ``exp(-d^2 / (2 sigma^2))`` of the distance d
-    from the line, as Adaptive Wing's boundary does (arXiv 1904.07399, and its released code, which
-    interpolates by B-splines and rounds to cells; ADNet's draws polygons one crop pixel thick).
+    A line is a Catmull-Rom spline, and its map is ``exp(-d^2 / (2 sigma^2))`` of the distance d
+    from it, as Adaptive Wing's boundary (arXiv 1904.07399; its released code interpolates by
+    B-splines and rounds to cells, ADNet's draws polygons one crop pixel thick).
+
+    Args:
+        lines: each through points by their indices.
+        points: number of points of the layout.
     """
 
     splines: torch.Tensor
@@ -34,7 +38,7 @@ class LineMaps(nn.Module):
         self.register_buffer("on_lines", on_lines, persistent=False)
 
     def weights(self, weights: torch.Tensor) -> torch.Tensor:
-        """Weights of points (B, P) -> of lines (B, E): the mean, and 0 where a point has none."""
+        """Weights of points (B, P) -> weights of lines (B, E): the mean, or 0 if a point has 0."""
         whole = ((weights > 0).float() @ self.on_lines.T) == self.on_lines.sum(dim=1)
         return whole * (weights @ self.on_lines.T) / self.on_lines.sum(dim=1)
 
@@ -48,7 +52,7 @@ class LineMaps(nn.Module):
 def line_weights(
     lines: nn.ModuleDict, weights: Mapping[str, torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    """Of each layout, by whose name both are found, the weights (B, E) of its `LineMaps`."""
+    """The weights (B, E) of the `LineMaps` of each layout in ``weights``."""
     for name, group in weights.items():
         maps = lines[name]
         assert isinstance(maps, LineMaps)
@@ -56,11 +60,11 @@ def line_weights(
 
 
 def _squared_distances(places: torch.Tensor, size: int) -> torch.Tensor:
-    """Of the cells of a map from the polyline through ``places`` (B, S, 2): (B, size, size)."""
+    """Squared distances (B, size, size) of cells from the polyline ``places`` (B, S, 2)."""
     cells = torch.arange(size, device=places.device, dtype=places.dtype)
     starts, pieces = places[:, :-1, :, None], places.diff(dim=1)[..., None]
-    # From the start of each piece to the cell, and the share of the piece to its foot there. A
-    # piece without length is its start.
+    # From the start of each piece to the cell, and the foot of the perpendicular as a share of the
+    # piece. A piece without length is its start.
     dx, dy = (cells - starts).unbind(dim=2)
     shares = (cells - starts) * pieces / pieces.square().sum(dim=2, keepdim=True).clamp(min=1e-12)
     along = (shares[:, :, 0, None, :] + shares[:, :, 1, :, None]).clamp_(0, 1)
@@ -70,10 +74,10 @@ def _squared_distances(places: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _spline(line: Contour, points: int) -> torch.Tensor:
-    """(S, P): what to multiply a face's P points by for S places along the line.
+    """The matrix (S, P) from the P points of a face to S places along the line.
 
-    Catmull-Rom: cubic pieces through the points, at each with the slope of the chord between its
-    neighbors (Catmull and Rom, 1974). The ends of an open line are their own neighbors.
+    Catmull-Rom: cubic pieces through the points, with the slope of the chord between
+    its neighbors (Catmull and Rom, 1974). The ends of an open line are their own neighbors.
     """
     ring = list(line.indices)
     padded = [ring[-1], *ring, *ring[:2]] if line.closed else [ring[0], *ring, ring[-1]]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hihlandmark.training.config import Stage, TrainingConfiguration
-from hihlandmark.training.schedule import DECK, Plan, Sampler
+from hihlandmark.training.schedule import BLOCK, MixtureSampler, Plan
 
 
 def configuration(*stages: Stage, first_stage: int = 1) -> TrainingConfiguration:
@@ -31,19 +31,19 @@ def test_epochs_count_the_faces_of_all_sets() -> None:
     plan = Plan(TWO, faces=50)
     assert plan.lengths == [4, 20]
     assert plan.samples == 4 * 3 + 20 * 5
-    assert Plan(TWO, faces=50, group=2).lengths == [4, 10], "a step shows twice as many"
+    assert Plan(TWO, faces=50, group=2).lengths == [4, 10], "a step has twice the samples"
 
 
-def test_samples_follow_one_another_without_gaps() -> None:
+def test_samples_are_consecutive() -> None:
     plan = Plan(TWO, faces=50, group=2)
-    shown = [plan.at(step) for step in range(plan.steps)]
-    counts = [2 * moment.stage.batch_size for moment in shown]
-    assert [moment.first_sample for moment in shown] == [0, *np.cumsum(counts)[:-1]]
+    moments = [plan.at(step) for step in range(plan.steps)]
+    counts = [2 * moment.stage.batch_size for moment in moments]
+    assert [moment.first_sample for moment in moments] == [0, *np.cumsum(counts)[:-1]]
     with pytest.raises(IndexError):
         plan.at(plan.steps)
 
 
-def test_the_learning_rate_warms_up_and_falls_in_every_stage() -> None:
+def test_learning_rate_warms_up_and_falls_in_every_stage() -> None:
     plan = Plan(TWO, faces=50)
     rates = [plan.learning_rate(step) for step in range(plan.steps)]
     assert rates[0] < rates[1] > rates[2] > rates[3]
@@ -62,7 +62,7 @@ def test_a_step_schedule_drops_at_its_epochs() -> None:
     assert rates[20:] == pytest.approx([0.01] * 4)
 
 
-def test_stages_can_be_left_out() -> None:
+def test_stages_can_be_skipped() -> None:
     late = configuration(*TWO.stages, first_stage=2)
     assert Plan(late, faces=50).lengths == [20]
     with pytest.raises(ValueError, match="stages 1 to 2"):
@@ -71,8 +71,8 @@ def test_stages_can_be_left_out() -> None:
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), seed=st.integers(0, 9))
 @settings(max_examples=20, deadline=None)
-def test_every_face_of_a_set_comes_before_any_comes_again(sizes: list[int], seed: int) -> None:
-    sampler = Sampler(sizes, [1.0] * len(sizes), seed)
+def test_every_face_of_a_set_is_used_before_any_is_reused(sizes: list[int], seed: int) -> None:
+    sampler = MixtureSampler(sizes, [1.0] * len(sizes), seed)
     seen: dict[int, list[tuple[int, int]]] = {}
     for number in range(500):
         draw = sampler.draw(number)
@@ -84,21 +84,18 @@ def test_every_face_of_a_set_comes_before_any_comes_again(sizes: list[int], seed
         assert {face for _, face in draws} <= set(range(size))
 
 
-def test_sets_fill_their_shares() -> None:
-    sampler = Sampler([10, 1000, 7], [0.5, 0.3, 0.2], seed=3)
-    counts = Counter(sampler.draw(number).set_number for number in range(2 * DECK))
+def test_sets_have_their_shares() -> None:
+    sampler = MixtureSampler([10, 1000, 7], [0.5, 0.3, 0.2], seed=3)
+    counts = Counter(sampler.draw(number).set_number for number in range(2 * BLOCK))
     assert counts == {0: 1000, 1: 600, 2: 400}
+    sampler = MixtureSampler([5, 100_000], [5, 100_000], seed=0)
+    assert {sampler.draw(number).set_number for number in range(BLOCK)} == {0, 1}
 
 
-def test_even_the_smallest_sets_are_shown() -> None:
-    sampler = Sampler([5, 5, 5, 100_000], [5, 5, 5, 100_000], seed=0)
-    assert {sampler.draw(number).set_number for number in range(DECK)} == {0, 1, 2, 3}
-
-
-def test_a_draw_depends_on_its_number_and_the_seed_alone() -> None:
-    one, two = (Sampler([30, 50], [1, 2], seed=5) for _ in range(2))
+def test_a_sample_is_computed_without_those_before_it() -> None:
+    one, two = (MixtureSampler([30, 50], [1, 2], seed=5) for _ in range(2))
     for number in range(1500):
         one.draw(number)
     assert [two.draw(n) for n in (1400, 3)] == [one.draw(n) for n in (1400, 3)]
-    other = Sampler([30, 50], [1, 2], seed=6)
+    other = MixtureSampler([30, 50], [1, 2], seed=6)
     assert [other.draw(n) for n in range(50)] != [one.draw(n) for n in range(50)]
