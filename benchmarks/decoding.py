@@ -1,9 +1,9 @@
-"""Heatmaps to points, and the parts of it that are chosen for speed.
+"""Times of decoding heatmaps to points, and of the sums over windows within it.
 
     python benchmarks/decoding.py --json OUT [--rounds 15]
 
-One face of 98 points, and eight: each decoder of `heatmap.decode`, and the sums over windows in
-which "local_soft_argmax" looks for most of the belief, by two matrix products as there, and by pooling.
+One face of 98 points, and eight: each decoder of `heatmap.decode`, and the sums over windows by
+which "local_soft_argmax" finds the peak: by two matrix products, as it does, and by pooling.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from rich.console import Console
 
-from hihlandmark.benchmark import machine, table, time_interleaved
+from hihlandmark.benchmark import machine, time_interleaved
 from hihlandmark.heatmap import WINDOW, Decoder, box_sums, decode, to_distributions
+from hihlandmark.tables import Table
 
 POINTS = 98
 
@@ -49,7 +49,7 @@ def main() -> None:
         }
         for decoder in get_args(Decoder):
             beside = decimal if decoder in ("argmax", "local_soft_argmax") else None
-            runs[f"decode, {decoder}"] = partial(decode, integer, beside, decoder)
+            runs[f"decode, {decoder}"] = partial(decode, integer, beside, decoder, stride=4)
         times = time_interleaved(runs, arguments.rounds, each=faces)
         record += [
             {"faces": faces, "what": name, "milliseconds": asdict(timing)}
@@ -58,8 +58,7 @@ def main() -> None:
         rows += [[name, faces, timing] for name, timing in times.items()]
     content = {"machine": machine(), "decoding": record}
     arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    lines = table(["", "faces", "ms a face"], rows)
-    Console(soft_wrap=True).print(*lines, sep="\n", markup=False, highlight=False)
+    print(Table("", ["", "faces", "ms per face"], rows).markdown())
 
 
 if __name__ == "__main__":

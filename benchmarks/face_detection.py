@@ -3,7 +3,7 @@
     python benchmarks/face_detection.py --data DIR --json OUT
 
 DIR holds ``scenes/annotations.jsonl`` (``image``, and ``box`` tight around the landmarks of the one
-annotated face) and ``scenes/images``; images without an annotation are searched, too.
+annotated face) and ``scenes/images``; images without an annotation are also searched.
 
 - "annotated": the part of the annotated faces that are found: the center of a detected box lies in
   the landmarks' box and the two overlap by IoU >= 0.3 (MTCNN's box also holds the forehead, so that

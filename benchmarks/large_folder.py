@@ -1,10 +1,10 @@
-"""`hihlandmark predict` over very many images: memory on the way, and images a second.
+"""`hihlandmark predict` over very many images: memory over time, and images per second.
 
-    python benchmarks/large_folder.py --json OUT [--count 20000] [--photo PHOTO]
+    python benchmarks/large_folder.py --json OUT [--count 20000] [--image IMAGE]
 
-A tar archive of COUNT images is generated, each a part of one image (scikit-image's astronaut) and
-another JPEG, and read by `hihlandmark predict` in its quickest setting. The memory of that process
-(resident set, from /proc, so on Linux only) is noted at each twentieth of the images.
+A tar archive of COUNT different JPEGs, parts of one image (scikit-image's astronaut), is generated
+and predicted with the fastest settings. The memory of that process (resident set, from /proc, so on
+Linux only) is recorded after each twentieth of the images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from hihlandmark import load_image
 from hihlandmark.benchmark import machine
@@ -30,12 +29,12 @@ from hihlandmark.cli.options import astronaut
 _SIDE = 160
 
 
-def write_archive(path: Path, photo: np.ndarray, count: int) -> None:
-    """COUNT parts of an image (H, W, 3), none like another, in one archive."""
+def write_archive(path: Path, image: np.ndarray, count: int) -> None:
+    """Write different parts of an image (H, W, 3) to an archive."""
     with tarfile.open(path, "w") as archive:
         for number in range(count):
             left, top = 140 + number % 7, 20 + number // 7 % 5
-            part = Image.fromarray(photo[top : top + _SIDE, left : left + _SIDE])
+            part = Image.fromarray(image[top : top + _SIDE, left : left + _SIDE])
             buffer = io.BytesIO()
             part.save(buffer, "JPEG", quality=60 + number % 35)
             member = tarfile.TarInfo(f"{number // 1000:03d}/{number:07d}.jpg")
@@ -75,12 +74,12 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
     parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--photo", type=Path, help="default: scikit-image's astronaut")
+    parser.add_argument("--image", type=Path, help="default: scikit-image's astronaut")
     arguments = parser.parse_args()
-    photo = load_image(arguments.photo or astronaut())
+    image = load_image(arguments.image or astronaut())
     with tempfile.TemporaryDirectory() as folder:
-        archive, out = Path(folder) / "photos.tar", Path(folder) / "out"
-        write_archive(archive, photo, arguments.count)
+        archive, out = Path(folder) / "images.tar", Path(folder) / "out"
+        write_archive(archive, image, arguments.count)
         command = [sys.executable, "-m", "hihlandmark", "predict", str(archive), "--out", str(out)]
         command += ["--format", "parquet", "--refine", "0", "--no-flip-test", "--layout", "68"]
         start = time.perf_counter()
@@ -96,16 +95,14 @@ def main() -> None:
     record = {
         "machine": machine(),
         "images": written,
-        "images_a_second": written / seconds,
+        "images_per_second": written / seconds,
         "memory_mb": memory,
         "exit_code": process.returncode,
     }
     arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     megabytes = ", ".join(f"{each:.0f}" for each in memory)
-    Console(soft_wrap=True).print(
-        f"{written} images, {written / seconds:.1f} a second; MB after each twentieth: {megabytes}",
-        highlight=False,
-    )
+    print(f"{written} images, {written / seconds:.1f} per second")
+    print(f"MB after each twentieth: {megabytes}")
 
 
 if __name__ == "__main__":

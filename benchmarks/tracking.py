@@ -1,17 +1,17 @@
-"""Faces followed through clips: what following saves, and how steady and how late the points are.
+"""Tracking of faces in clips: time saved, jitter and lag of the points.
 
     python benchmarks/tracking.py --clips DIR --json OUT [--frames 250]
 
-- Cost: frames a second where faces are searched for in every frame, and in every tenth, of the
-  first frames of each clip, taking turns.
-- Jitter: mean length of the second difference of points that are at rest, in per mille of the
-  inter-ocular distance. At rest is a point whose path, smoothed over nine frames, moves by less
-  than 0.4 per cent of that distance a frame.
-- Lag: by how many frames the points of a method come late: the time that, multiplied with the
-  velocity of moving points (above 1 per cent a frame), explains in least squares how far they are
-  behind the smoothed path of the raw points. The smoothed path itself does not lag.
+- Cost: milliseconds per frame with face detection in every frame and in every tenth, for the first
+  frames of each clip, interleaved.
+- Jitter: mean length of the second difference of points at rest, in per mille of the inter-ocular
+  distance. A point is at rest if its path, smoothed over nine frames, moves by less than 0.4
+  percent of that distance per frame.
+- Lag: delay of the points of a method in frames: the time that, multiplied by the velocity of
+  moving points (above 1 percent per frame), explains their distance from the smoothed path of the
+  raw points in least squares. The smoothed path itself has no lag.
 
-The raw points are those that `FaceTracker` gives without smoothing; all methods get the same.
+The raw points are those of `FaceTracker` without smoothing; all methods get the same points.
 """
 
 from __future__ import annotations
@@ -24,18 +24,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console
 
 from hihlandmark import Detector
-from hihlandmark.benchmark import machine, table, time_interleaved
+from hihlandmark.arrays import FloatArray
+from hihlandmark.benchmark import machine, time_interleaved
+from hihlandmark.tables import Table
 from hihlandmark.video import FaceTracker, OneEuroFilter, read_frames, smooth_track, track
-
-FloatArray = NDArray[np.floating]
 
 _WINDOW = 9
 _AT_REST, _MOVING = 0.004, 0.01
-_SHORTEST = 30
+_MIN_FRAMES = 30
 
 
 class Track(NamedTuple):
@@ -50,17 +48,17 @@ class Track(NamedTuple):
 
 
 def tracks_of(clip: Path, detector: Detector, frames: int) -> list[Track]:
-    """The raw tracks of a clip that last for a second or more."""
+    """The raw tracks of a clip that last for one second or more."""
     rows: dict[int | None, list[tuple[int, float, Any]]] = {}
     for frame, faces in islice(track(clip, detector, smooth=False), frames):
         for face in faces:
             rows.setdefault(face.track_id, []).append((frame.index, frame.time, face))
     found = []
-    for of_one in rows.values():
-        breaks = np.flatnonzero(np.diff([index for index, _, _ in of_one]) > 1) + 1
-        for part in np.split(np.arange(len(of_one)), breaks):
-            run = [of_one[i] for i in part]
-            if len(run) < _SHORTEST:
+    for in_track in rows.values():
+        breaks = np.flatnonzero(np.diff([index for index, _, _ in in_track]) > 1) + 1
+        for part in np.split(np.arange(len(in_track)), breaks):
+            run = [in_track[i] for i in part]
+            if len(run) < _MIN_FRAMES:
                 continue
             size = float(np.median([face.interocular for _, _, face in run]))
             points = np.stack([face.points for _, _, face in run]).astype(float) / size
@@ -95,7 +93,7 @@ METHODS: dict[str, Callable[[Track], FloatArray]] = {
 
 def measures(of: list[Track], method: Callable[[Track], FloatArray]) -> dict[str, float]:
     """Jitter in per mille of the inter-ocular distance, lag in frames, of all tracks together."""
-    trembling: list[FloatArray] = []
+    differences: list[FloatArray] = []
     behind = moved = 0.0
     margin = _WINDOW // 2
     for one in of:
@@ -106,28 +104,28 @@ def measures(of: list[Track], method: Callable[[Track], FloatArray]) -> dict[str
         speed = np.linalg.norm(velocity, axis=-1)
         inner = found[margin:-margin]
         second = np.linalg.norm(np.diff(found, 2, axis=0), axis=-1)[margin - 1 : -margin + 1]
-        trembling.append(second[speed < _AT_REST])
+        differences.append(second[speed < _AT_REST])
         moves = speed > _MOVING
         behind += float(((path - inner) * velocity).sum(axis=-1)[moves].sum())
         moved += float((velocity**2).sum(axis=-1)[moves].sum())
-    jitter = float(np.concatenate(trembling).mean()) * 1000
+    jitter = float(np.concatenate(differences).mean()) * 1000
     return {"jitter": jitter, "lag": behind / moved if moved else float("nan")}
 
 
 def cost(clip: Path, detector: Detector, frames: int) -> dict[str, Any]:
     """Milliseconds a frame with a search in every frame and in every tenth."""
-    pictures = list(islice(read_frames(clip), frames))
+    clip_frames = list(islice(read_frames(clip), frames))
 
     def follow(detect_every: int) -> Callable[[], Any]:
         def run() -> None:
             tracker = FaceTracker(detector, detect_every=detect_every)
-            for frame in pictures:
+            for frame in clip_frames:
                 tracker.update(frame)
 
         return run
 
     timings = time_interleaved({"every frame": follow(1), "every tenth": follow(10)}, rounds=3)
-    return {name: timing.median / len(pictures) for name, timing in timings.items()}
+    return {name: timing.median / len(clip_frames) for name, timing in timings.items()}
 
 
 def main() -> None:
@@ -145,24 +143,25 @@ def main() -> None:
     clips = sorted(path for path in arguments.clips.iterdir() if path.is_file())
     costs = {clip.name: cost(clip, detector, arguments.cost_frames) for clip in clips}
     tracks = {clip.name: tracks_of(clip, detector, arguments.frames) for clip in clips}
-    everything = [one for of_clip in tracks.values() for one in of_clip]
+    everything = [one for in_clip in tracks.values() for one in in_clip]
     figures = {name: measures(everything, method) for name, method in METHODS.items()}
     record = {
         "machine": machine(),
-        "weights": detector.card.files,
+        "weights": detector.card.sha256,
         "cost": costs,
         "tracks": {name: [len(one.times) for one in found] for name, found in tracks.items()},
-        "steadiness": figures,
+        "smoothness": figures,
     }
     arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     rows = []
     for name, each in costs.items():
         every, tenth = each["every frame"], each["every tenth"]
         rows.append([name, f"{every:.0f}", f"{tenth:.0f}", f"{every / tenth:.2f}"])
-    lines = table(["clip", "ms a frame, searching all", "every tenth", "times"], rows)
+    headers = ["clip", "ms per frame, detecting in every frame", "in every tenth", "speedup"]
+    print(Table("", headers, rows).markdown())
     rows = [[name, f"{each['jitter']:.2f}", f"{each['lag']:.2f}"] for name, each in figures.items()]
-    lines += ["", *table(["points", "jitter, per mille", "lag, frames"], rows)]
-    Console(soft_wrap=True).print("", *lines, sep="\n", markup=False, highlight=False)
+    print()
+    print(Table("", ["points", "jitter, per mille", "lag, frames"], rows).markdown())
 
 
 if __name__ == "__main__":

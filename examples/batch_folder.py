@@ -1,10 +1,10 @@
-"""The faces of every image of a folder, as JSON Lines: a line an image, in order.
+"""The faces of every image in a folder as JSON Lines: one line per image, in order.
 
-    python examples/batch_folder.py PHOTOS landmarks.jsonl
+    python examples/batch_folder.py IMAGES landmarks.jsonl
 
 An image that cannot be read is a line with its ``error``. Images are read as they are needed, so
-that memory does not grow with their number. For work that goes on after a kill, Parquet, archives
-or cloud storage take ``hihlandmark predict PHOTOS --out DIR`` (docs/folders.md).
+memory does not grow with their number. ``hihlandmark predict IMAGES --out DIR`` also resumes, and
+handles Parquet, archives and cloud storage (docs/folders.md).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hihlandmark import Detector, ImageError
 from hihlandmark.io import IMAGE_SUFFIXES
 
 
-def photos_in(folder: Path) -> list[Path]:
-    """The image files of a folder and of all folders below it, by name."""
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder and its subfolders, by name."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def records(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """One object ready for JSON an image: its path, and its faces or the error.
+    """One object for JSON per image: its path, and its faces or the error.
 
-    Images come as `predict_many` is done with them, the first before the last is read.
+    Objects are yielded while later images are still being read.
     """
     paths = list(paths)
     results = detector.predict_many(paths, on_error="yield")
@@ -39,15 +39,15 @@ def records(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, Any
 
 
 def main(folder: str, out: str = "landmarks.jsonl") -> None:
-    """Writes a line an image and says how many images, faces and errors there were."""
-    photos = faces = errors = 0
+    """Write a line per image, and print the numbers of images, faces and errors."""
+    images = faces = errors = 0
     with open(out, "w", encoding="utf-8") as lines:
-        for record in records(Detector(), photos_in(Path(folder))):
+        for record in records(Detector(), images_in(Path(folder))):
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-            photos += 1
+            images += 1
             faces += len(record.get("faces", ()))
             errors += "error" in record
-    print(f"{photos} photos, {faces} faces, {errors} that could not be read; {out}")
+    print(f"images: {images}, faces: {faces}, unreadable: {errors}; results in {out}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     uvicorn --app-dir examples fastapi_endpoint:app
     curl --data-binary @image.jpg "http://127.0.0.1:8000/landmarks?layout=98"
 
-400 for what is no image, 413 for more than `MAX_BYTES`, 422 for a layout that there is not.
+Status 400: not an image; 413: larger than `MAX_BYTES`; 422: unknown layout.
 """
 
 from functools import cache
@@ -19,25 +19,25 @@ from hihlandmark import Detector, ImageError, load_image
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000
 app = FastAPI(title="Face landmarks")
 detector_of = cache(Detector)
-one_at_a_time = Lock()  # one image uses all cores already
+one_at_a_time = Lock()  # one image already uses all cores
 
 
-def find(photo: bytes, layout: int) -> list[dict[str, Any]]:
-    """The faces of an image, as `Face.to_dict` says. Raises `ImageError`."""
-    image = load_image(photo, max_pixels=MAX_PIXELS)
+def find(image: bytes, layout: int) -> list[dict[str, Any]]:
+    """The faces of an image as dictionaries. Raises `ImageError`."""
+    pixels = load_image(image, max_pixels=MAX_PIXELS)
     with one_at_a_time:
-        return [face.to_dict() for face in detector_of(layout).predict(image)]
+        return [face.to_dict() for face in detector_of(layout).predict(pixels)]
 
 
 @app.post("/landmarks")
 async def landmarks(request: Request, layout: Literal["98", "68", "29"] = "98") -> dict[str, Any]:
-    """The faces of the image in the body, best first; none is an empty list."""
-    photo = bytearray()
+    """The faces of the image in the body, best first; an empty list if there are none."""
+    image = bytearray()
     async for part in request.stream():
-        photo += part
-        if len(photo) > MAX_BYTES:
-            raise HTTPException(413, f"the photo is larger than {MAX_BYTES} bytes")
+        image += part
+        if len(image) > MAX_BYTES:
+            raise HTTPException(413, f"the image is larger than {MAX_BYTES} bytes")
     try:
-        return {"faces": await run_in_threadpool(find, bytes(photo), int(layout))}
+        return {"faces": await run_in_threadpool(find, bytes(image), int(layout))}
     except ImageError as error:
         raise HTTPException(400, str(error)) from error

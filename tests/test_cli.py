@@ -1,3 +1,5 @@
+"""The commands predict, demo, doctor, weights and eval."""
+
 import csv
 import json
 import sys
@@ -9,18 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from hihlandmark import Face
+from hihlandmark import Detector, Face, HihlandmarkError
 from hihlandmark.cli import app
-from hihlandmark.io import Result, Source, find_images
-from hihlandmark.io.formats import write_pts
+from hihlandmark.cli.export import crops_of_faces
+from hihlandmark.io import find_images
 
 run = CliRunner()
 
 
 @pytest.fixture
-def photos(tmp_path: Path, astronaut: NDArray[np.uint8]) -> Path:
-    """A folder with a face, a face in a sub-folder, an image without one, and no images."""
-    folder = tmp_path / "photos with ünïcode"
+def images(tmp_path: Path, astronaut: NDArray[np.uint8]) -> Path:
+    """A folder with a face, a face in a subfolder, an image without one, and no images."""
+    folder = tmp_path / "images with ünïcode"
     (folder / "sub").mkdir(parents=True)
     Image.fromarray(astronaut).save(folder / "face.png")
     Image.fromarray(astronaut).save(folder / "sub" / "face.jpg")
@@ -29,88 +31,77 @@ def photos(tmp_path: Path, astronaut: NDArray[np.uint8]) -> Path:
     return folder
 
 
-def test_predict_prints_a_line_of_json_an_image(photos: Path) -> None:
-    result = run.invoke(app, ["predict", str(photos), "--device", "cpu"])
+def test_predict_prints_a_line_of_json_per_image(images: Path) -> None:
+    result = run.invoke(app, ["predict", str(images), "--device", "cpu"])
     assert result.exit_code == 0, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [Path(r["image"]).name for r in records] == ["face.png", "nobody.png", "face.jpg"]
     assert [len(r["faces"]) for r in records] == [1, 0, 1]
     assert Face.from_dict(records[0]["faces"][0]).layout.size == 98
-    assert "3 images, 2 faces, 0 failed" in result.stderr
+    assert "images: 3, faces: 2, failed: 0" in result.stderr
 
 
-def test_predict_writes_each_format_and_the_drawing(photos: Path, tmp_path: Path) -> None:
+def test_predict_writes_each_format_and_the_drawing(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for name, layout in (("json", "98"), ("csv", "68"), ("pts", "29")):
+    for name, layout in (("json", "WFLW98"), ("csv", "68"), ("pts", "29")):
         arguments = ["--out", str(out / name), "--format", name, "--layout", layout, "--draw"]
-        result = run.invoke(app, ["predict", str(photos), *arguments])
+        arguments += ["--refine", "0", "--no-flip-test"]
+        result = run.invoke(app, ["predict", str(images), *arguments])
         assert result.exit_code == 0, result.stderr
     assert json.loads((out / "json" / "sub" / "face.jpg.json").read_text())["faces"]
     with (out / "csv" / "part-000001.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) == 68 + 1 + 68, "one for the image without a face"
-    assert rows[30]["name"]
     assert (out / "pts" / "face.png.0.pts").read_text().startswith("version: 1\nn_points: 29\n")
     assert not (out / "pts" / "nobody.png.0.pts").exists()
     with (
         Image.open(out / "json" / "face.png.landmarks.png") as drawn,
-        Image.open(photos / "face.png") as raw,
+        Image.open(images / "face.png") as raw,
     ):
         assert drawn.size == raw.size
         assert np.any(np.array(drawn) != np.array(raw))
 
 
-def test_failures_are_named_and_the_rest_is_done(photos: Path) -> None:
-    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
-    result = run.invoke(app, ["predict", str(photos), "nowhere.png", str(photos / "*.bmp")])
+def test_failures_are_named_and_the_rest_is_done(images: Path, tmp_path: Path) -> None:
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
+    (tmp_path / "empty").mkdir()
+    failing = ["nowhere.png", str(images / "*.bmp"), str(tmp_path / "empty")]
+    result = run.invoke(app, ["predict", str(images), *failing, "--refine", "0", "--no-flip-test"])
     assert result.exit_code == 1
     assert len(result.stdout.splitlines()) == 3
-    for name in ("broken.jpg", "nowhere.png", "*.bmp"):
+    for name in ("broken.jpg", "nowhere.png", "*.bmp", "empty"):
         assert name in result.stderr
-    assert "3 failed" in result.stderr
-
-
-def test_globs_files_and_folders_mix(photos: Path) -> None:
-    found = list(
-        find_images([str(photos / "*.png"), str(photos / "sub"), str(photos / "notes.txt")])
-    )
-    names = [item.name for item in found if isinstance(item, Source)]
-    assert names == ["face.png", "nobody.png", "face.jpg", "notes.txt"]
-
-
-def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "readme.md").write_text("text")
-    result = run.invoke(app, ["predict", str(tmp_path)])
-    assert result.exit_code == 1
-    assert "no image in this folder" in result.stderr
+    assert "failed: 4" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "keyword"),
     [
-        (["predict"], "Missing argument"),
+        (["predict"], "PATH"),
         (["predict", "x.png", "--draw"], "--out"),
         (["predict", "x.png", "--format", "csv"], "--out"),
-        (["predict", "x.png", "--layout", "5"], "98"),
         (["predict", "x.png", "--format", "xml"], "json"),
-        (["nonsense"], "No such command"),
+        (["nonsense"], "nonsense"),
     ],
 )
-def test_wrong_usage_exits_with_two(arguments: list[str], message: str) -> None:
+def test_wrong_usage_exits_with_two(arguments: list[str], keyword: str) -> None:
     result = run.invoke(app, arguments)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert keyword in result.stderr
 
 
-def test_demo_writes_the_picture_and_the_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["5", "wflw99"])
+def test_layout_that_the_weights_lack_is_refused(layout: str) -> None:
+    result = run.invoke(app, ["predict", "x.png", "--layout", layout])
+    assert isinstance(result.exception, HihlandmarkError)
+
+
+def test_demo_writes_image_and_json(tmp_path: Path) -> None:
     result = run.invoke(app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.stderr
-    picture, record = tmp_path / "astronaut.landmarks.png", tmp_path / "astronaut.json"
-    assert str(picture) in result.stdout
-    assert str(record) in result.stdout
-    with Image.open(picture) as drawn:
+    with Image.open(tmp_path / "astronaut.landmarks.png") as drawn:
         assert drawn.size == (512, 512)
-    assert len(json.loads(record.read_text())["faces"]) == 1
+    assert len(json.loads((tmp_path / "astronaut.json").read_text())["faces"]) == 1
 
 
 def test_doctor_reports_device_weights_and_extras() -> None:
@@ -121,11 +112,22 @@ def test_doctor_reports_device_weights_and_extras() -> None:
     assert ("tomli" in result.stdout) == (sys.version_info < (3, 11)), "only older Pythons need it"
 
 
-def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_missing_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hihlandmark.doctor._version", lambda package: None)
     result = run.invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert "openvino: pip install 'hihlandmark[openvino]'" in result.stdout
+
+
+def test_crops_for_int8_are_cut_around_the_faces(
+    images: Path, detector: Detector, caplog: pytest.LogCaptureFixture
+) -> None:
+    (images / "broken.jpg").write_bytes(b"no image")
+    crops = list(crops_of_faces(detector, find_images([str(images)])))
+    assert [crop.shape for crop in crops] == [(256, 256, 3)] * 2
+    points = detector.predict_crops(np.stack(crops[:1])).points[0]
+    np.testing.assert_allclose((points.min(axis=0) + points.max(axis=0)) / 2, 128, atol=25)
+    assert "broken.jpg" in caplog.text
 
 
 def test_weights_commands_find_and_verify_the_packaged_weights() -> None:
@@ -136,25 +138,16 @@ def test_weights_commands_find_and_verify_the_packaged_weights() -> None:
     assert path.is_file()
 
 
-def test_eval_prints_the_figures_and_the_weights_hash(
+def test_eval_prints_errors_and_the_hash_of_the_weights(
     tmp_path: Path, astronaut: NDArray[np.uint8]
 ) -> None:
-    from hihlandmark import Detector
-
     (face,) = Detector(29, device="cpu").predict(astronaut)
-    Image.fromarray(astronaut).save(tmp_path / "photo.png")
-    row = {"image": "photo.png", "points": face.points.tolist(), "split": "val"}
+    Image.fromarray(astronaut).save(tmp_path / "image.png")
+    row = {"image": "image.png", "points": face.points.tolist(), "split": "val"}
     (tmp_path / "annotations.jsonl").write_text(json.dumps(row))
     result = run.invoke(app, ["eval", "--data", str(tmp_path), "--split", "val", "--json"])
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["layout"] == "COFW29"
     assert figures["nme"] < 5
-    assert len(figures["weights"]["hih-small.safetensors"]) == 64
-
-
-def test_pts_files_are_numbered_by_face() -> None:
-    from hihlandmark.layouts import COFW29
-
-    face = Face(np.zeros((29, 2)), np.ones(29), np.zeros((29, 2, 2)), np.zeros(4), 1.0, COFW29)
-    assert list(write_pts(Result(Source("a.png", "a.png"), [face, face]))) == [".0.pts", ".1.pts"]
+    assert len(figures["weights"]) == 64

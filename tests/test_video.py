@@ -1,4 +1,4 @@
-"""Videos: what is read of them, who is who, how steady the points are, what is written."""
+"""Videos: reading frames, tracking faces, smoothing points, writing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from typer.testing import CliRunner
 
-from hihlandmark import ConfigurationError, Detector, ImageError
+from hihlandmark import ConfigurationError, Detector, Face, ImageError
 from hihlandmark.cli import app
 from hihlandmark.video import (
     AnnotatedVideo,
@@ -35,7 +35,7 @@ from hihlandmark.video.writing import open_faces
 
 Image = NDArray[np.uint8]
 STEP = 3
-"""Pixels by which the face moves to the left from frame to frame."""
+"""Pixels by which the face moves to the left per frame."""
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,7 @@ def frames_at(images: list[Image], rate: float = 25.0) -> Iterator[Frame]:
 
 
 def write_video(
-    path: Path,
-    images: list[Image],
-    *,
-    times: list[float] | None = None,
-    sound: bool = False,
+    path: Path, images: list[Image], *, times: list[float] | None = None, sound: bool = False
 ) -> Path:
     with av.open(str(path), "w") as output:
         video = output.add_stream("libx264", rate=25, options={"crf": "10", "g": "4"})
@@ -70,12 +66,10 @@ def write_video(
             output.mux(video.encode(frame))
         output.mux(video.encode())
         if audio is not None:
-            for number in range(4):
-                tone = np.sin(np.arange(1024) / 3).astype(np.float32)[None]
-                samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-                samples.sample_rate, samples.pts = 8000, 1024 * number
-                output.mux(audio.encode(samples))
-            output.mux(audio.encode())
+            tone = np.sin(np.arange(4096) / 3).astype(np.float32)[None]
+            samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+            samples.sample_rate = 8000
+            output.mux([*audio.encode(samples), *audio.encode()])
     return path
 
 
@@ -92,22 +86,7 @@ def test_frames_come_in_order_with_their_times(clip: Path, frames: list[Image]) 
         assert np.abs(frame.image.astype(int) - image).mean() < 4
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz"])
-def test_images_in_an_archive_are_a_sequence(
-    suffix: str, frames: list[Image], tmp_path: Path
-) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for number, image in enumerate(frames[:3]):
-        PillowImage.fromarray(image).save(images / f"{number}.png")
-    kind = {".zip": "zip", ".tar": "tar"}.get(suffix, "gztar")
-    made = shutil.make_archive(str(tmp_path / "sequence"), kind, images)
-    archive = Path(made).rename(tmp_path / f"sequence{suffix}")
-    read = [frame.image for frame in read_frames(archive)]
-    np.testing.assert_array_equal(read, frames[:3])
-
-
-def test_a_rate_that_varies_is_kept(frames: list[Image], tmp_path: Path) -> None:
+def test_variable_frame_rate_is_kept(frames: list[Image], tmp_path: Path) -> None:
     times = [0, 0.02, 0.1, 0.11, 0.5, 0.9]
     read = read_frames(write_video(tmp_path / "a.mp4", frames[:6], times=times))
     assert [frame.time for frame in read] == pytest.approx(times, abs=2e-3)
@@ -116,7 +95,7 @@ def test_a_rate_that_varies_is_kept(frames: list[Image], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("matrix", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
 )
-def test_frames_are_turned_as_the_file_says(
+def test_frames_are_rotated_upright(
     clip: Path, tmp_path: Path, matrix: tuple[int, ...], turns: int
 ) -> None:
     # The matrix of a track in an MP4 (ISO 14496-12, 8.3.2): a, b, u, c, d, v, x, y, w.
@@ -125,13 +104,13 @@ def test_frames_are_turned_as_the_file_says(
     a, b, c, d = (value * 0x10000 for value in matrix)
     numbers = np.array([a, b, 0, c, d, 0, 0, 0, 0x40000000], ">i4")
     content[start : start + 36] = numbers.tobytes()
-    turned = tmp_path / "turned.mp4"
-    turned.write_bytes(content)
-    for one, other in zip(read_frames(turned), read_frames(clip), strict=True):
+    rotated = tmp_path / "rotated.mp4"
+    rotated.write_bytes(content)
+    for one, other in zip(read_frames(rotated), read_frames(clip), strict=True):
         np.testing.assert_array_equal(one.image, np.rot90(other.image, turns))
 
 
-def test_broken_frames_are_left_out(
+def test_broken_frames_are_skipped(
     clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = bytearray(clip.read_bytes())
@@ -143,54 +122,73 @@ def test_broken_frames_are_left_out(
     read = list(read_frames(broken))
     assert 0 < len(read) < 12
     assert [frame.index for frame in read] == list(range(len(read)))
-    assert "broken frames were left out" in caplog.text
+    assert "broken" in caplog.text
 
 
-def test_a_video_cut_off_ends_early(clip: Path, tmp_path: Path, frames: list[Image]) -> None:
-    whole = write_video(tmp_path / "whole.mkv", frames)
-    cut = tmp_path / "cut.mkv"
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    assert 0 < len(list(read_frames(cut))) < 12
+def test_truncated_video_ends_early(tmp_path: Path, frames: list[Image]) -> None:
+    path = write_video(tmp_path / "cut.mkv", frames)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 0 < len(list(read_frames(path))) < 12
 
 
-def test_what_is_no_video_is_an_error_that_says_so(tmp_path: Path) -> None:
-    text = tmp_path / "text.mp4"
-    text.write_text("not a video")
-    for source, message in (
-        (text, "cannot be opened as a video"),
-        (tmp_path / "none.mp4", "cannot be opened as a video .*No such file"),
-        ("camera:99", "camera:99: cannot be opened"),
-        (tmp_path, "no frame of it could be read"),
-    ):
-        with pytest.raises(ImageError, match=message):
-            list(read_frames(source))
-    with av.open(str(tmp_path / "sound.mp4"), "w") as output:
+def write_sound_only(path: Path) -> None:
+    with av.open(str(path), "w") as output:
         audio = output.add_stream("aac", rate=8000)
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         samples.sample_rate = 8000
         output.mux([*audio.encode(samples), *audio.encode()])
-    with pytest.raises(ImageError, match="no video in this file"):
-        list(read_frames(tmp_path / "sound.mp4"))
-    with av.open(str(tmp_path / "empty.mp4"), "w") as output:
+
+
+def write_no_frame(path: Path) -> None:
+    with av.open(str(path), "w") as output:
         video = output.add_stream("libx264", rate=25)
         video.height = video.width = 32
-    with pytest.raises(ImageError, match=r"cannot be opened|no frame|no video"):
-        list(read_frames(tmp_path / "empty.mp4"))
 
 
-def test_a_folder_of_images_is_a_video(
-    frames: list[Image], tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("not a video"),
+        lambda path: path.mkdir(),
+        lambda path: None,
+        write_sound_only,
+        write_no_frame,
+    ],
+)
+def test_what_is_not_a_video_is_an_image_error(
+    tmp_path: Path, write: Callable[[Path], object]
 ) -> None:
+    write(tmp_path / "a.mp4")
+    with pytest.raises(ImageError, match=r"a\.mp4"):
+        list(read_frames(tmp_path / "a.mp4"))
+
+
+def test_missing_camera_is_an_image_error() -> None:
+    with pytest.raises(ImageError, match="camera:99"):
+        next(read_frames("camera:99"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip", ".tar", ".tgz"])
+def test_folders_and_archives_of_images_are_videos(
+    suffix: str, frames: list[Image], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
     for number in range(3):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), frames[number][..., ::-1])
-    (tmp_path / "1.png").write_bytes(b"broken")
-    read = list(read_frames(tmp_path))
+        PillowImage.fromarray(frames[number]).save(folder / f"{number}.png")
+    (folder / "1.png").write_bytes(b"broken")
+    source = folder
+    if suffix:
+        kind = "gztar" if suffix == ".tgz" else suffix[1:]
+        made = shutil.make_archive(str(tmp_path / "sequence"), kind, folder)
+        source = Path(made).rename(tmp_path / f"sequence{suffix}")
+    read = list(read_frames(source))
     assert [(frame.index, frame.time) for frame in read] == [(0, 0), (1, 0.04)]
     np.testing.assert_array_equal(read[1].image, frames[2])
     assert "1.png" in caplog.text
 
 
-def test_a_face_keeps_its_number_and_is_searched_for_now_and_then(
+def test_face_keeps_its_track_id_and_is_detected_now_and_then(
     frames: list[Image], detector: Detector
 ) -> None:
     tracker = FaceTracker(detector, detect_every=5, smooth=False)
@@ -201,40 +199,40 @@ def test_a_face_keeps_its_number_and_is_searched_for_now_and_then(
         moved = face.points - found[0][0].points + (STEP * number, 0)
         assert np.abs(moved).mean() < 0.02 * face.interocular
         np.testing.assert_allclose(face.box[:2], face.points.min(axis=0))
+    assert Face.from_dict(face.to_dict()).track_id == 1
+    assert face.to_layout(5).track_id == 1
 
 
-def test_a_turned_face_is_followed(astronaut: Image, detector: Detector) -> None:
-    pictures = []
+def test_rotating_face_is_tracked(astronaut: Image, detector: Detector) -> None:
+    rotated = []
     for degrees in range(0, 66, 6):
-        turn = cv2.getRotationMatrix2D((223, 120), -degrees, 1)
-        pictures.append(cv2.warpAffine(astronaut, turn, (512, 512))[:300, 80:380])
+        matrix = cv2.getRotationMatrix2D((223, 120), -degrees, 1)
+        rotated.append(cv2.warpAffine(astronaut, matrix, (512, 512))[:300, 80:380])
     tracker = FaceTracker(detector, detect_every=100)
-    found = [tracker.update(frame) for frame in frames_at(pictures)]
-    left, right = found[-1][0].points[list(detector.layout.ocular_pair)]
-    angle = np.rad2deg(np.arctan2(*(right - left)[::-1]))
-    before = found[0][0].points[list(detector.layout.ocular_pair)]
-    first = np.rad2deg(np.arctan2(*(before[1] - before[0])[::-1]))
-    assert angle - first == pytest.approx(60, abs=4)
+    found = [tracker.update(frame) for frame in frames_at(rotated)]
+    eyes = [faces[0].points[list(detector.layout.ocular_pair)] for faces in (found[0], found[-1])]
+    first, last = (np.rad2deg(np.arctan2(*(right - left)[::-1])) for left, right in eyes)
+    assert last - first == pytest.approx(60, abs=4)
     assert tracker.searches == 1
 
 
 def test_faces_leave_and_enter(frames: list[Image], detector: Detector) -> None:
     empty = np.full_like(frames[0], 90)
-    pictures = [*frames[:3], empty, empty, empty, *frames[3:6]]
-    found = list(track(frames_at(pictures), detector, detect_every=1))
-    assert [len(faces) for _, faces in found] == [1, 1, 1, 0, 0, 0, 1, 1, 1]
+    images = [*frames[:2], empty, empty, *frames[2:4]]
+    found = list(track(frames_at(images), detector, detect_every=1))
+    assert [len(faces) for _, faces in found] == [1, 1, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("smooth", [True, False])
-def test_another_scene_has_other_faces(
+def test_faces_of_another_scene_get_new_ids(
     frames: list[Image], astronaut: Image, detector: Detector, smooth: bool
 ) -> None:
     other = 255 - np.zeros_like(frames[0])
     other[20:240, 40:260] = astronaut[10:230, 110:330]
-    pictures = [*frames[:3], other, other, *frames[:2]]
-    found = list(track(frames_at(pictures), detector, detect_every=50, smooth=smooth))
+    images = [*frames[:2], other, other, *frames[:2]]
+    found = list(track(frames_at(images), detector, detect_every=50, smooth=smooth))
     ids = [[face.track_id for face in faces] for _, faces in found]
-    assert ids == [[1]] * 3 + [[2]] * 2 + [[3]] * 2
+    assert ids == [[1], [1], [2], [2], [3], [3]]
 
 
 @pytest.mark.slow
@@ -260,15 +258,6 @@ def test_memory_stays_flat_over_a_long_stream(
     assert max(resident) - resident[0] < 30
 
 
-def test_searching_less_than_once_a_frame_is_refused(detector: Detector) -> None:
-    with pytest.raises(ConfigurationError, match="detect_every must be 1 or more"):
-        FaceTracker(detector, detect_every=0)
-
-
-def trembling(rng: np.random.Generator, count: int, number: int = 5) -> NDArray[np.floating]:
-    return rng.normal(0, 1, (count, number, 2))
-
-
 def second_difference(points: NDArray[np.floating]) -> float:
     return float(np.linalg.norm(np.diff(points, 2, axis=0), axis=-1).mean())
 
@@ -276,8 +265,8 @@ def second_difference(points: NDArray[np.floating]) -> float:
 COVARIANCE = np.tile(np.eye(2), (5, 1, 1))
 
 
-def test_points_at_rest_are_steadied() -> None:
-    still = 50 + trembling(np.random.default_rng(1), 60)
+def test_points_at_rest_are_smoothed() -> None:
+    still = 50 + np.random.default_rng(1).normal(0, 1, (60, 5, 2))
     one_euro = OneEuroFilter()
     filtered = np.stack([one_euro(t / 25, p, COVARIANCE, 100) for t, p in enumerate(still)])
     smoothed = smooth_track(
@@ -288,7 +277,7 @@ def test_points_at_rest_are_steadied() -> None:
     np.testing.assert_allclose(filtered[30:].mean(axis=(0, 1)), 50, atol=0.3)
 
 
-def test_sure_points_are_held_back_less_than_others() -> None:
+def test_points_with_low_variance_are_filtered_less() -> None:
     covariance = COVARIANCE * np.array([0.1, 1, 1, 1, 10])[:, None, None]
     one_euro = OneEuroFilter()
     one_euro(0, np.zeros((5, 2)), covariance, 100)
@@ -299,13 +288,13 @@ def test_sure_points_are_held_back_less_than_others() -> None:
     assert len(set(plain(0.04, np.ones((5, 2)), covariance, 100)[:, 0])) == 1
 
 
-def test_a_time_that_does_not_rise_changes_nothing() -> None:
+def test_time_that_does_not_increase_changes_nothing() -> None:
     one_euro = OneEuroFilter()
     one_euro(1.0, np.zeros((5, 2)), COVARIANCE, 100)
     assert (one_euro(1.0, np.ones((5, 2)), COVARIANCE, 100) == 0).all()
 
 
-def test_the_offline_smoother_does_not_lag() -> None:
+def test_offline_smoother_does_not_lag() -> None:
     times = np.array([0, 0.04, 0.08, 0.2, 0.24, 0.28, 0.32, 0.36])
     points = np.tile(200 * times[:, None, None], (1, 5, 2))  # two inter-ocular distances a second
     covariance = np.tile(COVARIANCE, (len(times), 1, 1, 1))
@@ -313,19 +302,23 @@ def test_the_offline_smoother_does_not_lag() -> None:
     np.testing.assert_allclose(smoothed, points, atol=0.05)
     one_euro = OneEuroFilter()
     filtered = [one_euro(t, p, COVARIANCE, 100) for t, p in zip(times, points, strict=True)]
-    assert (filtered[-1] < points[-1] - 0.5).all()  # as every filter that knows no future
+    assert (filtered[-1] < points[-1] - 0.5).all()  # a causal filter lags
 
 
-def test_track_offline_gives_each_frame_its_steadied_faces(clip: Path, detector: Detector) -> None:
-    raw = [faces[0].points for _, faces in track(clip, detector, smooth=False)]
-    steady = [faces[0].points for _, faces in track_offline(clip, detector)]
-    assert len(steady) == 12
-    begun = [faces[0].points for _, faces in track_offline(clip, detector, frames=3)]
-    assert len(begun) == 3
-    assert np.abs(begun[2] - steady[2]).max() > 1e-4, "what comes after was not looked at"
-    assert second_difference(np.stack(steady)) < second_difference(np.stack(raw))
-    with pytest.raises(ConfigurationError, match="not known of a camera"):
+def test_track_offline_smooths_with_later_frames(clip: Path, detector: Detector) -> None:
+    raw = [faces[0].points for _, faces in islice(track(clip, detector, smooth=False), 6)]
+    smooth = [faces[0].points for _, faces in track_offline(clip, detector, frames=6)]
+    part = [faces[0].points for _, faces in track_offline(clip, detector, frames=3)]
+    assert (len(smooth), len(part)) == (6, 3)
+    assert np.abs(part[2] - smooth[2]).max() > 1e-4, "later frames were ignored"
+    assert second_difference(np.stack(smooth)) < second_difference(np.stack(raw))
+
+
+def test_wrong_tracking_options_are_refused(detector: Detector) -> None:
+    with pytest.raises(ConfigurationError, match="camera"):
         next(track_offline("camera:0", detector))
+    with pytest.raises(ConfigurationError, match="detect_every"):
+        FaceTracker(detector, detect_every=0)
 
 
 def test_videos_can_be_left_in_the_middle(clip: Path) -> None:
@@ -336,16 +329,16 @@ def test_videos_can_be_left_in_the_middle(clip: Path) -> None:
         "        if frame.index == number % 12:\n"
         "            break\n"
     )
-    # In another process: one that waits for a lock of its own cannot be interrupted.
+    # In another process, because a deadlock cannot be interrupted.
     result = subprocess.run([sys.executable, "-c", program, str(clip)], timeout=300, check=False)
     assert result.returncode == 0
 
 
-def test_an_annotated_video_keeps_times_and_sound(clip: Path, tmp_path: Path) -> None:
+def test_annotated_video_keeps_times_and_sound(clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out.mp4"
     with AnnotatedVideo(out, clip) as video:
         for frame in read_frames(clip):
-            video.add(frame.image[:239, :279], frame.time)  # sides that H.264 cannot have
+            video.add(frame.image[:239, :279], frame.time)  # odd sides
     written = list(read_frames(out))
     assert [f.time for f in written] == pytest.approx([i / 25 for i in range(12)], abs=1e-3)
     assert written[0].image.shape == (240, 280, 3)
@@ -358,7 +351,7 @@ def test_an_annotated_video_keeps_times_and_sound(clip: Path, tmp_path: Path) ->
     assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
 
 
-def test_an_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
+def test_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
     def write(name: str, *, stop: bool) -> None:
         with AnnotatedVideo(tmp_path / name) as video:
             video.add(np.zeros((32, 32, 3), np.uint8), 0)
@@ -368,7 +361,7 @@ def test_an_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         write("a.mp4", stop=True)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigurationError, match=r"take \.mp4 or \.mkv"):
+    with pytest.raises(ConfigurationError, match="mp4"):
         write("a.doc", stop=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -376,20 +369,20 @@ def test_an_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
 def test_faces_are_written_for_each_frame(clip: Path, detector: Detector, tmp_path: Path) -> None:
     import pandas
 
-    found = list(track(clip, detector, detect_every=50))
+    found = list(islice(track(clip, detector, detect_every=50), 6))
     for suffix in ("jsonl", "parquet"):
         with open_faces(tmp_path / f"faces.{suffix}") as writer:
             for frame, faces in found:
                 writer.add(frame, faces)
     lines = [json.loads(line) for line in (tmp_path / "faces.jsonl").read_text().splitlines()]
-    assert [line["frame"] for line in lines] == list(range(12))
+    assert [line["frame"] for line in lines] == list(range(6))
     assert lines[3]["faces"][0]["track_id"] == 1
     table = pandas.read_parquet(tmp_path / "faces.parquet")
-    assert table["frame"].tolist() == list(range(12))
+    assert table["frame"].tolist() == list(range(6))
     assert set(table["track_id"]) == {1}
     np.testing.assert_array_equal(np.stack(table["points"][4]), found[4][1][0].points)
     with (
-        pytest.raises(ConfigurationError, match=r"\.jsonl or \.parquet"),
+        pytest.raises(ConfigurationError, match="jsonl"),
         open_faces(Path("a.csv")),
     ):
         pass
@@ -403,18 +396,10 @@ def test_video_command_draws_and_writes(
     arguments += ["--layout", "29", "--no-flip-test", "--offline", "--frames", "5"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "5 frames, 1 faces followed; results in" in result.stderr
+    assert "frames: 5, tracked faces: 1; results in" in result.stderr
     assert len(list(read_frames(out))) == 5
     assert len(points.read_text().splitlines()) == 5
     printed = CliRunner().invoke(
         app, ["video", str(clip), "--layout", "29", "--no-flip-test", "--frames", "2"]
     )
     assert [json.loads(line)["frame"] for line in printed.stdout.splitlines()] == [0, 1]
-
-
-def test_a_face_says_its_number_in_its_exports(frames: list[Image], detector: Detector) -> None:
-    (face,) = detector.predict(frames[0])
-    assert "track_id" not in face.to_dict()
-    numbered = replace(face, track_id=7)
-    assert type(face).from_dict(numbered.to_dict()).track_id == 7
-    assert numbered.to_layout(5).track_id == 7

@@ -1,7 +1,7 @@
 """The `hihlandmark` command: parse arguments, call the package, print. No other logic lives here.
 
-A file a command or a group of them. Exit codes: 0 all done; 1 some inputs failed, each named on
-stderr; 2 wrong usage.
+One file per command or group of commands. Exit codes: 0 all done; 1 some inputs failed, each named
+on stderr; 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ app = typer.Typer(
 @app.callback()
 def configure(
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say what is chosen and done, on stderr.")
+        bool, typer.Option("--verbose", "-v", help="Log choices and progress on stderr.")
     ] = False,
 ) -> None:
     """Sub-pixel face landmarks with Heatmap-in-Heatmap networks."""
@@ -43,7 +43,7 @@ def configure(
 
 
 def doctor() -> None:
-    """Say what is installed, which device is used, which weights are there, what is missing."""
+    """Show versions, the device, the packaged weights, and what is missing."""
     from hihlandmark.doctor import report
 
     healthy = report()
@@ -64,19 +64,19 @@ app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:
-    """Entry point of the console script: our own errors become a line on stderr and exit code 2."""
+    """Entry point of the console script: prints errors of the package as one line on stderr."""
     try:
         app()
     except HihlandmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, ImageError) else 2)
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nobody is left to tell.
+        # The reader of stdout has closed the pipe (`| head`).
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
             raise
-        # A folder that cannot be written to, a disk that is full.
+        # Such as a folder without write permission, or a full disk.
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)

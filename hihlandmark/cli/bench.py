@@ -1,4 +1,4 @@
-"""`hihlandmark bench`: how fast this machine is, runtime by runtime."""
+"""`hihlandmark bench`: the speed of this machine, runtime by runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 
 from hihlandmark.cli.options import (
     DeviceOption,
-    LayoutName,
     LayoutOption,
     ModelOption,
     WeightsOption,
@@ -19,29 +18,30 @@ from hihlandmark.cli.options import (
 
 
 def bench(
-    photo: Annotated[
-        Path | None,
-        typer.Argument(help="A photo of your own; default: the astronaut of scikit-image."),
+    image: Annotated[
+        Path | None, typer.Argument(help="An image; default: the astronaut of scikit-image.")
     ] = None,
-    layout: LayoutOption = LayoutName.WFLW98,
+    layout: LayoutOption = "98",
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="Faces at once; may be repeated.")
+        list[int] | None, typer.Option("--batch", min=1, help="Faces per batch; can be repeated.")
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measurements of each.")] = 15,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="How often each call is measured.")
+    ] = 15,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads of every runtime.")
     ] = None,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="In bf16, too: slow where the CPU has no bf16.")
+        bool, typer.Option("--bf16", help="Also measure bf16: slow on a CPU without bf16.")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for the figures, with machine and versions.")
+        Path | None, typer.Option("--json", help="File for the times, with machine and versions.")
     ] = None,
 ) -> None:
-    """Measure the network and a whole image on this machine, by every runtime installed."""
+    """Measure the network and a whole image on this machine, in every installed runtime."""
     import torch
 
     from hihlandmark import benchmark
@@ -54,14 +54,13 @@ def bench(
         torch.set_num_threads(threads)
     figures = benchmark.measure(
         weights or model,
-        get_layout(layout.value).name,
-        load_image(photo or astronaut()),
+        get_layout(layout).name,
+        load_image(image or astronaut()),
         resolve_device(device),
         batches=batch or (1, 8),
         rounds=rounds,
         precisions=("fp32", "bf16") if bf16 else ("fp32",),
     )
-    for line in benchmark.markdown(figures):
-        print(line)
+    print(benchmark.markdown(figures))
     if json_file:
         write_atomically(json_file, (json.dumps(figures, indent=2) + "\n").encode())

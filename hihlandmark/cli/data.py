@@ -1,73 +1,67 @@
-"""`hihlandmark data`: look at annotated faces, and pack them for training."""
+"""`hihlandmark data`: inspect annotated faces, and pack them for training."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hihlandmark.cli.options import (
     DeviceOption,
     FlipTestOption,
-    LayoutName,
     LayoutOption,
     ModelOption,
     RefineOption,
     WeightsOption,
     make_detector,
 )
-from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.errors import ConfigurationError, DataError, missing_extra
 
 if TYPE_CHECKING:
     from hihlandmark.datasets.inspection import SplitContent
 
 app = typer.Typer(
-    help="Look at data sets of annotated faces, and pack them for training.",
-    no_args_is_help=True,
+    help="Inspect data sets of annotated faces, and pack them for training.", no_args_is_help=True
 )
 
 MESSAGES_SHOWN = 10
-"""Of what was left out of a split; --all shows the rest."""
+"""Messages per split about samples that were left out; --all shows the rest."""
 
+FolderArgument = Annotated[
+    Path, typer.Argument(help="Folder of a data set, as published.", metavar="DIR")
+]
 FormatOption = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        help="wflw, w300, cofw, lists, project or packed; auto: by the files that are there.",
-    ),
+    Literal["auto", "wflw", "w300", "cofw", "lists", "project", "packed"],
+    typer.Option("--format", help="Format of the data set; auto: by its files."),
 ]
 LayoutNameOption = Annotated[
     str | None,
     typer.Option(
         "--layout",
-        help="Name of the points' layout, such as WFLW98; default: by the format and their number.",
+        help="Layout of the points, such as WFLW98; default: by the format and their number.",
     ),
 ]
 
 
 @app.command()
 def info(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="Folder of a data set, as its authors publish it.", metavar="DIR"),
-    ],
+    folder: FolderArgument,
     data_format: FormatOption = "auto",
     layout: LayoutNameOption = None,
-    pictures: Annotated[
+    images: Annotated[
         bool,
         typer.Option(
-            "--pictures/--no-pictures",
-            help="Open every picture, to find unreadable ones and points outside of them.",
+            "--images/--no-images",
+            help="Read every image, to find unreadable ones and points outside of them.",
         ),
     ] = True,
     every_message: Annotated[
-        bool, typer.Option("--all", help="Name every sample left out, not only the first ten.")
+        bool, typer.Option("--all", help="Name every sample left out, not the first ten only.")
     ] = False,
 ) -> None:
-    """Say what a data set holds: format, splits, faces, points, subsets, and what is left out."""
+    """Describe a data set: format, splits, faces, points, subsets, and unusable samples."""
     from hihlandmark.cli.progress import progress_bar
     from hihlandmark.datasets import dataset_splits, read_faces
     from hihlandmark.datasets.inspection import inspect_split, split_layouts
@@ -89,7 +83,7 @@ def info(
             print(f"\n{split}: {error}", file=sys.stderr)
             continue
         with progress_bar(split) as progress:
-            content = inspect_split(faces, pictures, progress)
+            content = inspect_split(faces, images, progress)
         _print_content(split, content, faces.published, every_message)
     raise typer.Exit(1 if unusable else 0)
 
@@ -106,43 +100,35 @@ def _print_content(
     counts = {
         "not annotated": content.unknown,
         "annotated as hidden": content.hidden,
-        "outside of the picture": content.outside,
+        "outside of the image": content.outside,
     }
     print("  points " + ", ".join(f"{what}: {n}" for what, n in counts.items() if n is not None))
     for what, messages in (
         ("left out", content.skipped),
-        ("with unreadable pictures", content.unreadable or ()),
+        ("with unreadable images", content.unreadable or ()),
     ):
         if messages:
+            shown = len(messages) if every_message else MESSAGES_SHOWN
             print(f"  {len(messages)} samples {what}:")
-            _print_messages(messages, None if every_message else MESSAGES_SHOWN)
-
-
-def _print_messages(messages: Sequence[str], most: int | None) -> None:
-    for message in messages[:most]:
-        print(f"    {message}")
-    if most is not None and len(messages) > most:
-        print(f"    and {len(messages) - most} more (--all names them)")
+            for message in messages[:shown]:
+                print(f"    {message}")
+            if len(messages) > shown:
+                print(f"    and {len(messages) - shown} more (--all names them)")
 
 
 @app.command()
 def show(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="Folder of a data set, as its authors publish it.", metavar="DIR"),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Picture to write: a .png, .jpg or .webp file.")
-    ],
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option("--out", help="Image to write: a .png, .jpg or .webp file.")],
     split: Annotated[
         str, typer.Option("--split", help="Name of the split; `data info` lists them.")
     ] = "train",
     count: Annotated[
-        int, typer.Option("--faces", min=1, help="How many faces, drawn by lot; one a row.")
+        int, typer.Option("--faces", min=1, help="Number of random faces, one per row.")
     ] = 12,
     augment: Annotated[
         bool,
-        typer.Option("--augment/--no-augment", help="Show five augmented crops of each face, too."),
+        typer.Option("--augment/--no-augment", help="Also show five augmented crops of each face."),
     ] = True,
     configuration: Annotated[
         str | None,
@@ -155,17 +141,17 @@ def show(
         int, typer.Option("--crop-size", min=16, max=1024, help="Side of the crops in pixels.")
     ] = 256,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Another seed draws other faces and changes.")
+        int, typer.Option("--seed", min=0, help="Seed of the faces and augmentation.")
     ] = 0,
     data_format: FormatOption = "auto",
     layout: LayoutNameOption = None,
 ) -> None:
     """Draw faces with their points, before and after augmentation, onto one contact sheet.
 
-    A row is a face: the image as stored, its crop, and crops as training sees them. Blue points
-    belong to the left side, pink ones to the right, white ones to the middle; red ones are
-    annotated as hidden, or lie outside (drawn at the edge). Points off their features, or blue ones
-    on the right, mean that something is wrong with the annotations or their layout.
+    A row is a face: the stored image, its crop, and augmented crops. Blue points belong to the left
+    side, pink ones to the right, white ones to the middle; red ones are annotated as hidden, or lie
+    outside (drawn at the edge). Points off their features, or blue ones on the right, mean that the
+    annotations or their layout are wrong.
     """
     from hihlandmark.crop import CANONICAL_CROP
     from hihlandmark.datasets import read_faces
@@ -176,9 +162,7 @@ def show(
         raise ConfigurationError(f"--out {out} must end with .png, .jpg or .webp")
     augmentation, box_maps = Augmentation(), CANONICAL_CROP
     if configuration is not None:
-        from hihlandmark.training import missing_extra
-
-        with missing_extra():
+        with missing_extra("train"):
             from hihlandmark.training.config import read_configuration
 
         settings = read_configuration(configuration)
@@ -193,17 +177,17 @@ def show(
         crop_size=crop_size,
         seed=seed,
     )
-    _write_picture(out, sheet)
+    _write_image(out, sheet)
     print(f"{len(chosen)} of {len(faces)} faces: {out}")
     if faces.skipped:
-        print(f"{len(faces.skipped)} samples left out; `hihlandmark data info` says why")
+        print(f"{len(faces.skipped)} samples left out; `hihlandmark data info` names them")
 
 
 @app.command()
 def prepare(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of data sets, as their authors publish them.", metavar="DIR"),
+        typer.Argument(help="Folders of data sets, as published.", metavar="DIR"),
     ],
     out: Annotated[
         Path,
@@ -213,7 +197,7 @@ def prepare(
         list[str] | None,
         typer.Option(
             "--split",
-            help="Split to pack, of every DIR; may be given several times. Default: train.",
+            help="Split of every DIR to pack; may be repeated. Default: train.",
         ),
     ] = None,
     side: Annotated[
@@ -222,7 +206,7 @@ def prepare(
             "--side",
             min=1,
             help="Side of the stored crop, in longer sides of the points' box. 2 leaves room for "
-            "turned and shifted crops.",
+            "rotated and shifted crops.",
         ),
     ] = 2.0,
     max_side: Annotated[
@@ -232,14 +216,14 @@ def prepare(
         int, typer.Option("--quality", min=1, max=100, help="JPEG quality of the stored crops.")
     ] = 95,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a packed data set that is at --out.")
+        bool, typer.Option("--overwrite", help="Replace a packed data set at --out.")
     ] = False,
     data_format: FormatOption = "auto",
     layout: LayoutNameOption = None,
 ) -> None:
-    """Pack data sets into one shuffled set of crops, which training reads quickly.
+    """Pack data sets into one shuffled set of crops that training reads quickly.
 
-    Samples that cannot be used are left out, named and counted. Images are not changed.
+    Unusable samples are left out, named and counted. Images are not changed.
     """
     from hihlandmark.cli.progress import progress_bar
     from hihlandmark.datasets import read_faces
@@ -263,7 +247,7 @@ def prepare(
     print(report)
 
 
-def _write_picture(path: Path, picture: Any) -> None:
+def _write_image(path: Path, pixels: Any) -> None:
     import io
 
     from PIL import Image
@@ -271,7 +255,7 @@ def _write_picture(path: Path, picture: Any) -> None:
     from hihlandmark.writing import write_atomically
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, Image.registered_extensions()[path.suffix.lower()])
+    Image.fromarray(pixels).save(buffer, Image.registered_extensions()[path.suffix.lower()])
     write_atomically(path, buffer.getvalue())
 
 
@@ -281,7 +265,7 @@ def label(
         list[str], typer.Argument(help="Image files, folders or globs.", metavar="PATH...")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for annotations.jsonl.")],
-    layout: LayoutOption = LayoutName.WFLW98,
+    layout: LayoutOption = "98",
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -289,30 +273,30 @@ def label(
     flip_test: FlipTestOption = True,
     min_score: Annotated[
         float,
-        typer.Option("--min-score", min=0, max=1, help="Leave out boxes less sure than this."),
+        typer.Option("--min-score", min=0, max=1, help="Smallest confidence of a box."),
     ] = 0.95,
     cut: Annotated[
         float | None,
         typer.Option(
             "--cut",
             min=1,
-            help="The pictures are crops around one face each, so many times as large as the box "
-            "of the face detector: look for none.",
+            help="Do not search for faces: the images are crops around one face each, larger than "
+            "the box of the face detector by this factor.",
         ),
     ] = None,
 ) -> None:
     """Label the faces of images with a network, for self-training or to be corrected by hand.
 
-    Self-training only wants to know where to crop: --refine 0 --no-flip-test is twice as fast or more.
+    Self-training uses them to place crops only: --refine 0 --no-flip-test is twice as fast.
     """
-    from hihlandmark.datasets.labeling import FaceInTheMiddle
+    from hihlandmark.datasets.labeling import CenteredFaceDetector
     from hihlandmark.datasets.labeling import label as label_images
     from hihlandmark.face_detection import MTCNNFaceDetector
     from hihlandmark.io import find_images
 
     options: dict[str, Any] = {"min_box_score": min_score}
     if cut is not None:
-        options = {"face_detector": FaceInTheMiddle(cut, MTCNNFaceDetector.name)}
+        options = {"face_detector": CenteredFaceDetector(cut, MTCNNFaceDetector.name)}
     detector = make_detector(
         layout,
         model,
@@ -323,8 +307,8 @@ def label(
         **options,
     )
     sources = list(find_images(paths))
-    problems = [str(item) for item in sources if isinstance(item, ImageError)]
-    images = [Path(item.path) for item in sources if not isinstance(item, ImageError)]
+    problems = [source.problem for source in sources if source.problem]
+    images = [Path(source.path) for source in sources if not source.problem]
     done = label_images(images, detector, out)
     problems += done.unreadable
     for problem in problems:

@@ -9,7 +9,6 @@ import typer
 
 from hihlandmark.cli.options import (
     DeviceOption,
-    LayoutName,
     LayoutOption,
     ModelOption,
     astronaut,
@@ -28,7 +27,7 @@ def demo(
         typer.Argument(help="An image; default: the astronaut of scikit-image."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the image and the JSON.")] = _OUT,
-    layout: LayoutOption = LayoutName.WFLW98,
+    layout: LayoutOption = "98",
     model: ModelOption = "hih-small",
     device: DeviceOption = "auto",
     web: Annotated[
@@ -61,13 +60,14 @@ def demo(
     if image is not None or out != _OUT:
         raise typer.BadParameter("--web takes its images from the page and writes no files")
     from hihlandmark.demo import serve
+    from hihlandmark.layouts import get_layout
 
     def make(layout: int, model: str) -> Detector:
         return make_detector(layout, model, device=device)
 
     serve(
         make,
-        layout=int(layout.value),
+        layout=get_layout(layout).size,
         model=model,
         host=host,
         port=port,
@@ -77,7 +77,7 @@ def demo(
     )
 
 
-def _write(image: str | None, out: Path, layout: LayoutName, model: str, device: str) -> None:
+def _write(image: str | None, out: Path, layout: str, model: str, device: str) -> None:
     from hihlandmark.draw import draw_faces, encode_png
     from hihlandmark.image import load_image
     from hihlandmark.io import Result, Source

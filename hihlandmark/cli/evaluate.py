@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +12,6 @@ from hihlandmark.cli.options import (
     DeviceOption,
     FaceDetectorOption,
     FlipTestOption,
-    LayoutName,
     ModelOption,
     RuntimeOption,
     ShapePriorOption,
@@ -21,66 +19,44 @@ from hihlandmark.cli.options import (
     make_detector,
 )
 
-if TYPE_CHECKING:
-    from hihlandmark.crop import BoxMap
-    from hihlandmark.detector import Detector
-
-
-class BoxOrigin(str, Enum):
-    """Where the boxes of an evaluation come from; see `evaluation.protocol.evaluate`."""
-
-    LABELS = "labels"
-    OFFICIAL = "official"
-    DETECTED = "detected"
-
-
-class Unit(str, Enum):
-    """Keys of `evaluation.metrics.NORMALIZATIONS`."""
-
-    INTEROCULAR = "interocular"
-    INTERPUPIL = "interpupil"
-    BOX = "box"
-    DIAGONAL = "diagonal"
-
 
 def evaluate_split(
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder of the data set, as its authors publish it.")
-    ],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the data set, as published.")],
     split: Annotated[str, typer.Option("--split", help="Name of the split.")],
     data_format: Annotated[
-        str, typer.Option("--format", help="Format of the data set; auto: by what is there.")
+        str, typer.Option("--format", help="Format of the data set; auto: by its files.")
     ] = "auto",
     layout: Annotated[
-        LayoutName | None,
-        typer.Option("--layout", help="Points to predict; default: those annotated."),
+        str | None, typer.Option("--layout", help="Points to predict; default: those annotated.")
     ] = None,
     annotated: Annotated[
         str | None,
-        typer.Option("--annotated", help="Layout of the labels, where the data set has several."),
+        typer.Option("--annotated", help="Layout of the labels, if the data set has several."),
     ] = None,
     boxes: Annotated[
-        BoxOrigin,
+        Literal["labels", "official", "detected"],
         typer.Option(
-            "--boxes", help="Crop around true points, the data set's rectangles or detected faces."
+            "--boxes",
+            help="Crop around annotated points, the data set's rectangles or detected faces.",
         ),
-    ] = BoxOrigin.LABELS,
+    ] = "labels",
     normalize: Annotated[
-        Unit, typer.Option("--normalize", help="The unit of errors.")
-    ] = Unit.INTEROCULAR,
+        Literal["interocular", "interpupil", "box", "diagonal"],
+        typer.Option("--normalize", help="The unit of errors."),
+    ] = "interocular",
     jitter: Annotated[
         bool,
         typer.Option(
             "--jitter",
-            help="Measure with boxes moved and scaled, too, with and without refinement: takes "
-            "some thirty times as long.",
+            help="Also measure with boxes moved and scaled, with and without refinement: takes "
+            "about thirty times as long.",
         ),
     ] = False,
     robustness: Annotated[
         bool,
         typer.Option(
             "--robustness",
-            help="Measure on blurred, compressed, small, turned and gray photos, too: takes some "
+            help="Also measure on blurred, compressed, small, rotated and gray images: takes about "
             "thirty times as long.",
         ),
     ] = False,
@@ -90,7 +66,7 @@ def evaluate_split(
             "--every",
             min=1,
             metavar="K",
-            help="Take every K-th face alone for --jitter and --robustness.",
+            help="Use every K-th face only for --jitter and --robustness.",
         ),
     ] = 1,
     refine: Annotated[
@@ -106,11 +82,8 @@ def evaluate_split(
     flip_test: FlipTestOption = True,
     shape_prior: ShapePriorOption = True,
     decoder: Annotated[
-        str | None,
-        typer.Option(
-            "--decoder",
-            help="argmax, expectation, quarter_shift or mean; default: the model card's.",
-        ),
+        Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"] | None,
+        typer.Option("--decoder", help="How heatmaps become points; default: the model card's."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -130,19 +103,23 @@ def evaluate_split(
     from hihlandmark.datasets import read_faces
     from hihlandmark.evaluation.corruptions import measure_robustness
     from hihlandmark.evaluation.figures import new_figure
-    from hihlandmark.evaluation.protocol import annotated_layout, evaluate, jitter_curve
+    from hihlandmark.evaluation.protocol import (
+        annotated_layout,
+        evaluate,
+        fit_official_map,
+        jitter_curve,
+    )
     from hihlandmark.evaluation.report import print_report, summarize, write_report
 
     if every > 1 and not (jitter or robustness):
-        raise typer.BadParameter("--every goes with --jitter or --robustness")
-    if jitter and boxes is BoxOrigin.DETECTED:
-        raise typer.BadParameter("--jitter goes with --boxes labels or official")
+        raise typer.BadParameter("--every requires --jitter or --robustness")
+    if jitter and boxes == "detected":
+        raise typer.BadParameter("--jitter requires --boxes labels or official")
     if out is not None:
-        # What is missing, or cannot be written, is better known now than after the work.
-        new_figure(1, 1)
+        new_figure(1, 1)  # a missing package is an error before the work, not after it
         out.mkdir(parents=True, exist_ok=True)
     faces = read_faces(data, split, format=data_format, layout=annotated)
-    refine = refine if refine is not None else int(boxes is BoxOrigin.DETECTED)
+    refine = refine if refine is not None else int(boxes == "detected")
     detector = make_detector(
         layout or annotated_layout(faces).name,
         model,
@@ -156,44 +133,37 @@ def evaluate_split(
         flip_test=flip_test,
         shape_prior=shape_prior,
     )
-    options: dict[str, Any] = {"boxes": boxes.value}
-    if boxes is BoxOrigin.OFFICIAL:
-        options["official_map"] = _official_map(detector, data, data_format, annotated)
+    options: dict[str, Any] = {"boxes": boxes}
+    if boxes == "official":
+        train = read_faces(data, "train", format=data_format, layout=annotated)
+        options["official_map"] = fit_official_map(detector, train)
     with progress_bar("faces") as progress:
         evaluation = evaluate(detector, faces, **options, progress=progress)
-    evaluation = evaluation.normalized(normalize.value)
-    some = replace(faces, faces=faces.faces[::every])
+    evaluation = evaluation.normalized(normalize)
+    sample = replace(faces, faces=faces.faces[::every])
+    options["normalization"] = normalize
     curves, corrupted = [], None
-    for crops_after_the_first in sorted({0, 1, refine}) if jitter else ():
-        with progress_bar(f"jitter, refine {crops_after_the_first}") as progress:
+    for count in sorted({0, 1, refine}) if jitter else ():
+        with progress_bar(f"jitter, refine {count}") as progress:
             curves.append(
-                jitter_curve(
-                    detector,
-                    some,
-                    **options,
-                    refine=crops_after_the_first,
-                    normalization=normalize.value,
-                    progress=progress,
-                )
+                jitter_curve(detector, sample, refine=count, **options, progress=progress)
             )
     if robustness:
         with progress_bar("robustness") as progress:
-            corrupted = measure_robustness(
-                detector, some, **options, normalization=normalize.value, progress=progress
-            )
+            corrupted = measure_robustness(detector, sample, **options, progress=progress)
     settings = {
         "data": str(data),
         "split": split,
         "model": detector.card.name,
-        "weights": detector.card.files,
-        "boxes": boxes.value,
+        "weights": detector.card.sha256,
+        "boxes": boxes,
         "refine": refine,
-        "decoder": detector.decoder,
+        "decoder": decoder or detector.card.decoding.decoder,
         "runtime": detector.runtime.name,
-        "flip_test": detector.flip_test,
-        "shape_prior": detector.shape_prior is not None,
+        "flip_test": detector.landmarker.flip_test,
+        "shape_prior": detector.landmarker.shape_prior is not None,
     }
-    if boxes is BoxOrigin.DETECTED:
+    if boxes == "detected":
         settings["face_detector"] = detector.face_detector.name
     if every > 1:
         settings["every"] = every
@@ -205,15 +175,3 @@ def evaluate_split(
     if out is not None:
         write_report(out, report, evaluation, faces, settings, curves, corrupted)
         Console(stderr=True).print(f"report: {out / 'report.md'}", highlight=False, markup=False)
-
-
-def _official_map(
-    detector: Detector, data: Path, data_format: str, annotated: str | None
-) -> BoxMap:
-    """From the data set's rectangles to the crop, fitted on its training split."""
-    from hihlandmark.datasets import read_faces
-    from hihlandmark.evaluation.protocol import fit_official_map
-
-    return fit_official_map(
-        detector, read_faces(data, "train", format=data_format, layout=annotated)
-    )

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.errors import missing_extra
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
 
-
-class LayoutName(str, Enum):
-    """The landmark layouts by their number of points."""
-
-    WFLW98 = "98"
-    W300_68 = "68"
-    COFW29 = "29"
-
-
 LayoutOption = Annotated[
-    LayoutName, typer.Option("--layout", help="98 (WFLW), 68 (300-W) or 29 (COFW) points.")
+    str,
+    typer.Option(
+        "--layout", help="98 (WFLW), 68 (300-W) or 29 (COFW) points, or the name of a layout."
+    ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="Name of the model.")]
 WeightsOption = Annotated[
     str | None,
-    typer.Option("--weights", help="Path, packaged name or Hub repository; default: the model's."),
+    typer.Option(
+        "--weights",
+        help="Path, packaged name or Hugging Face repository; default: those of the model.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 RuntimeOption = Annotated[
@@ -44,54 +40,48 @@ FaceDetectorOption = Annotated[
 RefineOption = Annotated[
     int,
     typer.Option(
-        "--refine", min=0, help="How often, at most, to cut the crop anew around the points."
+        "--refine", min=0, help="How often, at most, a face is cropped again around its points."
     ),
 ]
 BatchSizeOption = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Crops at once; default: 4 on a CPU, 32 elsewhere."),
+    typer.Option("--batch-size", min=1, help="Crops per batch; default: 4 on a CPU, 32 elsewhere."),
 ]
 FlipTestOption = Annotated[
     bool,
     typer.Option(
-        "--flip-test/--no-flip-test", help="One more run of the network a face, for better points."
+        "--flip-test/--no-flip-test",
+        help="Also run the mirrored crop of each face: more accurate, slower.",
     ),
 ]
 ShapePriorOption = Annotated[
     bool,
     typer.Option(
         "--shape-prior/--no-shape-prior",
-        help="Correct points by the others of the face, where the weights say how.",
+        help="Correct points by the other points of the face, if the weights support it.",
     ),
 ]
 AnyRotationOption = Annotated[
     bool,
     typer.Option(
-        "--any-rotation",
-        help="Find faces on their side and upside down, too: some eight times slower.",
+        "--any-rotation", help="Also find faces at any rotation: about eight times slower."
     ),
 ]
 
 
 def make_detector(layout: Any, model: str, **options: Any) -> Detector:
-    """The detector of a command's options; ``layout`` may be the option's enum.
+    """The detector that the options of a command describe.
 
-    ``flip_test`` and ``shape_prior`` are wanted where the weights allow them: None for the detector.
+    True for ``flip_test`` and ``shape_prior`` means: where the weights support it.
     """
     from hihlandmark.detector import Detector
 
     options |= {name: None for name in ("flip_test", "shape_prior") if options.get(name)}
-    value = layout.value if isinstance(layout, Enum) else layout
-    return Detector(layout=value, model=model, **options)
+    return Detector(layout, model, **options)
 
 
 def astronaut() -> Any:
-    """The image (512, 512, 3) that commands take when none is given."""
-    try:
+    """The image (512, 512, 3) that commands use when none is given."""
+    with missing_extra("demo"):
         from skimage.data import astronaut
-    except ImportError as error:
-        raise ConfigurationError(
-            "the astronaut comes with scikit-image: pip install 'hihlandmark[demo]', or give a "
-            "photo of your own as an argument"
-        ) from error
     return astronaut()

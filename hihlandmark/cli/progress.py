@@ -1,30 +1,56 @@
-"""The bar that long commands draw on stderr."""
+"""The progress bar of all commands, on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class ProgressBar(Protocol):
+    """Moves the bar; an `arrays.Progress`."""
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Show how many units are done, of how many (None: unknown), and a text beside them."""
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar, gone when its block ends; takes how many are done, and of how many.
+def progress_bar(unit: str) -> Iterator[ProgressBar]:
+    """Show a bar while the block runs, with count, speed and time left.
 
-    Nothing is drawn when stderr is no terminal.
+    Nothing is shown where stderr is not a terminal.
+
+    Args:
+        unit: what is counted, such as "faces".
+
+    Yields:
+        A function that moves the bar.
     """
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    class Speed(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> str:
+            return f"{task.speed:.1f} per second" if task.speed else ""
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        Speed(),
+        rich_progress.TextColumn("{task.fields[note]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    # Rich also takes a pipe for a terminal where FORCE_COLOR is set, as in Jupyter.
+    is_hidden = not sys.stderr.isatty()
     console = Console(stderr=True)
-    # Into a file or a pipe even a bar that vanishes leaves empty lines.
-    silent = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with rich_progress.Progress(
+        *columns, console=console, transient=True, disable=is_hidden
+    ) as shown:
+        task = shown.add_task(unit, total=None, note="")
+
+        def move(done: int, total: int | None = None, note: str = "") -> None:
+            shown.update(task, completed=done, total=total, note=note)
+
+        yield move

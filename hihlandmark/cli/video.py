@@ -1,4 +1,4 @@
-"""`hihlandmark video`: faces followed through a video, drawn and written."""
+"""`hihlandmark video`: track the faces of a video, draw and write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hihlandmark.cli.options import (
     DeviceOption,
     FaceDetectorOption,
     FlipTestOption,
-    LayoutName,
     LayoutOption,
     ModelOption,
     RuntimeOption,
@@ -30,20 +29,20 @@ def video(
     source: Annotated[
         str,
         typer.Argument(
-            help="A video file, a URL (rtsp://, http://), camera:0, or a folder, glob or archive "
-            "of images.",
+            help="A video file, a URL (rtsp://, http://), camera:0 (a webcam), or a folder, glob "
+            "or archive of images.",
             metavar="VIDEO",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Annotated video to write, .mp4 or .mkv, with the sound."),
+        typer.Option("--out", help="Annotated video to write, .mp4 or .mkv, with sound."),
     ] = None,
     points: Annotated[
         Path | None,
-        typer.Option("--points", help="Faces of every frame, .jsonl or .parquet."),
+        typer.Option("--points", help="File for the faces of every frame, .jsonl or .parquet."),
     ] = None,
-    layout: LayoutOption = LayoutName.WFLW98,
+    layout: LayoutOption = "98",
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -51,24 +50,24 @@ def video(
     face_detector: FaceDetectorOption = "mtcnn",
     flip_test: FlipTestOption = True,
     detect_every: Annotated[
-        int, typer.Option("--detect-every", min=1, help="Frames from one search to the next.")
+        int, typer.Option("--detect-every", min=1, help="Run the face detector every N frames.")
     ] = 10,
-    smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Steady the points.")] = True,
+    smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Smooth the points.")] = True,
     offline: Annotated[
         bool,
         typer.Option(
             "--offline",
-            help="Steady the points by what comes after, too: no lag. Reads the video twice.",
+            help="Smooth with later frames as well: no lag. Reads the video twice.",
         ),
     ] = False,
     frames: Annotated[
-        int | None, typer.Option("--frames", min=1, help="Stop after so many frames.")
+        int | None, typer.Option("--frames", min=1, help="Stop after this many frames.")
     ] = None,
 ) -> None:
-    """Follow the faces of a video; draw them, and write their points.
+    """Track the faces of a video, webcam or stream; draw them and write their points.
 
-    Without --out and --points a line of JSON a frame goes to stdout. A camera or a stream is
-    watched until Ctrl-C, which ends the files as they should be.
+    Without --out and --points, print a line of JSON per frame. Stop a webcam or a stream with
+    Ctrl-C; the files are complete then.
     """
     from hihlandmark.draw import draw_faces
     from hihlandmark.video import AnnotatedVideo, track, track_offline
@@ -84,26 +83,27 @@ def video(
         flip_test=flip_test,
     )
     if offline:
-        followed = track_offline(source, detector, detect_every=detect_every, frames=frames)
+        tracked = track_offline(source, detector, detect_every=detect_every, frames=frames)
     else:
-        followed = track(source, detector, detect_every=detect_every, smooth=smooth)
-    seen = 0
+        tracked = track(source, detector, detect_every=detect_every, smooth=smooth)
+    count = 0
     tracks: set[int | None] = set()
-    with ExitStack() as opened:
-        picture = opened.enter_context(AnnotatedVideo(out, source)) if out else None
+    with ExitStack() as stack:
+        annotated = stack.enter_context(AnnotatedVideo(out, source)) if out else None
+        writer: FaceWriter | None = None
         if points:
-            writer: FaceWriter | None = opened.enter_context(open_faces(points))
-        else:
-            writer = None if out else JsonLinesFaces(sys.stdout)
+            writer = stack.enter_context(open_faces(points))
+        elif out is None:
+            writer = JsonLinesFaces(sys.stdout)
         try:
-            for frame, faces in islice(followed, frames):
-                seen, tracks = seen + 1, tracks | {face.track_id for face in faces}
+            for frame, faces in islice(tracked, frames):
+                count, tracks = count + 1, tracks | {face.track_id for face in faces}
                 if writer:
                     writer.add(frame, faces)
-                if picture:
-                    picture.add(draw_faces(frame.image, faces, boxes=True), frame.time)
+                if annotated:
+                    annotated.add(draw_faces(frame.image, faces, boxes=True), frame.time)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-    written = [str(path) for path in (out, points) if path]
-    where = f"; results in {' and '.join(written)}" if written else ""
-    print(f"{seen} frames, {len(tracks)} faces followed{where}", file=sys.stderr)
+    written = " and ".join(str(path) for path in (out, points) if path)
+    where = f"; results in {written}" if written else ""
+    print(f"frames: {count}, tracked faces: {len(tracks)}{where}", file=sys.stderr)

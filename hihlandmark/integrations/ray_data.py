@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.errors import ImageError, missing_extra
 from hihlandmark.io.formats import face_columns, face_row
 from hihlandmark.io.sources import require_pyarrow
 
@@ -56,10 +56,8 @@ def add_landmarks(
     Raises:
         ConfigurationError: Ray is not installed.
     """
-    try:
+    with missing_extra("ray"):
         import ray.data  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError("Ray is not installed: pip install 'hihlandmark[ray]'") from error
     return dataset.map_batches(
         AddLandmarks,
         fn_constructor_args=(make_detector, column),

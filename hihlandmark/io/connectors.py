@@ -1,6 +1,6 @@
 """Faces and results for other packages: supervision, data frames, FiftyOne, Label Studio, CVAT.
 
-What `Face` says of itself (JSON, .pts, rows) is in `face`; files of results are in `folder`.
+JSON, .pts and rows of a `Face` are in `face`; files of results are in `formats`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.face import Face
 
 if TYPE_CHECKING:
@@ -24,51 +24,74 @@ if TYPE_CHECKING:
     from hihlandmark.io import Result
 
 
-def to_key_points(faces: Sequence[Face]) -> supervision.KeyPoints:
-    """Faces of one layout as `supervision.KeyPoints`: xy (F, P, 2), confidence (F, P).
+def to_supervision(faces: Sequence[Face]) -> supervision.KeyPoints:
+    """Faces of one layout as `supervision.KeyPoints`.
 
-    Raises `ConfigurationError` when the faces are of several layouts or supervision is missing.
+    Args:
+        faces: F faces with P points each.
+
+    Returns:
+        Keypoints with xy (F, P, 2) in pixels and keypoint_confidence (F, P).
+
+    Raises:
+        ConfigurationError: the faces have several layouts, or supervision is not installed.
     """
-    package = _require("supervision")
+    with missing_extra("video"):
+        import supervision
     if not faces:
-        return package.KeyPoints.empty()
+        return supervision.KeyPoints.empty()
     if len({face.layout.name for face in faces}) > 1:
-        raise ConfigurationError("key points of one call need one layout; use Face.to first")
-    return package.KeyPoints(
+        raise ConfigurationError("the faces have several layouts: call Face.to_layout first")
+    return supervision.KeyPoints(
         xy=np.stack([face.points for face in faces]),
         keypoint_confidence=np.stack([face.scores for face in faces]),
     )
 
 
-def to_pandas(images: Iterable[Sequence[Face]]) -> pandas.DataFrame:
-    """The faces of images, such as `Detector.predict_many` gives, as a row a point.
+_COLUMNS = ["image", "face", *Face.ROW_FIELDS]
 
-    Columns: ``image`` and ``face``, their numbers, and those of `Face.to_rows`. Of one image, give
-    ``[faces]``.
+
+def to_pandas(images: Iterable[Sequence[Face]]) -> pandas.DataFrame:
+    """The faces of images as a data frame with a row per point.
+
+    Args:
+        images: the faces of each image, such as `Detector.predict_many` yields; ``[faces]`` for one
+            image.
+
+    Returns:
+        A data frame with the columns ``image`` and ``face``, their numbers from 0, and those of
+        `Face.to_rows`.
+
+    Raises:
+        ConfigurationError: pandas is not installed.
     """
-    rows = list(_rows(images))
-    return _require("pandas").DataFrame(rows, columns=["image", "face", *Face.ROW_FIELDS])
+    return _require("pandas").DataFrame(list(_rows(images)), columns=_COLUMNS)
 
 
 def to_polars(images: Iterable[Sequence[Face]]) -> polars.DataFrame:
-    """As `to_pandas`, for polars."""
-    return _require("polars").DataFrame(
-        list(_rows(images)), schema=["image", "face", *Face.ROW_FIELDS], orient="row"
-    )
+    """Like `to_pandas`, for polars."""
+    return _require("polars").DataFrame(list(_rows(images)), schema=_COLUMNS, orient="row")
 
 
 def to_fiftyone(faces: Iterable[Face], image_size: tuple[int, int]) -> fiftyone.Keypoints:
-    """The faces of an image as a label of FiftyOne, with each point's score as its confidence.
+    """The faces of an image as a label of FiftyOne, with scores as confidences.
 
-    ``image_size``: width and height in pixels: FiftyOne counts in parts of them, from the image's
-    corner.
+    Args:
+        faces: the faces of one image.
+        image_size: width and height of the image in pixels.
+
+    Returns:
+        `fiftyone.Keypoints` with points in 0..1, relative to the image size.
+
+    Raises:
+        ConfigurationError: FiftyOne is not installed.
     """
     package = _require("fiftyone")
     return package.Keypoints(
         keypoints=[
             package.Keypoint(
                 label=face.layout.name,
-                points=[tuple(point) for point in _parts(face, image_size)],
+                points=[tuple(point) for point in _relative(face, image_size)],
                 confidence=face.scores.astype(float).tolist(),
             )
             for face in faces
@@ -86,21 +109,29 @@ def to_label_studio(
 ) -> dict[str, Any]:
     """A task of Label Studio with the faces as a prediction, to be corrected by hand.
 
-    ``image``: the URL or path that Label Studio loads the image by, under ``image`` in its data.
-    ``from_name`` and ``to_name`` are those of ``<KeyPointLabels>`` in the labeling configuration,
-    whose labels are the names of the layout's points. Each point belongs to a rectangle of its
-    face. A list of such tasks, as JSON, is what Label Studio imports.
+    Label Studio imports a JSON file with a list of such tasks.
+
+    Args:
+        faces: the faces of one image.
+        image_size: width and height of the image in pixels.
+        image: URL or path from which Label Studio loads the image.
+        from_name: ``name`` of ``<KeyPointLabels>`` in the labeling configuration, whose labels are
+            the names of the layout's points.
+        to_name: ``toName`` of ``<KeyPointLabels>``.
+
+    Returns:
+        The task as plain values for JSON.
     """
     width, height = image_size
     results: list[dict[str, Any]] = []
     for number, face in enumerate(faces):
         original = {"original_width": width, "original_height": height, "image_rotation": 0}
         names = {"from_name": from_name, "to_name": to_name, "type": "keypointlabels"}
-        for index, (x, y) in enumerate(100 * _parts(face, image_size)):
+        for index, (x, y) in enumerate(100 * _relative(face, image_size)):
             value = {
                 "x": float(x),
                 "y": float(y),
-                "width": 0.3,  # of the dot that is drawn, in per cent of the image
+                "width": 0.3,  # of the drawn dot, in percent of the image
                 "keypointlabels": [face.layout.point_names[index]],
             }
             identity = {"id": f"face-{number}-{index}", "score": float(face.scores[index])}
@@ -111,32 +142,29 @@ def to_label_studio(
 
 
 def to_cvat(results: Iterable[Result]) -> str:
-    """The text of CVAT's XML 1.1 "for images": a skeleton named "face" for every face.
+    """Results in the format "CVAT for images 1.1", with a skeleton "face" per face.
 
-    Its points are labeled with their names. Images are matched by name. Those that could not be
-    read are left out.
+    Args:
+        results: the results of images, such as `predict_sources` yields. Images that could not be
+            read are left out.
+
+    Returns:
+        The text of the XML file. Images are matched by ``Source.name``; the points of a skeleton
+        are labeled with the names of the layout's points.
     """
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     for number, result in enumerate(results):
         if result.size is None:
             continue
-        width, height = result.size
-        image = ElementTree.SubElement(
-            root,
-            "image",
-            {
-                "id": str(number),
-                "name": result.source.name,
-                "width": str(width),
-                "height": str(height),
-            },
-        )
+        width, height = map(str, result.size)
+        attributes = {"id": str(number), "name": result.source.name}
+        image = ElementTree.SubElement(root, "image", attributes, width=width, height=height)
         for face in result.faces:
             skeleton = ElementTree.SubElement(
                 image, "skeleton", {"label": "face", "source": "auto", "z_order": "0"}
             )
-            # From the image's corner, not from the center of its first pixel.
+            # CVAT counts from the corner of the image, not from the center of its first pixel.
             for name, (x, y) in zip(face.layout.point_names, face.points + 0.5, strict=True):
                 place = {"points": f"{x:.2f},{y:.2f}", "occluded": "0", "outside": "0"}
                 ElementTree.SubElement(skeleton, "points", {"label": name, **place})
@@ -144,8 +172,8 @@ def to_cvat(results: Iterable[Result]) -> str:
     return ElementTree.tostring(root, "unicode", xml_declaration=True)
 
 
-def _parts(face: Face, image_size: tuple[int, int]) -> Any:
-    """The points (P, 2) in parts of the image's sides, from its corner."""
+def _relative(face: Face, image_size: tuple[int, int]) -> Any:
+    """The points (P, 2) in 0..1, relative to the image size, from the corner of the image."""
     return (face.points.astype(float) + 0.5) / np.array(image_size)
 
 
@@ -157,7 +185,8 @@ def _rows(images: Iterable[Sequence[Face]]) -> Iterable[dict[str, Any]]:
 
 
 def _require(package: str) -> Any:
+    """A package that no extra installs."""
     try:
         return import_module(package)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ConfigurationError(f"{package} is not installed: pip install {package}") from error

@@ -1,4 +1,4 @@
-"""Results -> texts and tables: what a file of each format holds."""
+"""Results -> files: what a file of each format holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,26 +18,31 @@ from hihlandmark.face import Face
 from hihlandmark.io.sources import Source, require_pyarrow
 from hihlandmark.layouts import Layout
 
-_ID_BITS_OF_FACE = 12
-"""Of the numbers of COCO's annotations, which are those of their images with these bits behind, and
-fit into 63."""
+_FACE_BITS = 12
+"""COCO's id of an annotation is the image's id followed by these bits for the face."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of an image: its faces, or the error that it could not be read with."""
+    """The result of one image.
+
+    Attributes:
+        source: the image.
+        faces: its faces.
+        size: width and height in pixels.
+        error: why the image could not be read; None otherwise.
+        model: ``model``, the name, and ``weights``, their SHA-256.
+    """
 
     source: Source
     faces: Sequence[Face] = ()
     size: tuple[int, int] | None = None
-    """Width and height in pixels."""
     error: str | None = None
     model: Mapping[str, str] = field(default_factory=dict)
-    """``model``: its name; ``weights``: their SHA-256."""
 
 
 def to_record(result: Result) -> dict[str, Any]:
-    """One JSON object for an image."""
+    """The result of an image as plain values for JSON."""
     record: dict[str, Any] = {"image": result.source.path}
     if result.error is not None:
         return record | {"error": result.error}
@@ -47,22 +52,22 @@ def to_record(result: Result) -> dict[str, Any]:
 
 
 def write_json(result: Result) -> dict[str, bytes]:
-    """One JSON object in a file an image."""
+    """One JSON object per file and image."""
     return {".json": _line(to_record(result))}
 
 
 def write_pts(result: Result) -> dict[str, bytes]:
-    """One 300-W .pts file a face."""
+    """One 300-W .pts file per face."""
     return {f".{number}.pts": face.to_pts().encode() for number, face in enumerate(result.faces)}
 
 
 def write_jsonl(results: Iterable[Result]) -> bytes:
-    """One JSON object a line, an image each."""
+    """One JSON object per line and image."""
     return b"".join(_line(to_record(result)) for result in results)
 
 
 def write_csv(results: Iterable[Result]) -> bytes:
-    """One row a point, with the face's number; one for an image without a face."""
+    """One row per point, with the number of its face; one row for an image without a face."""
     text = io.StringIO()
     fields = ("image", "width", "height", "error", "face", *Face.ROW_FIELDS)
     writer = csv.DictWriter(text, fields, lineterminator="\n")
@@ -77,10 +82,17 @@ def write_csv(results: Iterable[Result]) -> bytes:
 
 
 def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> bytes:
-    """One row a face; one without a face for an image that has none or could not be read.
+    """One row per face; one row for an image without a face or with an error.
 
     Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
-    layout, points (P x 2), scores (P), covariance (P x 4, if wanted), model, weights.
+    layout, points (P x 2), scores (P), covariance (P x 4), model, weights.
+
+    Args:
+        results: the results.
+        covariance: whether to write the column covariance.
+
+    Returns:
+        The content of the file.
     """
     pyarrow = require_pyarrow()
     schema = pyarrow.schema(
@@ -102,9 +114,8 @@ def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> byte
 
 
 def face_columns() -> list[tuple[str, Any]]:
-    """Names and Arrow types of what `face_row` says."""
-    import pyarrow
-
+    """Names and Arrow types of the values of `face_row`."""
+    pyarrow = require_pyarrow()
     numbers = pyarrow.list_(pyarrow.float32())
     return [
         ("box", numbers),
@@ -117,7 +128,7 @@ def face_columns() -> list[tuple[str, Any]]:
 
 
 def face_row(face: Face) -> dict[str, Any]:
-    """A face for a row of a table."""
+    """A face as a row of a table."""
     return {
         "box": face.box.tolist(),
         "box_score": face.box_score,
@@ -129,18 +140,18 @@ def face_row(face: Face) -> dict[str, Any]:
 
 
 def write_coco(results: Iterable[Result]) -> bytes:
-    """COCO's JSON of key points, with `scores` beside those of each face.
+    """COCO keypoints as JSON, with ``scores`` for the points of each face.
 
-    ``id`` of an image is a hash of its path, so that files of several parts fit together. All
-    points are marked as visible (2), for whether they are is not known. An image that could not be
-    read has its ``error``.
+    The ``id`` of an image is a hash of its path, so that several parts can be joined. All points
+    are marked as visible (2), because occlusion is not predicted. An image that could not be read
+    has an ``error``.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     layouts: dict[str, Layout] = {}
     for result in results:
         digest = hashlib.sha256(os.fsencode(result.source.path)).digest()
-        image_id = int.from_bytes(digest[:8], "big") >> _ID_BITS_OF_FACE + 1
+        image_id = int.from_bytes(digest[:8], "big") >> _FACE_BITS + 1
         columns = _image_columns(result)
         image = {"id": image_id, "file_name": columns.pop("image"), **columns}
         images.append({name: value for name, value in image.items() if value is not None})
@@ -159,7 +170,7 @@ def _coco_annotation(face: Face, image_id: int, number: int) -> dict[str, Any]:
     x0, y0, x1, y1 = np.round(face.box.astype(float), 2).tolist()
     points = np.round(face.points.astype(float), 3)
     return {
-        "id": (image_id << _ID_BITS_OF_FACE) + number,
+        "id": (image_id << _FACE_BITS) + number,
         "image_id": image_id,
         "category_id": face.layout.size,
         "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
@@ -187,50 +198,10 @@ def _coco_category(layout: Layout) -> dict[str, Any]:
     }
 
 
-def coco_without(content: bytes, images: Collection[str]) -> bytes:
-    """What `write_coco` wrote, without some images."""
-    record = json.loads(content)
-    gone = {image["id"] for image in record["images"] if image["file_name"] in images}
-    record["images"] = [image for image in record["images"] if image["id"] not in gone]
-    record["annotations"] = [face for face in record["annotations"] if face["image_id"] not in gone]
-    return _line(record)
-
-
-def jsonl_without(content: bytes, images: Collection[str]) -> bytes:
-    """What `write_jsonl` wrote, without some images."""
-    lines = content.splitlines(keepends=True)
-    return b"".join(line for line in lines if json.loads(line)["image"] not in images)
-
-
-def csv_without(content: bytes, images: Collection[str]) -> bytes:
-    """What `write_csv` wrote, without some images."""
-    text = io.StringIO()
-    header, *rows = csv.reader(io.StringIO(content.decode()))
-    csv.writer(text, lineterminator="\n").writerows(
-        [header, *(row for row in rows if row[0] not in images)]
-    )
-    return text.getvalue().encode()
-
-
-def parquet_without(content: bytes, images: Collection[str]) -> bytes:
-    """What `write_parquet` wrote, without some images."""
-    pyarrow = require_pyarrow()
-    table = pyarrow.parquet.read_table(io.BytesIO(content))
-    kept = [name not in images for name in table["image"].to_pylist()]
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table.filter(pyarrow.array(kept)), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
 def _image_columns(result: Result) -> dict[str, Any]:
-    """What every row of a table says of its image."""
+    """The columns of a table that describe the image."""
     width, height = result.size or (None, None)
-    return {
-        "image": result.source.path,
-        "width": width,
-        "height": height,
-        "error": result.error,
-    }
+    return {"image": result.source.path, "width": width, "height": height, "error": result.error}
 
 
 def _face_rows(result: Result) -> list[dict[str, Any]]:
@@ -245,25 +216,26 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 class Format(NamedTuple):
-    """How results become files: one for each image, or one for many of them."""
+    """How results become files, by one of two functions.
+
+    Attributes:
+        suffix: of the files.
+        of_image: the files of one image: suffix appended to the name of the image -> content.
+        of_many: the content of one file for many images.
+    """
 
     suffix: str
     of_image: Callable[[Result], dict[str, bytes]] | None = None
-    """The files of an image, by the suffix that its name gets."""
     of_many: Callable[[Iterable[Result]], bytes] | None = None
-    without: Callable[[bytes, Collection[str]], bytes] | None = None
-    """Such a file without the results of some images."""
 
 
 FORMATS: Mapping[str, Format] = {
     "json": Format(".json", of_image=write_json),
     "pts": Format(".pts", of_image=write_pts),
-    "jsonl": Format(".jsonl", of_many=write_jsonl, without=jsonl_without),
-    "csv": Format(".csv", of_many=write_csv, without=csv_without),
-    "coco": Format(".coco.json", of_many=write_coco, without=coco_without),
-    "parquet": Format(".parquet", of_many=write_parquet, without=parquet_without),
-    "parquet-points": Format(
-        ".parquet", of_many=partial(write_parquet, covariance=False), without=parquet_without
-    ),
+    "jsonl": Format(".jsonl", of_many=write_jsonl),
+    "csv": Format(".csv", of_many=write_csv),
+    "coco": Format(".coco.json", of_many=write_coco),
+    "parquet": Format(".parquet", of_many=write_parquet),
+    "parquet-points": Format(".parquet", of_many=partial(write_parquet, covariance=False)),
 }
-"""By what `hihlandmark predict --format` calls them."""
+"""The formats of `hihlandmark predict --format`, by name."""

@@ -1,31 +1,37 @@
-"""A folder of results that survives being killed: every image in it exactly once.
+"""Predict many images into a folder of results that survives being killed.
 
-Results are written in parts. A part's file is written under its final name first, then the part is
-entered in the manifest, in one transaction: that is the moment at which its images are done. Files
-of parts that the manifest does not know are left over from a kill, and are removed.
+The folder holds every image exactly once. Results are written in parts that are never changed. The
+file of a part is written under its final name, then its images are entered in the manifest in one
+transaction: from then on they are done. A part that is not in the manifest was left by a killed
+process and is removed.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.face_detection.base import Detections
 from hihlandmark.io.formats import FORMATS, Result
 from hihlandmark.io.sources import Source
+from hihlandmark.pipeline import Found
+from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.writing import write_atomically
+
+if TYPE_CHECKING:
+    from hihlandmark.detector import Detector
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, file TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
     path TEXT PRIMARY KEY, name TEXT NOT NULL, stamp TEXT NOT NULL, part INTEGER NOT NULL,
     faces INTEGER NOT NULL, error TEXT
@@ -34,46 +40,75 @@ CREATE INDEX IF NOT EXISTS images_by_name ON images (name);
 """
 
 
+def predict_sources(
+    detector: Detector, sources: Iterable[Source], workers: int | None = None
+) -> Iterator[Result]:
+    """Find the faces of many images. Memory does not grow with their number.
+
+    Args:
+        detector: finds the faces.
+        sources: the images.
+        workers: as `Detector.predict_many`.
+
+    Yields:
+        The result of each source, in order: its faces, or its error.
+    """
+    model = {"model": detector.card.name, "weights": detector.card.sha256}
+
+    def find(source: Source) -> Found[Result]:
+        try:
+            image = source.load()
+        except ImageError as error:
+            return Found(Result(source, error=str(error), model=model), None, Detections.none())
+        height, width = image.shape[:2]
+        result = Result(source, size=(width, height), model=model)
+        return Found(result, image, detector.find_faces(image))
+
+    found = map_ahead(find, sources, workers or default_workers())
+    box_map = detector.box_map(detector.face_detector.name)
+    for result, faces in detector.pipeline.run(found, box_map):
+        yield replace(result, faces=faces)
+
+
 class Shard(NamedTuple):
-    """One of several processes that share the work: the ``number``-th, from 1, of ``total``."""
+    """One of several processes that share the work: number 1 to ``total``."""
 
     number: int = 1
     total: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From "2/8". Raises `ConfigurationError`."""
+        """Read a shard such as "2/8".
+
+        Raises:
+            ConfigurationError: the text is malformed.
+        """
         number, _, total = text.partition("/")
         if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
             raise ConfigurationError(f"a shard is written 2/8, the second of eight, not {text!r}")
         return cls(int(number), int(total))
 
     def holds(self, path: str) -> bool:
-        """Whether an image falls to this shard; the same in every process."""
+        """Whether an image belongs to this shard; the same in every process."""
         return zlib.crc32(path.encode("utf-8", "surrogateescape")) % self.total == self.number - 1
 
 
-class Totals(NamedTuple):
-    """What lies in the folder."""
-
-    images: int
-    faces: int
-    failed: int
-
-
 class ResultFolder:
-    """Results of `settings` in a folder, one process at a time (for each shard).
+    """A folder of results, used by one process at a time (per shard) as a context manager.
 
     Args:
-        folder: made if it is not there.
-        output_format: of `FORMATS`.
-        settings: what the results depend on: a folder of others is refused.
-        shard: which part of the work this is.
-        part_size: images a part: what a kill costs at most.
-        retry_failed: look again at images that could not be read.
+        folder: created if it does not exist.
+        output_format: a key of `FORMATS`.
+        settings: what the results depend on; a folder with other settings is refused.
+        shard: which part of the work this process does.
+        part_size: images per part; a kill costs one part at most.
+
+    Attributes:
+        done_before: images of `pending` that have a result from an earlier run.
+        repeated: images of `pending` that were named before in this run.
 
     Raises:
-        ConfigurationError: another process works on it, or it holds results of other settings.
+        ConfigurationError: another process uses the folder, or it holds results of other settings.
     """
 
     def __init__(
@@ -82,17 +117,15 @@ class ResultFolder:
         output_format: str,
         settings: Mapping[str, Any],
         *,
-        shard: Shard = Shard(),  # noqa: B008 - cannot be changed
+        shard: Shard = Shard(),  # noqa: B008 - immutable
         part_size: int = 200,
-        retry_failed: bool = False,
     ) -> None:
         self.folder, self.shard, self.part_size = folder, shard, part_size
-        self.retry_failed = retry_failed
         self.format = FORMATS[output_format]
         self.repeated = self.done_before = 0
-        self._under_way: dict[str, str] = {}
-        """Paths of the images that are handed out, and their names."""
-        self._waiting: list[Result] = []
+        self._in_progress: dict[str, str] = {}
+        """Names of the images that were handed out, by their paths."""
+        self._unwritten: list[Result] = []
         folder.mkdir(parents=True, exist_ok=True)
         mark = f"-{shard.number}-of-{shard.total}" if shard.total > 1 else ""
         self._part_name = f"part{mark}-{{:06d}}{self.format.suffix}"
@@ -108,7 +141,9 @@ class ResultFolder:
             self._refuse_other_shards()
             self._manifest = _open_manifest(folder / f".manifest{mark}.sqlite")
             self._check_settings({**settings, "format": output_format, "shards": shard.total})
-            self._remove_unknown_parts()
+            (last,) = self._manifest.execute("SELECT coalesce(max(part), 0) FROM images").fetchone()
+            self._part = last + 1
+            self._remove_unfinished_part()
         except BaseException:
             self._lock.release()
             raise
@@ -122,7 +157,7 @@ class ResultFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Writes what waits, whatever ended the work, and lets the folder go."""
+        """Write the remaining results, also after an error, and release the folder."""
         try:
             if not isinstance(error, OSError):  # such as a full disk
                 self.flush()
@@ -130,138 +165,114 @@ class ResultFolder:
             self._manifest.close()
             self._lock.release()
 
-    def pending(self, sources: Iterable[Source | ImageError]) -> Iterator[Source | ImageError]:
-        """The images that have no result yet, or another one since they were changed.
+    def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """Select the images that have no result yet.
 
-        An image that is named twice comes once; errors are handed on.
+        Args:
+            sources: images; one that is named twice comes once.
+
+        Yields:
+            Images without a result. Where an image must not get one, it comes with a ``problem``:
+            it was changed since it was predicted, or its files would replace those of another.
         """
         for source in sources:
-            if isinstance(source, ImageError):
+            if source.problem is not None:
                 if self.shard.number == 1:
                     yield source
                 continue
             if not self.shard.holds(source.path):
                 continue
-            if source.path in self._under_way:
+            if source.path in self._in_progress:
                 self.repeated += 1
-            elif self._is_done(source):
+                continue
+            stamp = self._stamp_of_result(source.path)
+            if stamp == source.stamp:
                 self.done_before += 1
-            elif (other := self._of_same_name(source)) is not None:
-                yield ImageError(
+            elif stamp is not None:
+                problem = f"{source.path}: changed since it was predicted: use a new folder"
+                yield replace(source, problem=problem)
+            elif (other := self._same_name(source)) is not None:
+                problem = (
                     f"{source.path}: its results would replace those of {other}: name a folder "
-                    "above both, or take --format jsonl, csv or parquet"
+                    "above both, or use --format jsonl, csv or parquet"
                 )
+                yield replace(source, problem=problem)
             else:
-                self._under_way[source.path] = source.name
+                self._in_progress[source.path] = source.name
                 yield source
 
-    def _is_done(self, source: Source) -> bool:
-        row = self._manifest.execute(
-            "SELECT stamp, error FROM images WHERE path = ?", (source.path,)
-        ).fetchone()
-        return row is not None and row[0] == source.stamp and not (row[1] and self.retry_failed)
+    def _stamp_of_result(self, path: str) -> str | None:
+        """The stamp of an image when its result was written; None where there is no result."""
+        row = self._manifest.execute("SELECT stamp FROM images WHERE path = ?", (path,)).fetchone()
+        return row[0] if row else None
 
-    def _of_same_name(self, source: Source) -> str | None:
-        """Another image that is written to the same files, where each has its own."""
+    def _same_name(self, source: Source) -> str | None:
+        """Another image that is written to the same files, in formats with files per image."""
         if self.format.of_image is None:
             return None
         row = self._manifest.execute(
             "SELECT path FROM images WHERE name = ? AND path != ?", (source.name, source.path)
         ).fetchone()
-        same = (path for path, name in self._under_way.items() if name == source.name)
+        same = (path for path, name in self._in_progress.items() if name == source.name)
         return row[0] if row else next(same, None)
 
     def add(self, result: Result) -> None:
-        """Takes a result; with `part_size` of them a part is written."""
-        self._waiting.append(result)
-        if len(self._waiting) >= self.part_size:
+        """Take the result of an image of `pending`; ``part_size`` of them are written as a part.
+
+        Results of sources with a ``problem`` are not written.
+        """
+        if result.source.problem is not None:
+            return
+        self._unwritten.append(result)
+        if len(self._unwritten) >= self.part_size:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the results that wait as a part. Raises `OSError`, with all before it kept."""
-        if not self._waiting:
+        """Write the results taken so far as a part.
+
+        Raises:
+            OSError: they cannot be written; earlier parts are kept.
+        """
+        if not self._unwritten:
             return
-        results = self._waiting
-        (number,) = self._manifest.execute(
-            "SELECT coalesce(max(number), 0) + 1 FROM parts"
-        ).fetchone()
-        file, changed = "", {}
+        rows = [
+            (r.source.path, r.source.name, r.source.stamp, self._part, len(r.faces), r.error)
+            for r in self._unwritten
+        ]
+        with self._manifest:  # an error in the block takes back the rows
+            self._manifest.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._write(self._unwritten)
+        for result in self._unwritten:
+            self._in_progress.pop(result.source.path, None)
+        self._unwritten = []
+        self._part += 1
+
+    def _write(self, results: Sequence[Result]) -> None:
         if self.format.of_many is not None:
-            file = self._part_name.format(number)
-            write_atomically(self.folder / file, self.format.of_many(results))
-            changed = self._without(results, number)
-        else:
-            self._write_images(results)
-        with self._manifest:
-            self._manifest.execute("INSERT INTO parts VALUES (?, ?)", (number, file))
-            self._manifest.executemany(
-                "UPDATE parts SET file = ? WHERE number = ?",
-                [(new, part) for part, (_, new) in changed.items()],
-            )
-            self._manifest.executemany(
-                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (r.source.path, r.source.name, r.source.stamp, number, len(r.faces), r.error)
-                    for r in results
-                ],
-            )
-        for old, _ in changed.values():
-            (self.folder / old).unlink(missing_ok=True)
-        self._waiting = []
-        for result in results:
-            self._under_way.pop(result.source.path, None)
-
-    def _without(self, results: Sequence[Result], number: int) -> dict[int, tuple[str, str]]:
-        """Parts with earlier results of these images, written anew without them: old, new file."""
-        stale: dict[int, set[str]] = {}
-        for result in results:
-            row = self._manifest.execute(
-                "SELECT part FROM images WHERE path = ?", (result.source.path,)
-            ).fetchone()
-            if row:
-                stale.setdefault(row[0], set()).add(result.source.path)
-        changed = {}
-        for part, images in stale.items():
-            (old,) = self._manifest.execute(
-                "SELECT file FROM parts WHERE number = ?", (part,)
-            ).fetchone()
-            new = f"{self._part_name.format(part).partition('.')[0]}-{number:06d}"
-            new += self.format.suffix
-            assert self.format.without is not None  # parts have it
-            content = self.format.without((self.folder / old).read_bytes(), images)
-            write_atomically(self.folder / new, content)
-            changed[part] = (old, new)
-        return changed
-
-    def _write_images(self, results: Sequence[Result]) -> None:
+            write_atomically(self._part_file, self.format.of_many(results))
+            return
         assert self.format.of_image is not None
         for result in results:
             target = self.folder / result.source.name
-            for old in target.parent.glob(f"{glob.escape(target.name)}.*{self.format.suffix}"):
-                old.unlink()  # of an earlier run that found more faces
             for suffix, content in self.format.of_image(result).items():
                 write_atomically(target.with_name(target.name + suffix), content)
 
-    def totals(self) -> Totals:
-        """Of all that is written, in this run and before."""
-        return Totals(
-            *self._manifest.execute(
-                "SELECT count(*), coalesce(sum(faces), 0), count(error) FROM images"
-            ).fetchone()
-        )
+    @property
+    def _part_file(self) -> Path:
+        return self.folder / self._part_name.format(self._part)
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Enters the settings of a new folder; raises `ConfigurationError` for other ones."""
-        known = dict(self._manifest.execute("SELECT name, value FROM settings").fetchall())
-        wanted = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
-        if not known:
+        """Store the settings in a new folder; refuse other settings in an old one."""
+        stored = dict(self._manifest.execute("SELECT name, value FROM settings").fetchall())
+        given = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
+        if not stored:
             with self._manifest:
-                self._manifest.executemany("INSERT INTO settings VALUES (?, ?)", wanted.items())
+                self._manifest.executemany("INSERT INTO settings VALUES (?, ?)", given.items())
             return
         differences = [
-            f"{name} was {known.get(name)}, is {wanted.get(name)}"
-            for name in sorted(wanted.keys() | known.keys())
-            if known.get(name) != wanted.get(name)
+            f"{name} was {stored.get(name)}, is {given.get(name)}"
+            for name in sorted(given.keys() | stored.keys())
+            if stored.get(name) != given.get(name)
         ]
         if differences:
             raise ConfigurationError(
@@ -270,31 +281,29 @@ class ResultFolder:
             )
 
     def _refuse_other_shards(self) -> None:
-        wanted = f"-of-{self.shard.total}.sqlite" if self.shard.total > 1 else ".manifest.sqlite"
+        ending = f"-of-{self.shard.total}.sqlite" if self.shard.total > 1 else ".manifest.sqlite"
         for manifest in self.folder.glob(".manifest*.sqlite"):
-            if not manifest.name.endswith(wanted):
+            if not manifest.name.endswith(ending):
                 raise ConfigurationError(
                     f"{self.folder} was begun with another number of shards ({manifest.name}): go "
                     "on with that number, or choose another folder"
                 )
 
-    def _remove_unknown_parts(self) -> None:
-        """Files that a kill left: parts that were not entered, and those half written."""
-        known = {file for (file,) in self._manifest.execute("SELECT file FROM parts")}
-        pattern = self._part_name.replace("{:06d}", "*")
-        for path in (*self.folder.glob(pattern), *self.folder.glob(f".{pattern}.*")):
-            if path.name not in known:
+    def _remove_unfinished_part(self) -> None:
+        """Remove what a kill left of the next part: its file, complete or half written."""
+        if self.format.of_many is not None:
+            self._part_file.unlink(missing_ok=True)
+            for path in self.folder.glob(f".{self._part_file.name}.*"):
                 path.unlink()
 
 
 def _open_manifest(path: Path) -> sqlite3.Connection:
-    """Raises `ConfigurationError` for a file that is no manifest."""
     manifest = sqlite3.connect(path)
     try:
         manifest.executescript(_TABLES)
     except sqlite3.DatabaseError as error:
         manifest.close()
         raise ConfigurationError(
-            f"{path} is damaged or no manifest ({error}): remove the folder to start anew"
+            f"{path} is damaged or not a manifest ({error}): remove the folder to start again"
         ) from error
     return manifest

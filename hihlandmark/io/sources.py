@@ -1,6 +1,6 @@
 """Files, folders, globs, archives, tables, lists and URLs -> images to read, in order.
 
-What is in an image is not known here.
+What images show is not known here.
 """
 
 from __future__ import annotations
@@ -18,44 +18,51 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.arrays import Image
+from hihlandmark.errors import ConfigurationError, ImageError, missing_extra
 from hihlandmark.image import load_image
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm"),
-        *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".avif"),
-    )
-)
-"""What counts as an image in a folder or an archive. A file named on its own is tried whatever its
-name."""
+_SUFFIXES = ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff"
+IMAGE_SUFFIXES = frozenset([*_SUFFIXES.split(), ".webp"])
+"""Suffixes of images in folders and archives. A file that is named itself may have any suffix."""
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = (*_TAR_SUFFIXES, ".zip")
-"""Files that hold images: tar archives, plain or compressed, and zip archives."""
+"""Suffixes of archives of images."""
 _LIST_MARK = "@"
-# Columns of Parquet files in which images are looked for; Hugging Face's data sets use the first.
+# Columns of Parquet files that may hold images; data sets of Hugging Face use the first.
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "content")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image to read.
+    """An image to read, or what stands in its place where there is none.
 
-    ``path`` names it everywhere; ``name`` is that relative to the folder or archive given;
-    ``stamp`` changes when the image does, "" where that is not known; ``content``: its bytes, or
-    what gets them; None where `load_image` can read the path.
+    Attributes:
+        path: identifies the image.
+        name: path relative to the folder or archive that was given; names the output files.
+        stamp: changes when the image does; "" where that is not known.
+        content: the bytes of the image file or a function that reads them; None: `load_image`
+            reads the path.
+        problem: why there is no image, such as an unreadable folder; None for an image.
     """
 
     path: str
     name: str
     stamp: str = ""
     content: bytes | Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    problem: str | None = None
 
-    def load(self) -> NDArray[np.uint8]:
-        """The image (H, W, 3). Raises `ImageError`."""
+    def load(self) -> Image:
+        """Read the image.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: it cannot be read, or there is none.
+        """
+        if self.problem is not None:
+            raise ImageError(self.problem)
         if self.content is None:
             return load_image(self.path)
         try:
@@ -64,7 +71,9 @@ class Source:
             raise ImageError(f"{self.path}: {error}") from error
 
     def stamped_by_content(self) -> Source:
-        """The same source with the SHA-256 of its bytes for a stamp; "" if they cannot be read."""
+        """The same source with the SHA-256 of its bytes as stamp; "" if they cannot be read."""
+        if self.problem is not None:
+            return self
         try:
             content = self.content() if callable(self.content) else self.content
             content = Path(self.path).read_bytes() if content is None else content
@@ -73,23 +82,35 @@ class Source:
         return replace(self, stamp=hashlib.sha256(content).hexdigest())
 
 
-def find_images(paths: Iterable[str]) -> Iterator[Source | ImageError]:
-    """The images of what a user names, in order:
+def find_images(paths: Iterable[str]) -> Iterator[Source]:
+    """Find images in what a user names, in order.
 
-    - files, folders (searched to the bottom), globs, http(s) URLs;
-    - tar archives (so WebDataset's shards), in the order of their members, and zip archives, by
-      name: "images.tar/a/b.jpg";
-    - Parquet files with a column of image bytes: "faces.parquet#12" is row 12;
-    - "@list.txt": whatever stands in the lines of a file;
-    - what fsspec opens (s3://, gs://, hf://): files, globs and folders.
+    Args:
+        paths: any of
 
-    What holds no image at all comes out as an `ImageError` in its place.
+            - files, folders (searched recursively), globs, http(s) URLs;
+            - tar archives (such as WebDataset shards), in the order of their members, and zip
+              archives, by name: "images.tar/a/b.jpg";
+            - Parquet files with a column of image bytes: "faces.parquet#12" is row 12;
+            - "@list.txt": a file with one such path per line;
+            - URLs that fsspec opens (s3://, gs://, hf://): files, globs and folders.
+
+    Yields:
+        A `Source` per image. What holds no images or cannot be read is a source with a
+        ``problem``.
+
+    Raises:
+        ConfigurationError: an optional package is not installed.
     """
     for path in paths:
         yield from _found(path)
 
 
-def _found(path: str) -> Iterator[Source | ImageError]:
+def _failure(path: str, problem: str) -> Source:
+    return Source(path, Path(path).name, problem=f"{path}: {problem}")
+
+
+def _found(path: str) -> Iterator[Source]:
     if path.startswith(("http://", "https://")):
         yield Source(path, path.rstrip("/").rpartition("/")[2] or "image")
     elif "://" in path:
@@ -101,17 +122,17 @@ def _found(path: str) -> Iterator[Source | ImageError]:
     elif path.startswith(_LIST_MARK):
         yield from _listed(path[len(_LIST_MARK) :])
     elif not glob.has_magic(path):
-        yield Source(path, Path(path).name)  # reading it will say that it is not there
+        yield Source(path, Path(path).name)  # fails when it is read
     else:
         matches = sorted(glob.glob(path, recursive=True))
         if not matches:
-            yield ImageError(f"{path}: no file matches this pattern: check the path")
+            yield _failure(path, "no file matches this pattern: check the path")
         for match in matches:
             yield from _folder(match) if os.path.isdir(match) else _file(match)
 
 
-def _file(path: str) -> Iterator[Source | ImageError]:
-    """One file: an archive, a table, or an image whatever its name."""
+def _file(path: str) -> Iterator[Source]:
+    """One file: an archive, a table, or an image with any suffix."""
     lower = path.lower()
     if lower.endswith(_TAR_SUFFIXES):
         yield from _archive(path, _tar_members)
@@ -135,49 +156,43 @@ def _stamp(path: str) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else ""
 
 
-def _folder(folder: str) -> Iterator[Source | ImageError]:
-    empty = True
+def _folder(folder: str) -> Iterator[Source]:
+    is_empty = True
     unreadable: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=unreadable.append):
         folders.sort()
-        for file in sorted(files):
-            if _is_image(file):
-                empty = False
-                path = os.path.join(parent, file)
-                yield Source(path, os.path.relpath(path, folder), _stamp(path))
+        for file in filter(_is_image, sorted(files)):
+            is_empty = False
+            path = os.path.join(parent, file)
+            yield Source(path, os.path.relpath(path, folder), _stamp(path))
     for error in unreadable:
-        yield ImageError(
-            f"{error.filename}: the folder cannot be read ({error.strerror}): allow it, or name "
-            "other folders"
+        yield _failure(
+            error.filename, f"the folder cannot be read ({error.strerror}): change its permissions"
         )
-    if empty and not unreadable:
-        yield ImageError(
-            f"{folder}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))}): "
-            "check the path and the suffixes"
-        )
+    if is_empty and not unreadable:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        yield _failure(folder, f"no image in this folder (suffixes {suffixes}): check the path")
 
 
-Members = Callable[[str], Iterator[Source]]
-
-
-def _archive(path: str, members: Members) -> Iterator[Source | ImageError]:
-    """The images in an archive or a table; of a broken one those before the break."""
-    empty = True
+def _archive(path: str, members: Callable[[str], Iterator[Source]]) -> Iterator[Source]:
+    """The images in an archive or a table; of a damaged one those before the damage."""
+    is_empty = True
     try:
         for source in members(path):
-            empty = False
+            is_empty = False
             yield source
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
-        yield ImageError(f"{path}: cannot be read to its end ({error}): mend it, or leave it out")
+        yield _failure(path, f"cannot be read to its end ({error}): repair or exclude it")
     else:
-        if empty:
-            yield ImageError(f"{path}: no image in this archive: check the suffixes in it")
+        if is_empty:
+            yield _failure(path, "no image in this archive: check the suffixes in it")
 
 
-def _inside(archive: str, member: str) -> str:
-    """A name for what is written of a member, that other archives do not have.
+def _name_in(archive: str, member: str) -> str:
+    """A name for the output files of a member, unique among archives.
 
-    However the member is called, it leads to no other folder: a stranger may have made the archive.
+    Whatever the member is called, the name stays below the folder of the results: archives may
+    come from strangers.
     """
     parts = [part for part in Path(member).parts if part not in ("..", os.sep, "/")]
     return os.path.join(Path(archive).name, *parts)
@@ -189,9 +204,9 @@ def _tar_members(path: str) -> Iterator[Source]:
             if not member.isfile() or not _is_image(member.name):
                 continue
             content = archive.extractfile(member)
-            assert content is not None  # a file has some
-            stamp = f"{member.size}-{member.mtime}"
-            yield Source(f"{path}/{member.name}", _inside(path, member.name), stamp, content.read())
+            assert content is not None  # it is a file
+            stamp, name = f"{member.size}-{member.mtime}", _name_in(path, member.name)
+            yield Source(f"{path}/{member.name}", name, stamp, content.read())
 
 
 def _zip_members(path: str) -> Iterator[Source]:
@@ -199,8 +214,7 @@ def _zip_members(path: str) -> Iterator[Source]:
         for member in sorted(archive.infolist(), key=attrgetter("filename")):
             if member.is_dir() or not _is_image(member.filename):
                 continue
-            stamp = f"{member.file_size}-{member.CRC}"
-            name = _inside(path, member.filename)
+            stamp, name = f"{member.file_size}-{member.CRC}", _name_in(path, member.filename)
             yield Source(f"{path}/{member.filename}", name, stamp, archive.read(member))
 
 
@@ -217,61 +231,56 @@ def _table_rows(path: str) -> Iterator[Source]:
         for batch in table.iter_batches(batch_size=32, columns=[column]):
             for value in batch.column(0).to_pylist():
                 content = value.get("bytes") if isinstance(value, dict) else value
-                name = _inside(path, f"{number:08d}")
+                name = _name_in(path, f"{number:08d}")
                 yield Source(f"{path}#{number}", name, stamp, content or b"")
                 number += 1
 
 
 def require_pyarrow() -> Any:
-    """The package, with ``pyarrow.parquet``. Raises `ConfigurationError`."""
-    try:
+    """The package pyarrow, with ``pyarrow.parquet`` imported.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    with missing_extra("folders"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigurationError(
-            "Parquet files need pyarrow: pip install 'hihlandmark[folders]'"
-        ) from error
     return pyarrow
 
 
-def _listed(path: str) -> Iterator[Source | ImageError]:
+def _listed(path: str) -> Iterator[Source]:
     try:
         with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                if line.strip():
-                    yield from _found(line.strip())
+            for line in filter(None, map(str.strip, lines)):
+                yield from _found(line)
     except (OSError, UnicodeDecodeError) as error:
-        yield ImageError(f"{path}: the list cannot be read ({error}): it must be text in UTF-8")
+        yield _failure(path, f"the list cannot be read ({error}): it must be text in UTF-8")
 
 
-def _remote(path: str) -> Iterator[Source | ImageError]:
-    """What fsspec knows of a URL: its files are read when their turn comes."""
-    try:
+def _remote(path: str) -> Iterator[Source]:
+    """Images at a URL of fsspec; they are downloaded when they are loaded."""
+    with missing_extra("folders"):
         import fsspec
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{path}: needs fsspec: pip install 'hihlandmark[folders]'"
-        ) from error
     try:
         system, inner = fsspec.core.url_to_fs(path)
         if glob.has_magic(inner):
             found = system.glob(inner)
         elif system.isdir(inner):
-            found = [each for each in system.find(inner) if _is_image(each)]
+            found = list(filter(_is_image, system.find(inner)))
         else:
             found = [inner]
         if not found:
-            yield ImageError(f"{path}: no image there: check the address and the suffixes")
+            yield _failure(path, "no image there: check the address and the suffixes")
         for each in found:
             details = system.info(each)
             known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
             stamp = "-".join(str(value) for value in known if value is not None)
-            below = each.startswith(inner.rstrip("/") + "/")
-            name = _inside("", os.path.relpath(each, inner) if below else Path(each).name)
+            is_below = each.startswith(inner.rstrip("/") + "/")
+            name = _name_in("", os.path.relpath(each, inner) if is_below else Path(each).name)
             yield Source(system.unstrip_protocol(each), name, stamp, partial(system.cat_file, each))
     except ImportError as error:
         raise ConfigurationError(
             f"{path}: fsspec lacks a package for this address: {error}"
         ) from error
     except (OSError, ValueError) as error:
-        yield ImageError(f"{path}: cannot be read ({error}): check the address and your rights")
+        yield _failure(path, f"cannot be read ({error}): check the address and your access rights")

@@ -1,4 +1,4 @@
-"""Video: frames of files, cameras and streams, faces followed through them, steadied and drawn."""
+"""Video: frames of files, webcams and streams; face tracking, smoothing and annotated output."""
 
 from hihlandmark.video.frames import Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track

@@ -1,4 +1,4 @@
-"""Files, cameras, streams and image sequences -> upright frames with their times. No faces here."""
+"""Video files, webcams, streams and image sequences -> upright frames with their times."""
 
 from __future__ import annotations
 
@@ -10,51 +10,65 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.arrays import Image
+from hihlandmark.errors import ConfigurationError, ImageError, missing_extra
 from hihlandmark.io.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
 
 logger = logging.getLogger(__name__)
 
 CAMERA = "camera:"
 SEQUENCE_RATE = 25.0
-"""Frames a second of an image sequence, which does not say."""
-# What FFmpeg calls the cameras of a system, and the name of the n-th.
+"""Frames per second of an image sequence."""
+# FFmpeg's input format for the cameras of a system, and its name for camera n.
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One image of a video."""
+    """One frame of a video.
 
-    image: NDArray[np.uint8]
-    """(H, W, 3) RGB, turned as the video's metadata say."""
+    Attributes:
+        image: (H, W, 3) RGB, rotated as the video's metadata state.
+        index: number from 0, broken frames not counted.
+        time: presentation time in seconds; frame rates may vary.
+    """
+
+    image: Image
     index: int
-    """How many frames came before it, broken ones not counted."""
     time: float
-    """Seconds, as the video says: not always the same from frame to frame."""
 
 
 def read_frames(source: str | Path) -> Iterator[Frame]:
-    """The frames of a video, read as they are needed; broken ones are left out, with a warning.
+    """Read the frames of a video as they are needed. Broken frames are skipped with a warning.
 
-    ``source``: a file or a URL (rtsp://, http://) that FFmpeg reads; "camera:0", the first camera;
-    or a sequence of images: a folder, a glob, an archive, which counts as 25 frames a second. Needs
-    the extra ``video``. Raises `ImageError` for what is no video, or one without a frame.
+    Args:
+        source: a file or a URL (rtsp://, http://) that FFmpeg reads; "camera:0", the first webcam;
+            or an image sequence (a folder, a glob, an archive), played at 25 frames per second.
+
+    Yields:
+        The frames.
+
+    Raises:
+        ImageError: this is not a video, or no frame can be read.
+        ConfigurationError: the extra ``video`` is not installed.
     """
     text = str(source)
-    frames = _images(text) if _is_sequence(text) else _decoded(text)
-    empty = True
-    for frame in frames:
-        empty = False
+    is_empty = True
+    for frame in _images(text) if _is_sequence(text) else _decoded(text):
+        is_empty = False
         yield frame
-    if empty:
-        raise ImageError(f"{text}: no frame of it could be read; fetch or record it again")
+    if is_empty:
+        raise ImageError(f"{text}: no frame could be read: download or record it again")
 
 
 def open_container(source: str) -> Any:
-    """PyAV's container of a file, URL or camera. Raises `ImageError`."""
+    """PyAV's container of a file, URL or camera.
+
+    Raises:
+        ImageError: it cannot be opened, or has no video.
+        ConfigurationError: the extra ``video`` is not installed, or cameras are not supported here.
+    """
     av = _av()
     options: dict[str, Any] = {}
     name = source
@@ -62,26 +76,24 @@ def open_container(source: str) -> Any:
         kind, pattern = _CAMERAS.get(sys.platform, ("", ""))
         if not kind:
             raise ConfigurationError(
-                f"{source}: cameras are read on Linux and macOS only; read a recorded file here"
+                f"{source}: cameras are supported on Linux and macOS only: use a recorded file"
             )
         name, options = pattern.format(source[len(CAMERA) :]), {"format": kind}
     try:
         container = av.open(name, **options)
-    except (OSError, ValueError) as error:  # as all errors of FFmpeg are
+    except (OSError, ValueError) as error:  # base classes of all FFmpeg errors
         reason = getattr(error, "strerror", None) or error
         raise ImageError(
             f"{source}: cannot be opened as a video ({reason}): check the path and the file"
         ) from error
     if not container.streams.video:
         container.close()
-        raise ImageError(
-            f"{source}: there is no video in this file, only sound or text: give another one"
-        )
+        raise ImageError(f"{source}: there is no video in this file, only sound or text")
     return container
 
 
 def frame_rate(source: str | Path) -> float:
-    """Frames a second, on average; 25 where that is not known."""
+    """Average frames per second; 25 if unknown."""
     if _is_sequence(str(source)):
         return SEQUENCE_RATE
     with open_container(str(source)) as container:
@@ -89,7 +101,7 @@ def frame_rate(source: str | Path) -> float:
 
 
 def _is_sequence(source: str) -> bool:
-    """Whether there is an image in each file: in a folder, an archive, or what a glob finds."""
+    """Whether the source is images: a folder, an archive, a glob, or image files."""
     images = (*IMAGE_SUFFIXES - {".gif"}, *ARCHIVE_SUFFIXES)
     return Path(source).is_dir() or source.lower().endswith(images)
 
@@ -98,11 +110,9 @@ def _images(source: str) -> Iterator[Frame]:
     index = 0
     for found in find_images([source]):
         try:
-            if isinstance(found, ImageError):
-                raise found
             image = found.load()
         except ImageError as error:
-            logger.warning("left out of the sequence: %s", error)
+            logger.warning("skipped in the sequence: %s", error)
             continue
         yield Frame(image, index, index / SEQUENCE_RATE)
         index += 1
@@ -114,21 +124,21 @@ def _decoded(source: str) -> Iterator[Frame]:
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or SEQUENCE_RATE)
         broken = index = 0
-        for frame in _whole_frames(container, stream):
+        for frame in _intact_frames(container, stream):
             if frame is None:
                 broken += 1
                 continue
             image = frame.to_ndarray(format="rgb24")
-            turned = np.rot90(image, round(frame.rotation / 90))
+            upright = np.rot90(image, round(frame.rotation / 90))
             time = index / rate if frame.time is None else frame.time
-            yield Frame(np.ascontiguousarray(turned), index, time)
+            yield Frame(np.ascontiguousarray(upright), index, time)
             index += 1
         if broken:
-            logger.warning("%s: %d broken frames were left out", source, broken)
+            logger.warning("%s: %d broken frames were skipped", source, broken)
 
 
-def _whole_frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames as FFmpeg decodes them, None for one that is broken."""
+def _intact_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames as FFmpeg decodes them, None for a broken one."""
     av = _av()
     packets = container.demux(stream)
     while True:
@@ -137,7 +147,7 @@ def _whole_frames(container: Any, stream: Any) -> Iterator[Any]:
         except StopIteration:
             return
         except av.error.FFmpegError as error:
-            # The rest cannot be found: a file cut off in the middle, a stream that went away.
+            # The file is truncated, or the stream has ended.
             logger.warning("the video ends early: %s", error)
             return
         try:
@@ -148,11 +158,9 @@ def _whole_frames(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _av() -> Any:
-    try:
+    with missing_extra("video"):
         import av
-    except ImportError as error:
-        raise ConfigurationError("videos need PyAV: pip install 'hihlandmark[video]'") from error
-    # At any other level FFmpeg's threads ask for Python's lock in order to log, and where a video
-    # is left in the middle, the thread that has the lock waits for them for ever.
+    # At other levels FFmpeg's threads take Python's lock to log. If a video is left in the middle,
+    # the thread that holds the lock waits for them forever.
     av.logging.set_level(None)
     return av

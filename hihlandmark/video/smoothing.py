@@ -1,4 +1,4 @@
-"""Points that tremble from frame to frame -> steady ones, each trusted as far as it is certain."""
+"""Smoothing of points over time, weighted by their covariances."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray
 
-_LEAST_WEIGHT, _GREATEST_WEIGHT = 0.25, 4.0
+_MIN_WEIGHT, _MAX_WEIGHT = 0.25, 4.0
 
 
 class OneEuroFilter:
     """The One-Euro filter of a face's points (Casiez et al., CHI 2012), weighted by covariance.
 
-    A low-pass filter whose cut-off frequency rises with a point's speed: little trembling at rest,
-    little lag in motion. The cut-off of each point is multiplied by its certainty: the root of the
-    median variance of the face's points over its own. Lengths count in inter-ocular distances, so
-    that the size of a face in the image does not matter.
+    A low-pass filter whose cutoff frequency rises with the speed of a point: little jitter at rest,
+    little lag in motion. The cutoff of each point is multiplied by a weight: the square root of the
+    median variance of the face's points divided by its own. Lengths are measured in inter-ocular
+    distances, so the size of the face in the image does not matter.
 
     Args:
-        least_cutoff: cut-off frequency of a point at rest, in Hz: lower is steadier.
-        speed_factor: Hz for every inter-ocular distance a second: higher lags less.
-        speed_cutoff: cut-off frequency of the speed itself, in Hz.
-        by_covariance: False is the plain filter of the paper.
+        min_cutoff: cutoff frequency of a point at rest, in Hz; lower is smoother.
+        beta: Hz per inter-ocular distance and second; higher lags less.
+        derivative_cutoff: cutoff frequency of the speed, in Hz.
+        by_covariance: False: the plain filter of the paper.
     """
 
     def __init__(
         self,
-        least_cutoff: float = 1.0,
-        speed_factor: float = 8.0,
-        speed_cutoff: float = 2.0,
+        min_cutoff: float = 1.0,
+        beta: float = 8.0,
+        derivative_cutoff: float = 2.0,
         *,
         by_covariance: bool = True,
     ) -> None:
-        self.least_cutoff, self.speed_factor = least_cutoff, speed_factor
-        self.speed_cutoff, self.by_covariance = speed_cutoff, by_covariance
+        self.min_cutoff, self.beta = min_cutoff, beta
+        self.derivative_cutoff, self.by_covariance = derivative_cutoff, by_covariance
         self._time: float | None = None
         self._points: FloatArray = np.zeros((0, 2))
         self._velocity: FloatArray = np.zeros((0, 2))
@@ -44,40 +44,50 @@ class OneEuroFilter:
     def __call__(
         self, time: float, points: FloatArray, covariance: FloatArray, interocular: float
     ) -> FloatArray:
-        """Points (P, 2) in pixels at a time in seconds, with covariances (P, 2, 2) -> steady ones.
+        """Filter the points of the next frame.
 
-        ``interocular``: pixels between the outer eye corners. A time that does not rise gives the
-        points of the time before.
+        Args:
+            time: in seconds. If it does not increase, the last filtered points are returned.
+            points: (P, 2) in pixels.
+            covariance: (P, 2, 2) in squared pixels.
+            interocular: distance of the outer eye corners in pixels.
+
+        Returns:
+            Filtered points (P, 2), float64.
         """
         points = points.astype(np.float64)
         if self._time is None:
             self._points, self._velocity = points, np.zeros_like(points)
         elif time > self._time:
-            passed = time - self._time
-            velocity = (points - self._points) / passed
-            self._velocity += _share(self.speed_cutoff, passed) * (velocity - self._velocity)
+            elapsed = time - self._time
+            velocity = (points - self._points) / elapsed
+            self._velocity += _smoothing_factor(self.derivative_cutoff, elapsed) * (
+                velocity - self._velocity
+            )
             speed = np.linalg.norm(self._velocity, axis=-1, keepdims=True) / max(interocular, 1e-6)
-            cutoff = self.least_cutoff + self.speed_factor * speed
+            cutoff = self.min_cutoff + self.beta * speed
             if self.by_covariance:
-                cutoff = cutoff * _certainty(covariance)[:, None]
-            self._points = self._points + _share(cutoff, passed) * (points - self._points)
+                cutoff = cutoff * _weights(covariance)[:, None]
+            self._points = self._points + _smoothing_factor(cutoff, elapsed) * (
+                points - self._points
+            )
         else:
             return self._points
         self._time = time
         return self._points
 
 
-def _share(cutoff: float | FloatArray, passed: float) -> FloatArray:
-    """How far an exponential filter goes towards a new value: eq. (3) of the paper."""
-    turns = 2 * math.pi * np.asarray(cutoff) * passed
+def _smoothing_factor(cutoff: float | FloatArray, elapsed: float) -> FloatArray:
+    """Smoothing factor of an exponential filter: eq. (3) of the paper."""
+    turns = 2 * math.pi * np.asarray(cutoff) * elapsed
     return np.asarray(turns / (turns + 1))
 
 
-def _certainty(covariance: FloatArray) -> FloatArray:
-    """(P,): above 1 for points surer than the face's median, below for less sure ones."""
+def _weights(covariance: FloatArray) -> FloatArray:
+    """Weights (P,): above 1 for points with a lower variance than the median, otherwise below."""
     variance = np.trace(covariance, axis1=-2, axis2=-1).clip(min=1e-9)
     weight = np.sqrt(np.median(variance) / variance)
-    return np.asarray(weight.clip(_LEAST_WEIGHT, _GREATEST_WEIGHT))
+    return np.asarray(weight.clip(_MIN_WEIGHT, _MAX_WEIGHT))
 
 
 def smooth_track(
@@ -87,38 +97,37 @@ def smooth_track(
     interocular: FloatArray,
     *,
     acceleration: float = 0.3,
-    trembling: float = 0.3,
+    jitter: float = 0.3,
 ) -> FloatArray:
-    """A whole track at once, with what came after as well as before: no lag.
+    """Smooth a whole track with earlier and later frames: no lag.
 
-    A Kalman filter forwards and the Rauch-Tung-Striebel smoother backwards (AIAA Journal 3, 1965),
-    of points that keep their velocity but for white acceleration.
+    A Kalman filter and the Rauch-Tung-Striebel smoother (AIAA Journal 3, 1965) for points with
+    constant velocity and white-noise acceleration.
 
     Args:
-        times: T rising seconds.
+        times: T increasing times in seconds.
         points: (T, P, 2) in pixels.
         covariance: (T, P, 2, 2), of the error of a point.
-        interocular: (T,) pixels between the outer eye corners.
-        acceleration: inter-ocular distances / s^1.5: higher follows faster, lower is steadier.
-        trembling: the part of a point's standard deviation that is another in every frame; the rest
-            stays with the face.
+        interocular: (T,) distances of the outer eye corners in pixels.
+        acceleration: in inter-ocular distances / s^1.5; lower is smoother, higher lags less.
+        jitter: share of a point's standard deviation that is independent from frame to frame.
 
     Returns:
-        Steady points (T, P, 2).
+        Smoothed points (T, P, 2).
     """
     count, number = points.shape[:2]
     observed = np.eye(2, 4)  # of the state (x, y, velocity of x, velocity of y)
     scale = float(np.median(interocular))
-    noise = covariance.astype(np.float64) * trembling**2 + np.eye(2) * (1e-3 * scale) ** 2
+    noise = covariance.astype(np.float64) * jitter**2 + np.eye(2) * (1e-3 * scale) ** 2
     state = np.concatenate([points[0].astype(np.float64), np.zeros((number, 2))], axis=1)
     spread = np.zeros((number, 4, 4))
     spread[:, :2, :2], spread[:, 2:, 2:] = noise[0], np.eye(2) * scale**2
-    # Of each frame: the move to it, and the state before and after its points were seen.
+    # For each frame: the transition to it, and the state before and after its measurement.
     moves: list[FloatArray] = [np.eye(4)]
     before, after = [(state, spread)], [(state, spread)]
     for t in range(1, count):
-        passed = max(times[t] - times[t - 1], 1e-6)
-        move, drive = _motion(passed, acceleration * scale)
+        elapsed = max(times[t] - times[t - 1], 1e-6)
+        move, drive = _motion(elapsed, acceleration * scale)
         state, spread = state @ move.T, move @ spread @ move.T + drive
         moves.append(move)
         before.append((state, spread))
@@ -137,11 +146,11 @@ def smooth_track(
     return result
 
 
-def _motion(passed: float, acceleration: float) -> tuple[FloatArray, FloatArray]:
-    """The transition (4, 4) of positions and velocities over some seconds, and its covariance."""
+def _motion(elapsed: float, acceleration: float) -> tuple[FloatArray, FloatArray]:
+    """Transition (4, 4) of positions and velocities over some seconds, and its noise covariance."""
     one, zero = np.eye(2), np.zeros((2, 2))
-    move = np.block([[one, one * passed], [zero, one]])
+    move = np.block([[one, one * elapsed], [zero, one]])
     drive = np.block(
-        [[one * passed**3 / 3, one * passed**2 / 2], [one * passed**2 / 2, one * passed]]
+        [[one * elapsed**3 / 3, one * elapsed**2 / 2], [one * elapsed**2 / 2, one * elapsed]]
     )
     return move, drive * acceleration**2

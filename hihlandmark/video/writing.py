@@ -1,4 +1,4 @@
-"""Frames and faces -> an annotated video with the sound of the original; rows of faces."""
+"""Frames and faces -> an annotated video with the sound of the original; files of faces."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.arrays import Image
+from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.face import Face
 from hihlandmark.io.formats import face_columns, face_row
 from hihlandmark.io.sources import require_pyarrow
@@ -21,24 +21,26 @@ from hihlandmark.video.frames import Frame, frame_rate, open_container
 from hihlandmark.writing import atomic_write_path
 
 _CLOCK = Fraction(1, 90_000)
-"""Of presentation times: fine enough for any rate of frames, whether it varies or not."""
-
+"""Time base: fine enough for every frame rate, also a variable one."""
 _TAIL = 1.0
-"""Seconds of sound after the last frame began: it does not go on where frames were left out."""
+"""Seconds of sound that are kept after the last frame starts."""
 
 
 class AnnotatedVideo:
-    """An H.264 file that frames are added to, with the sound of the video that they come from.
+    """Writes frames to an H.264 file with the sound of the original; a context manager.
 
-    It appears under its name when it is whole. Times stay as they are. Raises `ConfigurationError`
-    for a suffix that FFmpeg has no container for, `OSError` where nothing can be written.
+    The file appears under its name when it is complete. Presentation times are kept.
+
+    Args:
+        path: the file to write, such as .mp4 or .mkv.
+        source: the original video, for sound and frame rate; None: no sound.
     """
 
     def __init__(self, path: Path, source: str | Path | None = None) -> None:
         self.path = path
         self._replacing = atomic_write_path(path)
         self._partial = self._replacing.__enter__()
-        # A camera or a stream cannot be opened a second time.
+        # A camera or a stream cannot be opened twice.
         self._source = source if source and Path(source).exists() else None
         self._output: Any = None
         self._video: Any = None
@@ -64,9 +66,19 @@ class AnnotatedVideo:
         finally:
             self._replacing.__exit__(kind, error, trace)
 
-    def add(self, image: NDArray[np.uint8], time: float) -> None:
-        """The next frame (H, W, 3) RGB, shown from a time in seconds on."""
-        import av
+    def add(self, image: Image, time: float) -> None:
+        """Append a frame.
+
+        Args:
+            image: (H, W, 3) RGB; all frames have the size of the first.
+            time: presentation time in seconds.
+
+        Raises:
+            ConfigurationError: there is no video format with the suffix of the path.
+            OSError: the file cannot be written.
+        """
+        with missing_extra("video"):
+            import av
 
         if self._output is None:
             self._open(image)
@@ -75,25 +87,25 @@ class AnnotatedVideo:
         part = image[:height, :width]
         padded[: part.shape[0], : part.shape[1]] = part
         frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
-        # Two frames at one time, as of broken files, are shown one after the other.
+        # Frames of damaged files may have equal times; times in the output must increase.
         self._last = max(self._last + 1, round(time / _CLOCK))
         frame.pts, frame.time_base = self._last, _CLOCK
         self._copy_sound(until=time)
         self._output.mux(self._video.encode(frame))
 
-    def _open(self, image: NDArray[np.uint8]) -> None:
+    def _open(self, image: Image) -> None:
         import av
 
         try:
             self._output = av.open(str(self._partial), "w", format=_container_of(self.path))
         except ValueError as error:
             raise ConfigurationError(
-                f"{self.path}: no video is written with such a suffix ({error}): take .mp4 or .mkv"
+                f"{self.path}: unknown video format ({error}): use the suffix .mp4 or .mkv"
             ) from error
         rate = Fraction(frame_rate(self._source)).limit_denominator(1001) if self._source else 25
         self._video = self._output.add_stream("libx264", rate=rate)
         height, width = image.shape[:2]
-        # H.264 stores every other pixel's color, so sides are even.
+        # H.264 subsamples color by 2, so sides must be even.
         self._video.height, self._video.width = height + height % 2, width + width % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = _CLOCK
@@ -101,21 +113,21 @@ class AnnotatedVideo:
             self._sound = self._sound_of(str(self._source))
 
     def _sound_of(self, source: str) -> Iterator[tuple[float, Any]]:
-        """Packets of sound, as they are, with their times."""
+        """The sound packets of the original, with their times."""
         with open_container(source) as container:
             if not container.streams.audio:
                 return
-            there = container.streams.audio[0]
-            here = self._output.add_stream_from_template(there)
-            # Streams must be there before the first packet is written.
+            original = container.streams.audio[0]
+            copied = self._output.add_stream_from_template(original)
+            # Streams must exist before the first packet is written.
             yield float("-inf"), None
-            for packet in container.demux(there):
+            for packet in container.demux(original):
                 if packet.dts is not None:
-                    packet.stream = here
+                    packet.stream = copied
                     yield float(packet.dts * packet.time_base), packet
 
     def _copy_sound(self, until: float) -> None:
-        """Sound goes beside the frames, for players, and so that no packets pile up."""
+        """Interleave sound with frames, for players and to limit memory."""
         while True:
             self._next_sound = self._next_sound or next(self._sound, None)
             if self._next_sound is None or self._next_sound[0] > until:
@@ -126,60 +138,46 @@ class AnnotatedVideo:
 
 
 def _container_of(path: Path) -> str:
-    """FFmpeg's name of the container, which the name of the unfinished file does not say."""
+    """FFmpeg's name of the container; it cannot see it in the name of the unfinished file."""
     return {".mkv": "matroska", ".m4v": "mp4"}.get(path.suffix.lower(), path.suffix[1:].lower())
 
 
-class FaceWriter(Protocol):
-    """Takes the faces of frames, one after the other."""
-
-    def add(self, frame: Frame, faces: Iterable[Face]) -> None:
-        """Writes them, or keeps them to be written with others."""
-        ...
-
-
 class JsonLinesFaces:
-    """A line of JSON a frame: ``frame``, ``time``, ``faces`` as of `Face.to_dict`."""
+    """A line of JSON per frame: ``frame``, ``time``, ``faces`` as `Face.to_dict` gives them."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def add(self, frame: Frame, faces: Iterable[Face]) -> None:
-        """Writes a line."""
+        """Write a line."""
         record = {"frame": frame.index, "time": round(frame.time, 6)}
         line = json.dumps(record | {"faces": [face.to_dict() for face in faces]})
         self._file.write(line + "\n")
-        self._file.flush()  # others read on while a stream lasts
+        self._file.flush()  # for readers of a live stream
 
 
 class ParquetFaces:
-    """A row a face: frame, time, track_id and the columns of `folder`'s tables."""
+    """A row per face: frame, time, track_id and the columns of `io.formats.face_columns`."""
 
     _ROWS = 2000
 
     def __init__(self, path: Path) -> None:
         pyarrow = require_pyarrow()
-        self._schema = pyarrow.schema(
-            [
-                ("frame", pyarrow.int64()),
-                ("time", pyarrow.float64()),
-                ("track_id", pyarrow.int64()),
-                *face_columns(),
-            ]
-        )
+        columns = {"frame": pyarrow.int64(), "time": pyarrow.float64(), "track_id": pyarrow.int64()}
+        self._schema = pyarrow.schema([*columns.items(), *face_columns()])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._table = pyarrow.Table
         self._rows: list[dict[str, Any]] = []
 
     def add(self, frame: Frame, faces: Iterable[Face]) -> None:
-        """Keeps the rows, and writes them in groups."""
+        """Keep the rows, and write them in groups."""
         start = {"frame": frame.index, "time": frame.time}
         self._rows += [start | {"track_id": face.track_id} | face_row(face) for face in faces]
         if len(self._rows) >= self._ROWS:
             self._write()
 
     def close(self) -> None:
-        """Writes the last rows and ends the file."""
+        """Write the last rows and close the file."""
         self._write()
         self._writer.close()
 
@@ -188,11 +186,21 @@ class ParquetFaces:
         self._rows = []
 
 
+FaceWriter = JsonLinesFaces | ParquetFaces
+
+
 @contextmanager
 def open_faces(path: Path) -> Iterator[FaceWriter]:
-    """A file of faces, .jsonl or .parquet, which appears under its name when it is whole.
+    """Open a file for faces, which appears under its name when it is complete.
 
-    Raises `ConfigurationError` for another suffix.
+    Args:
+        path: of the file, with the suffix .jsonl or .parquet.
+
+    Yields:
+        The writer.
+
+    Raises:
+        ConfigurationError: the suffix is another one.
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"{path}: faces are written to .jsonl or .parquet")
