@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from miniature import PLAIN
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -63,43 +64,37 @@ def data(tmp_path: Path) -> Path:
         row("v.png", split="val"),
     ]
     folder = write(tmp_path / "set", rows)
-    (folder / "unreadable.png").write_bytes(b"no picture")
+    (folder / "unreadable.png").write_bytes(b"no image")
     return folder
 
 
-def test_info_counts_what_is_there_and_names_what_is_not(data: Path) -> None:
+def test_info_counts_faces_and_names_unusable_ones(data: Path) -> None:
     result = run("info", data)
     assert result.exit_code == 0, result.output
-    assert "format project, splits train, val" in result.stdout
     train, val = result.stdout.split("\nval: ")
     for text in (
+        "format project, splits train, val",
         "train: 4 faces of 29 points, COFW29",
         "subsets: blur 1, pose 2",
         "annotated as hidden: 2",
-        "outside of the picture: 4",
-        "1 samples left out",
+        "outside of the image: 4",
         "annotations.jsonl, line 5",
-        "1 samples with unreadable pictures",
         "unreadable.png",
     ):
         assert text in train
     assert val.startswith("1 faces of 29 points")
+    quick = run("info", data, "--no-images")
+    assert quick.exit_code == 0
+    assert "unreadable" not in quick.stdout
+    assert "outside" not in quick.stdout
 
 
-def test_info_without_pictures_opens_none(data: Path) -> None:
-    result = run("info", data, "--no-pictures")
-    assert result.exit_code == 0
-    assert "unreadable" not in result.stdout
-    assert "outside" not in result.stdout
-
-
-def test_info_shortens_long_lists_unless_asked_not_to(tmp_path: Path) -> None:
+def test_info_shortens_long_lists_without_all(tmp_path: Path) -> None:
     rows = [row("a.png")] + [row(f"{i}.png", SHAPE[:5]) for i in range(13)]
     # Most faces have the most points: the shorter ones are the bad ones.
     rows += [row("b" * i + ".png") for i in range(1, 15)]
     folder = write(tmp_path / "set", rows)
     short, long = run("info", folder).stdout, run("info", folder, "--all").stdout
-    assert "13 samples left out" in short
     assert short.count("annotations.jsonl, line") == 10
     assert "and 3 more" in short
     assert long.count("annotations.jsonl, line") == 13
@@ -114,27 +109,24 @@ def test_info_goes_on_after_a_split_that_cannot_be_used(tmp_path: Path) -> None:
     assert "val: 1 faces" in result.stdout
 
 
-def test_a_folder_that_is_no_data_set_is_an_error(tmp_path: Path) -> None:
-    for arguments in (("info",), ("show", "--out", "x.png"), ("prepare", "--out", "x")):
-        result = run(arguments[0], tmp_path, *arguments[1:])
-        assert isinstance(result.exception, DataError)
-        assert str(tmp_path) in str(result.exception)
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("info", []), ("show", ["--out", "x.png"]), ("prepare", ["--out", "x"])],
+)
+def test_a_folder_that_is_no_data_set_is_an_error(
+    tmp_path: Path, command: str, options: list[str]
+) -> None:
+    assert isinstance(run(command, tmp_path, *options).exception, DataError)
 
 
-def test_show_draws_a_row_a_face_and_a_column_a_crop(data: Path, tmp_path: Path) -> None:
+def test_show_draws_one_row_per_face(data: Path, tmp_path: Path) -> None:
     (data / "unreadable.png").write_bytes((data / "a.png").read_bytes())
     out = tmp_path / "new" / "sheet.png"
     result = run("show", data, "--out", out, "--faces", 3, "--crop-size", 64)
     assert result.exit_code == 0, result.output
-    assert str(out) in result.stdout
-    assert "1 samples left out" in result.stdout
     with Image.open(out) as sheet:
         assert sheet.size == (7 * 64, 3 * (64 + CAPTION_HEIGHT))
-
-
-def test_show_without_augmentation_and_with_fewer_faces_than_asked(
-    data: Path, tmp_path: Path
-) -> None:
+    # Without augmentation, and with fewer faces than asked for:
     out = tmp_path / "sheet.JPG"
     arguments = ("--split", "val", "--no-augment", "--crop-size", 64)
     assert run("show", data, "--out", out, *arguments).exit_code == 0
@@ -143,42 +135,37 @@ def test_show_without_augmentation_and_with_fewer_faces_than_asked(
         assert sheet.format == "JPEG"
 
 
-def test_show_repeats_itself_with_a_seed(data: Path, tmp_path: Path) -> None:
-    (data / "unreadable.png").write_bytes((data / "a.png").read_bytes())
-
+def test_show_is_repeatable_by_its_seed(data: Path, tmp_path: Path) -> None:
     def sheet(seed: int) -> bytes:
         out = tmp_path / "sheet.png"
-        assert run("show", data, "--out", out, "--crop-size", 64, "--seed", seed).exit_code == 0
+        options = ["--split", "val", "--crop-size", 64, "--seed", seed]
+        assert run("show", data, "--out", out, *options).exit_code == 0
         return out.read_bytes()
 
     assert sheet(1) == sheet(1) != sheet(2)
 
 
 def test_show_takes_the_augmentation_of_a_configuration(data: Path, tmp_path: Path) -> None:
-    settings = "\n".join(
-        f"{name} = 0.0"
-        for name in ("rotation_degrees", "scale", "shift", "flip", "color", "gray", "shrink")
-    )
-    settings += "\nblur = 0\nmotion_blur = 0\njpeg = 0\npatch = 0\nocclusion = 0"
     config = tmp_path / "run.toml"
-    run_of_tight_crops = 'name = "x"\nmodel = "hih-small"\ncanonical_scale = 0.7\n'
-    stages = "[[sets]]\n[[stages]]\nsteps = 1\n"
-    config.write_text(run_of_tight_crops + stages + "[augmentation]\n" + settings)
+    augmentation = "".join(f"{name} = 0\n" for name in PLAIN)
+    config.write_text(
+        'name = "x"\nmodel = "hih-small"\ncanonical_scale = 0.7\n[[sets]]\n'
+        f"[[stages]]\nsteps = 1\n[augmentation]\n{augmentation}"
+    )
     out = tmp_path / "sheet.png"
     arguments = ("--split", "val", "--crop-size", 64, "--config", config)
     assert run("show", data, "--out", out, *arguments).exit_code == 0
-    with Image.open(out) as picture:
-        tiles = np.split(np.asarray(picture)[:64], 7, axis=1)
+    with Image.open(out) as image:
+        tiles = np.split(np.asarray(image)[:64], 7, axis=1)
     for augmented in tiles[2:]:
         assert np.array_equal(augmented, tiles[1])
     edges = np.concatenate([tiles[1][:2], tiles[1][-2:]])
     assert (np.abs(edges - np.array(HIDDEN)).max(axis=-1) < 60).any()  # points are outside
 
 
-def test_show_refuses_what_it_cannot_write(data: Path, tmp_path: Path) -> None:
+def test_show_writes_known_image_formats_only(data: Path, tmp_path: Path) -> None:
     result = run("show", data, "--out", tmp_path / "sheet.gif2")
     assert isinstance(result.exception, ConfigurationError)
-    assert ".png" in str(result.exception)
 
 
 def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) -> None:
@@ -196,10 +183,8 @@ def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) ->
     assert "1 faces of 5 points, FIVE5" in info.stdout
     again = run("prepare", data, "--out", out)
     assert isinstance(again.exception, ConfigurationError)
-    assert str(out) in str(again.exception)
-    replaced = run(
-        *("prepare", data, "--out", out, "--overwrite", "--split", "val", "--max-side", 32)
-    )
+    options = ["--overwrite", "--split", "val", "--max-side", 32]
+    replaced = run("prepare", data, "--out", out, *options)
     assert replaced.exit_code == 0, replaced.output
     assert "1 faces" in replaced.stdout
 
@@ -213,7 +198,7 @@ def five_points(visible: NDArray[np.bool_] | None = None) -> AnnotatedFaces:
 
 
 def colors_at(tile: NDArray[np.uint8], points: NDArray[np.float64]) -> list[tuple[int, ...]]:
-    """The color that a pixel shows, unmixed from what is around its point."""
+    """The color of each point, from the mixed color of its pixel."""
     pixels = [tile[round(y), round(x)].astype(float) for x, y in points]
     known = np.array([LEFT, MIDDLE, RIGHT, HIDDEN])
     nearest = [np.abs(known / 255 - pixel / pixel.max()).sum(axis=1).argmin() for pixel in pixels]
@@ -221,7 +206,7 @@ def colors_at(tile: NDArray[np.uint8], points: NDArray[np.float64]) -> list[tupl
 
 
 def test_a_flipped_face_keeps_left_points_on_the_left_and_hidden_ones_hidden() -> None:
-    """The face is symmetric about the crop's middle, so that flipping moves no place."""
+    """The face is symmetric about the center of the crop, so that flipping moves no position."""
     visible = np.array([True, False, True, True, True])
     flip = Augmentation(**{**vars(NO_AUGMENTATION), "flip": 1.0})
     sheet = before_and_after(five_points(visible), [0], flip, crop_size=80, variants=1)
@@ -233,7 +218,7 @@ def test_a_flipped_face_keeps_left_points_on_the_left_and_hidden_ones_hidden() -
     assert colors_at(flipped, places) == [HIDDEN, RIGHT, MIDDLE, LEFT, RIGHT]
 
 
-def test_points_outside_are_marked_at_the_edge_and_unknown_ones_not() -> None:
+def test_points_outside_are_drawn_at_the_edge_and_unknown_ones_are_not() -> None:
     points = np.array([[10.0, 90.0], [30.0, 30.0], [np.nan, np.nan]])
     tile = contact_sheet([Tile(np.zeros((60, 60, 3), np.uint8), points)], 1, 60)[:60]
     assert colors_at(tile, np.array([[10, 59], [30, 30]])) == [HIDDEN, MIDDLE]
@@ -241,7 +226,7 @@ def test_points_outside_are_marked_at_the_edge_and_unknown_ones_not() -> None:
     assert tile.max() == 0
 
 
-def test_tiles_of_any_shape_are_fitted_and_filled_row_by_row() -> None:
+def test_tiles_of_any_shape_are_drawn_row_by_row() -> None:
     shapes = [(30, 60), (100, 50), (1, 1)]
     tiles = [
         Tile(np.full((*shape, 3), 50 * (i + 1), np.uint8), np.zeros((0, 2)), "a long name" * 9)
@@ -257,36 +242,34 @@ def test_tiles_of_any_shape_are_fitted_and_filled_row_by_row() -> None:
     assert (sheet[height:, 40:] == BACKGROUND).all()
 
 
-def test_an_empty_or_impossible_sheet_is_an_error() -> None:
+@pytest.mark.parametrize(("tiles", "columns", "size"), [(0, 1, 64), (1, 0, 64), (1, 1, 2)])
+def test_an_empty_or_impossible_sheet_is_an_error(tiles: int, columns: int, size: int) -> None:
     tile = Tile(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 2)))
-    for tiles, columns, size in (([], 1, 64), ([tile], 0, 64), ([tile], 1, 2)):
-        with pytest.raises(ConfigurationError):
-            contact_sheet(tiles, columns, size)
+    with pytest.raises(ConfigurationError):
+        contact_sheet([tile] * tiles, columns, size)
 
 
-def test_label_makes_a_data_set_of_photos(tmp_path: Path, astronaut: np.ndarray) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    Image.fromarray(astronaut).save(photos / "a.png")
-    Image.new("RGB", (60, 60)).save(photos / "nobody.png")
-    (photos / "broken.jpg").write_bytes(b"no image")
-    arguments = ["label", str(photos), "--layout", "68", "--out", str(tmp_path / "set")]
+def test_label_makes_a_data_set_of_images(tmp_path: Path, astronaut: np.ndarray) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(astronaut).save(images / "a.png")
+    Image.new("RGB", (60, 60)).save(images / "nobody.png")
+    (images / "broken.jpg").write_bytes(b"no image")
+    arguments = ["label", images, "--layout", "68", "--out", tmp_path / "set"]
     result = run(*arguments)
-    assert result.exit_code == 1, "one photo is broken"
+    assert result.exit_code == 1, "one image is broken"
     assert "1 faces in 2 images, 1 without a face, 1 failed" in result.stdout
     assert "broken.jpg" in result.stderr
     faces = read_faces(tmp_path / "set", "train")
     (face,) = faces
     assert (faces.layout, face.load_image().shape) == ("W300_68", astronaut.shape)
-    again = run(*arguments)
-    assert isinstance(again.exception, DataError)
-    assert "is there already" in str(again.exception)
+    assert isinstance(run(*arguments).exception, DataError)  # it exists already
 
 
-def test_label_takes_crops_whose_face_is_known_to_be_in_the_middle(
+def test_label_uses_centered_faces_of_crops_without_detection(
     tmp_path: Path, astronaut: np.ndarray
 ) -> None:
-    left, top, side = 112, 5, 222  # twice MTCNN's box, and no face at the place of a smaller one
+    left, top, side = 112, 5, 222  # twice the box of MTCNN
     crop = astronaut[top : top + side, left : left + side]
     Image.fromarray(crop).save(tmp_path / "crop.png")
     out = tmp_path / "set"

@@ -1,5 +1,4 @@
 import errno
-import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from hihlandmark.layouts import COFW29, W300_68, Layout
 
 
 @dataclass(frozen=True)
-class SmoothPhoto:
+class SmoothImage:
     """An image (H, W, 3) that JPEG keeps well, another one for each seed."""
 
     seed: int
@@ -41,7 +40,7 @@ def face(seed: int, layout: Layout = W300_68, **changes) -> AnnotatedFace:
     points = rng.uniform((100.3, 60.7), (160.9, 140.2), (layout.size, 2))
     values = {
         "name": f"{seed}.jpg",
-        "load_image": SmoothPhoto(seed),
+        "load_image": SmoothImage(seed),
         "points": points,
         "split": "train",
         "source": f"list.txt, line {seed}",
@@ -71,28 +70,25 @@ def test_packed_faces_come_back_as_they_were(tmp_path: Path) -> None:
     for original in (one, two):
         packed, square = by_name[original.name], squares(tmp_path / "out")[original.name]
         crop = packed.load_image()
-        to_photo = invert(crop_matrix(square, len(crop)))
-        back = transform_points(to_photo, packed.points)
+        to_image = invert(crop_matrix(square, len(crop)))
+        back = transform_points(to_image, packed.points)
         np.testing.assert_allclose(back, original.points, atol=1e-3)
         corner = square[:2] - (square[2] - 1) / 2
         np.testing.assert_array_equal(corner % 1, 0)  # whole pixels: nothing is interpolated
         left, top = corner.astype(int)
-        photo = original.load_image()[top : top + len(crop), left : left + len(crop)]
-        inside = crop[: len(photo), : photo.shape[1]].astype(int)
-        assert np.abs(inside - photo).mean() < 2
+        image = original.load_image()[top : top + len(crop), left : left + len(crop)]
+        inside = crop[: len(image), : image.shape[1]].astype(int)
+        assert np.abs(inside - image).mean() < 2
         assert packed.source == original.source
     assert by_name["1.jpg"].subsets == {"pose", "blur"}
     np.testing.assert_array_equal(by_name["1.jpg"].visible, visible)
     assert by_name["2.jpg"].visible is None
-    corners = transform_points(
-        crop_matrix(squares(tmp_path / "out")["2.jpg"], len(by_name["2.jpg"].load_image())),
-        np.array([[90.0, 50.0], [170.0, 150.0]]),
-    )
-    np.testing.assert_allclose(by_name["2.jpg"].rectangle, corners.ravel())
+    corners = transform_points(to_image, by_name["2.jpg"].rectangle.reshape(2, 2))
+    np.testing.assert_allclose(corners.ravel(), two.rectangle)
     assert by_name["1.jpg"].rectangle is None
 
 
-def test_a_crop_is_side_times_the_box_and_black_outside_of_the_photo(tmp_path: Path) -> None:
+def test_a_crop_is_side_times_the_box_and_black_outside_of_the_image(tmp_path: Path) -> None:
     points = np.full((68, 2), (20.0, 30.0))
     points[1] = (100.0, 90.0)
     points[2:] = np.nan  # not annotated: no part of the box
@@ -109,7 +105,7 @@ def test_a_crop_is_side_times_the_box_and_black_outside_of_the_photo(tmp_path: P
 
 def test_large_faces_are_shrunk_and_small_ones_never_enlarged(tmp_path: Path) -> None:
     large, small = face(1), face(2)
-    large = replace(large, points=large.points * 8, load_image=SmoothPhoto(1, 2400, 1600))
+    large = replace(large, points=large.points * 8, load_image=SmoothImage(1, 2400, 1600))
     pack([faces_of(large, small)], tmp_path / "out", max_side=160)
     by_name = {packed.name: packed for packed in read_faces(tmp_path / "out", "train")}
     crop = by_name["1.jpg"].load_image()
@@ -118,23 +114,22 @@ def test_large_faces_are_shrunk_and_small_ones_never_enlarged(tmp_path: Path) ->
     assert square[2] == np.ceil(2 * np.ptp(large.points, axis=0).max())
     back = transform_points(invert(crop_matrix(square, 160)), by_name["1.jpg"].points)
     np.testing.assert_allclose(back, large.points, atol=1e-3)
-    # The pixel under a point is the image's color there.
-    x, y = np.rint(by_name["1.jpg"].points[0]).astype(int)
-    at = transform_points(invert(crop_matrix(square, 160)), np.array([[x, y]], float))[0]
-    u, v = np.rint(at).astype(int)
+    (x, y), (u, v) = (np.rint(p[0]).astype(int) for p in (by_name["1.jpg"].points, large.points))
     assert np.abs(crop[y, x].astype(int) - large.load_image()[v, u]).max() < 10
     assert len(by_name["2.jpg"].load_image()) == squares(tmp_path / "out")["2.jpg"][2] < 160
 
 
-def test_the_order_is_shuffled_by_the_seed(tmp_path: Path) -> None:
+def test_the_order_is_shuffled_by_the_seed_and_progress_counts_faces(tmp_path: Path) -> None:
     faces = faces_of(*(face(i) for i in range(20)))
     orders = []
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
-        pack([faces], tmp_path / name, seed=seed, max_side=16)
+        calls: list[tuple[int, int]] = []
+        progress = lambda *call: calls.append(call)  # noqa: B023, E731
+        pack([faces], tmp_path / name, seed=seed, max_side=16, progress=progress)
+        assert calls == [(done, 20) for done in range(1, 21)]
         orders.append([packed.name for packed in read_faces(tmp_path / name, "train")])
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == sorted(f.name for f in faces)
-    assert orders[0] != [f.name for f in faces]
 
 
 def test_sets_of_several_layouts_and_splits_share_a_pack(tmp_path: Path) -> None:
@@ -152,7 +147,7 @@ def test_sets_of_several_layouts_and_splits_share_a_pack(tmp_path: Path) -> None
         ("COFW", "train", 1),
     ]
     assert dataset_splits(tmp_path / "out") == ("packed", ["train", "val"])
-    with pytest.raises(ConfigurationError, match="in the layouts W300_68, COFW29: choose one"):
+    with pytest.raises(ConfigurationError, match="COFW29"):
         read_faces(tmp_path / "out", "train")
     train = read_faces(tmp_path / "out", "train", layout="300w")
     assert sorted(packed.name for packed in train) == ["1.jpg", "2.jpg", "3.jpg"]
@@ -161,9 +156,9 @@ def test_sets_of_several_layouts_and_splits_share_a_pack(tmp_path: Path) -> None
     assert [packed.name for packed in only] == ["3.jpg"]
     assert len(read_faces(tmp_path / "out", "train", layout="cofw")[0].points) == 29
     assert [packed.name for packed in read_faces(tmp_path / "out", "val")] == ["5.jpg"]
-    with pytest.raises(ConfigurationError, match="no faces in the layout WFLW98, but in W300_68"):
+    with pytest.raises(ConfigurationError, match="WFLW98"):
         read_faces(tmp_path / "out", "train", layout="wflw")
-    with pytest.raises(ConfigurationError, match="no split 'test'; it has train, val"):
+    with pytest.raises(ConfigurationError, match="'test'"):
         read_faces(tmp_path / "out", "test")
 
 
@@ -177,15 +172,11 @@ def test_what_cannot_be_packed_is_left_out_and_reported(tmp_path: Path) -> None:
     faces = faces_of(face(1), *bad, skipped=["list.txt, line 9: NaN"])
     report = pack([faces], tmp_path / "out")
     assert (report.faces, report.sets[0].skipped, len(report.skipped)) == (1, 6, 6)
-    text = str(report)
-    assert "1 packed  6 skipped" in text
-    assert "skipped list.txt, line 9: NaN" in text
-    assert "skipped list.txt, line 2: file 'broken.jpg' is truncated" in text
-    assert "skipped list.txt, line 3: the 68 known points of the face span 0 pixels" in text
-    assert "line 5: the 0 known points" in text
-    assert "line 6: the face lies outside of its photo of 300 x 200 pixels" in text
+    assert "1 packed  6 skipped" in str(report)
+    lines = [message.partition(":")[0] for message in report.skipped]
+    assert sorted(lines) == [f"list.txt, line {number}" for number in (2, 3, 4, 5, 6, 9)]
     assert report.bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
-    with pytest.raises(DataError, match=r"all 1 samples were skipped\n.*broken"):
+    with pytest.raises(DataError, match="broken"):
         pack([faces_of(broken)], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -221,18 +212,18 @@ def test_a_pack_is_replaced_only_when_asked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     pack([faces_of(face(1))], out)
     old = read_faces(out, "train")
-    with pytest.raises(ConfigurationError, match="holds a packed data set: give another folder"):
+    with pytest.raises(ConfigurationError, match="overwrite"):
         pack([faces_of(face(2))], out)
     pack([faces_of(face(2))], out, overwrite=True)
     assert [packed.name for packed in read_faces(out, "train")] == ["2.jpg"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(ImageError, match="packed anew"):
+    with pytest.raises(ImageError, match="replaced"):
         old[0].load_image()
 
 
 def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigurationError, match="is no packed data set"):
+    with pytest.raises(ConfigurationError, match="not a packed data set"):
         pack([faces_of(face(1))], tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").is_file()
 
@@ -245,7 +236,7 @@ def fail_with(error: BaseException, after: int, done: int, total: int) -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), DataError, "cannot write .*No space"),
+        (OSError(errno.ENOSPC, "No space left on device"), DataError, "No space"),
         (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
     ],
 )
@@ -273,60 +264,41 @@ def test_the_memory_holds_few_crops_at_a_time(
     assert 0 < sizes[15] < sizes[25] < sizes[39]
 
 
-def test_progress_counts_every_face(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    faces = faces_of(face(1), face(2, load_image=unreadable), face(3))
-    pack([faces], tmp_path / "out", progress=lambda *call: calls.append(call))
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"side": 0.5}, "side=0.5"),
-        ({"max_side": 4}, "max_side=4"),
-        ({"quality": 0}, "quality=0"),
-        ({"quality": 101}, "quality=101"),
-    ],
+    "arguments", [{"side": 0.5}, {"max_side": 4}, {"quality": 0}, {"quality": 101}]
 )
-def test_arguments_that_make_no_sense_are_named(
-    tmp_path: Path, arguments: dict, message: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+def test_invalid_arguments_are_named(tmp_path: Path, arguments: dict) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(arguments))):
         pack([faces_of(face(1))], tmp_path / "out", **arguments)
 
 
 def test_sets_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     other = AnnotatedFaces("other", "W300_68", np.arange(68), [face(2)])
-    with pytest.raises(ConfigurationError, match="W300_68 have other mirror tables"):
+    with pytest.raises(ConfigurationError, match="mirror tables"):
         pack([faces_of(face(1)), other], tmp_path / "out")
     with pytest.raises(ConfigurationError, match="2 splits"):
         pack([faces_of(face(1), face(2, split="val"))], tmp_path / "out")
-    with pytest.raises(ConfigurationError, match="no set to pack"):
+    with pytest.raises(ConfigurationError, match="set"):
         pack([], tmp_path / "out")
 
 
-def edit(folder: Path, change: Callable[[dict], None]) -> None:
-    path = folder / "pack.json"
-    description = json.loads(path.read_text())
-    change(description)
-    path.write_text(json.dumps(description))
-
-
-def test_a_damaged_pack_is_named(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    pack([faces_of(face(1))], out)
-    edit(out, lambda description: description.update(version=99))
-    with pytest.raises(DataError, match="is of version 99, this package reads 1"):
-        read_faces(out, "train")
-    edit(out, lambda description: description.pop("version"))
-    with pytest.raises(DataError, match=r"pack\.json is missing or damaged"):
-        read_faces(out, "train")
-    edit(out, lambda description: description.update(version=1))
-    whole = (out / TABLE).read_bytes()
-    (out / TABLE).write_bytes(whole[:300])
-    with pytest.raises(DataError, match=r"cannot read .*faces\.arrow"):
-        read_faces(out, "train")
-    (out / TABLE).unlink()
-    with pytest.raises(DataError, match=r"cannot read .*faces\.arrow"):
-        read_faces(out, "train")
+@pytest.mark.parametrize(
+    ("name", "change", "keyword"),
+    [
+        ("pack.json", lambda text: text.replace(b'"version": 1', b'"version": 99'), "version 99"),
+        ("pack.json", lambda text: text.replace(b'"version": 1,', b""), r"pack\.json"),
+        (TABLE, lambda content: content[:300], r"faces\.arrow"),
+        (TABLE, None, r"faces\.arrow"),
+    ],
+)
+def test_a_damaged_pack_is_named(
+    tmp_path: Path, name: str, change: Callable[[bytes], bytes] | None, keyword: str
+) -> None:
+    pack([faces_of(face(1))], tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if change is not None:
+        path.write_bytes(change(content))
+    with pytest.raises(DataError, match=keyword):
+        read_faces(tmp_path, "train")

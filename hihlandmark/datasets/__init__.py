@@ -1,8 +1,7 @@
-"""Annotated faces on disk, in the formats of their authors -> `AnnotatedFaces`.
+"""Reads annotated faces in their published formats as `AnnotatedFaces`.
 
-A file a format, each with ``recognize``, ``splits`` and ``read``; adding a format is adding a file
-and a row to `FORMATS`. What happens to the faces afterwards (crops, augmentation, batches, the
-packed form's writing) lives elsewhere.
+One module per format, each with ``recognize``, ``splits`` and ``read``; adding a format is adding a
+module and a row to `FORMATS`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Format:
-    """How data sets of one format are told apart and read."""
+    """How data sets of one format are recognized and read."""
 
     recognized_by: str
     recognize: Callable[[Path], bool]
@@ -44,7 +43,7 @@ FORMATS: Mapping[str, Format] = {
     "lists": Format("lists of crops, SPLIT.txt", lists.recognize, lists.splits, lists.read),
 }
 SHOWN = 5
-"""How many messages an error quotes."""
+"""Number of messages that an error quotes."""
 
 
 def read_faces(
@@ -55,16 +54,19 @@ def read_faces(
     layout: str | None = None,
     on_bad_sample: OnBadSample = "skip",
 ) -> AnnotatedFaces:
-    """The annotated faces of one split of a data set; the images are not read yet.
+    """Read the annotated faces of one split of a data set. Images are read later.
 
-    ``split``: "test", or "test/pose" for those of its faces that are in a subset. ``format``: a key
-    of `FORMATS`; "auto" looks at what the folder holds. ``layout``: name of the scheme that the
-    points are in, where the folder does not say or has several. ``on_bad_sample``: a sample with a
-    wrong number of points, with NaN, or without image is left out and named in ``skipped``, or
-    raises.
+    Args:
+        folder: of the data set.
+        split: such as "test", or "test/pose" for the faces of a subset.
+        format: a key of `FORMATS`; "auto" recognizes it by the files in the folder.
+        layout: name of the points' layout, where the data set does not define it or has several.
+        on_bad_sample: "skip" leaves out samples with a wrong number of points, with NaN or without
+            image, and lists them in ``skipped``; "raise" raises.
 
-    Raises `DataError` when a file is missing or not what its format says, or no sample is usable;
-    `ConfigurationError` for an argument that does not fit the data set.
+    Raises:
+        DataError: a file is missing or does not follow its format, or no sample is usable.
+        ConfigurationError: an argument does not fit the data set.
     """
     folder = Path(folder)
     if on_bad_sample not in get_args(OnBadSample):
@@ -79,10 +81,15 @@ def read_faces(
 
 
 def dataset_splits(folder: Path, format: str = "auto") -> tuple[str, list[str]]:
-    """The format of a data set, and the splits that it offers to `read_faces`.
+    """The format of a data set, and its splits for `read_faces`.
 
-    Raises `DataError` when the folder is missing or of no known format, and `ConfigurationError`
-    for an unknown format.
+    Args:
+        folder: of the data set.
+        format: a key of `FORMATS`; "auto" recognizes it by the files in the folder.
+
+    Raises:
+        DataError: the folder is missing or of no known format.
+        ConfigurationError: the format is unknown.
     """
     folder = Path(folder)
     name = _find_format(folder, format)
@@ -90,7 +97,7 @@ def dataset_splits(folder: Path, format: str = "auto") -> tuple[str, list[str]]:
 
 
 def _canonical(layout: str | None) -> str | None:
-    """Our own name of a layout for each of its aliases; other names are schemes of their own."""
+    """The name of a layout given by an alias; names of other schemes are not changed."""
     if layout is None:
         return None
     try:
@@ -99,21 +106,21 @@ def _canonical(layout: str | None) -> str | None:
         return layout
 
 
-def _find_format(folder: Path, wanted: str) -> str:
-    if wanted != "auto" and wanted not in FORMATS:
-        raise ConfigurationError(f"no format {wanted!r}; there is auto, {', '.join(FORMATS)}")
+def _find_format(folder: Path, format: str) -> str:
+    if format != "auto" and format not in FORMATS:
+        raise ConfigurationError(f"no format {format!r}; there is auto, {', '.join(FORMATS)}")
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {what}; give the folder of a data set")
-    if wanted != "auto":
-        return wanted
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}: choose the folder of a data set")
+    if format != "auto":
+        return format
     if (name := _recognized(folder)) is not None:
         return name
     inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
     inside = [name for name in inside[:100] if _recognized(folder / name) is not None]
-    advice = f"; give one of the data sets in it: {', '.join(inside)}" if inside else ""
+    advice = f"; choose one of the data sets in it: {', '.join(inside)}" if inside else ""
     known = "; ".join(f"{name}: {row.recognized_by}" for name, row in FORMATS.items())
-    raise DataError(f"{folder} is of no known format ({known}){advice}")
+    raise DataError(f"{folder} has no known format ({known}){advice}")
 
 
 def _recognized(folder: Path) -> str | None:
@@ -121,19 +128,21 @@ def _recognized(folder: Path) -> str | None:
 
 
 def _check_any(folder: Path, split: str, faces: AnnotatedFaces) -> None:
-    """Raises when there is no face; warns when there are fewer than its authors published."""
+    """Raises when there is no face; warns when their number differs from the published one."""
     if not len(faces):
-        shown = "".join(f"\n  {message}" for message in faces.skipped[:SHOWN])
-        skipped = len(faces.skipped)
-        more = f"\n  and {skipped - SHOWN} more" if skipped > SHOWN else ""
-        why = f": all {skipped} samples were skipped{shown}{more}" if skipped else ""
-        raise DataError(
-            f"{folder} has no usable face in split {split!r}, mend it or take another{why}"
-        )
+        lines = [f"{folder} has no usable face in split {split!r}: repair it or use another split"]
+        if skipped := len(faces.skipped):
+            lines += [f"all {skipped} samples were skipped:", *faces.skipped[:SHOWN]]
+        if skipped > SHOWN:
+            lines.append(f"and {skipped - SHOWN} more")
+        raise DataError("\n  ".join(lines))
     if faces.published is not None and len(faces) + len(faces.skipped) != faces.published:
         _log.warning(
-            "%s has %d faces in split %r, published are %d: figures on it are not comparable",
-            *(folder, len(faces) + len(faces.skipped), split, faces.published),
+            "%s has %d faces in split %r, published are %d: results are not comparable",
+            folder,
+            len(faces) + len(faces.skipped),
+            split,
+            faces.published,
         )
 
 

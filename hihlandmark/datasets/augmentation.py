@@ -1,7 +1,7 @@
-"""Random changes of a training sample: where its crop lies, and what the crop looks like.
+"""Augmentation of training samples: the position of the crop and its appearance.
 
 All randomness comes from a generator that the caller passes, made by `generator` for one sample of
-one epoch. Where faces come from and what becomes of the crops is not known here.
+one epoch.
 """
 
 from __future__ import annotations
@@ -12,28 +12,26 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.arrays import FloatArray, Image, IndexArray
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import mirror_points
 
 Other = Image | Callable[[], Image] | None
-"""An image (H, W, 3) uint8 that patches come from, or what reads it: called only for a patch."""
+"""An image (H, W, 3) uint8 that patches come from, or a function that reads it if needed."""
 
-NORMAL_CUT = 2.5
-"""Normal draws are cut at this many standard deviations."""
+NORMAL_LIMIT = 2.5
+"""Normal draws are clipped at this many standard deviations."""
 POINT_MARGIN = 8 / 256
-"""Of a crop that was enlarged to keep its points: what stays free around them, in sides. HIH pads
-its crops by 8 of 256 pixels."""
+"""Margin around the points of an enlarged crop, in sides. HIH pads its crops by 8 of 256 pixels."""
 
 
 class AugmentedCrop(NamedTuple):
-    """A crop (S, S, 3) uint8 and the points (P, 2) in its pixels, in the layout's order.
+    """A crop (S, S, 3) uint8 and the points (P, 2) in its pixels, in the order of the layout.
 
-    ``flipped``: the crop is a mirror image. What else a caller knows of the points (visibility,
-    weights) then has to be taken in the order of the mirror table, too.
+    ``flipped``: the crop is a mirror image. Other arrays of points (visibility, weights) then have
+    to be reordered by the mirror table.
     """
 
     image: Image
@@ -43,32 +41,34 @@ class AugmentedCrop(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How often and how far a sample is changed.
+    """How often and how much a sample is changed.
 
-    Fields without a unit are probabilities in 0..1. A "side" is the side of the crop. Raises
-    `ConfigurationError` for values out of range.
+    Fields without a unit are probabilities in 0..1. A "side" is the side of the crop.
+
+    Raises:
+        ConfigurationError: a value is out of range.
     """
 
     distribution: Literal["normal", "uniform"] = "normal"
-    """How rotation, scale and shift are spread: "normal" with the fields as standard deviations,
-    cut at 2.5 of them, or "uniform" between minus and plus the fields."""
+    """Distribution of rotation, scale and shift: "normal" with the fields as standard deviations,
+    clipped at 2.5 of them, or "uniform" between minus and plus the fields."""
     rotation_degrees: float = 18.0
     scale: float = 0.10
-    """Of the logarithm of the square's side."""
+    """Spread of the logarithm of the side of the square."""
     shift: float = 0.04
-    """Of the square's center, along each axis, in sides."""
+    """Spread of the center of the square, along each axis, in sides."""
     rotation_probability: float = 1.0
     scale_probability: float = 1.0
     shift_probability: float = 1.0
     keep_points: bool = False
-    """Enlarge a square that leaves points outside until it holds all of them."""
+    """Enlarge a square with points outside until it contains all of them."""
     flip: float = 0.5
     """Mirror the crop and exchange left and right points."""
     color: float = 0.7
     """Brightness, contrast, gamma and color cast."""
     gray: float = 0.1
     shrink: float = 0.15
-    """Down to 0.2 to 0.7 of the size and up again: a small or distant face."""
+    """Downscale to 0.2 to 0.7 of the size and upscale again: a small or distant face."""
     blur: float = 0.15
     """Gaussian, out of focus."""
     blur_sigma: tuple[float, float] = (0.004, 0.015)
@@ -76,20 +76,20 @@ class Augmentation:
     motion_blur: float = 0.08
     """Along a line of any direction, 0.01 to 0.06 sides long."""
     noise: float = 0.0
-    """Blended with another color at every pixel, of up to half the weight: ADNet's."""
+    """Blend every pixel with a random color of up to half the weight, as ADNet does."""
     jpeg: float = 0.15
-    """Compressed with a quality of 20 to 70."""
+    """JPEG compression with a quality of 20 to 70."""
     patch: float = 0.15
-    """A rectangle or an ellipse of another image laid over the face."""
+    """Cover the face with a rectangle or ellipse of another image."""
     occlusion: float = 0.3
-    """A rectangle of one color or of noise laid over the face."""
+    """Cover the face with a rectangle of one color or of noise."""
     occlusion_side: tuple[float, float] = (0.12, 0.45)
     """Smallest and largest width and height of rectangles and patches, in sides."""
     occlusion_noise: float = 0.3
-    """Of a rectangle: filled with noise, not with one color."""
+    """Fill an occluding rectangle with noise instead of one color."""
 
     def __post_init__(self) -> None:
-        """Says which field is out of range."""
+        """Check the ranges of all fields."""
         spreads = ("rotation_degrees", "scale", "shift")
         for field in fields(self):
             value = getattr(self, field.name)
@@ -111,17 +111,22 @@ class Augmentation:
         self,
         image: Image,
         points: FloatArray,
-        mirror: NDArray[np.intp],
+        mirror: IndexArray,
         square: FloatArray,
         size: int,
         rng: np.random.Generator,
         other: Other = None,
     ) -> AugmentedCrop:
-        """A face as a training sample: jittered crop, perhaps mirrored, with another look.
+        """A face as a training sample: a jittered and possibly mirrored crop.
 
-        ``image``: (H, W, 3) uint8; ``points``: (P, 2) in its pixels, NaN where unknown; ``mirror``:
-        (P,), see `Layout.mirror`; ``square``: (4,) the crop square without jitter, see `crop.py`;
-        ``size``: S, the crop's side in pixels; ``other``: as in `look`.
+        Args:
+            image: (H, W, 3) uint8.
+            points: (P, 2) in its pixels, NaN where unknown.
+            mirror: (P,), see `Layout.mirror`.
+            square: (4,), the crop square without jitter, see `crop.py`.
+            size: side S of the crop in pixels.
+            rng: of this sample, see `generator`.
+            other: as in `look`.
         """
         square = self.square(square, rng, points)
         crop = cut_crop(image, square, size)
@@ -133,28 +138,28 @@ class Augmentation:
 
     def square(
         self, square: FloatArray, rng: np.random.Generator, points: FloatArray | None = None
-    ) -> NDArray[np.float64]:
+    ) -> FloatArray:
         """A jittered crop square (4,) of (cx, cy, side, angle), see `crop.py`.
 
-        ``points``: (P, 2) of the face, NaN where unknown, for ``keep_points``.
+        ``points`` (P, 2) of the face, NaN where unknown, are used by ``keep_points``.
         """
         if self.distribution == "uniform":
             draws = rng.uniform(-1, 1, size=4)
         else:
-            draws = rng.standard_normal(4).clip(-NORMAL_CUT, NORMAL_CUT)
+            draws = rng.standard_normal(4).clip(-NORMAL_LIMIT, NORMAL_LIMIT)
         happens = rng.random(3) < (
             self.scale_probability,
             self.shift_probability,
             self.rotation_probability,
         )
-        scale, dx, dy, turn = draws * happens[[0, 1, 1, 2]]
+        scale, dx, dy, rotation = draws * happens[[0, 1, 1, 2]]
         cx, cy, side, angle = square
         jittered = np.array(
             [
                 cx + dx * self.shift * side,
                 cy + dy * self.shift * side,
                 side * np.exp(scale * self.scale),
-                angle + np.deg2rad(turn * self.rotation_degrees),
+                angle + np.deg2rad(rotation * self.rotation_degrees),
             ]
         )
         if self.keep_points and points is not None:
@@ -162,11 +167,15 @@ class Augmentation:
         return jittered
 
     def look(self, crop: Image, rng: np.random.Generator, other: Other = None) -> Image:
-        """The crop (S, S, 3) uint8 with another look; points stay where they are.
+        """Change the appearance of a crop; points do not move.
 
-        ``other``: an image of something else, where patches come from, or a function that reads
-        it; without it there are no patches. The crop given is left as it is, and returned if
-        nothing happens.
+        Args:
+            crop: (S, S, 3) uint8; is not modified.
+            rng: of this sample, see `generator`.
+            other: the image that patches come from; without it there are no patches.
+
+        Returns:
+            The changed crop; the crop itself if nothing changes.
         """
         if rng.random() < self.color:
             crop = _color(crop, rng)
@@ -178,14 +187,14 @@ class Augmentation:
             crop = cv2.GaussianBlur(crop, (0, 0), sigma * len(crop))
         if rng.random() < self.motion_blur:
             crop = _motion_blur(crop, rng)
-        # Not drawn where it is off: other runs see the crops that they saw before there was noise.
+        # Without a draw where it is off, crops are the same as before this field existed.
         if self.noise and rng.random() < self.noise:
             crop = _noisy(crop, rng)
         if rng.random() < self.jpeg:
             crop = compressed(crop, int(rng.integers(20, 71)))
         if rng.random() < self.patch and other is not None:
-            picture = other() if callable(other) else other
-            crop = _patch(crop, picture, self.occlusion_side, rng)
+            source = other() if callable(other) else other
+            crop = _patch(crop, source, self.occlusion_side, rng)
         if rng.random() < self.occlusion:
             crop = _occlude(crop, self.occlusion_side, self.occlusion_noise, rng)
         return crop
@@ -205,39 +214,43 @@ NO_AUGMENTATION = Augmentation(
     patch=0,
     occlusion=0,
 )
-"""Crops as they are."""
+"""Unchanged crops."""
 
 
 def generator(seed: int, *numbers: int) -> np.random.Generator:
-    """The random numbers of one thing of a run: of a sample, with its set, index and epoch.
+    """A random generator that depends on its arguments alone, so that runs can be resumed exactly.
 
-    All numbers are 0 or more; the same ones give the same sequence, in whatever process and order
-    they are asked for, so that a resumed run sees what an uninterrupted one sees.
+    Args:
+        seed: of the run.
+        numbers: 0 or more each, such as set, index and epoch of a sample.
     """
-    # The count at the end, because NumPy takes (1, 2) and (1, 2, 0) for the same seed.
+    # The count at the end, because NumPy treats (1, 2) and (1, 2, 0) as the same seed.
     return np.random.default_rng((seed, *numbers, len(numbers) + 1))
 
 
-def mirror_face(
-    image: Image, points: FloatArray, mirror: NDArray[np.intp]
-) -> tuple[Image, FloatArray]:
-    """The mirror image of an image (H, W, 3) and its points (P, 2), in the layout's order.
+def mirror_face(image: Image, points: FloatArray, mirror: IndexArray) -> tuple[Image, FloatArray]:
+    """Mirror an image and its points.
 
-    ``mirror``: (P,), where ``mirror[i]`` is the point that takes place i. Raises
-    `ConfigurationError` when it is not of as many points.
+    Args:
+        image: (H, W, 3).
+        points: (P, 2).
+        mirror: (P,), where ``mirror[i]`` is the point that becomes point i.
+
+    Raises:
+        ConfigurationError: ``mirror`` has another number of points.
     """
     return cv2.flip(image, 1), mirror_points(points, mirror, image.shape[1])
 
 
 def _enlargement(square: FloatArray, points: FloatArray) -> float:
-    """By how much a square's side must grow to hold the points (P, 2); 1 if it holds them."""
+    """The factor on a square's side that makes it contain the points (P, 2); 1 if it does."""
     unit = transform_points(crop_matrix(square, 2), points) - 0.5  # the edges are at -1 and 1
     reach = float(np.nanmax(np.abs(unit)))
     return reach / (1 - 2 * POINT_MARGIN) if reach > 1 else 1.0
 
 
 def _color(crop: Image, rng: np.random.Generator) -> Image:
-    """Brightness, contrast, gamma and a cast, through one look-up table a channel."""
+    """Brightness, contrast, gamma and a color cast, by one look-up table per channel."""
     ramp = np.linspace(0, 1, 256)[:, None]
     gamma = np.exp(rng.normal(0, 0.25))
     contrast, brightness = np.exp(rng.normal(0, 0.2)), rng.normal(0, 0.1)
@@ -254,11 +267,11 @@ def _shrink(crop: Image, rng: np.random.Generator) -> Image:
 
 
 def _motion_blur(crop: Image, rng: np.random.Generator) -> Image:
-    """The mean along a line, centerd so that points stay where they are."""
+    """The mean along a line, centered so that points do not move."""
     half = len(crop) * rng.uniform(0.01, 0.06) / 2
-    direction = np.array([np.cos(turn := rng.uniform(0, np.pi)), np.sin(turn)])
-    # One cell for each step along the longer axis, and no empty rows or columns: OpenCV's time goes
-    # with the cells that count, and with a large kernel it takes the way over a Fourier transform.
+    direction = np.array([np.cos(angle := rng.uniform(0, np.pi)), np.sin(angle)])
+    # One cell per step along the longer axis, and no empty rows or columns: OpenCV's time grows
+    # with the nonzero cells, and large kernels use a slower Fourier transform.
     reach = round(half * np.abs(direction).max())
     steps = np.arange(-reach, reach + 1)[:, None]
     cells = np.round(steps * direction / np.abs(direction).max()).astype(int)
@@ -275,8 +288,8 @@ def _noisy(crop: Image, rng: np.random.Generator) -> Image:
 
 
 def compressed(image: Image, quality: int) -> Image:
-    """An RGB image (H, W, 3) uint8 after JPEG of a quality in 0..100."""
-    # OpenCV compresses BGR: JPEG keeps less of the colors than of the brightness.
+    """An RGB image (H, W, 3) uint8 after JPEG compression of a quality in 0..100."""
+    # OpenCV compresses BGR. Channels matter: JPEG stores color at a lower resolution.
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
@@ -303,7 +316,7 @@ def _occlude(
 def _patch(
     crop: Image, other: Image, sides: tuple[float, float], rng: np.random.Generator
 ) -> Image:
-    """A part of another image, shown at the scale at which that image would fill the crop."""
+    """Cover the crop with a part of another image, scaled as if that image filled the crop."""
     (height, width), (top, left) = _rectangle(crop, sides, rng)
     if not height or not width:
         return crop
@@ -325,7 +338,7 @@ def _patch(
 
 def _rectangle(
     crop: Image, sides: tuple[float, float], rng: np.random.Generator
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+) -> tuple[IndexArray, IndexArray]:
     """Height and width, and top and left, in pixels, of a rectangle within the crop."""
     extent = (len(crop) * rng.uniform(*sides, size=2)).astype(np.intp)
     return extent, rng.integers(0, len(crop) - extent + 1)

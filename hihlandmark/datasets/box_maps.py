@@ -1,9 +1,9 @@
-"""Fits the maps from a face detector's boxes, and from landmarks' boxes, to the canonical crop.
+"""Fits the maps from boxes of a face detector, and of landmarks, to the canonical crop.
 
     python -m hihlandmark.datasets.box_maps --data DIR
 
 The canonical crop is upright; its center is that of the tight box of the face's 68 (or 98) points
-and its side 1.4 times the longer side of that box. The maps printed go into the model cards.
+and its side 1.4 times the longer side of that box. The printed maps go into the model cards.
 """
 
 from __future__ import annotations
@@ -17,39 +17,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, fit_box_map, tight_boxes
 from hihlandmark.datasets import AnnotatedFace, read_faces
 from hihlandmark.face_detection import FaceDetector, make_face_detector
 from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
 
-# From the tight box of all points of a layout that has the jaw and the brows.
 CANONICAL = CANONICAL_CROP[f"landmarks:{W300_68.name}"]
-# A detection further from the middle of a stored image, in its longer sides, is another face.
-_FURTHEST = 0.25
+# A detection farther from the center of a stored image, in its longer sides, is another face.
+_FARTHEST = 0.25
 
 
 class Residuals(NamedTuple):
-    """How far the squares of a box map lie from the true ones, over faces.
+    """Deviations of the squares of a box map from the true ones, over faces.
 
-    ``center``: standard deviation of x and of y in sides of the true square; ``log_scale``: that of
-    the natural logarithm of the side.
+    Attributes:
+        center: standard deviation of x and of y, in sides of the true square.
+        log_scale: that of the natural logarithm of the side.
     """
 
     center: tuple[float, float]
     log_scale: float
 
 
-def fit_box_map(boxes: FloatArray, squares: FloatArray) -> BoxMap:
-    """The map from boxes (N, 4) xyxy to squares (N, 3), (cx, cy, side), by medians over faces."""
-    low, high = boxes[:, :2], boxes[:, 2:]
-    longer = (high - low).max(axis=1)
-    shift = np.median((squares[:, :2] - (low + high) / 2) / longer[:, None], axis=0)
-    scale = np.exp(np.median(np.log(squares[:, 2] / longer)))
-    return BoxMap((float(shift[0]), float(shift[1])), float(scale))
-
-
 def residuals(box_map: BoxMap, boxes: FloatArray, squares: FloatArray) -> Residuals:
-    """What a map leaves unexplained on boxes (N, 4) xyxy and their true squares (N, 3)."""
+    """The residuals of a map on boxes (N, 4) xyxy and their true squares (N, 3)."""
     mapped = box_map.squares(boxes)
     x, y = ((mapped[:, :2] - squares[:, :2]) / squares[:, 2:]).std(axis=0)
     return Residuals((float(x), float(y)), float(np.log(mapped[:, 2] / squares[:, 2]).std()))
@@ -58,7 +49,7 @@ def residuals(box_map: BoxMap, boxes: FloatArray, squares: FloatArray) -> Residu
 def detected_pairs(
     faces: Iterable[AnnotatedFace], detector: FaceDetector
 ) -> tuple[FloatArray, FloatArray]:
-    """Boxes (N, 4) that a detector finds in the middle of images, and the true squares (N, 3).
+    """Boxes (N, 4) that a detector finds at the center of images, and the true squares (N, 3).
 
     Faces that it does not find are left out.
     """
@@ -66,9 +57,9 @@ def detected_pairs(
     for face in faces:
         image = face.load_image()
         found = detector.detect([image])[0].boxes
-        middle = (np.array(image.shape[1::-1]) - 1) / 2
-        distances = np.linalg.norm((found[:, :2] + found[:, 2:]) / 2 - middle, axis=1)
-        if not len(found) or distances.min() > _FURTHEST * max(image.shape):
+        center = (np.array(image.shape[1::-1]) - 1) / 2
+        distances = np.linalg.norm((found[:, :2] + found[:, 2:]) / 2 - center, axis=1)
+        if not len(found) or distances.min() > _FARTHEST * max(image.shape):
             continue
         boxes.append(found[distances.argmin()])
         squares.append(CANONICAL.squares(tight_boxes(face.points))[0, :3])
@@ -78,15 +69,14 @@ def detected_pairs(
 def with_mirrored(boxes: FloatArray, squares: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Boxes (N, 4) and squares (N, 3), then those of the mirrored images: (2 N, 4), (2 N, 3).
 
-    For boxes of landmarks, which prefer no side; a few faces that do would shift the map. A face
-    detector need not be symmetric.
+    For boxes of landmarks, whose map is symmetric. A face detector need not be symmetric.
     """
     mirrored_boxes = boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1)
     return np.concatenate([boxes, mirrored_boxes]), np.concatenate([squares, squares * (-1, 1, 1)])
 
 
 def main() -> None:
-    """Fits the map of MTCNN (300-W train) and that of the 29 points (WFLW train), prints JSON."""
+    """Fit the maps of MTCNN (300-W train) and of the 29 points (WFLW train), and print JSON."""
     parser = argparse.ArgumentParser(description="Fit the maps from boxes to the canonical crop.")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds w300, wflw98")
     parser.add_argument("--detector", default="mtcnn")

@@ -6,9 +6,9 @@ all axes reversed: ``IsTr`` / ``IsT`` refer to the images, (3, W, H) or gray (W,
 y, width, height. The order of the points is that of our `COFW29`.
 
 Coordinates count from 1: the authors' own code (RCPR, MATLAB) clips them to 1..width and indexes
-the image with them. So 1 is subtracted here. Public Python readers that we read (HRNet's and those
-that follow it) do not, which shifts their points by a pixel down and right, in training and test
-alike; an NME measured within COFW does not notice.
+the image with them. So 1 is subtracted here. HRNet's reader and its successors do not subtract it,
+which shifts their points by a pixel down and right, in training and test alike; an NME measured
+within COFW does not change.
 """
 
 from __future__ import annotations
@@ -20,22 +20,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, Image
-from hihlandmark.datasets.reading import (
-    BadSample,
-    Samples,
-    check_layout,
-    unknown_split,
-)
-from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.reading import BadSample, Samples, check_layout, unknown_split
+from hihlandmark.errors import DataError, ImageError, missing_extra
 from hihlandmark.image import load_image
 from hihlandmark.layouts import COFW29
 
 
 class SplitFile(NamedTuple):
-    """Where a split is: its file, and the names of the arrays in it."""
+    """The file of a split, the names of its arrays, and the published number of faces."""
 
     name: str
     images: str
@@ -51,20 +46,17 @@ SPLITS = {
 
 
 def recognize(folder: Path) -> bool:
-    """Whether the folder holds a data set of this format."""
+    """Whether the folder is a data set of this format."""
     return any((folder / file.name).is_file() for file in SPLITS.values())
 
 
 def splits(folder: Path) -> list[str]:
-    """The splits whose files are there."""
+    """The splits whose files exist."""
     return [split for split, file in SPLITS.items() if (folder / file.name).is_file()]
 
 
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
-    """The annotated faces of "train" or "test".
-
-    Raises `DataError`, and `ConfigurationError` also when h5py is not installed.
-    """
+    """The annotated faces of "train" or "test"; see `datasets.read_faces`. Needs h5py."""
     check_layout("COFW", COFW29, layout)
     if split not in SPLITS:
         raise unknown_split(folder, split, SPLITS)
@@ -79,12 +71,26 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     for index, (shape, box) in enumerate(zip(shapes, boxes, strict=True)):
         source = f"{file.name}, face {index + 1}"
         with samples.reading(source):
-            samples.add(_face(path, file, index, shape, box, split, source))
+            if not np.isfinite(shape).all() or not np.isfinite(box).all():
+                raise BadSample("its points or its box contain NaN or infinity")
+            x, y, occluded = shape.reshape(3, COFW29.size)
+            corner = box[:2] - 1
+            samples.add(
+                AnnotatedFace(
+                    name=f"{split}/{index + 1:04d}",
+                    load_image=CellImage(path, file.images, index),
+                    points=np.stack([x, y], axis=-1) - 1,
+                    split=split,
+                    rectangle=np.concatenate([corner, corner + box[2:]]),
+                    visible=occluded == 0,
+                    source=source,
+                )
+            )
     return samples.result("COFW", COFW29, file.published)
 
 
-def _annotations(path: Path, file: SplitFile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The shapes (N, 87) and boxes (N, 4) of a file, after a check that all is there."""
+def _annotations(path: Path, file: SplitFile) -> tuple[FloatArray, FloatArray]:
+    """The shapes (N, 87) and boxes (N, 4) of a file, checked."""
     contents = _opened(path, os.getpid())
     names = (file.images, file.shapes, file.boxes)
     if missing := [name for name in names if name not in contents]:
@@ -96,58 +102,30 @@ def _annotations(path: Path, file: SplitFile) -> tuple[NDArray[np.float64], NDAr
         shapes = np.asarray(contents[file.shapes], np.float64).T
         boxes = np.asarray(contents[file.boxes], np.float64).T
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+        raise DataError(f"{path} is damaged: {error}; download it again") from error
     count = contents[file.images].size
     columns = 3 * COFW29.size
     if shapes.shape != (count, columns) or boxes.shape != (count, 4):
         raise DataError(
             f"{path}: for {count} images, {file.shapes} has the shape {shapes.shape} instead of "
-            f"({count}, {columns}) and {file.boxes} {boxes.shape} instead of ({count}, 4); fetch "
-            "it again"
+            f"({count}, {columns}) and {file.boxes} {boxes.shape} instead of ({count}, 4); "
+            "download it again"
         )
     return shapes, boxes
 
 
 @lru_cache(maxsize=4)
 def _opened(path: Path, process: int) -> Any:
-    """The opened file. One a process: a forked worker must not move its parent's file position."""
-    try:
+    """The opened file, one per process: a forked worker must not move its parent's position."""
+    with missing_extra("train"):
         import h5py
-    except ImportError as error:
-        raise ConfigurationError(
-            "COFW's files are read with h5py: pip install 'hihlandmark[train]'"
-        ) from error
     try:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(
-            f"{path} is no MATLAB v7.3 (HDF5) file, or is damaged: {error}; fetch it again, or "
-            "save it from MATLAB with '-v7.3'"
+            f"{path} is not a MATLAB v7.3 (HDF5) file, or is damaged: {error}; download it again, "
+            "or save it from MATLAB with '-v7.3'"
         ) from error
-
-
-def _face(
-    path: Path,
-    file: SplitFile,
-    index: int,
-    shape: NDArray[np.float64],
-    box: NDArray[np.float64],
-    split: str,
-    source: str,
-) -> AnnotatedFace:
-    x, y, occluded = shape.reshape(3, COFW29.size)
-    if not np.isfinite(shape).all() or not np.isfinite(box).all():
-        raise BadSample("its points or its box contain NaN or infinity")
-    corner = box[:2] - 1
-    return AnnotatedFace(
-        name=f"{split}/{index + 1:04d}",
-        load_image=CellImage(path, file.images, index),
-        points=np.stack([x, y], axis=-1) - 1,
-        split=split,
-        rectangle=np.concatenate([corner, corner + box[2:]]),
-        visible=occluded == 0,
-        source=source,
-    )
 
 
 @dataclass(frozen=True)

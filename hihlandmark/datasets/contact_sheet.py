@@ -1,4 +1,4 @@
-"""Many small images with their points on one large one, to look at data before training on it."""
+"""Contact sheets: images of faces with their points, to check data before training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.arrays import FloatArray, Image, IndexArray
 from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation, generator
 from hihlandmark.datasets.faces import AnnotatedFaces
@@ -17,38 +16,50 @@ from hihlandmark.draw import SUB_PIXEL_BITS
 from hihlandmark.errors import ConfigurationError
 
 LEFT, MIDDLE, RIGHT = (90, 190, 255), (255, 255, 255), (255, 150, 230)
-"""RGB of the points that belong to the left of the upright image, to its middle, to its right. A
-mirrored face whose points were not exchanged has them on the wrong sides."""
+"""RGB of the points that lie left, in the middle and right in the upright image. On a mirrored face
+whose points were not exchanged they are on the wrong side."""
 HIDDEN = (255, 60, 40)
-"""RGB of a point that is annotated as hidden, or outside of its image, drawn at the edge."""
+"""RGB of points that are annotated as hidden, or lie outside of the image (drawn at its edge)."""
 BACKGROUND, CAPTION = (24, 24, 24), (230, 230, 230)
 CAPTION_HEIGHT = 16
 """In pixels, below each tile."""
 
 
 class Tile(NamedTuple):
-    """An image (H, W, 3) uint8 RGB, with points (P, 2) in its pixels, NaN where unknown.
+    """An image with points.
 
-    ``colors``: (P, 3) RGB of the points; without it all are of the color `MIDDLE`.
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        points: (P, 2) in its pixels, NaN where unknown.
+        caption: text below the image.
+        colors: (P, 3) RGB of the points; None: `MIDDLE` for all.
     """
 
     image: Image
     points: FloatArray
     caption: str = ""
-    colors: NDArray[np.integer] | None = None
+    colors: IndexArray | None = None
 
 
 def contact_sheet(tiles: Iterable[Tile], columns: int, tile_size: int = 256) -> Image:
-    """Tiles side by side, row by row: (H, W, 3) uint8 RGB.
+    """Draw tiles row by row.
 
-    ``tile_size``: side in pixels of the square that each image is fitted into. Raises
-    `ConfigurationError` when there is no tile, or no room for one.
+    Args:
+        tiles: the images.
+        columns: tiles per row.
+        tile_size: side in pixels of the square that each image is fitted into.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ConfigurationError: there is no tile, or a size is too small.
     """
     if columns < 1 or tile_size < 16:
         raise ConfigurationError("a contact sheet needs 1 column and tiles of 16 pixels or more")
     drawn = [_draw_tile(tile, tile_size) for tile in tiles]
     if not drawn:
-        raise ConfigurationError("there is no picture for the contact sheet: choose a face or more")
+        raise ConfigurationError("a contact sheet needs at least one image")
     columns = min(columns, len(drawn))
     rows = -(-len(drawn) // columns)
     height, width = drawn[0].shape[:2]
@@ -69,38 +80,50 @@ def before_and_after(
     variants: int = 5,
     seed: int = 0,
 ) -> Image:
-    """A row a face: the image as stored, its crop as it is, then augmented crops.
+    """A contact sheet with one row per face: the stored image, its crop, augmented crops.
 
-    ``indices``: which of the faces; ``augmentation``: None leaves the augmented crops out;
-    ``box_maps``: from each kind of box to its crop; ``crop_size``: side of the crops and tiles in
-    pixels; ``variants``: augmented crops a face.
     Points that most faces have on the left and on the right have two colors, hidden ones and those
-    outside a third. Raises `ImageError` when an image cannot be read.
+    outside a third.
+
+    Args:
+        faces: of a split.
+        indices: which of the faces.
+        augmentation: None leaves the augmented crops out.
+        box_maps: from each kind of box to its crop.
+        crop_size: side of the crops and tiles in pixels.
+        variants: augmented crops per face.
+        seed: of the augmentation.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: an image cannot be read.
     """
     columns = [("crop", NO_AUGMENTATION)]
     if augmentation is not None:
         columns += [(f"epoch {epoch}", augmentation) for epoch in range(variants)]
     to_square = box_maps.get(f"landmarks:{faces.layout}", BoxMap((0.0, 0.0), 1.4))
-    pictures = [faces[index].load_image() for index in indices]
+    images = [faces[index].load_image() for index in indices]
     sides, tiles = _side_colors(faces), []
-    for row, (index, picture) in enumerate(zip(indices, pictures, strict=True)):
+    for row, (index, image) in enumerate(zip(indices, images, strict=True)):
         face = faces[index]
         visible = np.ones(len(sides), bool) if face.visible is None else face.visible
         colors = np.where(visible[:, None], sides, HIDDEN)
-        tiles.append(Tile(picture, face.points, face.name, colors))
+        tiles.append(Tile(image, face.points, face.name, colors))
         known = face.points[~np.isnan(face.points).any(axis=1)]
         square = to_square.squares(tight_boxes(known))[0]
         for column, (caption, changes) in enumerate(columns):
             rng = generator(seed, index, column)
             crop, points, flipped = changes.crop(
-                picture, face.points, faces.mirror, square, crop_size, rng, pictures[row - 1]
+                image, face.points, faces.mirror, square, crop_size, rng, images[row - 1]
             )
             colors = np.where(visible[faces.mirror if flipped else ...][:, None], sides, HIDDEN)
-            tiles.append(Tile(crop, points, caption + " (flipped)" * flipped, colors))
+            tiles.append(Tile(crop, points, f"{caption} (flipped)" if flipped else caption, colors))
     return contact_sheet(tiles, columns=1 + len(columns), tile_size=crop_size)
 
 
-def _side_colors(faces: AnnotatedFaces) -> NDArray[np.integer]:
+def _side_colors(faces: AnnotatedFaces) -> IndexArray:
     """The colors (P, 3) of points by the side of the image on which they lie in most faces."""
     x = np.array([face.points[:, 0] for face in faces])
     with np.errstate(invalid="ignore"):
@@ -116,12 +139,12 @@ def _draw_tile(tile: Tile, size: int) -> Image:
     scale = size / max(height, width)
     extent = (max(1, round(width * scale)), max(1, round(height * scale)))
     shrinking = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    picture = cv2.resize(tile.image, extent, interpolation=shrinking)
-    _draw_points(picture, (tile.points + 0.5) * scale - 0.5, tile.colors)
+    image = cv2.resize(tile.image, extent, interpolation=shrinking)
+    _draw_points(image, (tile.points + 0.5) * scale - 0.5, tile.colors)
     canvas = np.full((size + CAPTION_HEIGHT, size, 3), BACKGROUND, np.uint8)
     left, top = (size - extent[0]) // 2, (size - extent[1]) // 2
-    canvas[top : top + extent[1], left : left + extent[0]] = picture
-    fits = max(1, size // 7)  # characters of some seven pixels; the end of a path says most
+    canvas[top : top + extent[1], left : left + extent[0]] = image
+    fits = max(1, size // 7)  # characters of about seven pixels
     caption = tile.caption if len(tile.caption) <= fits else "..." + tile.caption[3 - fits :]
     place = (3, size + CAPTION_HEIGHT - 5)
     cv2.putText(
@@ -130,14 +153,14 @@ def _draw_tile(tile: Tile, size: int) -> Image:
     return canvas
 
 
-def _draw_points(picture: Image, points: FloatArray, colors: NDArray[np.integer] | None) -> None:
-    """Fills a disc at each known point (P, 2) of an image; those outside at its edge."""
-    edge = np.array(picture.shape[1::-1]) - 1
+def _draw_points(image: Image, points: FloatArray, colors: IndexArray | None) -> None:
+    """Fill a disc at each known point (P, 2) of an image; those outside at its edge."""
+    edge = np.array(image.shape[1::-1]) - 1
     outside = ((points < -0.5) | (points >= edge + 0.5)).any(axis=1, keepdims=True)
     colors = np.tile(MIDDLE, (len(points), 1)) if colors is None else colors
     colors = np.where(outside, HIDDEN, colors)
-    radius = round(max(1.0, max(picture.shape) / 170) * 2**SUB_PIXEL_BITS)
+    radius = round(max(1.0, max(image.shape) / 170) * 2**SUB_PIXEL_BITS)
     for (x, y), color in zip(points.clip(0, edge), colors, strict=True):
         if not np.isnan(x + y):
             place = (round(x * 2**SUB_PIXEL_BITS), round(y * 2**SUB_PIXEL_BITS))
-            cv2.circle(picture, place, radius, color.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)
+            cv2.circle(image, place, radius, color.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)

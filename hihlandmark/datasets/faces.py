@@ -1,14 +1,11 @@
-"""What every reader of a data set returns: annotated faces, and what was left out and why."""
+"""The result of every reader of data sets: annotated faces, and the samples left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hihlandmark.arrays import Image
+from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,22 +13,20 @@ class AnnotatedFace:
     """One labeled face of an image, in pixels with the center of the top-left pixel at (0, 0)."""
 
     name: str
-    """Names the face in messages, logs and galleries: the image's path within the data set, and a
-    suffix ("#2") from the second face of an image on."""
+    """Identifies the face: path of its image in the data set; "#2" follows for a second face."""
     load_image: Callable[[], Image]
-    """Reads the image that the points belong to: (H, W, 3) uint8 RGB. Picklable. Raises
-    `ImageError`."""
-    points: NDArray[np.float64]
+    """Reads the image: (H, W, 3) uint8 RGB. Picklable. Raises `ImageError`."""
+    points: FloatArray
     """(P, 2); NaN where a point is not annotated. Points may lie outside of the image."""
     split: str
-    rectangle: NDArray[np.float64] | None = None
-    """(4,) xyxy: the face rectangle that the data set's authors publish."""
-    visible: NDArray[np.bool_] | None = None
-    """(P,): False where the annotators marked a point as hidden."""
+    rectangle: FloatArray | None = None
+    """(4,) xyxy: the published face rectangle."""
+    visible: BoolArray | None = None
+    """(P,): False for points annotated as hidden."""
     subsets: frozenset[str] = frozenset()
-    """Names of the parts of the split that the face belongs to, such as "pose"."""
+    """Names of the subsets of the split that the face belongs to, such as "pose"."""
     source: str = ""
-    """File and line that the annotation comes from, for messages."""
+    """File and line of the annotation, for messages."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +34,16 @@ class AnnotatedFaces:
     """The faces of one split of a data set, all with the same P points."""
 
     name: str
-    """Of the data set, without the split: "WFLW"."""
+    """Of the data set, without the split, such as "WFLW"."""
     layout: str
-    """Name of a `Layout`; "POINTS" and the number of points where the scheme is none of ours."""
-    mirror: NDArray[np.intp]
-    """(P,): ``mirror[i]`` is the point that takes place i in the mirrored image."""
+    """Name of a `Layout`; "POINTS" and the number of points for other schemes."""
+    mirror: IndexArray
+    """(P,): ``mirror[i]`` is the point that becomes point i in the mirrored image."""
     faces: Sequence[AnnotatedFace]
     skipped: Sequence[str] = field(default=())
-    """One message for every sample that was left out: file, line, what is wrong with it."""
+    """One message for every sample that was left out: file, line, problem."""
     published: int | None = None
-    """The number of faces in the split as its authors publish it, where that is known."""
+    """The number of faces in the split as published, if known."""
 
     def __len__(self) -> int:
         return len(self.faces)

@@ -1,4 +1,4 @@
-"""What a split of a data set holds, and what is wrong with it, before anything is trained on it."""
+"""Counts of a split of a data set, and its unusable samples, to check before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hihlandmark.errors import ImageError
 
 @dataclass(frozen=True)
 class SplitContent:
-    """Counts of one split; ``outside`` and ``unreadable`` are None when no image was opened."""
+    """Counts of one split; ``outside`` and ``unreadable`` are None when no image was read."""
 
     layout: str
     points: int
@@ -38,9 +38,12 @@ class SplitContent:
 
 
 def split_layouts(folder: Path, format_name: str, split: str) -> list[str | None]:
-    """The layouts of a split, each to be read by itself; None stands for the data set's only one.
+    """The layouts of a split, each to be read by itself; None stands for the only one.
 
-    ``format_name``: a key of `datasets.FORMATS`. Only a pack can hold several.
+    Args:
+        folder: of the data set.
+        format_name: a key of `datasets.FORMATS`. Only a packed set can have several layouts.
+        split: name of the split.
     """
     if format_name != "packed":
         return [None]
@@ -49,11 +52,17 @@ def split_layouts(folder: Path, format_name: str, split: str) -> list[str | None
 
 
 def inspect_split(
-    faces: AnnotatedFaces, open_pictures: bool = True, progress: Progress | None = None
+    faces: AnnotatedFaces, read_images: bool = True, progress: Progress | None = None
 ) -> SplitContent:
-    """Counts what a split holds. ``open_pictures`` reads every image, which takes a while."""
+    """Count the contents of a split.
+
+    Args:
+        faces: of the split.
+        read_images: also read every image, which takes a while.
+        progress: called with the number of images read and of all images.
+    """
     outside, unreadable = 0, []
-    for number, face in enumerate(faces if open_pictures else ()):
+    for number, face in enumerate(faces if read_images else ()):
         try:
             height, width = face.load_image().shape[:2]
         except ImageError as error:
@@ -71,7 +80,7 @@ def inspect_split(
         subsets=dict(sorted(subsets.items())),
         unknown=sum(int(np.isnan(face.points).any(axis=1).sum()) for face in faces),
         hidden=sum(int((~face.visible).sum()) for face in faces if face.visible is not None),
-        outside=outside if open_pictures else None,
-        unreadable=unreadable if open_pictures else None,
+        outside=outside if read_images else None,
+        unreadable=unreadable if read_images else None,
         skipped=faces.skipped,
     )

@@ -1,8 +1,8 @@
-"""Reads the packed form, which `hihlandmark.datasets.packing` writes.
+"""Reads the packed format, which `hihlandmark.datasets.packing` writes.
 
-A folder with ``pack.json`` (what is packed: layouts, mirror tables, splits) and ``faces.arrow``, a
-memory-mapped table of Hugging Face ``datasets`` with one crop a row, in shuffled order. Any row is
-read at any time for the same small cost, which a sampler that resumes exactly needs.
+A folder with ``pack.json`` (layouts, mirror tables, splits) and ``faces.arrow``, a memory-mapped
+table of Hugging Face ``datasets`` with one crop per row, in shuffled order. It has fast random
+access, which exact resuming of training needs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, Image
+from hihlandmark.arrays import Image
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.datasets.reading import Samples, unknown_split
-from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 
 DESCRIPTION, TABLE = "pack.json", "faces.arrow"
 VERSION = 1
 
 
 def recognize(folder: Path) -> bool:
-    """Whether the folder holds a data set of this format."""
+    """Whether the folder is a data set of this format."""
     return (folder / DESCRIPTION).is_file()
 
 
@@ -35,12 +36,13 @@ def splits(folder: Path) -> list[str]:
 
 
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
-    """The faces of a split in a layout, as crops, in the pack's order.
+    """The faces of a split as crops, in the order of the table; see `datasets.read_faces`.
 
-    ``layout`` may be left out where the split has only one. Where faces of several sets meet, each
-    set's name, in lower case, is a subset. Unreadable images were left out on packing.
-
-    Raises `DataError` and `ConfigurationError`.
+    Args:
+        folder: of the packed set.
+        split: its name. In splits of several sets the lower-case name of each set is a subset.
+        layout: may be None where the split has only one.
+        samples: collects the faces.
     """
     description = describe(folder)
     sets = [packed for packed in description["sets"] if packed["split"] == split]
@@ -114,12 +116,12 @@ _TEXTS = ("name", "split", "layout", "set", "source", "subsets")
 
 @dataclass(frozen=True)
 class PackedCrop:
-    """Reads the crop of a row; each process opens the table when it first needs it."""
+    """Reads the crop of a row; each process opens the table on first use."""
 
     path: Path
     row: int
     stamp: int
-    """Tells the table from one that replaces it."""
+    """Identifies the table, which may be replaced."""
 
     def __call__(self) -> Image:
         """(S, S, 3) uint8 RGB. Raises `ImageError`."""
@@ -149,7 +151,7 @@ class _Images:
 @lru_cache(maxsize=8)
 def _images(path: Path, stamp: int) -> _Images:
     if _stamp(path) != stamp:
-        raise DataError("it was packed anew since its faces were read: read them again")
+        raise DataError("it was replaced after its faces were read: read them again")
     return _Images(path)
 
 
@@ -168,10 +170,6 @@ def open_table(path: Path) -> Any:
 
 def import_datasets() -> Any:
     """Hugging Face's ``datasets``, which is optional. Raises `ConfigurationError` without it."""
-    try:
+    with missing_extra("train"):
         import datasets
-    except ImportError as error:
-        raise ConfigurationError(
-            "the packed form needs Hugging Face datasets: pip install 'hihlandmark[train]'"
-        ) from error
     return datasets

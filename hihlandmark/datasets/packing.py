@@ -1,7 +1,7 @@
-"""Writes annotated faces as one packed, shuffled, quickly read data set.
+"""Writes annotated faces as one packed, shuffled data set with fast random access.
 
-Every face becomes a square crop, wide enough for augmentation, in a memory-mapped table of Hugging
-Face ``datasets``: any row at any time, where tar shards can only be read in order.
+Every face becomes a square crop, large enough for augmentation, in a memory-mapped table of Hugging
+Face ``datasets``; tar shards can only be read in order.
 `hihlandmark.datasets.packed` reads it.
 """
 
@@ -20,23 +20,22 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import Progress
+from hihlandmark.arrays import FloatArray, Image, Progress
 from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, Image
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.datasets.packed import DESCRIPTION, TABLE, VERSION, import_datasets
 from hihlandmark.datasets.reading import BadSample
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 
 WIDEST = 20_000
-"""Widest crop in image pixels: wider ones come of wrong points, and would fill the memory."""
+"""Largest crop in image pixels: larger ones come from wrong points, and would fill the memory."""
 ROWS_IN_MEMORY = 64
 
 
 @dataclass(frozen=True)
 class PackedSet:
-    """What became of one set: how many faces are packed, and how many were left out."""
+    """Numbers of faces of one set that were packed and skipped."""
 
     name: str
     layout: str
@@ -47,12 +46,12 @@ class PackedSet:
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What `pack` wrote, and what it left out. Prints as a table."""
+    """The result of `pack`. Prints as a table."""
 
     folder: Path
     sets: tuple[PackedSet, ...]
     skipped: tuple[str, ...]
-    """A message for every sample left out, by the reader of the data set or here."""
+    """A message for every sample that was left out, by the reader of the data set or here."""
     bytes: int
     seconds: float
 
@@ -84,19 +83,26 @@ def pack(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackingReport:
-    """Crops, encodes and shuffles the faces of all sets into the folder ``out``.
+    """Crop, encode and shuffle the faces of all sets into one folder.
 
     A crop is a square of whole pixels around the center of the tight box of a face's known points,
-    ``side`` longer sides of the box wide, black outside of the image. It is shrunk to ``max_side``
-    pixels when it is larger, never enlarged, and stored as JPEG of ``quality`` (1..100). Points,
-    rectangle and flags go with it, in crop pixels. A face whose image does not read is left out and
-    counted.
+    black outside of the image. Points and rectangles are stored in crop pixels. A face whose image
+    cannot be read is left out and counted. The folder appears when it is complete. The memory holds
+    `ROWS_IN_MEMORY` crops at a time, whatever the number of faces.
 
-    The folder appears when it is complete. ``overwrite`` replaces a pack that is there. The memory
-    holds some dozens of crops at a time, whatever the number of faces.
+    Args:
+        sets: the faces, one set per split.
+        out: the folder to write.
+        side: of a crop, in longer sides of the box.
+        max_side: larger crops are shrunk to this, in pixels; none is enlarged.
+        quality: of the JPEG files, in 1..100.
+        seed: of the order.
+        overwrite: replace a packed data set at ``out``.
+        progress: called with the number of faces done and of all faces.
 
-    Raises `ConfigurationError` for arguments that make no sense and sets that contradict each
-    other, and `DataError` when the folder cannot be written or no face is left.
+    Raises:
+        ConfigurationError: an argument is invalid, or sets contradict each other.
+        DataError: the folder cannot be written, or no face is left.
     """
     _check_arguments(side, max_side, quality)
     mirrors = _mirrors(sets)
@@ -133,7 +139,7 @@ def _write_table(
     path: Path,
     progress: Progress | None,
 ) -> list[list[str]]:
-    """Writes the faces, given as (set, face), in this order; what was left out of each set."""
+    """Write the faces, given as (set, face), in this order. Returns the skipped ones per set."""
     skipped = [list(faces.skipped) for faces in sets]
     with _table_writer(path) as write:
         for done, (which, index) in enumerate(order, start=1):
@@ -147,38 +153,35 @@ def _write_table(
     return skipped
 
 
-# --- arguments --------------------------------------------------------------------------------
-
-
 def _check_arguments(side: float, max_side: int, quality: int) -> None:
     if not 1 <= side <= 10:
-        raise ConfigurationError(f"side={side}: give 1 to 10 longer sides of the face's box")
+        raise ConfigurationError(f"side={side}: must be 1 to 10 longer sides of the face's box")
     if not 16 <= max_side <= WIDEST:
-        raise ConfigurationError(f"max_side={max_side}: give 16 to {WIDEST} pixels")
+        raise ConfigurationError(f"max_side={max_side}: must be 16 to {WIDEST} pixels")
     if not 1 <= quality <= 100:
         raise ConfigurationError(f"quality={quality}: JPEG's quality is 1 to 100")
 
 
 def _split(faces: AnnotatedFaces) -> str:
-    """The split that all faces of a set are in."""
+    """The split of all faces of a set."""
     names = {face.split for face in faces}
     if len(names) != 1:
-        raise ConfigurationError(f"{faces.name} has {len(names)} splits: pass a set for each split")
+        raise ConfigurationError(f"{faces.name} has {len(names)} splits: pass one set per split")
     return names.pop()
 
 
 def _mirrors(sets: Sequence[AnnotatedFaces]) -> dict[str, list[int]]:
     """Layout -> its mirror table, which all sets of the layout must share."""
     if not sets:
-        raise ConfigurationError("there is no set to pack: pass one or more")
+        raise ConfigurationError("pass at least one set")
     mirrors: dict[str, list[int]] = {}
     for faces in sets:
         _split(faces)
         mirror = faces.mirror.tolist()
         if mirrors.setdefault(faces.layout, mirror) != mirror:
             raise ConfigurationError(
-                f"two sets of the layout {faces.layout} have other mirror tables: read one of them "
-                "with layout= and a name of its own"
+                f"two sets of the layout {faces.layout} have different mirror tables: read one of "
+                "them with another name, layout=..."
             )
     return mirrors
 
@@ -187,12 +190,8 @@ def _check_any(out: Path, results: Sequence[PackedSet], skipped: Sequence[str]) 
     if not any(result.packed for result in results):
         shown = "".join(f"\n  {message}" for message in skipped[:5])
         raise DataError(
-            f"nothing to write to {out}, mend the samples: all {len(skipped)} samples were "
-            f"skipped{shown}"
+            f"nothing to write to {out}: all {len(skipped)} samples were skipped{shown}"
         )
-
-
-# --- one face -> one row ----------------------------------------------------------------------
 
 
 def _labels(faces: AnnotatedFaces, face: AnnotatedFace) -> dict[str, Any]:
@@ -210,7 +209,7 @@ def _labels(faces: AnnotatedFaces, face: AnnotatedFace) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Cropping:
-    """Cuts and encodes the crops, and maps the labels into them."""
+    """Cuts and encodes crops, and transforms their labels."""
 
     side: float
     max_side: int
@@ -220,9 +219,9 @@ class _Cropping:
         """The columns that depend on the crop. Raises `BadSample` and `ImageError`."""
         square = self.square(face.points)
         width = int(square[2])
-        photo = face.load_image()
-        _check_overlap(square, photo)
-        crop = cut_crop(photo, square, width)
+        image = face.load_image()
+        _check_overlap(square, image)
+        crop = cut_crop(image, square, width)
         size = min(width, self.max_side)
         if size < width:
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
@@ -235,10 +234,10 @@ class _Cropping:
             "square": square,
         }
 
-    def square(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def square(self, points: FloatArray) -> FloatArray:
         """The crop square (4,) of points (P, 2), of whole pixels, so that cutting copies pixels.
 
-        Raises `BadSample` when the points span no area that an image could show.
+        Raises `BadSample` when the points coincide or span too large an area.
         """
         known = points[np.isfinite(points).all(axis=1)]
         box = tight_boxes(known) if len(known) else np.zeros(4)
@@ -257,45 +256,40 @@ class _Cropping:
         return data.tobytes()
 
 
-def _check_overlap(square: NDArray[np.float64], photo: Image) -> None:
-    """Raises `BadSample` when the square (4,) shows nothing of the image (H, W, 3)."""
+def _check_overlap(square: FloatArray, image: Image) -> None:
+    """Raises `BadSample` when the square (4,) and the image (H, W, 3) do not overlap."""
     low, high = square[:2] - square[2] / 2, square[:2] + square[2] / 2
-    height, width = photo.shape[:2]
+    height, width = image.shape[:2]
     if (high <= -0.5).any() or low[0] >= width - 0.5 or low[1] >= height - 0.5:
-        raise BadSample(f"the face lies outside of its photo of {width} x {height} pixels")
-
-
-# --- writing ----------------------------------------------------------------------------------
+        raise BadSample(f"the face lies outside of its image of {width} x {height} pixels")
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if out.is_dir() and not any(out.iterdir()):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / DESCRIPTION).is_file():
-        raise ConfigurationError(f"{out} is there and is no packed data set: give another folder")
+        raise ConfigurationError(f"{out} is not a packed data set: choose another folder")
     if not overwrite:
         raise ConfigurationError(
-            f"{out} holds a packed data set: give another folder, or overwrite it"
+            f"{out} is a packed data set: choose another folder, or overwrite it"
         )
 
 
 @contextmanager
 def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``out``, which takes its place when the block is done."""
+    """A temporary folder beside ``out``, which replaces it after the block."""
     temporary: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         new = temporary / "new"
-        new.mkdir()  # with the usual rights: mkdtemp lets nobody else read
+        new.mkdir()  # with the usual permissions: mkdtemp lets nobody else read
         yield new
         _check_target(out, overwrite)  # again: packing takes a while
         _replace(out, new, temporary / "old")
     except OSError as error:
         raise DataError(
-            f"cannot write {out}: {error.strerror or error}; make room, or choose another folder"
+            f"cannot write {out}: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
         if temporary is not None:
@@ -303,7 +297,7 @@ def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _replace(out: Path, new: Path, old: Path) -> None:
-    """Puts ``new`` in the place of ``out``, which moves to ``old``, or stays if that fails."""
+    """Move ``new`` to ``out``, and what was there to ``old``; if that fails, nothing changes."""
     if not out.exists():
         new.rename(out)
         return
@@ -317,7 +311,7 @@ def _replace(out: Path, new: Path, old: Path) -> None:
 
 @contextmanager
 def _table_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes rows to a table; at most `ROWS_IN_MEMORY` wait in memory."""
+    """Write rows to a table; at most `ROWS_IN_MEMORY` are kept in memory."""
     datasets = import_datasets()
     from datasets.arrow_writer import ArrowWriter
 
@@ -340,5 +334,5 @@ def _table_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     with ArrowWriter(path=str(path), features=features, writer_batch_size=ROWS_IN_MEMORY) as writer:
         yield writer.write
         writer.finalize()
-    with path.open("r+b") as file:  # Windows flushes only what may be written
-        os.fsync(file.fileno())  # a full disk may show only here
+    with path.open("r+b") as file:  # Windows flushes only writable files
+        os.fsync(file.fileno())  # a full disk may be detected only here

@@ -1,15 +1,15 @@
-"""Reads the project's own format: a folder with ``annotations.jsonl`` and images.
+"""Reads the format of this package: a folder with ``annotations.jsonl`` and images.
 
-One JSON object a line:
+One JSON object per line:
 
 - ``image``: path within the folder; ``points``: [[x, y], ...] in pixels of the upright image with
   the center of the top-left pixel at (0, 0), or null for a point that is not annotated; ``split``;
-- optional: ``visible``, a list of true and false, or of codes of which 0 means plainly visible;
+- optional: ``visible``, a list of true and false, or of codes where 0 means fully visible;
   ``rect``, the official face rectangle xyxy; ``attributes``, an object whose entries become subsets
   (``{"pose": 1, "blur": 0, "set": "london"}`` gives "pose" and "set=london"); ``source``.
 
-Objects without points are images without annotation, and in no split. The mirror tables of
-schemes that are no `Layout` stand in ``points.json`` in the folder or in its parent:
+Objects without points are images without annotation, and in no split. The mirror table of a scheme
+that is not a `Layout` is in ``points.json`` in the folder or its parent:
 ``{"86": {"flip": [...]}}``.
 """
 
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.datasets.reading import (
     BadSample,
@@ -39,25 +39,29 @@ from hihlandmark.layouts import LAYOUTS
 ANNOTATIONS = "annotations.jsonl"
 
 STARTS_WITH = {70: "W300_68"}
-"""Schemes, by number of points, whose first points are those of a layout: FaceSynthetics' 70 are
-iBUG's 68 and two eye centers."""
+"""Schemes, by number of points, that start with the points of a layout: FaceSynthetics has the 68
+points of iBUG and two eye centers."""
 
 
 def recognize(folder: Path) -> bool:
-    """Whether the folder holds a data set of this format."""
+    """Whether the folder is a data set of this format."""
     return (folder / ANNOTATIONS).is_file()
 
 
 def splits(folder: Path) -> list[str]:
-    """The splits with annotated faces, in the order of their first."""
+    """The splits with annotated faces, in the order of their first face."""
     rows = _rows(folder, Samples())
     return list(dict.fromkeys(str(row["split"]) for _, row in rows if row.get("points")))
 
 
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
-    """The annotated faces of a split. ``layout`` names the scheme; default: by number of points.
+    """The annotated faces of a split; see `datasets.read_faces`.
 
-    Raises `DataError` and `ConfigurationError`.
+    Args:
+        folder: of the data set.
+        split: its name.
+        layout: names the scheme; None: by number of points.
+        samples: collects the faces.
     """
     rows = _rows(folder, samples)
     chosen = [(n, row) for n, row in rows if row["split"] == split and row.get("points")]
@@ -67,12 +71,25 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
         raise unknown_split(folder, split, splits(folder))
     count = Counter(_length(row["points"]) for _, row in chosen).most_common(1)[0][0]
     layout = layout or _name_of_scheme(count)
-    size = _size_taken(folder, layout, count)
+    size = _used_points(folder, layout, count)
     files = ScannedFolders()
     for number, row in chosen:
-        with samples.reading(f"{ANNOTATIONS}, line {number}"):
-            source = f"{ANNOTATIONS}, line {number}"
-            samples.add(_face(folder, row, count, size, source, files))
+        source = f"{ANNOTATIONS}, line {number}"
+        with samples.reading(source):
+            if not files.has(path := folder / row["image"]):
+                raise BadSample(f"there is no image {row['image']}")
+            samples.add(
+                AnnotatedFace(
+                    name=row["image"],
+                    load_image=partial(load_image, path),
+                    points=_points(row["points"], count)[:size],
+                    split=split,
+                    rectangle=_rectangle(row.get("rect")),
+                    visible=_visible(row.get("visible"), count, size),
+                    subsets=_subsets(row.get("attributes")),
+                    source=source,
+                )
+            )
     mirror = _mirror(folder, layout, size)
     return AnnotatedFaces(folder.name, layout, mirror, samples.faces, samples.skipped)
 
@@ -92,7 +109,7 @@ def _object(line: str) -> dict[str, Any]:
     except ValueError as error:
         raise BadSample(f"is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise BadSample("is no JSON object")
+        raise BadSample("is not a JSON object")
     for key in ("image", "split"):
         if not isinstance(row.get(key), str):
             raise BadSample(f"has no text {key!r}")
@@ -108,87 +125,66 @@ def _name_of_scheme(count: int) -> str:
     return by_size.get(count, f"POINTS{count}")
 
 
-def _size_taken(folder: Path, layout: str, count: int) -> int:
-    """How many of a face's points are those of the layout, from the first on."""
+def _used_points(folder: Path, layout: str, count: int) -> int:
+    """How many of a face's points, from the first on, are those of the layout."""
     if layout not in LAYOUTS or LAYOUTS[layout].size == count:
         return count
     if STARTS_WITH.get(count) == layout:
         return LAYOUTS[layout].size
     raise ConfigurationError(
-        f"{folder} has {count} points a face, {layout} has {LAYOUTS[layout].size}: "
+        f"{folder} has {count} points per face, {layout} has {LAYOUTS[layout].size}: "
         "give the layout in which it is annotated"
     )
 
 
-def _mirror(folder: Path, layout: str, size: int) -> NDArray[np.intp]:
+def _mirror(folder: Path, layout: str, size: int) -> IndexArray:
     if layout in LAYOUTS:
         return LAYOUTS[layout].mirror
     places = [folder / "points.json", folder.parent / "points.json"]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise DataError(
-            f"{folder} has {size} points a face, which is no layout of this package, and there is "
-            f"no points.json with their mirror table in it or in {folder.parent}: write "
-            f'{{"{size}": {{"flip": [...]}}}}, where flip[i] is the point that takes place i in '
-            "the mirrored picture"
+            f"{folder} has {size} points per face, which is not a layout of this package, and no "
+            f"points.json with their mirror table is in it or in {folder.parent}: write "
+            f'{{"{size}": {{"flip": [...]}}}}, where flip[i] is the point that becomes point i in '
+            "the mirrored image"
         )
     try:
         mirror = np.array(json.loads(path.read_text(encoding="utf-8"))[str(size)]["flip"], np.intp)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} has no mirror table {size!r} -> 'flip': {error!r}; write one into it"
+            f"{path} has no mirror table {size!r} -> 'flip': {error!r}; add it"
         ) from error
-    every_place = np.arange(size)
-    if mirror.shape != (size,) or not np.array_equal(np.sort(mirror), every_place):
+    is_permutation = np.array_equal(np.sort(mirror), np.arange(size))
+    if not is_permutation or not np.array_equal(mirror[mirror], np.arange(size)):
         raise DataError(
-            f"{path}: 'flip' of {size} does not name each of 0..{size - 1} once: mend it"
-        )
-    if not np.array_equal(mirror[mirror], every_place):
-        raise DataError(
-            f"{path}: 'flip' of {size} applied twice does not give every point back: mend it"
+            f"{path}: 'flip' of {size} must contain each of 0..{size - 1} once, and be its own "
+            "inverse"
         )
     return mirror
 
 
-def _face(
-    folder: Path, row: dict[str, Any], count: int, size: int, source: str, files: ScannedFolders
-) -> AnnotatedFace:
-    path = folder / row["image"]
-    if not files.has(path):
-        raise BadSample(f"there is no image {row['image']}")
-    rect = row.get("rect")
-    return AnnotatedFace(
-        name=row["image"],
-        load_image=partial(load_image, path),
-        points=_points(row["points"], count)[:size],
-        split=row["split"],
-        rectangle=None if rect is None else _rectangle(rect),
-        visible=_visible(row.get("visible"), count, size),
-        subsets=_subsets(row.get("attributes")),
-        source=source,
-    )
-
-
-def _points(points: Any, count: int) -> NDArray[np.float64]:
+def _points(points: Any, count: int) -> FloatArray:
     if _length(points) != count:
         raise BadSample(f"has {_length(points)} points, the other faces have {count}")
-    known = np.array([point is not None for point in points])
     try:
-        pairs = [(np.nan, np.nan) if point is None else point for point in points]
-        array = np.array(pairs, np.float64)
-    except (ValueError, TypeError) as error:
-        raise BadSample("its points are not all pairs [x, y] of numbers") from error
+        array = np.array([(np.nan,) * 2 if p is None else p for p in points], np.float64)
+    except (ValueError, TypeError):
+        array = np.zeros(0)
     if array.shape != (count, 2):
         raise BadSample("its points are not all pairs [x, y] of numbers")
+    known = np.array([point is not None for point in points])
     wrong = np.flatnonzero(known & ~np.isfinite(array).all(axis=1))
     if len(wrong):
-        raise BadSample(f"point {wrong[0]} is {points[wrong[0]]}; write null where none is known")
+        raise BadSample(f"point {wrong[0]} is {points[wrong[0]]}; write null for unknown points")
     if not known.any():
         raise BadSample("none of its points is known")
     return array
 
 
-def _rectangle(rect: Any) -> NDArray[np.float64]:
+def _rectangle(rect: Any) -> FloatArray | None:
+    if rect is None:
+        return None
     try:
         array = np.array(rect, np.float64)
     except (ValueError, TypeError):
@@ -198,7 +194,7 @@ def _rectangle(rect: Any) -> NDArray[np.float64]:
     return array
 
 
-def _visible(codes: Any, count: int, size: int) -> NDArray[np.bool_] | None:
+def _visible(codes: Any, count: int, size: int) -> BoolArray | None:
     if codes is None:
         return None
     if _length(codes) != count:
@@ -210,11 +206,7 @@ def _subsets(attributes: Any) -> frozenset[str]:
     if attributes is None:
         return frozenset()
     if not isinstance(attributes, dict):
-        raise BadSample("its 'attributes' is no object")
+        raise BadSample("its 'attributes' is not an object")
     flags = {key.lower() for key, value in attributes.items() if value in (1, True)}
-    values = {f"{key.lower()}={value}" for key, value in attributes.items() if _is_text(value)}
-    return frozenset(flags | values)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    texts = {key.lower(): value for key, value in attributes.items() if isinstance(value, str)}
+    return frozenset(flags | {f"{key}={value}" for key, value in texts.items() if value})

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: bad samples, numbers in text, files that must exist."""
+"""Shared by the readers of all formats: bad samples, numbers in text, stored images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, Image
+from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.image import EXIF_ORIENTATION_TAG, load_image
 from hihlandmark.layouts import Layout
@@ -23,11 +23,11 @@ OnBadSample = Literal["skip", "raise"]
 
 
 class BadSample(Exception):
-    """One sample of a data set is not what its format says; the message says how."""
+    """One sample of a data set does not follow its format."""
 
 
 class Samples:
-    """Gathers the faces of a split, and the samples that had to be left out."""
+    """Collects the faces of a split, and the samples that are left out."""
 
     def __init__(self, on_bad_sample: OnBadSample = "skip") -> None:
         self.on_bad_sample = on_bad_sample
@@ -36,44 +36,45 @@ class Samples:
         self._times_named: Counter[str] = Counter()
 
     def add(self, face: AnnotatedFace) -> None:
-        """Keeps a face; further faces of one image get a number in their name."""
+        """Keep a face; further faces of one image get a number in their name."""
         self._times_named[face.name] += 1
         times = self._times_named[face.name]
         self.faces.append(face if times == 1 else replace(face, name=f"{face.name}#{times}"))
 
     @contextmanager
     def reading(self, where: str) -> Iterator[None]:
-        """Turns a `BadSample` of its block into a skipped sample, or into a `DataError`.
+        """Turn a `BadSample` of the block into a skipped sample, or into a `DataError`.
 
-        ``where``: file and line, for the message.
+        Args:
+            where: file and line, for the message.
         """
         try:
             yield
         except BadSample as error:
             message = f"{where}: {error}"
             if self.on_bad_sample == "raise":
-                raise DataError(f"{message}; mend it, or pass on_bad_sample='skip'") from error
+                raise DataError(f"{message}; repair it, or pass on_bad_sample='skip'") from error
             self.skipped.append(message)
 
     def result(self, name: str, layout: Layout, published: int | None = None) -> AnnotatedFaces:
-        """What was gathered, for a layout of ours."""
+        """The collected faces, in a layout of this package."""
         return AnnotatedFaces(name, layout.name, layout.mirror, self.faces, self.skipped, published)
 
 
-def finite_numbers(fields: Sequence[str], first_column: int = 1) -> NDArray[np.float64]:
-    """Texts -> (N,) finite numbers. Raises `BadSample` that names the column and its text."""
-    try:
-        numbers = np.array(fields, np.float64)
-    except ValueError:
-        numbers = np.array([_number_or_nan(text) for text in fields], np.float64)
+def finite_numbers(fields: Sequence[str], first_column: int = 1) -> FloatArray:
+    """Parse texts as finite numbers (N,). Raises `BadSample` with the column and its text."""
+    numbers = np.array([number_or_nan(text) for text in fields])
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
         column = int(wrong[0])
-        raise BadSample(f"{fields[column]!r} in column {column + first_column} is no finite number")
+        raise BadSample(
+            f"{fields[column]!r} in column {column + first_column} is not a finite number"
+        )
     return numbers
 
 
-def _number_or_nan(text: str) -> float:
+def number_or_nan(text: str) -> float:
+    """The number that a text represents; NaN if it is none."""
     try:
         return float(text)
     except ValueError:
@@ -81,9 +82,9 @@ def _number_or_nan(text: str) -> float:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1 on.
+    """The lines of a UTF-8 text file that are not blank, with their numbers from 1 on.
 
-    Raises `DataError` when the file is missing, cannot be read, or is no UTF-8 text.
+    Raises `DataError` when the file is missing or cannot be read.
     """
     try:
         # "utf-8-sig" drops the byte order mark that Windows editors write.
@@ -99,7 +100,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 class ScannedFolders:
-    """Whether files exist, by listing each folder once: much cheaper than asking for each file."""
+    """Whether files exist, by listing each folder once: much faster than a check of each file."""
 
     def __init__(self) -> None:
         self._names: dict[Path, frozenset[str]] = {}
@@ -113,7 +114,7 @@ class ScannedFolders:
 
 
 def entry_names(folder: Path) -> list[str]:
-    """The names of a folder's files and folders, sorted; none when it is no folder."""
+    """The names of a folder's files and folders, sorted; none when it is not a folder."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -121,11 +122,11 @@ def entry_names(folder: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class StoredPhoto:
-    """Reads an image file as it is stored, without turning it as its EXIF says.
+class StoredImage:
+    """Reads an image file without applying its EXIF orientation.
 
     The published data sets were annotated, and are read by their authors' code, with tools that
-    ignore the tag (MATLAB's imread, OpenCV 2, Pillow): their points belong to the stored pixels.
+    ignore the tag (MATLAB's imread, OpenCV 2, Pillow): their points refer to the stored pixels.
     """
 
     path: Path
@@ -133,31 +134,31 @@ class StoredPhoto:
     def __call__(self) -> Image:
         """(H, W, 3) uint8 RGB. Raises `ImageError`."""
         try:
-            picture = Pillow.open(self.path)
+            pillow = Pillow.open(self.path)
         except Exception as error:  # damaged headers make Pillow raise errors of many kinds
             raise ImageError(
-                f"cannot open image {str(self.path)!r}: {error}; fetch or save it again"
+                f"cannot open image {str(self.path)!r}: {error}; download or save it again"
             ) from error
-        with picture:
+        with pillow:
             try:
-                picture.getexif().pop(EXIF_ORIENTATION_TAG, None)
+                pillow.getexif().pop(EXIF_ORIENTATION_TAG, None)
             except Exception:  # damaged metadata: `load_image` then ignores them too
-                picture.info.pop("exif", None)
+                pillow.info.pop("exif", None)
             try:
-                return load_image(picture)
+                return load_image(pillow)
             except ImageError as error:
                 raise ImageError(f"file {str(self.path)!r}: {error}") from error
 
 
 def unknown_split(folder: Path, split: str, offered: Iterable[str]) -> ConfigurationError:
-    """The error for a split that the data set does not have."""
+    """The error for a split that does not exist."""
     known = ", ".join(offered) or "none"
     return ConfigurationError(f"{folder} has no split {split!r}; it has {known}")
 
 
 def check_layout(data_set: str, own: Layout, wanted: str | None) -> None:
-    """Raises `ConfigurationError` when another layout is wanted than the data set's only one."""
+    """Raises `ConfigurationError` when the layout is not the only one of the data set."""
     if wanted is not None and wanted != own.name:
         raise ConfigurationError(
-            f"{data_set} is annotated in the layout {own.name}, not in {wanted}: leave layout out"
+            f"{data_set} is annotated in the layout {own.name}, not in {wanted}: omit layout"
         )

@@ -5,12 +5,12 @@
     afw/  helen/trainset/  helen/testset/  lfpw/trainset/  lfpw/testset/  ibug/
     300W/01_Indoor/  300W/02_Outdoor/          (the private test set; also without 300W/)
 
-Splits, as all papers use them: train (AFW and the training parts of HELEN and LFPW, 3,148 faces),
-common (the test parts, 554), challenge (IBUG, 135), full (both, 689, whose faces carry the subsets
-"common" and "challenge"), and test (300 faces each of the subsets "indoor" and "outdoor").
+Splits as in the papers: train (AFW and the training parts of HELEN and LFPW, 3,148 faces), common
+(the test parts, 554), challenge (IBUG, 135), full (both, 689, with the subsets "common" and
+"challenge"), and test (300 faces each of the subsets "indoor" and "outdoor").
 
-The coordinates of ``.pts`` files count from 1, as MATLAB does, so 1 is subtracted. Mirror images
-that some redistributions add ("..._mirror.jpg") are left out: no paper trains on them as files.
+The coordinates of ``.pts`` files count from 1, as in MATLAB, so 1 is subtracted. Mirrored images
+of some redistributions ("..._mirror.jpg") are left out.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from hihlandmark.arrays import FloatArray
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.datasets.reading import (
     BadSample,
     Samples,
-    StoredPhoto,
+    StoredImage,
     check_layout,
     entry_names,
     finite_numbers,
@@ -36,7 +34,7 @@ from hihlandmark.layouts import W300_68
 
 _COMMON = {"helen/testset": "common", "lfpw/testset": "common"}
 _CHALLENGE = {"ibug": "challenge"}
-# Split -> its folders -> the subset that a folder's faces are in.
+# Split -> its folders -> the subset of the faces in a folder.
 SPLITS: dict[str, dict[str, str | None]] = {
     "train": {"afw": None, "helen/trainset": None, "lfpw/trainset": None},
     "common": {**_COMMON},
@@ -50,13 +48,13 @@ PRIVATE_TEST = "300W"
 
 
 def recognize(folder: Path) -> bool:
-    """Whether the folder holds a data set of this format."""
+    """Whether the folder is a data set of this format."""
     parts = {part for parts in SPLITS.values() for part in parts}
     return any(_part(folder, part) is not None for part in parts)
 
 
 def splits(folder: Path) -> list[str]:
-    """The splits whose folders are all there; of the private test set, the subsets too."""
+    """The splits whose folders all exist, and the subsets of the private test set."""
     whole = [
         split
         for split, parts in SPLITS.items()
@@ -66,17 +64,14 @@ def splits(folder: Path) -> list[str]:
 
 
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
-    """The annotated faces of a split.
-
-    Raises `DataError` and `ConfigurationError`.
-    """
+    """The annotated faces of a split; see `datasets.read_faces`."""
     check_layout("300-W", W300_68, layout)
     if split not in SPLITS:
         raise unknown_split(folder, split, SPLITS)
     places = {part: _part(folder, part) for part in SPLITS[split]}
     if missing := [part for part, place in places.items() if place is None]:
         raise DataError(
-            f"{folder} lacks {' and '.join(missing)}: 300-W {split} is made of "
+            f"{folder} lacks {' and '.join(missing)}: 300-W {split} consists of "
             f"{', '.join(places)}; unpack iBUG's zip files there, so that the .pts files lie "
             "beside their images"
         )
@@ -87,7 +82,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
 
 
 def _part(folder: Path, part: str) -> Path | None:
-    """The folder of a part, whatever its case ("IBUG", "Helen/trainset")."""
+    """The folder of a part, ignoring case ("IBUG", "Helen/trainset")."""
     return _descend(folder, part) or _descend(folder, f"{PRIVATE_TEST}/{part}")
 
 
@@ -116,7 +111,7 @@ def _read_part(root: Path, folder: Path, split: str, subset: str | None, samples
             samples.add(
                 AnnotatedFace(
                     name=image.relative_to(root).as_posix(),
-                    load_image=StoredPhoto(image),
+                    load_image=StoredImage(image),
                     points=read_pts(path) - 1,
                     split=split,
                     subsets=frozenset() if subset is None else frozenset({subset}),
@@ -125,8 +120,8 @@ def _read_part(root: Path, folder: Path, split: str, subset: str | None, samples
             )
 
 
-def read_pts(path: Path, count: int = W300_68.size) -> NDArray[np.float64]:
-    """The points (P, 2) of a ``.pts`` file as they stand in it: counted from 1.
+def read_pts(path: Path, count: int = W300_68.size) -> FloatArray:
+    """The points (P, 2) of a ``.pts`` file as stored, counted from 1.
 
     Raises `BadSample` when they are not ``count`` pairs of finite numbers.
     """
@@ -137,11 +132,11 @@ def read_pts(path: Path, count: int = W300_68.size) -> NDArray[np.float64]:
     header, opening, rest = text.partition("{")
     body, closing, _ = rest.partition("}")
     if not opening or not closing:
-        raise BadSample("has no coordinates between { and }: it is cut off, or no .pts file")
+        raise BadSample("has no coordinates between { and }: it is truncated or not a .pts file")
     fields = body.split()
-    said = re.search(r"n_points\s*:\s*(\d+)", header)
-    if said is not None and int(said[1]) != count:
-        raise BadSample(f"has {said[1]} points instead of {count}")
+    header_count = re.search(r"n_points\s*:\s*(\d+)", header)
+    if header_count is not None and int(header_count[1]) != count:
+        raise BadSample(f"has {header_count[1]} points instead of {count}")
     if len(fields) != 2 * count:
         raise BadSample(f"has {len(fields)} coordinates instead of {2 * count}")
     first_line = header.count("\n") + 2

@@ -7,12 +7,11 @@
     WFLW_annotations/list_98pt_test/list_98pt_test{,_largepose,_expression,...}.txt
 
 A line of a list has 98 x 2 coordinates, then (in the first kind) the face rectangle xmin, ymin,
-xmax, ymax and six flags, then the image's path, with blanks between. Coordinates are used as
-published: they are in pixels with the center of the top-left pixel at (0, 0), as the authors' and
-all public code that we read take them.
+xmax, ymax and six flags, then the image's path, separated by blanks. Coordinates are used as
+published: in pixels with the center of the top-left pixel at (0, 0), as in the authors' code.
 
-The faces of a split carry the subsets pose, expression, illumination, makeup, occlusion and blur,
-from the flags; for a test list without flags, from the subsets' own lists.
+The subsets are pose, expression, illumination, makeup, occlusion and blur: from the flags, or for a
+test list without flags from the lists of the subsets.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.datasets.reading import (
     BadSample,
     Samples,
     ScannedFolders,
-    StoredPhoto,
+    StoredImage,
     check_layout,
     finite_numbers,
     numbered_lines,
@@ -38,7 +37,7 @@ from hihlandmark.errors import DataError
 from hihlandmark.layouts import WFLW98
 
 IMAGES, ANNOTATIONS = "WFLW_images", "WFLW_annotations"
-# The first list that is there is read.
+# The first list that exists is read.
 LISTS = {
     "train": ("list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt",),
     "test": (
@@ -47,7 +46,7 @@ LISTS = {
     ),
 }
 PUBLISHED = {"train": 7500, "test": 2500}
-# In the order of the flags; the lists of the test subsets say "largepose".
+# In the order of the flags; the list of "pose" is called "largepose".
 ATTRIBUTES = ("pose", "expression", "illumination", "makeup", "occlusion", "blur")
 SUBSET_LISTS = {
     name: f"list_98pt_test/list_98pt_test_{'largepose' if name == 'pose' else name}.txt"
@@ -58,30 +57,26 @@ NUMBERS_IN_LINE = (COORDINATES, COORDINATES + RECTANGLE, COORDINATES + RECTANGLE
 
 
 def recognize(folder: Path) -> bool:
-    """Whether the folder holds a data set of this format."""
+    """Whether the folder is a data set of this format."""
     return (folder / ANNOTATIONS).is_dir() or (folder / IMAGES).is_dir()
 
 
 def splits(folder: Path) -> list[str]:
-    """The splits whose lists are there; of the test split, the subsets too."""
+    """The splits whose lists exist, and the subsets of the test split."""
     whole = [name for name in LISTS if _list(folder, name) is not None]
     return whole + [f"test/{name}" for name in ATTRIBUTES if "test" in whole]
 
 
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
-    """The annotated faces of "train" or "test".
-
-    Raises `DataError` and `ConfigurationError`.
-    """
+    """The annotated faces of "train" or "test"; see `datasets.read_faces`."""
     check_layout("WFLW", WFLW98, layout)
     if split not in LISTS:
         raise unknown_split(folder, split, LISTS)
     path = _list(folder, split)
     if path is None:
         raise DataError(
-            f"{folder} has no list of WFLW's {split} faces: looked for "
-            + " and ".join(f"{ANNOTATIONS}/{name}" for name in LISTS[split])
-            + "; unpack WFLW_annotations.tar.gz there"
+            f"{folder} has no list of WFLW's {split} faces ({' or '.join(LISTS[split])} in "
+            f"{ANNOTATIONS}): unpack WFLW_annotations.tar.gz there"
         )
     if not (folder / IMAGES).is_dir():
         raise DataError(
@@ -89,11 +84,28 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             f"beside {ANNOTATIONS}"
         )
     files = ScannedFolders()
-    listed = _subsets_by_face(folder) if split == "test" else {}
+    subset_lists = _subsets_by_face(folder) if split == "test" else {}
     for number, line in numbered_lines(path):
         source = f"{path.name}, line {number}"
         with samples.reading(source):
-            samples.add(_face(folder, line, split, source, listed, files))
+            image, numbers = _parse(line)
+            if not files.has(folder / IMAGES / image):
+                raise BadSample(f"there is no image {IMAGES}/{image}")
+            flags = numbers[COORDINATES + RECTANGLE :]
+            if not np.isin(flags, (0, 1)).all():
+                raise BadSample(f"its attributes {flags} are not all 0 or 1")
+            listed = subset_lists.get(_key(image, numbers), set())
+            samples.add(
+                AnnotatedFace(
+                    name=image,
+                    load_image=StoredImage(folder / IMAGES / image),
+                    points=numbers[:COORDINATES].reshape(-1, 2),
+                    split=split,
+                    rectangle=numbers[COORDINATES:][:RECTANGLE] if len(flags) else None,
+                    subsets=flagged_subsets(flags) if len(flags) else frozenset(listed),
+                    source=source,
+                )
+            )
     return samples.result("WFLW", WFLW98, PUBLISHED[split])
 
 
@@ -102,7 +114,7 @@ def _list(folder: Path, split: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _parse(line: str) -> tuple[str, NDArray[np.float64]]:
+def _parse(line: str) -> tuple[str, FloatArray]:
     """A line -> the image's path, and the numbers before it."""
     *fields, image = line.split()
     if len(fields) not in NUMBERS_IN_LINE:
@@ -111,51 +123,25 @@ def _parse(line: str) -> tuple[str, NDArray[np.float64]]:
     return image, finite_numbers(fields)
 
 
-def _face(
-    folder: Path,
-    line: str,
-    split: str,
-    source: str,
-    listed: dict[tuple[str, bytes], set[str]],
-    files: ScannedFolders,
-) -> AnnotatedFace:
-    image, numbers = _parse(line)
-    path = folder / IMAGES / image
-    if not files.has(path):
-        raise BadSample(f"there is no image {IMAGES}/{image}")
-    rectangle = numbers[COORDINATES : COORDINATES + RECTANGLE]
-    flags = numbers[COORDINATES + RECTANGLE :]
-    if not np.isin(flags, (0, 1)).all():
-        raise BadSample(f"its attributes {flags} are not all 0 or 1")
-    if len(flags):
-        subsets = {name for name, flag in zip(ATTRIBUTES, flags, strict=True) if flag}
-    else:
-        subsets = listed.get(_key(image, numbers), set())
-    return AnnotatedFace(
-        name=image,
-        load_image=StoredPhoto(path),
-        points=numbers[:COORDINATES].reshape(-1, 2),
-        split=split,
-        rectangle=rectangle if len(rectangle) else None,
-        subsets=frozenset(subsets),
-        source=source,
-    )
+def flagged_subsets(flags: FloatArray) -> frozenset[str]:
+    """The names of the attributes whose flags (6,) are 1."""
+    return frozenset(name for name, flag in zip(ATTRIBUTES, flags, strict=True) if flag)
 
 
 def _subsets_by_face(folder: Path) -> dict[tuple[str, bytes], set[str]]:
-    """Which subset lists a face of the test split is in; empty where those lists are not there."""
+    """The subset lists that each face of the test split is in; empty without such lists."""
     subsets: dict[tuple[str, bytes], set[str]] = defaultdict(set)
     for name, file in SUBSET_LISTS.items():
         path = folder / ANNOTATIONS / file
         for _, line in numbered_lines(path) if path.is_file() else ():
             try:
                 image, numbers = _parse(line)
-            except BadSample:  # said once, for the list of the whole split
+            except BadSample:  # reported once, for the list of the whole split
                 continue
             subsets[_key(image, numbers)].add(name)
     return subsets
 
 
-def _key(image: str, numbers: NDArray[np.float64]) -> tuple[str, bytes]:
-    """Tells the faces of one image apart by their points, to a tenth of a pixel."""
+def _key(image: str, numbers: FloatArray) -> tuple[str, bytes]:
+    """Identifies a face by its image and points, to a tenth of a pixel."""
     return image, np.rint(numbers[:COORDINATES] * 10).astype(np.int64).tobytes()

@@ -1,59 +1,48 @@
-"""How errors grow as images get worse: blurred, compressed, small, turned, without color.
+"""How errors grow as images get worse: blurred, compressed, small, rotated, without color.
 
-A corrupted split is a split like any other, which `evaluate` measures unchanged. Boxes that get
-worse are `protocol.Jitter`.
+A corrupted split is a split like any other, which `evaluate` measures unchanged. Corruptions of
+boxes are `protocol.Jitter`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.arrays import FloatArray, Image, Progress
 from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.augmentation import compressed, without_color
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, ImageError
-from hihlandmark.evaluation.protocol import (
-    BoxSource,
-    CurvePoint,
-    Progress,
-    curve_point,
-    evaluate,
-    part_of,
-    tight_box,
-)
+from hihlandmark.evaluation.protocol import BoxSource, CurvePoint, evaluate, part_of, tight_box
 
-if TYPE_CHECKING:
-    from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-    from hihlandmark.detector import Detector
-
-
-VIEW_SIDE = 3.0
-"""Side of the square that is kept of an image, in longer sides of the box tight around the face's
-points. The crop of a face turned by 45 degrees may take 2.1."""
+WINDOW_SIDE = 3.0
+"""Side of the crop window, in longer sides of the box tight around the points of the face. The crop
+of a face rotated by 45 degrees may take 2.1."""
 LARGEST_FACE = 2.0
-"""Longer sides of an image that a face may take: labels that are far off would ask for a view of any
-size."""
+"""Largest face in longer sides of its image: wrong labels could ask for a window of any size."""
 JPEG_FACE = 128
 """Longer side of the face's tight box in pixels when its image is compressed."""
 FAILING = 0.5
-"""The share of faces above 10 % (FR10) from which on a detector is said to fail."""
+"""A detector fails where more than this share of the faces has an error above 10 % (FR10)."""
 
 
 # ---------------------------------------------------------------------------------- corruptions
 
 
-class View(NamedTuple):
-    """The part of an image that is kept, and the size it is shown at.
+class CropWindow(NamedTuple):
+    """The part of an image that is kept, and the size to which it is scaled.
 
-    ``square``: (4,) as (cx, cy, side, angle), see `crop.py`, with a side of whole pixels; ``size``:
-    side of the image that it becomes, in pixels. It depends on labels alone, so that points can
-    be moved before the image is read.
+    It depends on labels alone, so that points can be transformed before the image is read.
+
+    Attributes:
+        square: (4,) as (cx, cy, side, angle), see `crop.py`, with a side of whole pixels.
+        size: side of the scaled window in pixels.
     """
 
     square: FloatArray
@@ -61,53 +50,60 @@ class View(NamedTuple):
 
     @property
     def matrix(self) -> FloatArray:
-        """(2, 3), from pixels of the image to those of the view."""
+        """(2, 3), from pixels of the image to pixels of the window."""
         return crop_matrix(self.square, self.size)
 
     def cut(self, image: Image) -> Image:
-        """The view (size, size, 3) of an image (H, W, 3); black outside of it.
+        """Cut the window from an image.
 
-        Raises `ImageError` when the face is absurdly large for the image.
+        Args:
+            image: (H, W, 3).
+
+        Returns:
+            (size, size, 3), black outside of the image.
+
+        Raises:
+            ImageError: the face is much larger than the image.
         """
         side = int(self.square[2])
-        if side > VIEW_SIDE * LARGEST_FACE * max(image.shape[:2]):
+        if side > WINDOW_SIDE * LARGEST_FACE * max(image.shape[:2]):
             raise ImageError(
-                f"the labeled face is over {LARGEST_FACE:g} times as large as the photo: check "
+                f"the labeled face is over {LARGEST_FACE:g} times as large as the image: check "
                 "its points"
             )
-        # Cut at the image's own scale first: an upright view of this size is an exact copy.
-        picture = cut_crop(image, self.square, side)
+        # First at the scale of the image: an upright window of this size is an exact copy.
+        crop = cut_crop(image, self.square, side)
         if self.size == side:
-            return picture
+            return crop
         method = cv2.INTER_AREA if self.size < side else cv2.INTER_LINEAR
-        return cv2.resize(picture, (self.size, self.size), interpolation=method)
+        return cv2.resize(crop, (self.size, self.size), interpolation=method)
 
 
-def _as_it_is(box: FloatArray, severity: float = 0, angle: float = 0) -> View:
-    """The square around a tight box (4,), on the image's pixel grid and at its scale."""
-    side = max(round(VIEW_SIDE * _longer(box)), 1)
+def _full_size(box: FloatArray, severity: float = 0, angle: float = 0) -> CropWindow:
+    """The window around a tight box (4,), on the pixel grid and at the scale of the image."""
+    side = max(round(WINDOW_SIDE * _longer(box)), 1)
     half = (side - 1) / 2  # from the center of the first pixel to that of the square
     center = np.round((box[:2] + box[2:]) / 2 - half) + half
-    return View(np.array([*center, side, angle]), side)
+    return CropWindow(np.array([*center, side, angle]), side)
 
 
-def _turned(box: FloatArray, degrees: float) -> View:
-    return _as_it_is(box, angle=np.deg2rad(degrees))
+def _rotated(box: FloatArray, degrees: float) -> CropWindow:
+    return _full_size(box, angle=np.deg2rad(degrees))
 
 
-def _shrunk(box: FloatArray, pixels: float) -> View:
-    """A face that is smaller already stays as it is."""
-    view = _as_it_is(box)
-    return view._replace(size=min(_scaled(box, pixels).size, view.size))
+def _shrunk(box: FloatArray, pixels: float) -> CropWindow:
+    """A face that is smaller already is not changed."""
+    window = _full_size(box)
+    return window._replace(size=min(_scaled(box, pixels).size, window.size))
 
 
-def _of_jpeg_face(box: FloatArray, quality: float) -> View:
+def _of_jpeg_face(box: FloatArray, quality: float) -> CropWindow:
     return _scaled(box, JPEG_FACE)
 
 
-def _scaled(box: FloatArray, pixels: float) -> View:
-    view = _as_it_is(box)
-    return view._replace(size=max(round(view.size * pixels / max(_longer(box), 1)), 1))
+def _scaled(box: FloatArray, pixels: float) -> CropWindow:
+    window = _full_size(box)
+    return window._replace(size=max(round(window.size * pixels / max(_longer(box), 1)), 1))
 
 
 def _longer(box: FloatArray) -> float:
@@ -115,35 +111,35 @@ def _longer(box: FloatArray) -> float:
     return float((box[2:] - box[:2]).max())
 
 
-def _unchanged(picture: Image, severity: float, face_side: float) -> Image:
-    return picture
+def _unchanged(image: Image, severity: float, face_side: float) -> Image:
+    return image
 
 
-def _blurred(picture: Image, per_cent: float, face_side: float) -> Image:
+def _blurred(image: Image, per_cent: float, face_side: float) -> Image:
     sigma = per_cent / 100 * face_side
-    return cv2.GaussianBlur(picture, (0, 0), sigma) if sigma > 0 else picture
+    return cv2.GaussianBlur(image, (0, 0), sigma) if sigma > 0 else image
 
 
-def _compressed(picture: Image, quality: float, face_side: float) -> Image:
-    return compressed(picture, round(quality))
+def _compressed(image: Image, quality: float, face_side: float) -> Image:
+    return compressed(image, round(quality))
 
 
-def _gray(picture: Image, share: float, face_side: float) -> Image:
-    return cv2.addWeighted(without_color(picture), share, picture, 1 - share, 0)
+def _gray(image: Image, share: float, face_side: float) -> Image:
+    return cv2.addWeighted(without_color(image), share, image, 1 - share, 0)
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way in which images get worse, and how far.
+    """One way in which images get worse.
 
     Attributes:
-        title: says what is done to an image.
-        unit: what a severity is.
+        title: describes what is done to an image.
+        unit: of the severity.
         severities: those that are measured, the mildest first.
-        limits: the smallest and the largest severity that make sense.
-        view: tight box (4,) of the face and severity -> `View`.
-        look: view (S, S, 3) uint8, severity, and the longer side of the face's tight box in pixels
-            of the view -> an image of the same shape.
+        limits: the smallest and the largest valid severity.
+        window: tight box (4,) of the face and severity -> `CropWindow`.
+        change: crop (S, S, 3) uint8, severity, and the longer side of the face's tight box in
+            pixels of the crop -> an image of the same shape.
         alternates: every other face gets minus the severity.
     """
 
@@ -151,68 +147,70 @@ class Corruption:
     unit: str
     severities: tuple[float, ...]
     limits: tuple[float, float]
-    view: Callable[[FloatArray, float], View] = _as_it_is
-    look: Callable[[Image, float, float], Image] = _unchanged
+    window: Callable[[FloatArray, float], CropWindow] = _full_size
+    change: Callable[[Image, float, float], Image] = _unchanged
     alternates: bool = False
 
 
-UNCORRUPTED = Corruption("Photos as they are", "none", (0,), (0, 0))
+UNCORRUPTED = Corruption("Unchanged images", "none", (0,), (0, 0))
 
 CORRUPTIONS: Mapping[str, Corruption] = {
     "blur": Corruption(
-        "Gaussian blur", "sigma (% of the face)", (0.5, 1, 2, 3, 5), (0, 100), look=_blurred
+        "Gaussian blur", "sigma (% of the face)", (0.5, 1, 2, 3, 5), (0, 100), change=_blurred
     ),
     "jpeg": Corruption(
         f"JPEG compression of faces of {JPEG_FACE} pixels",
         "quality",
         (95, 60, 40, 20, 10, 5),
         (1, 100),
-        view=_of_jpeg_face,
-        look=_compressed,
+        window=_of_jpeg_face,
+        change=_compressed,
     ),
     "size": Corruption(
-        "Faces shrunk", "longer side (pixels)", (96, 64, 48, 32, 24), (4, np.inf), view=_shrunk
+        "Faces shrunk", "longer side (pixels)", (96, 64, 48, 32, 24), (4, np.inf), window=_shrunk
     ),
     "rotation": Corruption(
-        "Photos turned about the face",
+        "Images rotated about the face",
         "degrees",
         (15, 30, 45, 60, 75, 90, 120, 150, 180),
         (0, 180),
-        view=_turned,
+        window=_rotated,
         alternates=True,
     ),
-    "gray": Corruption("Without color", "share", (1,), (0, 1), look=_gray),
+    "gray": Corruption("Without color", "share", (1,), (0, 1), change=_gray),
 }
-"""What images are corrupted by, by its name."""
+"""The corruptions that `measure_robustness` measures, by name."""
 
 
 # ----------------------------------------------------------------------------- corrupted splits
 
 
 @dataclass(frozen=True)
-class CorruptedPhoto:
-    """Reads an image, cuts a view and changes its look. Picklable where ``load_image`` is.
+class CorruptedImage:
+    """Reads an image, cuts a window and corrupts it. Picklable if ``load_image`` is.
 
-    The last three are those of `Corruption.look`.
+    The last three are those of `Corruption.change`.
     """
 
     load_image: Callable[[], Image]
-    view: View
-    look: Callable[[Image, float, float], Image]
+    window: CropWindow
+    change: Callable[[Image, float, float], Image]
     severity: float
     face_side: float
 
     def __call__(self) -> Image:
         """(S, S, 3) uint8 RGB. Raises `ImageError`."""
-        return self.look(self.view.cut(self.load_image()), self.severity, self.face_side)
+        return self.change(self.window.cut(self.load_image()), self.severity, self.face_side)
 
 
 def corrupted(faces: AnnotatedFaces, corruption: Corruption, severity: float) -> AnnotatedFaces:
-    """The same faces in corrupted images, each a square of `VIEW_SIDE` around its face.
+    """The same faces in corrupted images, each a square of `WINDOW_SIDE` around its face.
 
     Points move with the image. An official rectangle keeps its shape about its moved center, and is
-    scaled. A face without known points stays as it is. Raises `ConfigurationError` for a severity
-    outside of the corruption's limits.
+    scaled. A face without known points is not changed.
+
+    Raises:
+        ConfigurationError: the severity is outside of the corruption's limits.
     """
     low, high = corruption.limits
     if not low <= severity <= high:
@@ -234,23 +232,22 @@ def _corrupted_face(face: AnnotatedFace, corruption: Corruption, severity: float
     box = tight_box(face)
     if not np.isfinite(box).all():
         return face
-    view = corruption.view(box, severity)
-    scale = view.size / view.square[2]
-    face_side = _longer(box) * scale
+    window = corruption.window(box, severity)
+    scale = window.size / window.square[2]
+    rectangle = face.rectangle
+    if rectangle is not None:  # upright, as those of face detectors are
+        low, high = rectangle[:2], rectangle[2:]
+        (center,) = transform_points(window.matrix, (low + high)[None] / 2)
+        half = (high - low) / 2 * scale
+        rectangle = np.concatenate([center - half, center + half], dtype=np.float64)
     return replace(
         face,
-        load_image=CorruptedPhoto(face.load_image, view, corruption.look, severity, face_side),
-        points=transform_points(view.matrix, face.points).astype(np.float64),
-        rectangle=None if face.rectangle is None else _moved(face.rectangle, view.matrix, scale),
+        load_image=CorruptedImage(
+            face.load_image, window, corruption.change, severity, _longer(box) * scale
+        ),
+        points=transform_points(window.matrix, face.points).astype(np.float64),
+        rectangle=rectangle,
     )
-
-
-def _moved(rectangle: FloatArray, matrix: FloatArray, scale: float) -> NDArray[np.float64]:
-    """A rectangle (4,) about its moved center, upright as those of face detectors are."""
-    low, high = rectangle[:2], rectangle[2:]
-    (center,) = transform_points(matrix, (low + high)[None] / 2)
-    half = (high - low) / 2 * scale
-    return np.concatenate([center - half, center + half], dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------------- measuring
@@ -266,7 +263,7 @@ class RobustnessCurve:
 
     @property
     def fails_from(self) -> float | None:
-        """The first severity measured at which more than half of the faces fail; None: nowhere.
+        """The first measured severity at which more than half of the faces fail; None: nowhere.
 
         A face fails when its error is above 10 %, or when it was not found.
         """
@@ -276,7 +273,7 @@ class RobustnessCurve:
 
 @dataclass(frozen=True)
 class Robustness:
-    """The errors under each corruption by its name, and those of images as they are."""
+    """The errors under each corruption by its name, and those of unchanged images."""
 
     uncorrupted: CurvePoint
     curves: Mapping[str, RobustnessCurve]
@@ -293,41 +290,51 @@ def robustness_curve(
     normalization: str = "interocular",
     progress: Progress | None = None,
 ) -> RobustnessCurve:
-    """The errors of a detector under a corruption of growing severity, None: the corruption's.
+    """The errors of a detector under a corruption of growing severity.
 
-    Boxes from labels are tight around the points as they lie in the corrupted image: those of a
-    face detector that is always right. With ``boxes="detected"`` faces are looked for in the
-    corrupted image. Costs one evaluation a severity; the rest as `evaluate`.
+    Costs one evaluation per severity.
 
-    Raises `ConfigurationError` for severities that make no sense, or none.
+    Args:
+        detector: predicts the points.
+        faces: the annotated faces of a split.
+        corruption: such as one of `CORRUPTIONS`.
+        severities: None: those of the corruption.
+        boxes: as in `evaluate`. "labels" are tight around the points in the corrupted image;
+            "detected" searches the corrupted image.
+        official_map: as in `evaluate`.
+        normalization: unit of the errors, a key of `NORMALIZATIONS`.
+        progress: called with the number of faces done and of all faces of all evaluations.
+
+    Raises:
+        ConfigurationError: a severity is outside of the corruption's limits, or there is none.
     """
     severities = corruption.severities if severities is None else severities
     if not severities:
-        raise ConfigurationError(f"{corruption.title}: give one severity or more")
+        raise ConfigurationError(f"{corruption.title}: pass one severity or more")
     points = []
-    for place, severity in enumerate(severities):
+    for index, severity in enumerate(severities):
         evaluation = evaluate(
             detector,
             corrupted(faces, corruption, severity),
             boxes=boxes,
             official_map=official_map,
-            progress=part_of(progress, place, len(severities)),
+            progress=part_of(progress, index, len(severities)),
         )
-        points.append(curve_point(severity, evaluation.normalized(normalization)))
+        points.append(CurvePoint.of(severity, evaluation.normalized(normalization)))
     return RobustnessCurve(corruption, tuple(points), _remarks(faces, corruption, severities))
 
 
 def _remarks(
     faces: AnnotatedFaces, corruption: Corruption, severities: Sequence[float]
 ) -> tuple[str, ...]:
-    """How many faces a severity does not reach, because they are as small already."""
-    if corruption.view is not _shrunk:
+    """How many faces a severity leaves unchanged, because they are as small already."""
+    if corruption.window is not _shrunk:
         return ()
     sides = np.array([_longer(tight_box(face)) for face in faces])
     small = {severity: int((sides <= severity).sum()) for severity in severities}
     return tuple(
-        f"{corruption.title} to {severity:g} pixels: {count} of {len(faces)} are not larger and "
-        "left as they are"
+        f"{corruption.title} to {severity:g} pixels: {count} of {len(faces)} are not larger "
+        "and unchanged"
         for severity, count in small.items()
         if count
     )
@@ -343,9 +350,10 @@ def measure_robustness(
     normalization: str = "interocular",
     progress: Progress | None = None,
 ) -> Robustness:
-    """The errors of a detector under each of the corruptions; see `robustness_curve`.
+    """The errors of a detector under several corruptions, and without.
 
-    Costs one evaluation a severity, 27 in all, and one without a corruption.
+    Costs one evaluation per severity, 27 in all, and one of unchanged images. Arguments as in
+    `robustness_curve`.
     """
     every = {"": UNCORRUPTED, **corruptions}
     total = sum(len(corruption.severities) for corruption in every.values())

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image as PillowImage
-from PIL import ImageDraw, ImageFont
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
-from hihlandmark.draw import draw_points
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
+from hihlandmark.datasets.contact_sheet import Tile, contact_sheet
+from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.draw import encode_png
+from hihlandmark.errors import missing_extra
 from hihlandmark.evaluation.corruptions import FAILING, Robustness
 from hihlandmark.evaluation.metrics import area_under_curve, cumulative_errors
 from hihlandmark.evaluation.protocol import JitterCurve
 from hihlandmark.evaluation.result import Evaluation
 
-if TYPE_CHECKING:
-    from hihlandmark.datasets.faces import AnnotatedFaces
-
-
 CED_END = 0.10
-"""Where the curve ends, as in the papers."""
-TILE, CAPTION, TILES_A_ROW = 256, 40, 5
-"""Pixels of a face and of the text below it in the gallery, and faces beside one another."""
+"""Largest error of the curve, as in the papers."""
+TILE, TILES_PER_ROW = 256, 5
+"""Side of a face in the gallery in pixels, and faces per row."""
+ANNOTATED, PREDICTED = (0, 200, 80), (255, 60, 40)
+"""RGB of the points in the gallery."""
 MARGIN = 1.6
-"""Side of a face's square in the gallery, in longer sides of the box tight around it."""
+"""Side of the crop of a face in the gallery, in longer sides of its tight box."""
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of a size in inches. Raises `ConfigurationError` without matplotlib."""
-    try:
+    """A matplotlib figure of a size in inches.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+    """
+    with missing_extra("train"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigurationError(
-            "the curves of a report are drawn with matplotlib: pip install 'hihlandmark[train]'"
-        ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -49,41 +47,40 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def errors_by_subset(evaluation: Evaluation) -> Iterator[tuple[str, FloatArray]]:
+    """The face errors (N,) of "all" faces and of each subset."""
+    errors = evaluation.face_errors
+    yield "all", errors
+    for name in evaluation.subset_names:
+        yield name, errors[evaluation.subset(name)]
+
+
 def ced_figure(evaluation: Evaluation) -> bytes:
     """The share of faces with at most an error, up to 10 %: all faces and each subset."""
     figure = new_figure(8.4, 4.4)
     axes = figure.subplots()
-    errors = evaluation.face_errors
-    chosen = {"all": errors}
-    chosen |= {name: errors[evaluation.subset(name)] for name in evaluation.subset_names}
-    for name, some in chosen.items():
-        curve = 100 * cumulative_errors(some, CED_END)
-        label = f"{name}: AUC {100 * area_under_curve(some, CED_END):.1f} %, {len(some)} faces"
+    for name, errors in errors_by_subset(evaluation):
+        curve = 100 * cumulative_errors(errors, CED_END)
+        label = f"{name}: AUC {100 * area_under_curve(errors, CED_END):.1f} %, {len(errors)} faces"
         axes.plot(curve[:, 0], curve[:, 1], label=label, linewidth=2.2 if name == "all" else 1.1)
-    axes.set(
-        xlabel=f"NME (% of {evaluation.normalization} distance)"
-        if evaluation.normalization.startswith("inter")
-        else f"NME (% of {evaluation.normalization})",
-        ylabel="faces (%)",
-        xlim=(0, 100 * CED_END),
-        ylim=(0, 101),
-    )
+    unit = f"NME (%, {evaluation.normalization})"
+    axes.set(xlabel=unit, ylabel="faces (%)", xlim=(0, 100 * CED_END), ylim=(0, 101))
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper")
     return _png(figure)
 
 
 def jitter_figure(curves: Sequence[JitterCurve], normalization: str) -> bytes:
-    """NME against shift and against scale of the boxes, a line for each number of refinements."""
+    """NME against shift and against scale of the boxes, one line per number of refinements."""
     figure = new_figure(9, 3.8)
     panels = figure.subplots(1, 2, sharey=True)
     for curve in curves:
         for axes, points in zip(panels, (curve.shifts, curve.scales), strict=True):
-            places = [point.severity for point in points]
+            severities = [point.severity for point in points]
             low, high = 100 * np.array([point.interval for point in points]).T
             label = f"refine {curve.refine}"
-            axes.plot(places, [100 * point.nme for point in points], marker="o", label=label)
-            axes.fill_between(places, low, high, alpha=0.2)
+            axes.plot(severities, [100 * point.nme for point in points], marker="o", label=label)
+            axes.fill_between(severities, low, high, alpha=0.2)
     panels[0].set(xlabel="shift of the box (longer sides)", ylabel=f"NME (%, {normalization})")
     panels[1].set(xlabel="scale of the box")
     for axes in panels:
@@ -93,9 +90,9 @@ def jitter_figure(curves: Sequence[JitterCurve], normalization: str) -> bytes:
 
 
 def robustness_figure(robustness: Robustness, normalization: str) -> bytes:
-    """NME with its 95 % interval, and FR10 below, against severity: a column a corruption.
+    """NME with its 95 % interval, and FR10 below, against severity: one column per corruption.
 
-    Images get worse to the right. Broken lines are those of images as they are.
+    Images get worse to the right. Dashed lines are those of unchanged images.
     """
     curves, uncorrupted = robustness.curves, robustness.uncorrupted
     widths = [1 + len(curve.points) for curve in curves.values()]
@@ -126,52 +123,38 @@ def robustness_figure(robustness: Robustness, normalization: str) -> bytes:
 
 
 def failure_gallery(evaluation: Evaluation, faces: AnnotatedFaces, count: int = 40) -> bytes:
-    """The worst faces, missed ones first: true points green, predicted ones red, joined by lines.
+    """The worst faces, missed ones first, with their name and NME.
 
-    Below each its NME and its name. ``faces`` has the images of the evaluation's faces.
+    Annotated points are green, predicted ones red; lines connect them.
+
+    Args:
+        evaluation: of the faces.
+        faces: with the images of the evaluation's faces.
+        count: how many faces are drawn, at most.
     """
     errors = evaluation.face_errors
     order = [i for i in np.argsort(-errors, kind="stable") if not np.isnan(errors[i])][:count]
-    photos = {face.name: face.load_image for face in faces}
-    columns, rows = min(TILES_A_ROW, max(len(order), 1)), -(-len(order) // TILES_A_ROW)
-    sheet = np.full((CAPTION // 2 + rows * (TILE + CAPTION), columns * TILE, 3), 255, np.uint8)
-    places = [divmod(k, TILES_A_ROW) for k in range(len(order))]
-    for i, (row, column) in zip(order, places, strict=True):
-        top, left = CAPTION // 2 + row * (TILE + CAPTION), column * TILE
-        sheet[top : top + TILE, left : left + TILE] = _tile(
-            photos[evaluation.names[i]](), evaluation.truth[i], evaluation.predicted[i]
-        )
-    canvas = PillowImage.fromarray(sheet)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    pen.text((4, 3), "green: annotated   red: predicted", (0, 0, 0), font)
-    for i, (row, column) in zip(order, places, strict=True):
-        at = (column * TILE + 4, CAPTION // 2 + row * (TILE + CAPTION) + TILE + 3)
+    load_image_of = {face.name: face.load_image for face in faces}
+    tiles = []
+    for i in order:
+        name = evaluation.names[i]
         error = "missed" if np.isinf(errors[i]) else f"NME {100 * errors[i]:.2f} %"
-        pen.text(at, f"{error}\n{_shortened(evaluation.names[i])}", (0, 0, 0), font)
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG")
-    return buffer.getvalue()
+        points = evaluation.truth[i], evaluation.predicted[i]
+        tiles.append(_tile(load_image_of[name](), *points, f"{name} {error}"))
+    nothing = Tile(np.zeros((1, 1, 3), np.uint8), np.zeros((0, 2)), "no face has an error")
+    return encode_png(contact_sheet(tiles or [nothing], TILES_PER_ROW, TILE))
 
 
-def _tile(image: Image, truth: FloatArray, predicted: FloatArray) -> Image:
-    """The square of one face with true and predicted points (P, 2), of which some may be NaN."""
+def _tile(image: Image, truth: FloatArray, predicted: FloatArray, caption: str) -> Tile:
+    """The crop of one face with true and predicted points (P, 2), of which some may be NaN."""
     known = np.isfinite(truth).all(axis=1)
-    box = tight_boxes(truth[known])
-    center, side = (box[:2] + box[2:]) / 2, MARGIN * max(float((box[2:] - box[:2]).max()), 1)
-    square = np.array([*center, side, 0])
-    tile = np.ascontiguousarray(cut_crop(image, square, TILE))
-    matrix = crop_matrix(square, TILE)
-    true = transform_points(matrix, truth[known]).astype(np.float32)
-    if np.isfinite(predicted).all():
-        guessed = transform_points(matrix, predicted[known]).astype(np.float32)
-        for start, end in zip(true, guessed, strict=True):
-            ends = np.round(np.clip([start, end], -TILE, 2 * TILE)).astype(np.int32)
-            cv2.polylines(tile, [ends], False, (255, 255, 255), 1, cv2.LINE_AA)
-        draw_points(tile, guessed, np.zeros(len(guessed), np.float32), radius=1.8)
-    draw_points(tile, true, np.ones(len(true), np.float32), radius=1.8)
-    return tile
-
-
-def _shortened(name: str, length: int = 38) -> str:
-    """The end of a name, which tells faces apart."""
-    return name if len(name) <= length else "..." + name[3 - length :]
+    square = square_around(truth[known], MARGIN)
+    crop = np.ascontiguousarray(cut_crop(image, square, TILE))
+    true, guessed = (
+        transform_points(crop_matrix(square, TILE), points[known]) for points in (truth, predicted)
+    )
+    if np.isfinite(guessed).all():
+        ends = np.round(np.clip(np.stack([true, guessed], axis=1), -TILE, 2 * TILE))
+        cv2.polylines(crop, list(ends.astype(np.int32)), False, (255, 255, 255), 1, cv2.LINE_AA)
+    colors = np.repeat([PREDICTED, ANNOTATED], len(true), axis=0)
+    return Tile(crop, np.concatenate([guessed, true]), caption, colors)

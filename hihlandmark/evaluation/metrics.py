@@ -1,8 +1,8 @@
-"""Figures of merit as pure functions of arrays: errors, NME, FR, AUC, CED, calibration, intervals.
+"""Metrics as pure functions of arrays: errors, NME, FR, AUC, CED, calibration, intervals.
 
-Errors are shares of a unit, not per cent. NaN stands for what cannot be judged, because the truth
-is not known, and is left out of every figure; infinity stands for a face that was not found, which
-is a failure.
+Errors are shares of a unit, not per cent. NaN stands for an unknown error, where there is no
+annotation, and is left out of every metric; infinity stands for a face that was not found, which is
+a failure.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray
 from hihlandmark.calibration.metrics import expected_calibration_error
-from hihlandmark.calibration.model import NEAR
 from hihlandmark.layouts import Layout
+from hihlandmark.weights.card import NEAR
 
 STEP = 1e-4
 """Distance of the errors at which the CED curve is sampled, as in the code of the HIH authors."""
@@ -42,16 +42,10 @@ def normalized_errors(
     return distance / unit[..., None]
 
 
-def interocular_distances(truth: FloatArray, layout: Layout) -> FloatArray:
-    """Distances (N,) between the outer eye corners of points (N, P, 2)."""
-    left, right = layout.ocular_pair
-    return np.linalg.norm(truth[:, left] - truth[:, right], axis=-1)
-
-
 def interpupil_distances(truth: FloatArray, layout: Layout) -> FloatArray:
     """Distances (N,) between the pupils of points (N, P, 2).
 
-    Where the layout has no pupils, as that of 300-W, a pupil is the mean of its eye's points.
+    In layouts without pupils, such as that of 300-W, a pupil is the mean of the points of its eye.
     """
     left, right = (truth[:, list(points)].mean(axis=1) for points in layout.pupils)
     return np.linalg.norm(left - right, axis=-1)
@@ -76,12 +70,12 @@ def _extents(truth: FloatArray) -> FloatArray:
 
 
 NORMALIZATIONS: Mapping[str, Callable[[FloatArray, Layout], FloatArray]] = {
-    "interocular": interocular_distances,
+    "interocular": lambda truth, layout: layout.interocular(truth),
     "interpupil": interpupil_distances,
     "box": box_sizes,
     "diagonal": diagonals,
 }
-"""The units of errors: name -> lengths (N,) in pixels of true points (N, P, 2)."""
+"""The units of errors: name -> function from true points (N, P, 2) to lengths (N,) in pixels."""
 
 
 def face_errors(errors: FloatArray) -> FloatArray:
@@ -90,7 +84,7 @@ def face_errors(errors: FloatArray) -> FloatArray:
 
 
 def mean_of_found(errors: FloatArray, axis: int | None = None) -> FloatArray:
-    """The mean of errors (N, P) over faces that were found, along an axis; NaN where is none."""
+    """The mean of errors (N, P) along an axis, over the faces that were found; NaN if none was."""
     return _mean_of_known(np.where(np.isinf(errors), np.nan, errors), axis)
 
 
@@ -121,16 +115,16 @@ def failure_rate(errors: FloatArray, threshold: float = 0.10) -> float:
 
 def cumulative_errors(errors: FloatArray, threshold: float = 0.10) -> FloatArray:
     """The CED curve: (K, 2) of error, in steps of `STEP`, and share of faces with at most that."""
-    grid, judged = _grid(threshold), errors[~np.isnan(errors)]
-    below = np.searchsorted(np.sort(judged), grid, side="right") / max(len(judged), 1)
+    grid, known = _grid(threshold), errors[~np.isnan(errors)]
+    below = np.searchsorted(np.sort(known), grid, side="right") / max(len(known), 1)
     return np.stack([grid, below], axis=-1)
 
 
 def areas(errors: FloatArray, threshold: float) -> FloatArray:
-    """What each face (N,) adds to `area_under_curve`, 0..1: the area is the mean of these.
+    """The contribution (0..1) of each face (N,) to `area_under_curve`, which is their mean.
 
-    The curve is a mean of unit steps, one a face at its error, and Simpson's rule is linear: a face
-    adds the weights of all grid points from its error on.
+    The curve is the mean of unit steps, one per face at its error, and Simpson's rule is linear: a
+    face contributes the weights of all grid points from its error on.
     """
     grid = _grid(threshold)
     if len(grid) % 2 == 0:
@@ -139,15 +133,15 @@ def areas(errors: FloatArray, threshold: float) -> FloatArray:
     weights[1::2] = 4
     weights[[0, -1]] = 1
     from_here_on = np.append(np.cumsum(weights[::-1])[::-1], 0) / weights.sum()
-    added = from_here_on[np.searchsorted(grid, errors, side="left")]
-    return np.where(np.isnan(errors), np.nan, added)
+    contributions = from_here_on[np.searchsorted(grid, errors, side="left")]
+    return np.where(np.isnan(errors), np.nan, contributions)
 
 
 def area_under_curve(errors: FloatArray, threshold: float = 0.10) -> float:
-    """Area (0..1) under the CED curve of faces (N,) up to the threshold, as the papers have it.
+    """Area (0..1) under the CED curve of faces (N,) up to the threshold, as in the papers.
 
     Simpson's rule over the curve at 0, 0.0001, ..., threshold, divided by the threshold: the
-    definition in the released code of the HIH authors and of the AWing line of work before it.
+    definition in the released code of the HIH authors and of AWing.
     """
     return float(_mean_of_known(areas(errors, threshold)))
 
@@ -155,7 +149,7 @@ def area_under_curve(errors: FloatArray, threshold: float = 0.10) -> float:
 def exact_area_under_curve(errors: FloatArray, threshold: float = 0.10) -> float:
     """The same area without a grid: the mean over faces of 1 - min(error, threshold) / threshold.
 
-    This is the integral of the step function that the CED curve is.
+    This is the integral of the CED curve, which is a step function.
     """
     return float(_mean_of_known(1 - np.minimum(errors, threshold) / threshold))
 
@@ -167,18 +161,24 @@ def _grid(threshold: float) -> FloatArray:
 def confidence_interval(
     values: FloatArray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of values (N,), one a face; NaN is left out.
+    """Percentile bootstrap interval of a mean over faces, such as NME, FR and AUC.
 
-    Faces are drawn with replacement, those with NaN among them (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, chapter 13). NME, FR and AUC are all means over faces.
+    Faces are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapter 13).
+
+    Args:
+        values: (N,), one per face; NaN is left out of the means.
+        level: share (0..1) of the resampled means within the interval.
+        resamples: number of draws.
+        seed: of the draws.
     """
     if not len(values) or np.isnan(values).all():
         return float("nan"), float("nan")
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     known = ~np.isnan(values)
     filled, means = np.where(known, values, 0), np.full(resamples, np.nan)
     for i in range(resamples):
-        drawn = draws.integers(0, len(values), len(values))
+        drawn = rng.integers(0, len(values), len(values))
         if count := known[drawn].sum():
             means[i] = filled[drawn].sum() / count
     tail = (1 - level) / 2
@@ -186,13 +186,10 @@ def confidence_interval(
     return float(low), float(high)
 
 
-# ------------------------------------------------------------------------------------ calibration
-
-
 def calibration_error(scores: FloatArray, errors: FloatArray) -> float:
     """Expected calibration error (0..1) of scores against inter-ocular errors of the same shape.
 
-    A score is the probability that the error is at most `NEAR`. Points that cannot be judged or
+    A score is the probability that the error is at most `NEAR`. Points that are not annotated or
     were not found are left out; NaN when none is left.
     """
     known = np.isfinite(errors) & np.isfinite(scores)

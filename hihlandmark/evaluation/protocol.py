@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from copy import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hihlandmark.arrays import FloatArray, Image, Progress
-from hihlandmark.crop import BoxMap, tight_boxes
+from hihlandmark.arrays import BoolArray, FloatArray, Progress
+from hihlandmark.crop import BoxMap, fit_box_map, tight_boxes
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.evaluation.metrics import (
     NORMALIZATIONS,
@@ -21,13 +21,9 @@ from hihlandmark.evaluation.metrics import (
 )
 from hihlandmark.evaluation.result import Evaluation
 from hihlandmark.face import Face
-from hihlandmark.face_detection import Detections, given_boxes
+from hihlandmark.face_detection import Detections, given_boxes, overlaps
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
-
-if TYPE_CHECKING:
-    from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-    from hihlandmark.detector import Detector
-
+from hihlandmark.pipeline import Found
 
 BoxSource = Literal["labels", "official", "detected"]
 BOX_SOURCES: tuple[BoxSource, ...] = get_args(BoxSource)
@@ -38,11 +34,15 @@ SAME_FACE = 0.25
 
 @dataclass(frozen=True)
 class Jitter:
-    """A corruption of boxes: each is moved in a direction of its own and scaled about its center.
+    """A corruption of boxes: each is moved in a random direction and scaled about its center.
 
-    ``shift`` is in longer sides of the box, ``scale`` a factor on its sides. The directions depend
-    on ``seed`` and on the place of the face in its split alone, so that growing shifts move a box
-    along one line.
+    The directions depend on the seed and the position of the face in its split alone, so that
+    growing shifts move a box along one line.
+
+    Attributes:
+        shift: in longer sides of the box.
+        scale: factor on the sides.
+        seed: of the directions.
     """
 
     shift: float = 0.0
@@ -50,7 +50,7 @@ class Jitter:
     seed: int = 0
 
     def __call__(self, boxes: FloatArray) -> FloatArray:
-        """Boxes (N, 4) xyxy of all faces of a split -> corrupted ones."""
+        """The corrupted boxes (N, 4) of the boxes (N, 4) xyxy of all faces of a split."""
         angle = np.random.default_rng(self.seed).uniform(0, 2 * np.pi, len(boxes))
         low, high = boxes[:, :2], boxes[:, 2:]
         direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -63,7 +63,7 @@ class Jitter:
 class CurvePoint(NamedTuple):
     """The errors at one severity of a corruption: NME, its 95 % interval and FR10, as shares.
 
-    ``faces`` of which ``missed`` were not found: failures, but not part of the NME.
+    ``missed`` of the ``faces`` were not found: failures, but not part of the NME.
     """
 
     severity: float
@@ -73,10 +73,23 @@ class CurvePoint(NamedTuple):
     interval: tuple[float, float]
     failure_rate: float
 
+    @classmethod
+    def of(cls, severity: float, evaluation: Evaluation) -> CurvePoint:
+        """The errors of an evaluation, in its unit."""
+        errors = evaluation.face_errors
+        return cls(
+            severity,
+            len(evaluation),
+            int(evaluation.missed.sum()),
+            mean_error(errors),
+            confidence_interval(np.where(np.isinf(errors), np.nan, errors)),
+            failure_rate(errors),
+        )
+
 
 @dataclass(frozen=True)
 class JitterCurve:
-    """How errors grow as boxes get worse, with ``refine`` more crops after the first."""
+    """How errors grow as boxes get worse, with at most ``refine`` more crops of each face."""
 
     refine: int
     shifts: tuple[CurvePoint, ...]
@@ -92,19 +105,25 @@ def evaluate(
     jitter: Jitter | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Runs a detector over the faces of a split and sets its points beside the true ones.
-
-    ``boxes="labels"`` crops around the true points (the papers' protocol); ``"official"`` takes the
-    data set's face rectangles and ``official_map``, which `fit_official_map` gives; ``"detected"``
-    looks for faces, and a face that was not found counts as missed. ``jitter`` perturbs labels'
-    and official boxes.
+    """Compare the points of a detector with the annotated points of a split.
 
     Where the layouts of detector and faces differ but one can be converted to the other, the points
     that are exact in the conversion are compared, and a remark says so. An image that cannot be
     read, or a face without known points or without a usable box, is skipped and named.
 
-    Raises `ConfigurationError` when layouts or options do not fit, `DataError` when no face has an
-    official rectangle, or none can be used at all.
+    Args:
+        detector: predicts the points.
+        faces: the annotated faces of a split.
+        boxes: "labels" crops around the annotated points (the protocol of the papers), "official"
+            uses the face rectangles of the data set, "detected" uses a face detector; faces that it
+            does not find are missed.
+        official_map: map from official rectangles to crops, see `fit_official_map`.
+        jitter: a corruption of "labels" or "official" boxes.
+        progress: called with the number of faces done and of all faces.
+
+    Raises:
+        ConfigurationError: layouts or options do not fit.
+        DataError: no face has an official rectangle, or no face can be used.
     """
     _check_options(boxes, official_map, jitter)
     annotated = annotated_layout(faces)
@@ -116,21 +135,21 @@ def evaluate(
         box_map = official_map or detector.box_map(detector.face_detector.name)
 
     skipped, kept, found = list(faces.skipped), [], []
-    results = detector.find_landmarks(_jobs(detector, faces, prompts), box_map)
-    for done, (face, result) in enumerate(zip(faces, results, strict=True), start=1):
-        if isinstance(result, ImageError):
-            skipped.append(f"{face.name}: {result}")
+    results = detector.pipeline.run(_samples(detector, faces, prompts), box_map)
+    for done, ((face, problem), result) in enumerate(results, start=1):
+        if problem is not None:
+            skipped.append(f"{face.name}: {problem}")
         else:
             kept.append(face)
-            in_layout = [one.to_layout(shared.layout) for one in result]
+            converted = [one.to_layout(shared.layout) for one in result]
             truth = shared.of(face.points)
-            found.append(in_layout[0] if prompts is not None else _same_face(in_layout, truth))
+            found.append(converted[0] if prompts is not None else _same_face(converted, truth))
         if progress is not None:
             progress(done, len(faces))
     if not kept:
         raise DataError(
-            f"none of the faces of {faces.name} can be used, mend the data set or take another "
-            f"split: {skipped[0]}"
+            f"no face of {faces.name} can be used; repair the data set or choose another split: "
+            f"{skipped[0]}"
         )
     return _collect(kept, found, annotated, shared, skipped, _remarks(faces, shared, official_map))
 
@@ -148,54 +167,56 @@ def jitter_curve(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> JitterCurve:
-    """The errors of a detector as the boxes are moved, and as they are scaled; see `Jitter`.
+    """The errors of a detector as boxes are moved, and as they are scaled.
 
-    ``refine`` is how often the crop is cut anew around the points found, whatever the detector's
-    own setting. Costs one evaluation a value; the rest as `evaluate`.
+    Costs one evaluation per shift and scale.
+
+    Args:
+        detector: predicts the points.
+        faces: the annotated faces of a split.
+        shifts: see `Jitter`.
+        scales: see `Jitter`.
+        refine: how often, at most, a face is cropped again around its points.
+        boxes: "labels" or "official", as in `evaluate`.
+        official_map: as in `evaluate`.
+        normalization: unit of the errors, a key of `NORMALIZATIONS`.
+        seed: of the directions of the shifts.
+        progress: called with the number of faces done and of all faces of all evaluations.
     """
-    detector = copy(detector)  # shallow: another number of crops with the same network
-    detector.refine = refine
+    detector = detector.with_options(refine=refine)
     moved = [Jitter(shift=shift, seed=seed) for shift in shifts]
     scaled = [Jitter(scale=scale, seed=seed) for scale in scales]
     evaluations: dict[Jitter, Evaluation] = {}
     conditions = list(dict.fromkeys([*moved, *scaled]))
-    for place, jitter in enumerate(conditions):
+    for index, jitter in enumerate(conditions):
         evaluations[jitter] = evaluate(
             detector,
             faces,
             boxes=boxes,
             official_map=official_map,
             jitter=jitter,
-            progress=part_of(progress, place, len(conditions)),
+            progress=part_of(progress, index, len(conditions)),
         ).normalized(normalization)
     return JitterCurve(
         refine,
-        tuple(curve_point(jitter.shift, evaluations[jitter]) for jitter in moved),
-        tuple(curve_point(jitter.scale, evaluations[jitter]) for jitter in scaled),
-    )
-
-
-def curve_point(severity: float, evaluation: Evaluation) -> CurvePoint:
-    """The errors of an evaluation, in its unit, as a point of a curve."""
-    errors = evaluation.face_errors
-    return CurvePoint(
-        severity,
-        len(evaluation),
-        int(evaluation.missed.sum()),
-        mean_error(errors),
-        confidence_interval(np.where(np.isinf(errors), np.nan, errors)),
-        failure_rate(errors),
+        tuple(CurvePoint.of(jitter.shift, evaluations[jitter]) for jitter in moved),
+        tuple(CurvePoint.of(jitter.scale, evaluations[jitter]) for jitter in scaled),
     )
 
 
 def fit_official_map(detector: Detector, faces: AnnotatedFaces) -> BoxMap:
-    """The map from a data set's face rectangles to the detector's crop, by medians over faces.
+    """Fit the map from the face rectangles of a data set to the detector's crop.
 
-    To be fitted on a split that is not evaluated. The crop meant is the one around the true points.
-    Raises `DataError` when no face has a rectangle, `ConfigurationError` for unknown layouts.
+    The target is the crop around the annotated points; medians over faces are used.
+
+    Args:
+        detector: its model card defines the crop.
+        faces: a split that is not evaluated.
+
+    Raises:
+        DataError: no face has a rectangle.
+        ConfigurationError: the layout of the faces is unknown.
     """
-    from hihlandmark.datasets.box_maps import fit_box_map
-
     usable = [face for face in faces if face.rectangle is not None and _known(face).any()]
     if not usable:
         raise DataError(
@@ -208,23 +229,24 @@ def fit_official_map(detector: Detector, faces: AnnotatedFaces) -> BoxMap:
     return fit_box_map(rectangles, box_map.squares(tight)[:, :3])
 
 
-# ---------------------------------------------------------------------------------------- checks
-
-
 def _check_options(boxes: str, official_map: BoxMap | None, jitter: Jitter | None) -> None:
     if boxes not in BOX_SOURCES:
         raise ConfigurationError(f"boxes must be one of {', '.join(BOX_SOURCES)}, not {boxes!r}")
     if (boxes == "official") != (official_map is not None):
         raise ConfigurationError(
-            "boxes 'official' need official_map, and no others take it: fit it on the training "
-            "split with fit_official_map(detector, faces)"
+            "official_map is required by boxes='official' and allowed with no others: fit it on "
+            "the training split with fit_official_map(detector, faces)"
         )
     if boxes == "detected" and jitter is not None:
-        raise ConfigurationError("detected boxes take no jitter; use boxes 'labels' or 'official'")
+        raise ConfigurationError("jitter needs boxes 'labels' or 'official', not 'detected'")
 
 
 def annotated_layout(faces: AnnotatedFaces) -> Layout:
-    """The layout that a data set is annotated in. Raises `ConfigurationError` if it is not ours."""
+    """The layout that a data set is annotated in.
+
+    Raises:
+        ConfigurationError: it is not one of our layouts.
+    """
     try:
         return get_layout(faces.layout)
     except ConfigurationError as error:
@@ -238,14 +260,14 @@ def annotated_layout(faces: AnnotatedFaces) -> Layout:
 
 @dataclass(frozen=True)
 class _SharedPoints:
-    """The layout in which faces of two layouts are compared, and the way of the truth into it."""
+    """The layout in which faces of two layouts are compared, and the conversion to it."""
 
     layout: Layout
     from_truth: Conversion
-    exact: NDArray[np.bool_]
+    exact: BoolArray
 
     def of(self, truth: FloatArray) -> FloatArray:
-        """True points (..., A, 2) as annotated -> (..., P, 2), NaN where there is no such point."""
+        """Annotated points (..., A, 2) -> (..., P, 2), NaN where the layout has other points."""
         return np.where(self.exact[:, None], self.from_truth(truth), np.nan)
 
 
@@ -271,7 +293,7 @@ def _remarks(
     remarks = []
     if faces.published not in (None, len(faces)):
         remarks.append(
-            f"{len(faces)} faces, where the authors of {faces.name} publish {faces.published}: not "
+            f"{len(faces)} faces, but the authors of {faces.name} publish {faces.published}: not "
             "comparable with published figures"
         )
     if not shared.exact.all():
@@ -291,12 +313,40 @@ def _remarks(
 # ------------------------------------------------------------------------------------------- boxes
 
 
-def _known(face: AnnotatedFace) -> NDArray[np.bool_]:
+class _Sample(NamedTuple):
+    """Key of the pipeline: a face, and why it cannot be used."""
+
+    face: AnnotatedFace
+    problem: str | None = None
+
+
+def _samples(
+    detector: Detector, faces: Iterable[AnnotatedFace], prompts: FloatArray | None
+) -> Iterator[Found[_Sample]]:
+    """The image of each face with the boxes to crop, in the order of the faces."""
+    for index, face in enumerate(faces):
+        try:
+            if not _known(face).any():
+                raise ImageError("the face has no known point: annotate or exclude it")
+            if prompts is not None and not np.isfinite(prompts[index]).all():
+                raise ImageError("the face has no official rectangle: use other boxes")
+            image = face.load_image()
+            if prompts is None:
+                detections = detector.find_faces(image)
+            else:
+                detections = given_boxes(prompts[index], image.shape)
+        except (ImageError, ConfigurationError) as error:  # the latter: the box is unusable
+            yield Found(_Sample(face, str(error)), None, Detections.none())
+        else:
+            yield Found(_Sample(face), image, detections)
+
+
+def _known(face: AnnotatedFace) -> BoolArray:
     return np.isfinite(face.points.sum(axis=1))
 
 
 def tight_box(face: AnnotatedFace) -> FloatArray:
-    """(4,) around the known points of a face; NaN when it has none."""
+    """(4,) xyxy around the known points of a face; NaN when it has none."""
     known = _known(face)
     return tight_boxes(face.points[known]) if known.any() else np.full(4, np.nan)
 
@@ -304,61 +354,26 @@ def tight_box(face: AnnotatedFace) -> FloatArray:
 def _prompts(faces: AnnotatedFaces, boxes: BoxSource, jitter: Jitter | None) -> FloatArray:
     """The boxes (N, 4) to crop; NaN where a face has none. Raises `DataError` when none has."""
     if boxes == "labels":
-        found = np.array([tight_box(face) for face in faces]).reshape(-1, 4)
+        found = [tight_box(face) for face in faces]
     else:
-        found = np.array(
-            [np.full(4, np.nan) if face.rectangle is None else face.rectangle for face in faces]
-        ).reshape(-1, 4)
-    if not np.isfinite(found).all(axis=1).any():
-        what = (
-            "known points: take another split"
-            if boxes == "labels"
-            else "official rectangles: take boxes 'labels' or 'detected'"
-        )
-        raise DataError(f"the faces of {faces.name} have no {what}")
-    return found if jitter is None else jitter(found)
-
-
-def _jobs(
-    detector: Detector, faces: AnnotatedFaces, prompts: FloatArray | None
-) -> Iterator[tuple[Image, Detections] | ImageError]:
-    """Each image with the boxes to crop, or why it cannot be used, in the order of the faces."""
-    for i, face in enumerate(faces):
-        try:
-            if not _known(face).any():
-                raise ImageError("the face has no known point: annotate it, or leave it out")
-            if prompts is not None and not np.isfinite(prompts[i]).all():
-                raise ImageError(
-                    "the face has no official rectangle: only boxes 'labels' or 'detected' reach it"
-                )
-            pixels = face.load_image()
-            if prompts is None:
-                yield pixels, detector.face_detector.detect([pixels])[0]
-            else:
-                yield pixels, given_boxes(prompts[i], pixels.shape)
-        except ImageError as error:
-            yield error
-        except ConfigurationError as error:  # of a box that is none, or lies outside of the image
-            yield ImageError(str(error))
+        nothing = np.full(4, np.nan)
+        found = [nothing if face.rectangle is None else face.rectangle for face in faces]
+    prompts = np.array(found).reshape(-1, 4)
+    if not np.isfinite(prompts).all(axis=1).any():
+        what = "known points" if boxes == "labels" else "official rectangles"
+        raise DataError(f"the faces of {faces.name} have no {what}: use another split or boxes")
+    return prompts if jitter is None else jitter(prompts)
 
 
 def _same_face(candidates: Sequence[Face], truth: FloatArray) -> Face | None:
-    """The face (its tight box) that overlaps most with the true points (P, 2), if enough."""
+    """The face whose tight box overlaps most with that of the true points (P, 2), if enough."""
     known = np.isfinite(truth).all(axis=1)
     if not candidates or not known.any():
         return None
     boxes = tight_boxes(np.stack([face.points[known] for face in candidates]))
-    overlaps = _overlaps(boxes.astype(np.float64), tight_boxes(truth[known]))
-    best = int(overlaps.argmax())
-    return candidates[best] if overlaps[best] >= SAME_FACE else None
-
-
-def _overlaps(boxes: FloatArray, box: FloatArray) -> FloatArray:
-    """Intersection over union (F,) of boxes (F, 4) xyxy with one (4,)."""
-    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
-    shared = np.maximum(sides, 0).prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - shared
-    return shared / np.maximum(union, 1e-9)
+    shares = overlaps(boxes.astype(np.float64), tight_boxes(truth[known]))
+    best = int(shares.argmax())
+    return candidates[best] if shares[best] >= SAME_FACE else None
 
 
 # ---------------------------------------------------------------------------------------- results
@@ -380,7 +395,7 @@ def _collect(
         truth=shared.of(truth),
         predicted=np.stack([missing if face is None else face.points for face in found]),
         scores=np.stack([missing[:, 0] if face is None else face.scores for face in found]),
-        # By all points of the annotation, of which a conversion may not keep every one.
+        # By all annotated points, of which a conversion may not keep every one.
         units={name: unit(truth, annotated) for name, unit in NORMALIZATIONS.items()},
         subsets=tuple(face.subsets for face in faces),
         skipped=tuple(skipped),
@@ -389,7 +404,7 @@ def _collect(
 
 
 def part_of(progress: Progress | None, first: int, parts: int, count: int = 1) -> Progress | None:
-    """Progress within ``count`` of several equal parts, ``first`` and on, as that of the whole."""
+    """The progress of ``count`` of several equal parts, from ``first`` on, within the whole."""
     if progress is None:
         return None
     return lambda done, total: progress(first * total // count + done, parts * total // count)

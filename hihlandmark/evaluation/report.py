@@ -1,18 +1,18 @@
-"""An `Evaluation` as something to read: a dictionary for JSON, tables for terminal and Markdown."""
+"""An `Evaluation` as a report: a dictionary for JSON, tables for terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hihlandmark.arrays import FloatArray
+from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.evaluation import figures
 from hihlandmark.evaluation.corruptions import FAILING, Robustness, RobustnessCurve
 from hihlandmark.evaluation.metrics import (
     area_under_curve,
@@ -27,17 +27,16 @@ from hihlandmark.evaluation.metrics import (
 )
 from hihlandmark.evaluation.protocol import CurvePoint, JitterCurve
 from hihlandmark.evaluation.result import Evaluation
+from hihlandmark.tables import Table
 from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hihlandmark.datasets.faces import AnnotatedFaces
-
 Report = dict[str, Any]
 
 THRESHOLDS = (0.08, 0.10)
-"""Errors from which on a face is a failure, and up to which the area under the curve goes."""
+"""Errors above which a face is a failure, and up to which the area under the curve extends."""
 WORST_POINTS = 10
 """Points in the table of the worst."""
 UNITS: Mapping[str, str] = {
@@ -59,8 +58,14 @@ def summarize(
 ) -> Report:
     """All figures of an evaluation as plain values for JSON; errors and shares in per cent.
 
-    ``settings`` says how it was measured (model, weights, boxes, ...). None stands for what cannot
-    be said, such as the NME when no face was found.
+    Args:
+        evaluation: in the unit of the report.
+        settings: how it was measured (model, weights, boxes, ...); becomes a part of the report.
+        curves: of jittered boxes.
+        robustness: errors on corrupted images.
+
+    Returns:
+        The report. None stands for an undefined value, such as the NME when no face was found.
     """
     layout, errors = evaluation.layout, evaluation.errors
     report = {
@@ -86,10 +91,17 @@ def summarize(
         **settings,
     }
     if curves:
-        report["jitter"] = [_jitter_figures(curve) for curve in curves]
+        report["jitter"] = [
+            {
+                "refine": curve.refine,
+                "shifts": [_curve_figures("shift", point) for point in curve.shifts],
+                "scales": [_curve_figures("scale", point) for point in curve.scales],
+            }
+            for curve in curves
+        ]
     if robustness is not None:
         report["robustness"] = {
-            "uncorrupted": _curve_figures([robustness.uncorrupted], "severity")[0],
+            "uncorrupted": _curve_figures("severity", robustness.uncorrupted),
             "failing_fr10": 100 * FAILING,
             "curves": {
                 name: _robustness_figures(curve) for name, curve in robustness.curves.items()
@@ -101,7 +113,7 @@ def summarize(
 def face_figures(errors: FloatArray) -> Report:
     """Counts, NME, FR and AUC of face errors (N,), in per cent, with 95 % intervals."""
     found = np.where(np.isinf(errors), np.nan, errors)
-    figures: Report = {
+    report: Report = {
         "faces": len(errors),
         "missed": int(np.isinf(errors).sum()),
         "unjudged": int(np.isnan(errors).sum()),
@@ -110,14 +122,14 @@ def face_figures(errors: FloatArray) -> Report:
     }
     for threshold in THRESHOLDS:
         key = round(100 * threshold)
-        figures[f"fr{key}"] = _per_cent(failure_rate(errors, threshold))
-        figures[f"fr{key}_interval"] = _interval(failures(errors, threshold))
+        report[f"fr{key}"] = _per_cent(failure_rate(errors, threshold))
+        report[f"fr{key}_interval"] = _interval(failures(errors, threshold))
     for threshold in THRESHOLDS:
         key = round(100 * threshold)
-        figures[f"auc{key}"] = _per_cent(area_under_curve(errors, threshold))
-        figures[f"auc{key}_interval"] = _interval(areas(errors, threshold))
-        figures[f"auc{key}_exact"] = _per_cent(exact_area_under_curve(errors, threshold))
-    return figures
+        report[f"auc{key}"] = _per_cent(area_under_curve(errors, threshold))
+        report[f"auc{key}_interval"] = _interval(areas(errors, threshold))
+        report[f"auc{key}_exact"] = _per_cent(exact_area_under_curve(errors, threshold))
+    return report
 
 
 def point_figures(evaluation: Evaluation) -> list[Report]:
@@ -137,37 +149,25 @@ def point_figures(evaluation: Evaluation) -> list[Report]:
     ]
 
 
-def _jitter_figures(curve: JitterCurve) -> Report:
-    return {
-        "refine": curve.refine,
-        "shifts": _curve_figures(curve.shifts, "shift"),
-        "scales": _curve_figures(curve.scales, "scale"),
-    }
-
-
 def _robustness_figures(curve: RobustnessCurve) -> Report:
     return {
         "title": curve.corruption.title,
         "unit": curve.corruption.unit,
-        "points": _curve_figures(curve.points, "severity"),
+        "points": [_curve_figures("severity", point) for point in curve.points],
         "fails_from": curve.fails_from,
         "remarks": list(curve.remarks),
     }
 
 
-def _curve_figures(points: Sequence[CurvePoint], what: str) -> list[Report]:
-    """``what``: the name of the severity."""
-    return [
-        {
-            what: point.severity,
-            "faces": point.faces,
-            "missed": point.missed,
-            "nme": _per_cent(point.nme, 3),
-            "nme_interval": [_per_cent(bound, 3) for bound in point.interval],
-            "fr10": _per_cent(point.failure_rate),
-        }
-        for point in points
-    ]
+def _curve_figures(severity_name: str, point: CurvePoint) -> Report:
+    return {
+        severity_name: point.severity,
+        "faces": point.faces,
+        "missed": point.missed,
+        "nme": _per_cent(point.nme, 3),
+        "nme_interval": [_per_cent(bound, 3) for bound in point.interval],
+        "fr10": _per_cent(point.failure_rate),
+    }
 
 
 def _per_cent(share: float, digits: int = 2) -> float | None:
@@ -181,34 +181,23 @@ def _interval(values: FloatArray, digits: int = 2) -> list[float | None]:
 
 # ------------------------------------------------------------------------------------------ tables
 
-
-class Sheet(NamedTuple):
-    """A table, on its way to the terminal or to Markdown."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+_RATES = ("fr8", "fr10", "auc8", "auc10")
+_FACE_HEADERS = ("faces", "missed", "NME", "95 %", *(rate.upper() for rate in _RATES))
+_CURVE_HEADERS = ("faces", "missed", "NME", "95 %", "FR10")
 
 
-_FACE_COLUMNS = ("faces", "missed", "NME", "95 %", "FR8", "FR10", "AUC8", "AUC10")
-_CURVE_COLUMNS = ("faces", "missed", "NME", "95 %", "FR10")
-
-
-def sheets(report: Report) -> list[Sheet]:
+def tables(report: Report) -> list[Table]:
     """The tables of a report: all faces, subsets, parts, worst points, jitter, robustness."""
-    unit = UNITS[report["normalization"]]
+    known = [point for point in report["points"] if point["nme"] is not None]
+    worst = sorted(known, key=lambda point: -point["nme"])[:WORST_POINTS]
     rows = {"all": report, **report["subsets"]}
-    worst = sorted(
-        (point for point in report["points"] if point["nme"] is not None),
-        key=lambda point: -point["nme"],
-    )
-    return [
-        Sheet(
-            f"Errors, % of the {unit}",
-            ("", *_FACE_COLUMNS),
-            [(name, *_face_cells(figures)) for name, figures in rows.items()],
+    result = [
+        Table(
+            f"Errors, % of the {UNITS[report['normalization']]}",
+            ("", *_FACE_HEADERS),
+            [(name, *_cells(row, *_RATES)) for name, row in rows.items()],
         ),
-        Sheet(
+        Table(
             "FR and AUC, all faces",
             ("", "value", "95 %", "without grid"),
             [
@@ -218,81 +207,57 @@ def sheets(report: Report) -> list[Sheet]:
                     _interval_text(report[f"{key}_interval"]),
                     _text(report.get(f"{key}_exact")),
                 )
-                for key in ("fr8", "fr10", "auc8", "auc10")
+                for key in _RATES
             ],
         ),
-        Sheet(
+        Table(
             "NME by unit",
             ("unit", "NME"),
             [(UNITS[name], _text(value)) for name, value in report["nme_by"].items()],
         ),
-        Sheet(
+        Table(
             "Parts",
             ("part", "NME"),
             [(name, _text(value)) for name, value in report["parts"].items() if value is not None],
         ),
-        Sheet(
+        Table(
             "Worst points",
             ("point", "name", "NME"),
-            [
-                (str(point["index"]), point["name"], _text(point["nme"]))
-                for point in worst[:WORST_POINTS]
-            ],
+            [(point["index"], point["name"], _text(point["nme"])) for point in worst],
         ),
-        *(sheet for curve in report.get("jitter", ()) for sheet in _jitter_sheets(curve)),
-        *(_robustness_sheets(report["robustness"]) if "robustness" in report else ()),
     ]
+    for curve in report.get("jitter", ()):
+        refine = f"refine {curve['refine']}"
+        result += [
+            _curve_table(f"Boxes moved, in longer sides; {refine}", "shift", curve["shifts"]),
+            _curve_table(f"Boxes scaled; {refine}", "scale", curve["scales"]),
+        ]
+    return [*result, *_robustness_tables(report)]
 
 
-def _jitter_sheets(curve: Report) -> Iterable[Sheet]:
-    for key, what, title in (
-        ("shifts", "shift", "Boxes moved, in longer sides"),
-        ("scales", "scale", "Boxes scaled"),
-    ):
-        yield Sheet(
-            f"{title}; refine {curve['refine']}",
-            (what, *_CURVE_COLUMNS),
-            [(f"{point[what]:g}", *_curve_cells(point)) for point in curve[key]],
-        )
+def _curve_table(title: str, severity_name: str, points: Sequence[Report]) -> Table:
+    rows = [(f"{point[severity_name]:g}", *_cells(point, "fr10")) for point in points]
+    return Table(title, (severity_name, *_CURVE_HEADERS), rows)
 
 
-def _robustness_sheets(robustness: Report) -> Iterable[Sheet]:
-    uncorrupted = ("none", *_curve_cells(robustness["uncorrupted"]))
-    for curve in robustness["curves"].values():
-        rows = [(f"{point['severity']:g}", *_curve_cells(point)) for point in curve["points"]]
-        yield Sheet(curve["title"], (curve["unit"], *_CURVE_COLUMNS), [uncorrupted, *rows])
-    yield Sheet(
-        f"From where on it fails: FR10 above {robustness['failing_fr10']:g} %",
-        ("", "fails from", "unit"),
-        [
-            (
-                name,
-                "nowhere" if curve["fails_from"] is None else f"{curve['fails_from']:g}",
-                curve["unit"],
-            )
-            for name, curve in robustness["curves"].items()
-        ],
-    )
+def _robustness_tables(report: Report) -> Iterator[Table]:
+    if "robustness" not in report:
+        return
+    robustness, summary = report["robustness"], []
+    for name, curve in robustness["curves"].items():
+        rows = [("none", *_cells(robustness["uncorrupted"], "fr10"))]
+        rows += [(f"{point['severity']:g}", *_cells(point, "fr10")) for point in curve["points"]]
+        yield Table(curve["title"], (curve["unit"], *_CURVE_HEADERS), rows)
+        fails_from = curve["fails_from"]
+        summary.append((name, "nowhere" if fails_from is None else fails_from, curve["unit"]))
+    title = f"Severity from which on it fails: FR10 above {robustness['failing_fr10']:g} %"
+    yield Table(title, ("", "fails from", "unit"), summary)
 
 
-def _curve_cells(point: Report) -> tuple[str, ...]:
-    return (
-        str(point["faces"]),
-        str(point["missed"]),
-        _text(point["nme"]),
-        _interval_text(point["nme_interval"]),
-        _text(point["fr10"]),
-    )
-
-
-def _face_cells(figures: Report) -> tuple[str, ...]:
-    return (
-        str(figures["faces"]),
-        str(figures["missed"]),
-        _text(figures["nme"]),
-        _interval_text(figures["nme_interval"]),
-        *(_text(figures[key]) for key in ("fr8", "fr10", "auc8", "auc10")),
-    )
+def _cells(row: Report, *rates: str) -> tuple[str, ...]:
+    counts = (str(row["faces"]), str(row["missed"]))
+    interval = _interval_text(row["nme_interval"])
+    return (*counts, _text(row["nme"]), interval, *(_text(row[rate]) for rate in rates))
 
 
 def _text(value: float | None) -> str:
@@ -304,10 +269,10 @@ def _interval_text(bounds: Sequence[float | None]) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What stands below the tables: calibration, remarks and skipped samples."""
+    """The lines below the tables: calibration, remarks and skipped samples."""
     lines = [f"expected calibration error of the scores: {_text(report['calibration_error'])} %"]
     if report["unjudged"]:
-        lines.append(f"{report['unjudged']} faces lack the points that make the unit: left out")
+        lines.append(f"{report['unjudged']} faces lack the points of the unit: left out")
     lines += report["remarks"]
     for curve in report.get("robustness", {"curves": {}})["curves"].values():
         lines += curve["remarks"]
@@ -318,47 +283,20 @@ def notes(report: Report) -> list[str]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Prints the tables of a report to a rich console."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    for sheet in sheets(report):
-        table = Table(
-            title=sheet.title,
-            title_justify="left",
-            box=SIMPLE,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for place, column in enumerate(sheet.columns):
-            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
-        for row in sheet.rows:
-            table.add_row(*row)
-        console.print(table)
+    """Print the tables and notes of a report to a rich console."""
+    for table in tables(report):
+        table.print(console)
     for line in notes(report):
         console.print(line, markup=False, highlight=False)
 
 
 def to_markdown(report: Report, settings: Mapping[str, Any]) -> str:
     """A report as Markdown: the settings, the tables, the notes."""
-    lines = ["# Evaluation", ""]
-    lines += [f"- {name}: {_setting(value)}" for name, value in settings.items()]
-    for sheet in sheets(report):
-        lines += ["", f"## {sheet.title}", ""]
-        lines += ["| " + " | ".join(row) + " |" for row in (sheet.columns,)]
-        lines += ["|" + "---|" * len(sheet.columns)]
-        lines += [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in sheet.rows
-        ]
-    return "\n".join(
-        [*lines, "", "## Notes", "", *(f"- {note.strip()}" for note in notes(report)), ""]
-    )
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} ({entry})" for name, entry in value.items())
-    return str(value)
+    parts = ["# Evaluation", "\n".join(f"- {name}: {value}" for name, value in settings.items())]
+    for table in tables(report):
+        parts += [f"## {table.title}", table.markdown()]
+    parts += ["## Notes", "\n".join(f"- {note.strip()}" for note in notes(report))]
+    return "\n\n".join(parts) + "\n"
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -373,12 +311,23 @@ def write_report(
     curves: Sequence[JitterCurve] = (),
     robustness: Robustness | None = None,
 ) -> list[Path]:
-    """Writes a report (`summarize`) with images and tables into a folder, returns the paths.
+    """Write a report with images and tables into a folder.
 
-    Raises `ConfigurationError` when matplotlib is missing.
+    Args:
+        folder: is created.
+        report: of `summarize`, which the other arguments were given to.
+        evaluation: likewise.
+        faces: the evaluated faces, for the gallery of failures.
+        settings: likewise.
+        curves: likewise.
+        robustness: likewise.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        ConfigurationError: matplotlib is missing.
     """
-    from hihlandmark.evaluation import figures
-
     contents: dict[str, bytes | str] = {
         "report.json": json.dumps(report, indent=2) + "\n",
         "report.md": to_markdown(report, settings),
@@ -389,10 +338,22 @@ def write_report(
         "failures.png": figures.failure_gallery(evaluation, faces),
     }
     if curves:
-        contents["jitter.csv"] = _jitter_csv(report["jitter"])
+        rows = [
+            {"refine": curve["refine"], "shift": 0, "scale": 1, **_flat(point)}
+            for curve in report["jitter"]
+            for point in (*curve["shifts"], *curve["scales"])
+        ]
+        contents["jitter.csv"] = _csv(rows)
         contents["jitter.png"] = figures.jitter_figure(curves, evaluation.normalization)
     if robustness is not None:
-        contents["robustness.csv"] = _robustness_csv(report["robustness"])
+        measured = report["robustness"]
+        rows = [{"corruption": "", **_flat(measured["uncorrupted"]), "severity": ""}]
+        rows += [
+            {"corruption": name, **_flat(point)}
+            for name, curve in measured["curves"].items()
+            for point in curve["points"]
+        ]
+        contents["robustness.csv"] = _csv(rows)
         contents["robustness.png"] = figures.robustness_figure(robustness, evaluation.normalization)
     for name, content in contents.items():
         write_atomically(
@@ -402,72 +363,30 @@ def write_report(
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return Table("", list(rows[0]), [list(row.values()) for row in rows]).csv()
+
+
+def _flat(point: Report) -> Report:
+    """A point of a curve with the interval as two values."""
+    low, high = point["nme_interval"]
+    first = {key: value for key, value in point.items() if key not in ("nme_interval", "fr10")}
+    return {**first, "nme_low": low, "nme_high": high, "fr10": point["fr10"]}
 
 
 def _ced_csv(evaluation: Evaluation) -> str:
-    errors = evaluation.face_errors
-    chosen = {"all": errors}
-    chosen |= {name: errors[evaluation.subset(name)] for name in evaluation.subset_names}
-    curves = {name: cumulative_errors(some) for name, some in chosen.items()}
-    grid = curves["all"][:, 0]
-    return _csv(
-        [
-            {
-                "error": f"{error:.4f}",
-                **{name: f"{curve[i, 1]:.6f}" for name, curve in curves.items()},
-            }
-            for i, error in enumerate(grid)
-        ]
-    )
+    curves = {
+        name: cumulative_errors(errors) for name, errors in figures.errors_by_subset(evaluation)
+    }
+    columns = [[f"{error:.4f}" for error in curves["all"][:, 0]]]
+    columns += [[f"{share:.6f}" for share in curve[:, 1]] for curve in curves.values()]
+    return Table("", ["error", *curves], zip(*columns, strict=True)).csv()
 
 
 def _faces_csv(evaluation: Evaluation) -> str:
-    rows = zip(evaluation.names, evaluation.face_errors, evaluation.missed, strict=True)
-    return _csv(
-        [
-            {"name": name, "nme": _per_cent(float(error), 3), "missed": int(missed)}
-            for name, error, missed in rows
-        ]
-    )
-
-
-def _jitter_csv(curves: Sequence[Report]) -> str:
-    return _csv(
-        [
-            {
-                "refine": curve["refine"],
-                "shift": point.get("shift", 0),
-                "scale": point.get("scale", 1),
-                **_curve_columns(point),
-            }
-            for curve in curves
-            for point in (*curve["shifts"], *curve["scales"])
-        ]
-    )
-
-
-def _robustness_csv(robustness: Report) -> str:
-    rows = [{"corruption": "", "severity": "", **_curve_columns(robustness["uncorrupted"])}]
-    rows += [
-        {"corruption": name, "severity": point["severity"], **_curve_columns(point)}
-        for name, curve in robustness["curves"].items()
-        for point in curve["points"]
+    rows = [
+        (name, _per_cent(float(error), 3), int(missed))
+        for name, error, missed in zip(
+            evaluation.names, evaluation.face_errors, evaluation.missed, strict=True
+        )
     ]
-    return _csv(rows)
-
-
-def _curve_columns(point: Report) -> Report:
-    low, high = point["nme_interval"]
-    return {
-        "faces": point["faces"],
-        "missed": point["missed"],
-        "nme": point["nme"],
-        "nme_low": low,
-        "nme_high": high,
-        "fr10": point["fr10"],
-    }
+    return Table("", ("name", "nme", "missed"), rows).csv()
