@@ -27,8 +27,7 @@ from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.weights import load_model
-from hihlandmark.weights.calibration import Calibration
-from hihlandmark.weights.card import DECODERS, Decoder
+from hihlandmark.weights.card import DECODERS, Calibration, Decoder
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,7 @@ from hihlandmark.face_detection.base import Detections
 from hihlandmark.landmarker import Landmarker
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.threads import default_workers, map_ahead
-from hihlandmark.weights.calibration import Calibration
+from hihlandmark.weights.card import Calibration
 
 Key = TypeVar("Key")
 

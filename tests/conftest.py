@@ -20,6 +20,16 @@ from hihlandmark import Detector
 os.environ["HIHLANDMARK_RUNTIME"] = "torch"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests of CUDA without a device; mark tests that run the packaged networks."""
+    no_gpu = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if {"detector", "detector_of"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("network")
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """As in the processes that tests start: sums in another order would give other weights."""

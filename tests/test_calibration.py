@@ -42,8 +42,7 @@ from hihlandmark.errors import DataError, ImageError, WeightsError
 from hihlandmark.layouts import EXACT_98_68, get_layout
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.weights import Calibration, ModelCard, WeightFiles, find_weights
-from hihlandmark.weights.calibration import MAX_KNOTS
-from hihlandmark.weights.card import Figure
+from hihlandmark.weights.card import MAX_KNOTS, Figure
 
 W300_68 = get_layout(68)
 

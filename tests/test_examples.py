@@ -83,7 +83,7 @@ def test_batch_folder_writes_a_line_a_photo_and_goes_on_after_a_broken_one(
     (expected,) = one_detector.predict(photos / "b.jpg")
     np.testing.assert_allclose(Face.from_dict(face).points, expected.points, atol=0.01)
     assert lines[2]["faces"] == []
-    assert "3 photos, 1 faces, 1 that could not be read" in capsys.readouterr().out
+    assert "images: 3, faces: 1, unreadable: 1" in capsys.readouterr().out
 
 
 def test_batch_folder_hands_out_first_photos_before_it_reads_the_last(
@@ -96,9 +96,9 @@ def test_batch_folder_hands_out_first_photos_before_it_reads_the_last(
         def __init__(self) -> None:
             self.__dict__ = one_detector.__dict__
 
-        def search(self, load: Callable[[], Any]) -> Any:
+        def find_faces(self, image: Any) -> Any:
             read.append(tmp_path)
-            return super().search(load)
+            return super().find_faces(image)
 
     stream = load_script("batch_folder").records(Counted(), [tmp_path / "empty.png"] * 100)
     next(stream)
@@ -126,7 +126,7 @@ def test_webcam_streams_pictures_with_faces_to_a_browser(clip: Path, detector: D
         assert answer.status == 200
         assert answer.headers.get_content_type() == "multipart/x-mixed-replace"
         body = answer.read()
-    parts = body.split(b"--picture\r\n")[1:]
+    parts = body.split(b"--frame\r\n")[1:]
     assert len(parts) == 6
     head, _, picture = parts[0].partition(b"\r\n\r\n")
     assert f"Content-Length: {len(picture) - 2}".encode() in head

@@ -1,1 +1,1 @@
-"""Fit, judge and store calibrations; `hihlandmark.weights.calibration` applies them."""
+"""Fit, judge and store calibrations; `hihlandmark.weights.card` applies them."""

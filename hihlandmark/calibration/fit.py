@@ -18,7 +18,7 @@ from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.layouts import Conversion, get_conversion, get_layout
-from hihlandmark.weights.calibration import MAX_KNOTS, NEAR, Calibration, calibration_features
+from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, calibration_features
 
 Method = Literal["logistic", "isotonic"]
 METHODS: tuple[Method, ...] = get_args(Method)

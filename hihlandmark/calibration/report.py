@@ -26,7 +26,7 @@ from hihlandmark.calibration.metrics import (
     reliability_bins,
 )
 from hihlandmark.errors import ConfigurationError, missing_extra
-from hihlandmark.weights.calibration import Calibration
+from hihlandmark.weights.card import Calibration
 from hihlandmark.writing import write_atomically
 
 LEVELS = (0.5, 0.9)

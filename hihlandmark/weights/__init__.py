@@ -1,7 +1,6 @@
 """Weights and model cards: find, verify, read, save, publish and convert."""
 
-from hihlandmark.weights.calibration import Calibration
-from hihlandmark.weights.card import ModelCard
+from hihlandmark.weights.card import Calibration, ModelCard
 from hihlandmark.weights.files import (
     LoadedModel,
     PackagedModel,

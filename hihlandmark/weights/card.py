@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,15 +24,21 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import from_json
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import BoxMap
 from hihlandmark.errors import WeightsError
-from hihlandmark.weights.calibration import Calibration
 
 SCHEMA = 2
 """Version of the card's fields. Cards of schema 1 are read too."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+NEAR = 0.05
+"""A point counts as found within this share of the inter-ocular distance."""
+MAX_KNOTS = 20
+"""More knots would follow the noise of a validation split of some hundred faces."""
 
 Decoder = Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
@@ -43,7 +51,9 @@ WEIGHT_FILE = re.compile(rf"(?P<name>{NAME.pattern})\.safetensors")
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 PositiveNumber = Annotated[StrictFloat, Field(gt=0)]
+Probability = Annotated[StrictFloat, Field(ge=0, le=1)]
 Count = Annotated[StrictInt, Field(ge=0)]
+Knots = tuple[tuple[Probability, Probability], ...]
 
 _SCHEMA_1_KEYS = {
     "aligned_corners": "align_corners",
@@ -66,6 +76,12 @@ class Normalization(_Part):
     std: tuple[PositiveNumber, PositiveNumber, PositiveNumber]
 
 
+def _check_scale(box_map: BoxMap) -> BoxMap:
+    if box_map.scale <= 0:
+        raise ValueError("the scale must be above 0")
+    return box_map
+
+
 class CropContract(_Part):
     """The crop that a model was trained on.
 
@@ -77,15 +93,7 @@ class CropContract(_Part):
     """
 
     pixel_origin: StrictFloat
-    boxes: dict[str, BoxMap]
-
-    @field_validator("boxes")
-    @classmethod
-    def _check_scales(cls, boxes: dict[str, BoxMap]) -> dict[str, BoxMap]:
-        for kind, box_map in boxes.items():
-            if box_map.scale <= 0:
-                raise ValueError(f"the scale of {kind} must be above 0")
-        return boxes
+    boxes: dict[str, Annotated[BoxMap, AfterValidator(_check_scale)]]
 
 
 class Decoding(_Part):
@@ -104,6 +112,63 @@ class Decoding(_Part):
     stride: StrictInt = Field(ge=1, le=256)
     bin_center: StrictFloat = 0.5
     align_corners: StrictBool = False
+
+
+def _check_rising(knots: Knots) -> Knots:
+    steps = np.diff(np.array(knots).reshape(-1, 2), axis=0)
+    if not ((steps[:, 0] > 0).all() and (steps[:, 1] >= 0).all()):
+        raise ValueError("knots must be rising pairs")
+    return knots
+
+
+class Calibration(_Part):
+    """Corrects the over- or underconfidence of a layout's heatmaps; `hihlandmark.calibration` fits.
+
+    The score of a point is the probability that it is within `NEAR`, by a logistic model:
+    ``p = sigmoid(bias + spread * log(s) + mass * log(m / (1 - m)))`` where s is the standard
+    deviation of the point in inter-ocular distances and m the share of the integer heatmap around
+    its peak. Without ``knots`` the score is p. ``knots`` are up to `MAX_KNOTS` rising pairs
+    (p, score): the score is interpolated between them, and constant beyond the first and the last.
+    """
+
+    bias: StrictFloat = 0.0
+    spread: StrictFloat = -1.0
+    mass: StrictFloat = 1.0
+    covariance_scale: StrictFloat = Field(1.0, gt=0)
+    knots: Annotated[Knots, Field(max_length=MAX_KNOTS), AfterValidator(_check_rising)] = ()
+
+    def scores(
+        self, covariance: FloatArray, mass: FloatArray, interocular: FloatArray
+    ) -> FloatArray:
+        """Calibrated scores (N, P) in 0..1; the arguments are those of `calibration_features`."""
+        return self.scores_of(calibration_features(covariance, mass, interocular))
+
+    def scores_of(self, features: FloatArray) -> FloatArray:
+        """Scores (...) in 0..1 of the features (..., 3) from `calibration_features`."""
+        logit = features @ np.array([self.bias, self.spread, self.mass])
+        score: FloatArray = (1 + np.tanh(logit / 2)) / 2  # the sigmoid, without overflow
+        return np.interp(score, *np.transpose(self.knots)) if self.knots else score
+
+
+def calibration_features(
+    covariance: FloatArray, mass: FloatArray, interocular: FloatArray
+) -> FloatArray:
+    """The inputs of the logistic model of `Calibration`.
+
+    Args:
+        covariance: (N, P, 2, 2), raw.
+        mass: (N, P) in 0..1.
+        interocular: (N,) distance of the outer eye corners, in the unit of the covariance.
+
+    Returns:
+        (N, P, 3) as (1, log spread, log odds of mass).
+    """
+    trace = np.trace(covariance, axis1=-2, axis2=-1)
+    spread = np.sqrt(trace / 2) / np.maximum(interocular[:, None], 1e-6)
+    mass = np.clip(mass, 1e-4, 1 - 1e-4)
+    return np.stack(
+        [np.ones_like(mass), np.log(np.maximum(spread, 1e-6)), np.log(mass / (1 - mass))], axis=-1
+    )
 
 
 class DataSource(_Part):
@@ -176,11 +241,9 @@ class ModelCard(_Part):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"]))
-            value = repr(first["input"])
-            value = value if len(value) <= 80 else f"{value[:77]}..."
             raise WeightsError(
-                f"The model card's field {field!r} is wrong: {first['msg']}, not {value}. "
-                "Correct it, or fetch the card again."
+                f"The model card's field {field!r} is wrong: {first['msg']}, not "
+                f"{first['input']!r:.80}. Correct it, or fetch the card again."
             ) from error
 
     @property
@@ -196,21 +259,18 @@ class ModelCard(_Part):
             WeightsError: the text is no JSON object, or a field is missing, unknown or wrong.
         """
         try:
-            values = json.loads(text, parse_constant=_refuse_constant)
-            if not isinstance(values, dict):
-                raise ValueError("not an object")
-            schema = values.pop("schema", None)
-            values = _from_schema_1(values) if schema == 1 else values
-        except (ValueError, RecursionError) as error:
-            raise WeightsError(
-                f"The model card is not valid JSON: {error}. Fetch it again."
-            ) from error
+            values = from_json(text, allow_inf_nan=False)
+        except ValueError as error:
+            raise WeightsError(f"The model card is not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise WeightsError("The model card is not valid JSON: not an object")
+        schema = values.pop("schema", None)
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise WeightsError(
-                f"The model card has schema {schema!r}, this version of hihlandmark reads 1 to "
-                f"{SCHEMA}: update hihlandmark, or fetch the card again."
+                f"The model card has schema {schema!r}, not 1 to {SCHEMA}: update hihlandmark, or "
+                "fetch the card again."
             )
-        card = cls.model_validate(values)
+        card = cls.model_validate(_from_schema_1(values) if schema == 1 else values)
         if not card.file or not card.sha256:
             raise WeightsError(
                 f"The model card {card.name!r} names no weights file: fetch it again."
@@ -246,7 +306,3 @@ def _renamed(value: Any) -> Any:
     if isinstance(value, dict):
         return {_SCHEMA_1_KEYS.get(key, key): _renamed(item) for key, item in value.items()}
     return [_renamed(item) for item in value] if isinstance(value, list) else value
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hihlandmark.arrays import FloatArray
-from hihlandmark.errors import ConfigurationError, WeightsError, abbreviate
+from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.shape_prior import ShapePrior
 from hihlandmark.weights.card import Figure, ModelCard
 from hihlandmark.weights.find import (
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
-
-_SHAPE_PRIOR = re.compile(r"shape_prior\.(?P<layout>\w+)\.(?P<part>mean|modes|scales)")
-"""Names of the tensors of a `ShapePrior`; ``scales`` are its noise and its covariance_scale."""
 
 
 class LoadedModel(NamedTuple):
@@ -74,13 +70,13 @@ def list_models() -> list[PackagedModel]:
     >>> [row.name for row in list_models() if "COFW29" in row.layouts]
     ['adnet-small', 'awing-small', 'hih-small']
     """
-    return [_packaged_row(name) for name in packaged_cards()]
+    return [_packaged_model(name) for name in packaged_cards()]
 
 
-def _packaged_row(name: str) -> PackagedModel:
+def _packaged_model(name: str) -> PackagedModel:
     try:
         files = find_packaged(name)
-        size = len(_verified_bytes(files))
+        size = len(verify_weights(files))
     except WeightsError as error:
         return PackagedModel(name, problem=str(error))
     card = files.card
@@ -93,10 +89,7 @@ def load_model(
 ) -> LoadedModel:
     """The network of a card with its weights, float32, in evaluation mode, on the CPU.
 
-    Args:
-        weights: as `find_weights`.
-        model: as `find_weights`.
-        revision: as `find_weights`.
+    The arguments are those of `find_weights`.
 
     Raises:
         WeightsError: nothing was found, or the file does not fit the card.
@@ -105,20 +98,36 @@ def load_model(
     from hihlandmark.models.registry import build_model
 
     files = find_weights(weights, model=model, revision=revision)
-    state, shape_priors = _split_shape_priors(read_weights(files), files)
+    state = read_weights(files)
+    shape_priors = _pop_shape_priors(state, files)
     try:
         network = build_model(files.card.architecture, files.card.configuration)
-    except ConfigurationError as error:
-        raise WeightsError(f"The network of {files.source} cannot be built: {error}") from error
-    _require_fit(network, state, files)
-    network.load_state_dict(state)
+        network.load_state_dict(state)
+    except (ConfigurationError, RuntimeError) as error:  # torch's lists the tensors at fault
+        raise WeightsError(
+            f"The card ({files.card.architecture!r}) and the weights of {files.source} do not fit, "
+            f"take both from one place: {textwrap.shorten(str(error), 400)}"
+        ) from error
     logger.info("Loaded %s: %s", files.card.name, files.source)
     return LoadedModel(network.float().eval(), files.card, shape_priors)
 
 
-def verify_weights(files: WeightFiles) -> None:
-    """Raise `WeightsError` unless the weights file has the SHA-256 of the card."""
-    _verified_bytes(files)
+def verify_weights(files: WeightFiles) -> bytes:
+    """Return the content of the weights file if it has the SHA-256 of the card.
+
+    Raises:
+        WeightsError: the file has another SHA-256, or cannot be read.
+    """
+    try:
+        content = files.path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{files.path} cannot be read: {error}") from error
+    if (digest := hashlib.sha256(content).hexdigest()) != files.card.sha256:
+        raise WeightsError(
+            f"{files.path} was damaged or replaced, its SHA-256 is {digest}, not "
+            f"{files.card.sha256}: fetch it again (`hihlandmark weights pull`)."
+        )
+    return content
 
 
 def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
@@ -132,87 +141,47 @@ def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
 
     try:
         # Hash and tensors come from the same bytes: a file replaced in between is not read.
-        return safetensors.torch.load(_verified_bytes(files))
+        return safetensors.torch.load(verify_weights(files))
     except safetensors.SafetensorError as error:
         raise WeightsError(
             f"{files.path} is not a complete safetensors file: {error}. Fetch it again."
         ) from error
 
 
-def _verified_bytes(files: WeightFiles) -> bytes:
-    try:
-        content = files.path.read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            f"{files.path} cannot be read: {error}. Check its permissions, or fetch it again."
-        ) from error
-    if (digest := hashlib.sha256(content).hexdigest()) != files.card.sha256:
-        raise WeightsError(
-            f"{files.path} is not the file that its model card describes: SHA-256 {digest}, "
-            f"expected {files.card.sha256}. It is damaged or was replaced: fetch it again (from "
-            "the Hub with `hihlandmark weights pull`)."
-        )
-    return content
-
-
-def _require_fit(network: nn.Module, state: Mapping[str, torch.Tensor], files: WeightFiles) -> None:
-    """Raise `WeightsError` unless the tensors are those of the network, in names and shapes."""
-    expected = network.state_dict()
-    common = expected.keys() & state.keys()
-    problems = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "of another shape": {n for n in common if expected[n].shape != state[n].shape},
-    }
-    found = [f"{problem}: {abbreviate(names)}" for problem, names in problems.items() if names]
-    if found:
-        raise WeightsError(
-            f"The architecture of the card ({files.card.architecture!r}) does not fit the weights "
-            f"of {files.source}: {'; '.join(found)}. Take the card and the weights from one place."
-        )
-
-
 def shape_prior_tensors(layout: str, prior: ShapePrior) -> dict[str, torch.Tensor]:
     """A layout's prior as tensors that `save_weights` stores beside those of the network."""
     import torch
 
-    parts = {
-        "mean": prior.mean,
-        "modes": prior.modes,
-        "scales": np.array([prior.noise, prior.covariance_scale]),
-    }
-    return {f"shape_prior.{layout}.{part}": torch.from_numpy(a) for part, a in parts.items()}
+    scales = np.array([prior.noise, prior.covariance_scale])
+    parts = (prior.mean, prior.modes, scales)
+    return dict(zip(_prior_names(layout), map(torch.from_numpy, parts), strict=True))
 
 
-def _split_shape_priors(
-    tensors: Mapping[str, torch.Tensor], files: WeightFiles
-) -> tuple[dict[str, torch.Tensor], dict[str, ShapePrior]]:
-    """The network's tensors, and the priors of `shape_prior_tensors` by layout.
+def _prior_names(layout: str) -> list[str]:
+    return [f"shape_prior.{layout}.{part}" for part in ("mean", "modes", "scales")]
 
-    Raises:
-        WeightsError: a prior lacks a part or has another shape than its layout.
-    """
-    state: dict[str, torch.Tensor] = {}
-    parts: dict[str, dict[str, FloatArray]] = {}
-    for name, tensor in tensors.items():
-        if match := _SHAPE_PRIOR.fullmatch(name):
-            parts.setdefault(match["layout"], {})[match["part"]] = tensor.double().numpy()
-        else:
-            state[name] = tensor
+
+def _pop_shape_priors(
+    state: dict[str, torch.Tensor], files: WeightFiles
+) -> dict[str, ShapePrior]:
+    """Remove the tensors of `shape_prior_tensors`, and return the priors by layout."""
     priors = {}
-    for layout, arrays in parts.items():
-        points = files.card.configuration.get("layouts", {}).get(layout)
-        shapes = {name: array.shape for name, array in arrays.items()}
-        count = shapes.get("modes", (0,))[0]
-        expected = {"mean": (points, 2), "modes": (count, points, 2), "scales": (2,)}
-        if shapes != expected:
+    for layout, points in files.card.configuration["layouts"].items():
+        names = [name for name in _prior_names(layout) if name in state]
+        parts = [state.pop(name).double().numpy() for name in names]
+        if not parts:
+            continue
+        shapes = [part.shape for part in parts]
+        count = len(parts[1]) if len(parts) == 3 else 0
+        if shapes != [(points, 2), (count, points, 2), (2,)]:
             raise WeightsError(
-                f"The shape prior of {layout} in {files.source} has parts {shapes}, expected "
-                f"{expected}. Take the card and the weights from one place."
+                f"The shape prior of {layout} in {files.source} has arrays of shapes {shapes}: take "
+                "the card and the weights from one place."
             )
-        noise, covariance_scale = arrays["scales"].tolist()
-        priors[layout] = ShapePrior(arrays["mean"], arrays["modes"], noise, covariance_scale)
-    return state, priors
+        mean, modes, scales = parts
+        noise, covariance_scale = scales.tolist()
+        priors[layout] = ShapePrior(mean, modes, noise, covariance_scale)
+    return priors
 
 
 def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> Path:
@@ -244,10 +213,9 @@ def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor
 
 
 def _stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in the type that goes into a file."""
+    """A copy in the type that goes into a file: safetensors refuses tensors that share memory."""
     import torch
 
-    # A copy, because safetensors refuses tensors that share memory.
     tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     if not tensor.is_floating_point():
         return tensor

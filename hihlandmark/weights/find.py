@@ -60,18 +60,16 @@ def find_weights(
     text = model if weights is None else os.fspath(weights)
     packaged = weights is None or (isinstance(weights, str) and text in packaged_cards())
     path = Path(text).expanduser()
-    hub_id = _HUB_ID.fullmatch(text) if isinstance(weights, str) else None
-    if packaged or path.exists() or not hub_id or _is_weight_path(path):
-        if revision is not None:
-            raise ConfigurationError(
-                f"revision={revision!r} was given with weights={weights!r}: only repositories of "
-                "the Hub, written owner/name, have revisions."
-            )
-        return find_packaged(text) if packaged else _find_path(path, model)
-    return _find_cached(text, model, revision) or pull_weights(text, model=model, revision=revision)
-
-
-# Paths and packaged weights
+    is_weight_path = path.suffix.lower() in {".safetensors", ".json", *_PICKLES}
+    is_hub_id = isinstance(weights, str) and _HUB_ID.fullmatch(text)
+    if is_hub_id and not (packaged or is_weight_path or path.exists()):
+        found = _find_cached(text, model, revision)
+        return found or pull_weights(text, model=model, revision=revision)
+    if revision is not None:
+        raise ConfigurationError(
+            f"revision={revision!r} needs a repository of the Hub as owner/name, not {weights!r}."
+        )
+    return find_packaged(text) if packaged else _find_path(path, model)
 
 
 def packaged_cards() -> dict[str, Path]:
@@ -88,45 +86,37 @@ def find_packaged(name: str) -> WeightFiles:
     cards = packaged_cards()
     if name not in cards:
         raise WeightsError(
-            f"There are no packaged weights {name!r}; packaged are: {abbreviate(cards, 20)}. "
-            "Give one of them, a path, or a repository of the Hub as owner/name."
+            f"There are no packaged weights {name!r}: give one of {abbreviate(cards, 20)}, a path, "
+            "or a repository of the Hub as owner/name."
         )
     return _file_beside(cards[name], f"{name}, packaged")
-
-
-def _is_weight_path(path: Path) -> bool:
-    return path.suffix.lower() in {".safetensors", ".json", *_PICKLES}
 
 
 def _find_path(path: Path, model: str) -> WeightFiles:
     if path.suffix.lower() in _PICKLES:
         raise WeightsError(
-            f"{path} is a pickled checkpoint, which may run code when it is opened: "
-            "convert it with `hihlandmark weights convert`."
+            f"{path} is a pickled checkpoint, which may run code: convert it with "
+            "`hihlandmark weights convert`."
         )
     if path.is_dir():
-        names = (file.name for file in path.iterdir())
-        card_path = path / _choose_card(_cards_with_weights(names), model, f"The folder {path}")
+        cards = _cards_with_weights(file.name for file in path.iterdir())
+        card_path = path / _choose_card(cards, model, f"The folder {path}")
         return _file_beside(card_path, str(card_path))
     if not path.is_file():
         raise WeightsError(
             f"There are no weights {str(path)!r}: no such file or folder, no repository of the Hub "
-            f"(owner/name), and not packaged; packaged are: {abbreviate(packaged_cards(), 20)}."
+            f"(owner/name), and none of the packaged {abbreviate(packaged_cards(), 20)}."
         )
     card_path = path.with_suffix(".json")
-    if path.suffix.lower() != ".json" and not WEIGHT_FILE.fullmatch(path.name):
-        raise WeightsError(
-            f"{path} is not a weights file: expected .safetensors, or its card .json."
-        )
+    if path != card_path and not WEIGHT_FILE.fullmatch(path.name):
+        raise WeightsError(f"{path} is not a weights file: give .safetensors, or its card .json.")
     if not card_path.is_file():
-        raise WeightsError(
-            f"{path} has no model card: copy {card_path.name} from where the weights are from."
-        )
+        raise WeightsError(f"{path} has no model card: copy {card_path.name} beside it.")
     found = _file_beside(card_path, str(card_path))
     if path not in (card_path, found.path):
         raise WeightsError(
-            f"The model card {card_path} describes {found.card.file}, not {path.name}. "
-            "Copy the card and the weights file from one place."
+            f"The model card {card_path} describes {found.card.file}, not {path.name}: copy both "
+            "from one place."
         )
     return found
 
@@ -140,18 +130,11 @@ def _cards_with_weights(names: Iterable[str]) -> set[str]:
 
 def _choose_card(cards: set[str], model: str, where: str) -> str:
     """The card of ``model``, or another one when it is the only one."""
-    if f"{model}.json" in cards:
-        return f"{model}.json"
-    if len(cards) == 1:
-        return next(iter(cards))
-    if cards:
-        raise WeightsError(
-            f"{where} holds several models, and none is {model!r}: {abbreviate(cards, 20)}. "
-            "Name one."
-        )
-    raise WeightsError(
-        f"{where} holds no weights with a model card: expected NAME.safetensors and NAME.json."
-    )
+    if not cards:
+        raise WeightsError(f"{where} has no weights with a model card: NAME.safetensors, NAME.json")
+    if len(cards) > 1 and f"{model}.json" not in cards:
+        raise WeightsError(f"{where} has several models, name one of {abbreviate(cards, 20)}")
+    return f"{model}.json" if len(cards) > 1 else next(iter(cards))
 
 
 def _read_card(path: Path) -> ModelCard:
@@ -226,9 +209,7 @@ def split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
             f"{repository!r} is no repository of the Hub: write owner/name or owner/name@revision."
         )
     if revision and hub_id["revision"] and revision != hub_id["revision"]:
-        raise ConfigurationError(
-            f"{repository!r} and revision={revision!r} contradict each other: give one of them."
-        )
+        raise ConfigurationError(f"{repository!r} and revision={revision!r} contradict each other.")
     return hub_id["repository"], revision or hub_id["revision"] or "main"
 
 
@@ -260,26 +241,20 @@ def _hub_problem(error: Exception, repository: str, revision: str) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     where = f"{repository}@{revision}"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"{where} is not in the Hugging Face cache and HF_HUB_OFFLINE is set: unset it, or run "
-            f"`hihlandmark weights pull {where}` once."
-        )
+        return f"{where} is not in the Hugging Face cache: unset HF_HUB_OFFLINE to download it."
     # A gated repository is also "not found" for huggingface_hub: the order matters.
     if isinstance(error, errors.GatedRepoError) or status == 403:
-        return (
-            f"The Hub does not let you read {repository}: accept its terms on its page, and set "
-            "HF_TOKEN to a token of your account."
-        )
+        return f"The Hub refuses to send {repository}: accept its terms there, and set HF_TOKEN."
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return (
-            f"The Hub has no repository {repository}, and there is no file or folder of that name "
-            "here: check the spelling. If it is private, set HF_TOKEN to a token that may read it."
+            f"{repository} is neither a path here nor a repository of the Hub: check the spelling, "
+            "or set HF_TOKEN if it is private."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"The repository {repository} has no revision {revision!r}: check its branches."
     if status == 404:
         return f"A file of {where} is missing on the Hub: {error}. Choose another revision."
     return (
-        f"{where} could not be downloaded ({type(error).__name__}: {error}). "
-        "Check the connection and HF_ENDPOINT, and try again."
+        f"{where} could not be downloaded: check the connection and HF_ENDPOINT "
+        f"({type(error).__name__}: {error})."
     )

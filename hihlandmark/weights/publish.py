@@ -27,9 +27,9 @@ def push_weights(
     otherwise the page of `model_page` is written.
 
     Args:
-        weights: as `find_weights`.
+        weights: as `find_weights`, like ``model``.
         repository: "owner/name" or "owner/name@branch"; both are made where missing.
-        model: as `find_weights`.
+        model: see there.
         private: whether a new repository is private.
         message: of the commit.
 
@@ -43,14 +43,10 @@ def push_weights(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     files = find_weights(weights, model=model)
-    verify_weights(files)
+    content = verify_weights(files)
     name, branch = split_hub_id(repository, None)
-    card = files.card
-    contents: dict[str, Path | bytes] = {
-        card.file: files.path,
-        f"{card.name}.json": card.to_json().encode(),
-    }
-    api = HfApi()
+    card, api = files.card, HfApi()
+    contents = {card.file: content, f"{card.name}.json": card.to_json().encode()}
     try:
         api.create_repo(name, private=private, exist_ok=True)
         if branch != "main":
@@ -59,7 +55,7 @@ def push_weights(
             contents["README.md"] = model_page(card, repository).encode()
         commit = api.create_commit(
             name,
-            [CommitOperationAdd(path, content) for path, content in contents.items()],
+            [CommitOperationAdd(path, each) for path, each in contents.items()],
             commit_message=message or f"{card.name}, by hihlandmark",
             revision=branch,
         )
@@ -78,20 +74,18 @@ def _push_problem(error: Exception, repository: str) -> str:
     if status in (401, 403):
         return (
             f"The Hub does not let you write to {repository}: set HF_TOKEN to a token with write "
-            "permission of an account that may, or log in with `hf auth login`."
+            "permission, or log in with `hf auth login`."
         )
     return (
-        f"{repository} could not be written to ({type(error).__name__}: {error}). "
-        "Check the connection and HF_ENDPOINT, and try again: existing files are unchanged."
+        f"{repository} could not be written to, existing files are unchanged: check the connection "
+        f"and HF_ENDPOINT ({type(error).__name__}: {error})."
     )
 
 
 def model_page(card: ModelCard, repository: str | None = None) -> str:
     """The README.md of a model repository: Markdown with the Hub's metadata.
 
-    Args:
-        card: the model card.
-        repository: where the page's example loads the weights from; None: the packaged name.
+    The page's example loads the weights from ``repository``, or by the packaged name.
     """
     from huggingface_hub import ModelCardData
 
