@@ -87,8 +87,8 @@ def test_a_mirrored_image_gives_mirrored_points(astronaut: Pixels, detector_of: 
     assert error.mean() < 0.05 * face.interocular
 
 
-def collage(photo: Pixels, count: int) -> Pixels:
-    return np.concatenate([photo[30:230, 130:330]] * count, axis=1)
+def collage(image: Pixels, count: int) -> Pixels:
+    return np.concatenate([image[30:230, 130:330]] * count, axis=1)
 
 
 def test_many_images_give_the_same_as_one_by_one(astronaut: Pixels) -> None:

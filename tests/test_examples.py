@@ -4,7 +4,7 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -23,7 +23,7 @@ from hihlandmark.video import AnnotatedVideo, Frame, read_frames
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
-Picture = np.ndarray[Any, Any]
+Pixels = np.ndarray[Any, Any]
 
 
 def load_script(name: str) -> ModuleType:
@@ -46,15 +46,15 @@ def one_detector(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> Detecto
 def test_quick_start_draws_three_layouts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo, picture = tmp_path / "photo.png", tmp_path / "landmarks.png"
+    source, target = tmp_path / "source.png", tmp_path / "landmarks.png"
     from skimage.data import astronaut
 
-    Image.fromarray(astronaut()).save(photo)
-    monkeypatch.setattr(sys, "argv", ["quick_start.py", str(photo), str(picture)])
+    Image.fromarray(astronaut()).save(source)
+    monkeypatch.setattr(sys, "argv", ["quick_start.py", str(source), str(target)])
     runpy.run_path(str(EXAMPLES / "quick_start.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert all(f"{layout} points" in printed for layout in (98, 68, 29))
-    with Image.open(picture) as drawn:
+    with Image.open(target) as drawn:
         assert drawn.size == (3 * 512, 512)
 
 
@@ -63,31 +63,31 @@ def test_quick_start_draws_three_layouts(
 
 def test_batch_folder_writes_a_line_a_photo_and_goes_on_after_a_broken_one(
     tmp_path: Path,
-    astronaut: Picture,
+    astronaut: Pixels,
     one_detector: Detector,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    photos = tmp_path / "photos"
-    (photos / "deeper").mkdir(parents=True)
-    Image.fromarray(astronaut[:240, 100:380]).save(photos / "b.jpg")
-    Image.fromarray(astronaut[300:, :200]).save(photos / "deeper" / "empty.png")
-    (photos / "a.jpg").write_bytes(b"no photo")
-    (photos / "notes.txt").write_text("not looked at")
+    images = tmp_path / "images"
+    (images / "deeper").mkdir(parents=True)
+    Image.fromarray(astronaut[:240, 100:380]).save(images / "b.jpg")
+    Image.fromarray(astronaut[300:, :200]).save(images / "deeper" / "empty.png")
+    (images / "a.jpg").write_bytes(b"no source")
+    (images / "notes.txt").write_text("not looked at")
 
-    load_script("batch_folder").main(str(photos), str(tmp_path / "out.jsonl"))
+    load_script("batch_folder").main(str(images), str(tmp_path / "out.jsonl"))
 
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["a.jpg", "b.jpg", "empty.png"]
     assert "a.jpg" in lines[0]["error"]
     (face,) = lines[1]["faces"]
-    (expected,) = one_detector.predict(photos / "b.jpg")
+    (expected,) = one_detector.predict(images / "b.jpg")
     np.testing.assert_allclose(Face.from_dict(face).points, expected.points, atol=0.01)
     assert lines[2]["faces"] == []
     assert "images: 3, faces: 1, unreadable: 1" in capsys.readouterr().out
 
 
 def test_batch_folder_hands_out_first_photos_before_it_reads_the_last(
-    tmp_path: Path, astronaut: Picture, one_detector: Detector, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, astronaut: Pixels, one_detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(astronaut[300:, :200]).save(tmp_path / "empty.png")
     read: list[Path] = []
@@ -110,7 +110,7 @@ def test_batch_folder_hands_out_first_photos_before_it_reads_the_last(
 
 
 @pytest.fixture
-def clip(tmp_path: Path, astronaut: Picture) -> Path:
+def clip(tmp_path: Path, astronaut: Pixels) -> Path:
     path = tmp_path / "clip.mp4"
     with AnnotatedVideo(path) as video:
         for i in range(6):
@@ -128,9 +128,9 @@ def test_webcam_streams_pictures_with_faces_to_a_browser(clip: Path, detector: D
         body = answer.read()
     parts = body.split(b"--frame\r\n")[1:]
     assert len(parts) == 6
-    head, _, picture = parts[0].partition(b"\r\n\r\n")
-    assert f"Content-Length: {len(picture) - 2}".encode() in head
-    with Image.open(io.BytesIO(picture)) as drawn:
+    head, _, target = parts[0].partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(target) - 2}".encode() in head
+    with Image.open(io.BytesIO(target)) as drawn:
         pixels = np.asarray(drawn).astype(int)
     frame = next(read_frames(clip)).image
     changed = np.abs(pixels - frame).max(axis=2) > 60
@@ -228,20 +228,20 @@ def client(endpoint: ModuleType) -> Any:
     return TestClient(endpoint.app)
 
 
-def png(picture: Picture) -> bytes:
+def png(target: Pixels) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(target).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def test_endpoint_answers_with_the_faces(
-    client: Any, astronaut: Picture, one_detector: Detector
+    client: Any, astronaut: Pixels, one_detector: Detector
 ) -> None:
-    photo = astronaut[:240, 100:380]
-    answer = client.post("/landmarks?layout=68", content=png(photo))
+    source = astronaut[:240, 100:380]
+    answer = client.post("/landmarks?layout=68", content=png(source))
     assert answer.status_code == 200
     (face,) = answer.json()["faces"]
-    (expected,) = one_detector.predict(photo)
+    (expected,) = one_detector.predict(source)
     np.testing.assert_allclose(Face.from_dict(face).points, expected.points, atol=0.01)
     nobody = client.post("/landmarks", content=png(astronaut[300:, :200]))
     assert nobody.json() == {"faces": []}
@@ -250,7 +250,7 @@ def test_endpoint_answers_with_the_faces(
 def test_endpoint_says_what_is_wrong_with_a_request(
     client: Any, endpoint: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = client.post("/landmarks", content=b"not a photo")
+    broken = client.post("/landmarks", content=b"not a source")
     assert broken.status_code == 400
     assert "image" in broken.json()["detail"]
     assert client.post("/landmarks", content=b"").status_code == 400
@@ -266,13 +266,13 @@ def test_endpoint_says_what_is_wrong_with_a_request(
     assert client.post("/landmarks?layout=5", content=b"").status_code == 422
 
 
-def test_endpoint_answers_several_at_once_as_one_by_one(client: Any, astronaut: Picture) -> None:
-    photo = png(astronaut[:240, 100:380])
-    alone = client.post("/landmarks?layout=68", content=photo).json()
+def test_endpoint_answers_several_at_once_as_one_by_one(client: Any, astronaut: Pixels) -> None:
+    source = png(astronaut[:240, 100:380])
+    alone = client.post("/landmarks?layout=68", content=source).json()
     answers: list[Any] = []
 
     def ask() -> None:
-        answers.append(client.post("/landmarks?layout=68", content=photo).json())
+        answers.append(client.post("/landmarks?layout=68", content=source).json())
 
     threads = [Thread(target=ask) for _ in range(3)]
     for thread in threads:

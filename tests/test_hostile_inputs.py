@@ -36,7 +36,7 @@ def rotated_by_exif(image: Image, _: Path) -> bytes:
 
 WITH_A_FACE: dict[str, Callable[[Image, Path], Any]] = {
     "array": lambda image, _: image,
-    "mirrored view": lambda image, _: image[:, ::-1],
+    "mirrored image": lambda image, _: image[:, ::-1],
     "gray": lambda image, _: image.mean(axis=2).astype(np.uint8),
     "RGBA": lambda image, _: np.dstack([image, np.full((512, 512), 255, np.uint8)]),
     "uint16": lambda image, _: image.astype(np.uint16) * 257,

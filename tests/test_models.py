@@ -394,7 +394,7 @@ def test_gradient_reaches_every_parameter_of_awing() -> None:
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-def test_idle_skips_add_parameters_and_change_nothing_else() -> None:
+def test_unused_shortcuts_add_parameters_and_change_nothing_else() -> None:
     lean, full = (
         build_small(unused_shortcuts=False).eval(),
         build_small(unused_shortcuts=True).eval(),

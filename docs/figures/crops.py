@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from paper import BLUE, GREEN, ORANGE, astronaut_image, detector, moved, save
+from paper import BLUE, GREEN, ORANGE, astronaut_image, detector, save, transform
 
 from hihlandmark.crop import (
     crop_angles,
@@ -94,7 +94,7 @@ def draw(
         (two, second, better, ORANGE, "second crop: around the points of the first"),
     ):
         show(axis, np.asarray(cut_crop(image, square, SIZE)), title)
-        x, y = moved(found, crop_matrix(square, SIZE)).T
+        x, y = transform(found, crop_matrix(square, SIZE)).T
         axis.plot(x, y, ".", color="white", markersize=4, markeredgecolor=color)
     save(figure, name)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from paper import face, moved, portrait, save_image
+from paper import face, portrait, save_image, transform
 
 from hihlandmark import draw_faces
 
@@ -22,7 +22,7 @@ def panel(layout: int) -> NDArray[np.uint8]:
     """The face with the points of a layout."""
     image, matrix = portrait(SIDE, margin=1.75)
     found = face(layout)
-    return draw_faces(image, [replace(found, points=moved(found.points, matrix))])
+    return draw_faces(image, [replace(found, points=transform(found.points, matrix))])
 
 
 def main() -> None:

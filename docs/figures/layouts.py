@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.patheffects import withStroke
-from paper import ORANGE, face, moved, paled, portrait, save
+from paper import ORANGE, face, paled, portrait, save, transform
 
 from hihlandmark import Layout
 from hihlandmark.evaluation.figures import new_figure
@@ -56,7 +56,7 @@ def draw_layout(size: int) -> Any:
     """The face with the numbered points of a layout, colored by part."""
     image, matrix = portrait(SIDE, margin=1.22)
     found = face(size)
-    layout, points = found.layout, moved(found.points, matrix)
+    layout, points = found.layout, transform(found.points, matrix)
     figure = new_figure(8, 8)
     axis = figure.subplots()
     axis.imshow(paled(image))
@@ -93,7 +93,7 @@ def draw_conversion() -> Any:
     for axis, found in zip(figure.subplots(1, 2), (face(98), target), strict=True):
         axis.imshow(paled(image))
         axis.axis("off")
-        points = moved(found.points, matrix)
+        points = transform(found.points, matrix)
         exact = ~found.approximate
         axis.plot(*points[exact].T, "o", color=PARTS["jaw"], markersize=4)
         axis.plot(*points[~exact].T, "o", color=ORANGE, markersize=5, markerfacecolor="white")

@@ -57,7 +57,7 @@ def portrait(side: int, margin: float = 1.5) -> tuple[Image, FloatArray]:
     return np.asarray(cut_crop(astronaut_image(), square, side)), crop_matrix(square, side)
 
 
-def moved(points: FloatArray, matrix: FloatArray) -> FloatArray:
+def transform(points: FloatArray, matrix: FloatArray) -> FloatArray:
     """Points (P, 2) transformed by a matrix (2, 3)."""
     return transform_points(matrix, np.asarray(points, np.float64))
 
@@ -77,8 +77,8 @@ def save(figure: Any, name: str) -> None:
 
 def save_image(pixels: Image, name: str) -> None:
     """Write an image (H, W, 3) as a PNG to this folder."""
-    path, picture = FOLDER / name, PillowImage.fromarray(pixels)
-    picture.save(path, optimize=True)
+    path, image = FOLDER / name, PillowImage.fromarray(pixels)
+    image.save(path, optimize=True)
     if path.stat().st_size > LARGEST:
-        picture.quantize(256, kmeans=20, dither=PillowImage.Dither.NONE).save(path, optimize=True)
+        image.quantize(256, kmeans=20, dither=PillowImage.Dither.NONE).save(path, optimize=True)
     print(f"{name}: {path.stat().st_size / 1000:.0f} kB")

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Circle, Ellipse
 from numpy.typing import NDArray
-from paper import BLUE, astronaut_image, detector, face, moved, paled, portrait, save
+from paper import BLUE, astronaut_image, detector, face, paled, portrait, save, transform
 
 from hihlandmark import Face
 from hihlandmark.draw import HIGH, LOW
@@ -62,7 +62,7 @@ def draw_scores() -> Any:
     ):
         axis.imshow(cv2.warpAffine(image, matrix, (SIDE, SIDE)))
         shown = axis.scatter(
-            *moved(found.points, matrix).T,
+            *transform(found.points, matrix).T,
             c=found.scores,
             cmap=COLORS,
             vmin=0,
@@ -85,7 +85,7 @@ def draw_near() -> Any:
     image, matrix = portrait(900, margin=1.2)
     found = face()
     scale = matrix[0, 0]
-    points = moved(found.points, matrix)
+    points = transform(found.points, matrix)
     figure = new_figure(8.6, 5)
     axis = figure.subplots()
     axis.imshow(paled(image, 0.35))

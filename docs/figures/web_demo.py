@@ -39,8 +39,8 @@ def main() -> None:
         page.wait_for_timeout(1000)  # until transitions of the page have ended
         content = page.screenshot(full_page=True)
         browser.close()
-    picture = Image.open(io.BytesIO(content)).convert("RGB")
-    save_image(np.asarray(picture), "web_demo.png")
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    save_image(np.asarray(image), "web_demo.png")
 
 
 if __name__ == "__main__":

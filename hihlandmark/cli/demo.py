@@ -85,13 +85,13 @@ def _write(image: str | None, out: Path, layout: str, model: str, device: str) -
     from hihlandmark.writing import write_atomically
 
     name = Path(image).stem if image else "astronaut"
-    photo = load_image(image or astronaut())
-    faces = make_detector(layout, model, device=device).predict(photo)
-    picture, record = out / f"{name}.landmarks.png", out / f"{name}.json"
-    write_atomically(picture, encode_png(draw_faces(photo, faces)))
+    loaded = load_image(image or astronaut())
+    faces = make_detector(layout, model, device=device).predict(loaded)
+    drawn, record = out / f"{name}.landmarks.png", out / f"{name}.json"
+    write_atomically(drawn, encode_png(draw_faces(loaded, faces)))
     result = Result(Source(image or "skimage.data.astronaut()", name), faces)
     write_atomically(record, write_jsonl([result]))
-    print(f"{len(faces)} face{'s' * (len(faces) != 1)} found")
+    print(f"{len(faces)} {'face' if len(faces) == 1 else 'faces'} found")
     for face in faces:
         print(f"  {face!r}")
-    print(f"picture: {picture}\nlandmarks: {record}")
+    print(f"image: {drawn}\nlandmarks: {record}")
