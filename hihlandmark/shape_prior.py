@@ -10,7 +10,6 @@ the shape is ``mean + z @ modes + e`` with independent normal z, of variance 1, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +23,6 @@ DEGREES_OF_FREEDOM = 4.0
 is the usual choice of robust fits (Lange et al. 1989, https://doi.org/10.2307/2290063)."""
 ROUNDS = 3
 """Rounds of aligning, solving and reweighting; a fourth moves points by 1/50 of a pixel of 256."""
-
-
-class Corrected(NamedTuple):
-    """``points`` (N, P, 2) and their remaining ``covariance`` (N, P, 2, 2)."""
-
-    points: FloatArray
-    covariance: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +42,24 @@ class ShapePrior:
     noise: float
     covariance_scale: float = 1.0
 
-    def correct(self, points: FloatArray, covariance: FloatArray, crop_size: int) -> Corrected:
+    def correct(
+        self, points: FloatArray, covariance: FloatArray, crop_size: int
+    ) -> tuple[FloatArray, FloatArray]:
         """The most probable points of N faces.
 
         Args:
             points: (N, P, 2) from the heatmaps, in crop pixels; NaN stays NaN.
             covariance: (N, P, 2, 2) of the heatmaps.
             crop_size: side of the crop in pixels.
+
+        Returns:
+            Points (N, P, 2) and their remaining covariance (N, P, 2, 2).
         """
         known: BoolArray = np.asarray(np.isfinite(points).all(axis=-1))
         points = np.where(known[..., None], points, 0)
         floor = (LEAST_DEVIATION * crop_size) ** 2 * np.eye(2)
-        scaled = np.where(known[..., None, None], covariance, 0) * self.covariance_scale
-        own: FloatArray = scaled + floor
+        covariance = np.where(known[..., None, None], covariance, 0)
+        own: FloatArray = covariance * self.covariance_scale + floor
         weights: FloatArray = known.astype(np.float64)
         found = points
         for _ in range(ROUNDS):
@@ -71,14 +68,16 @@ class ShapePrior:
             observed = transform_points(transform, points)
             spread = linear @ own @ np.swapaxes(linear, -1, -2)
             corrected, left = self._posterior(observed, spread, weights)
-            weights = np.where(known, _student_weights(observed - corrected, spread), 0)
+            error = observed - corrected
+            distance = np.einsum("npi,npij,npj->np", error, np.linalg.inv(spread), error)
+            student = (DEGREES_OF_FREEDOM + 2) / (DEGREES_OF_FREEDOM + distance)
+            weights = np.where(known, student, 0)
             back = invert(transform)
             found = transform_points(back, corrected)
         linear = back[:, None, :, :2]
         left = linear @ left @ np.swapaxes(linear, -1, -2)
-        unknown = ~known
-        found[unknown], left[unknown] = np.nan, np.nan
-        return Corrected(found, left / self.covariance_scale)
+        found[~known], left[~known] = np.nan, np.nan
+        return found, left / self.covariance_scale
 
     def _posterior(
         self, observed: FloatArray, spread: FloatArray, weights: FloatArray
@@ -90,9 +89,8 @@ class ShapePrior:
         """
         modes = np.moveaxis(self.modes, 0, -1)  # (P, 2, K)
         noise = self.noise**2 * np.eye(2)
-        precision = weights[..., None, None] * np.linalg.inv(
-            spread + weights[..., None, None] * noise
-        )
+        weights = weights[..., None, None]
+        precision = weights * np.linalg.inv(spread + weights * noise)
         weighted = precision @ modes  # (N, P, 2, K)
         information = np.eye(modes.shape[-1]) + np.einsum("pik,npil->nkl", modes, weighted)
         residual = observed - self.mean
@@ -108,12 +106,10 @@ class ShapePrior:
 
 
 def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
-    """Fit the prior to annotated faces.
+    """Fit the prior to shapes (N, P, 2), N >= 2, without NaN: faces and their mirror images.
 
-    Args:
-        shapes: (N, P, 2), N >= 2, without NaN: faces and their mirror images.
-        noise: in root mean square distances of a shape's points from its center. Modes that vary
-            less are left out.
+    ``noise`` is in root mean square distances of a shape's points from its center. Modes that vary
+    less are left out.
     """
     aligned: FloatArray = np.asarray(shapes, np.float64)
     mean = _normalized(aligned[0])
@@ -132,9 +128,3 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
 def _normalized(shape: FloatArray) -> FloatArray:
     centered = shape - shape.mean(axis=0)
     return centered / np.sqrt((centered**2).sum(axis=1).mean())
-
-
-def _student_weights(residual: FloatArray, spread: FloatArray) -> FloatArray:
-    """Weights (N, P) of points with residuals (N, P, 2), under a Student t distribution."""
-    distance = np.einsum("npi,npij,npj->np", residual, np.linalg.inv(spread), residual)
-    return (DEGREES_OF_FREEDOM + 2) / (DEGREES_OF_FREEDOM + distance)

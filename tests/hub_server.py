@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -64,13 +63,8 @@ class Hub:
         self.cuts: list[int] = []
         self.write_token: str | None = None
         self.large_files: dict[str, bytes] = {}
-        hub = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.01,), daemon=True
@@ -80,12 +74,7 @@ class Hub:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -103,9 +92,7 @@ class Hub:
     def commit(self, repository: str, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Put files on a branch of a repository as a new commit; returns its hash."""
         repo = self.repositories.setdefault(repository, Repository())
-        digests = sorted(
-            (name, hashlib.sha1(content).hexdigest()) for name, content in files.items()
-        )
+        digests = sorted((name, hashlib.sha1(each).hexdigest()) for name, each in files.items())
         commit = hashlib.sha1(json.dumps(digests).encode()).hexdigest()
         repo.commits[commit] = dict(files)
         repo.branches[branch] = commit
@@ -133,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             if commit not in repository.commits:
                 self._refuse(404, "RevisionNotFound")
             elif match.re is _REVISION:
-                self._send_listing(match["repository"], commit, repository.commits[commit])
+                siblings = [{"rfilename": name} for name in repository.commits[commit]]
+                listing = {"id": match["repository"], "sha": commit, "siblings": siblings}
+                self._send_json(listing)
             else:
                 self._send_file(commit, repository.commits[commit].get(match["name"]))
 
@@ -184,18 +173,16 @@ class _Handler(BaseHTTPRequestHandler):
         exists = name in self.hub.repositories
         if not exists:
             self.hub.commit(name, {})
-            self.hub.repositories[name].private = (
-                wanted.get("private") is True or wanted.get("visibility") == "private"
-            )
+            private = wanted.get("private") is True or wanted.get("visibility") == "private"
+            self.hub.repositories[name].private = private
         self._send_json({"url": f"{self.hub.url}/{name}", "name": name}, 409 if exists else 200)
 
     def _place_for(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Where to put a large file; nothing to do for one that is there."""
-        place = {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}
-        known = wanted["oid"] in self.hub.large_files
-        return {"oid": wanted["oid"], "size": wanted["size"]} | (
-            {} if known else {"actions": place}
-        )
+        place = {"oid": wanted["oid"], "size": wanted["size"]}
+        if wanted["oid"] not in self.hub.large_files:
+            place["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}
+        return place
 
     def _write(self, repository: str, what: str, branch: str, body: bytes) -> None:
         repo = self.hub.repositories[repository]
@@ -204,40 +191,27 @@ class _Handler(BaseHTTPRequestHandler):
             repo.branches.setdefault(branch, repo.branches["main"])
             self._send_json({}, 409 if exists else 200)
         elif what == "preupload":
-            modes = [
-                {
-                    "path": each["path"],
-                    "uploadMode": "lfs" if each["path"].endswith(".safetensors") else "regular",
-                    "shouldIgnore": False,
-                }
-                for each in json.loads(body)["files"]
-            ]
+            modes = []
+            for each in json.loads(body)["files"]:
+                mode = "lfs" if each["path"].endswith(".safetensors") else "regular"
+                modes.append({"path": each["path"], "uploadMode": mode, "shouldIgnore": False})
             self._send_json({"files": modes})
         else:
-            self._commit(repository, repo, branch, [json.loads(line) for line in body.splitlines()])
-
-    def _commit(
-        self, repository: str, repo: Repository, branch: str, lines: list[dict[str, Any]]
-    ) -> None:
-        files = dict(repo.commits[repo.branches[branch]])
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "header":
-                repo.messages.append(value["summary"])
-            elif line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            else:
-                files[value["path"]] = self.hub.large_files[value["oid"]]
-        commit = self.hub.commit(repository, files, branch)
-        url = f"{self.hub.url}/{repository}/commit/{commit}"
-        self._send_json({"commitUrl": url, "commitOid": commit})
+            files = dict(repo.commits[repo.branches[branch]])
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "header":
+                    repo.messages.append(value["summary"])
+                elif line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                else:
+                    files[value["path"]] = self.hub.large_files[value["oid"]]
+            commit = self.hub.commit(repository, files, branch)
+            url = f"{self.hub.url}/{repository}/commit/{commit}"
+            self._send_json({"commitUrl": url, "commitOid": commit})
 
     def _send_json(self, value: object, status: int = 200) -> None:
         self._send(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
-
-    def _send_listing(self, repository: str, commit: str, files: Mapping[str, bytes]) -> None:
-        siblings = [{"rfilename": name} for name in files]
-        self._send_json({"id": repository, "sha": commit, "siblings": siblings})
 
     def _send_file(self, commit: str, content: bytes | None) -> None:
         headers = {"X-Repo-Commit": commit}

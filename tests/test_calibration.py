@@ -15,14 +15,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector
-from hihlandmark.calibration import store
+from hihlandmark.calibration import report as report_module
 from hihlandmark.calibration.fit import (
     PointStatistics,
-    _fit_logistic,
     calibrated,
     cross_validated,
     fit,
-    fit_calibration,
     measure_points,
 )
 from hihlandmark.calibration.metrics import (
@@ -33,8 +31,13 @@ from hihlandmark.calibration.metrics import (
     expected_calibration_error,
     reliability_bins,
 )
-from hihlandmark.calibration.report import draw_reliability, report_calibration
-from hihlandmark.calibration.store import METRIC, card_to_write, store_calibration
+from hihlandmark.calibration.report import (
+    METRIC,
+    card_to_write,
+    draw_reliability,
+    report_calibration,
+    store_calibration,
+)
 from hihlandmark.cli.calibrate import calibrate
 from hihlandmark.crop import BoxMap, crop_matrix, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
@@ -63,10 +66,9 @@ def test_a_wider_heatmap_scores_lower_at_any_size_of_the_face() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_extreme_statistics_give_probabilities() -> None:
-    calibration = Calibration(bias=3, spread=-200, mass=100)
-    for variance, mass in ((0.0, 1.0), (1e9, 0.0)):
-        assert 0 <= scores(calibration, variance, mass, 60) <= 1
+@pytest.mark.parametrize(("variance", "mass"), [(0.0, 1.0), (1e9, 0.0)])
+def test_extreme_statistics_give_probabilities(variance: float, mass: float) -> None:
+    assert 0 <= scores(Calibration(bias=3, spread=-200, mass=100), variance, mass, 60) <= 1
 
 
 def test_knots_bend_the_score_between_and_beyond_them() -> None:
@@ -76,25 +78,14 @@ def test_knots_bend_the_score_between_and_beyond_them() -> None:
     assert bent.scores_of(features) == pytest.approx([0.1, 0.2, 0.3, 0.3])
 
 
-@pytest.mark.parametrize("knots", [(), ((0.25, 0.1), (0.5, 0.1), (1.0, 0.875))])
-def test_calibration_survives_json(knots: tuple[tuple[float, float], ...]) -> None:
-    calibration = Calibration(bias=-3.1, spread=-1.2, mass=0.4, covariance_scale=1.7, knots=knots)
-    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
-    assert Calibration.model_validate({}) == Calibration()
-
-
 @pytest.mark.parametrize(
     ("values", "field"),
     [
         ({"slope": 1.5}, "slope"),
-        ({"bias": "-3"}, "bias"),
-        ({"mass": 10**400}, "mass"),
         ({"covariance_scale": 0}, "covariance_scale"),
         ({"knots": [[0.5, 0.2], [0.4, 0.3]]}, "knots"),
         ({"knots": [[0.1, 0.3], [0.4, 0.2]]}, "knots"),
         ({"knots": [[0.1, 0.3], [0.4, 1.2]]}, "knots"),
-        ({"knots": [0.1, 0.3]}, "knots"),
-        ({"knots": "0.1"}, "knots"),
         ({"knots": [[p / 30, p / 30] for p in range(30)]}, "knots"),
     ],
 )
@@ -180,13 +171,9 @@ def statistics_of(
 
 
 def test_the_fit_recovers_weights_and_covariance_scale() -> None:
-    rng = np.random.default_rng(0)
-    features = np.concatenate([np.ones((20000, 1)), rng.standard_normal((20000, 2))], axis=1)
-    truth = np.array([0.5, -1.5, 0.8])
-    near = rng.random(20000) < 1 / (1 + np.exp(-features @ truth))
-    assert np.allclose(_fit_logistic(features, near), truth, atol=0.1)
-    statistics = statistics_of(lambda odds: 1 / (1 + np.exp(-odds)))
-    assert fit(statistics).covariance_scale == pytest.approx(4, rel=0.1)
+    fitted = fit(statistics_of(lambda odds: 1 / (1 + np.exp(0.5 - 0.8 * odds)), faces=400))
+    assert (fitted.bias, fitted.mass) == pytest.approx((-0.5, 0.8), abs=0.1)
+    assert fitted.covariance_scale == pytest.approx(4, rel=0.1)
 
 
 def test_isotonic_fits_what_no_logistic_curve_does() -> None:
@@ -203,13 +190,9 @@ def test_isotonic_fits_what_no_logistic_curve_does() -> None:
     assert (np.diff(knots[:, 1]) >= 0).all()
 
 
-@pytest.mark.parametrize("method", ["logistic", "isotonic", "magic"])
+@pytest.mark.parametrize("method", ["logistic", "isotonic"])
 def test_scores_stay_below_one_when_every_point_was_near(method: Any) -> None:
     statistics = statistics_of(np.ones_like, faces=3)
-    if method == "magic":
-        with pytest.raises(ConfigurationError, match="'magic'"):
-            fit(statistics, method)
-        return
     judged = calibrated(fit(statistics, method), statistics).scores
     assert ((judged > 0.9) & (judged < 1)).all()
 
@@ -248,10 +231,12 @@ def test_low_scores_that_find_hidden_points_are_reported_and_drawn(tmp_path: Pat
 def annotated(points: NDArray[np.floating], layout: str = "FIVE", **more: Any) -> AnnotatedFaces:
     """Faces (N, P, 2) on images that are gray in the value of their index."""
 
-    def photo(index: int) -> Callable[[], NDArray[np.uint8]]:
+    def image_of(index: int) -> Callable[[], NDArray[np.uint8]]:
         return lambda: np.full((200, 200, 3), index, np.uint8)
 
-    faces = [AnnotatedFace(f"face {i}", photo(i), p, "val", **more) for i, p in enumerate(points)]
+    faces = [
+        AnnotatedFace(f"face {i}", image_of(i), p, "val", **more) for i, p in enumerate(points)
+    ]
     return AnnotatedFaces("a set", layout, get_layout(layout).mirror, faces)
 
 
@@ -291,7 +276,7 @@ def test_every_face_is_measured_in_its_own_crop(points: NDArray[np.floating]) ->
     assert np.isnan(statistics.hidden).all()
     assert not statistics.near.any()
     assert measure_points(detector_off_by(points, 2.0), annotated(points)).near.all()
-    calibration = fit_calibration(detector_off_by(points, 1.0), annotated(points))
+    calibration = fit(measure_points(detector_off_by(points, 1.0), annotated(points)))
     assert calibration.covariance_scale == pytest.approx(1 / 4 / (2 * np.log(2)), rel=1e-3)
 
 
@@ -381,7 +366,8 @@ def test_packaged_and_linked_cards_are_changed_in_a_copy_only(
     for path in own.path.parent.iterdir():
         (link / path.name).symlink_to(path)
     assert card_to_write(find_weights(link), None) is None
-    monkeypatch.setattr(store.hihlandmark, "__file__", str(tmp_path / "__init__.py"))
+    module = str(tmp_path / "calibration" / "report.py")
+    monkeypatch.setattr(report_module, "__file__", module)
     assert card_to_write(own, None) is None
 
 
@@ -421,7 +407,7 @@ def test_a_failed_calibration_leaves_the_card_unchanged(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_atomically", full)
+        patch.setattr(report_module, "write_atomically", full)
         with pytest.raises(WeightsError, match="No space"):
             store_calibration(own, target, W300_68, NEW, FIGURE)
     own.path.write_bytes(own.path.read_bytes()[:-1])
@@ -447,12 +433,12 @@ def faces_on_disk(
     (face,) = detector_of(29).predict(astronaut)
     folder = tmp_path_factory.mktemp("sets") / "mini29"
     folder.mkdir()
-    Image.fromarray(astronaut).save(folder / "photo.png")
+    Image.fromarray(astronaut).save(folder / "image.png")
     rows = []
     for index, split in enumerate(("val", "val", "more")):
         shift = np.linspace(0, face.interocular / 10, 29)[:, None] * (index + 1) / 2
         hidden = [int(score < np.median(face.scores)) for score in face.scores]
-        row = {"image": "photo.png", "points": (face.points + shift).tolist(), "split": split}
+        row = {"image": "image.png", "points": (face.points + shift).tolist(), "split": split}
         rows.append(json.dumps({**row, "visible": hidden}))
     (folder / "annotations.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
@@ -461,8 +447,14 @@ def faces_on_disk(
 def test_the_command_reports_and_writes_a_calibrated_copy(
     faces_on_disk: Path, tmp_path: Path
 ) -> None:
+    packaged = find_weights().path.with_suffix(".json")
+    before = packaged.read_bytes()
     out = tmp_path / "copy"
-    arguments = ["--data", str(faces_on_disk), "--split", "val", "--device", "cpu"]
+    arguments = ["--data", str(faces_on_disk), *("--split", "val") * 2, "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--split", "more"])
+    assert result.exit_code == 0, result.output
+    assert "3 faces" in result.stdout
+    assert "no card was changed" in result.stdout
     result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
@@ -473,14 +465,4 @@ def test_the_command_reports_and_writes_a_calibrated_copy(
     card = find_weights(out).card
     assert card.calibration["COFW29"] == Calibration(**summary["calibration"]["after"])
     assert "--data DATA/mini29 --split val --layout 29" in card.figures[-1].command
-
-
-def test_the_command_reads_several_splits_and_changes_no_packaged_card(faces_on_disk: Path) -> None:
-    card = find_weights().path.with_suffix(".json")
-    before = card.read_bytes()
-    arguments = ["--data", str(faces_on_disk), *("--split", "val") * 2, "--split", "more"]
-    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    assert "3 faces" in result.stdout
-    assert "no card was changed" in result.stdout
-    assert card.read_bytes() == before
+    assert packaged.read_bytes() == before

@@ -36,7 +36,7 @@ from hihlandmark.weights import (
     shape_prior_tensors,
     verify_weights,
 )
-from hihlandmark.weights.card import Decoding, Normalization
+from hihlandmark.weights.card import Decoding
 from hihlandmark.weights.convert import convert_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,7 +119,6 @@ def test_card_survives_json(decoding: dict[str, Any]) -> None:
     ("change", "named"),
     [
         ({"schema": 3}, "update hihlandmark"),
-        ({"schema": True}, "schema True"),
         ({"color": "red"}, "color"),
         ({"crop": None}, "crop"),
         ({"calibration": {"COFW29": {"bias": 10**400}}}, "calibration.COFW29.bias"),
@@ -127,19 +126,13 @@ def test_card_survives_json(decoding: dict[str, Any]) -> None:
         ({"name": "../tiny"}, "name"),
         ({"configuration": {"layouts": 3}}, "configuration"),
         ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "normalization.std.2"),
-        ({"normalization": {"mean": [0, 0, "0"], "std": [1, 1, 1]}}, "normalization.mean.2"),
-        ({"crop": {"pixel_origin": True, "boxes": {}}}, "crop.pixel_origin"),
         ({"crop": {"pixel_origin": 0, "boxes": {"m": {"shift": [0], "scale": 1}}}}, "m.shift"),
         ({"crop": {"pixel_origin": 0, "boxes": {"m": {"shift": [0, 0], "scale": 0}}}}, "boxes"),
         ({"decoding": {**LINEAR, "decoder": "guess"}}, "decoding.decoder"),
-        ({"decoding": {**LINEAR, "stride": 0}}, "decoding.stride"),
-        ({"decoding": {**LINEAR, "align_corners": 1}}, "decoding.align_corners"),
-        ({"decoding": {"decoder": "mean", "stride": 4}}, "decoding.activation"),
-        ({"file": ""}, "no weights file"),
+        ({"file": ""}, "weights file"),
         ({"file": "../../x.safetensors"}, "file"),
         ({"sha256": "0" * 63}, "sha256"),
         ({"training_data": [{"name": "a", "license": "b"}]}, "training_data.0.images"),
-        ({"figures": [{"split": "val"}]}, "figures.0"),
     ],
 )
 def test_card_with_a_wrong_field_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -192,8 +185,8 @@ def test_card_of_schema_1_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"files": {"a.safetensors": "a" * 64, "b.safetensors": "b" * 64}}, "export.*again"),
-        ({"files": {}}, "no weights file"),
+        ({"files": {"a.safetensors": "a" * 64, "b.safetensors": "b" * 64}}, "one weights file"),
+        ({"files": {}}, "weights file"),
         ({"decoding": []}, "decoding"),
         ({"licence": 3}, "license"),  # codespell:ignore licence
     ],
@@ -299,8 +292,7 @@ def write_as_described(folder: Path, content: bytes, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"configuration": TINY | {"stacks": 2}}, "missing: stacks.1.* and [0-9]+ more"),
-        ({"configuration": TINY | {"features": 32}}, "shape"),
+        ({"configuration": TINY | {"stacks": 2}}, r"Missing.*stacks\.1\."),
         ({"configuration": TINY | {"auxiliary_layouts": {"E86": 86}}}, "auxiliary_heads.E86"),
         ({"configuration": TINY | {"wings": 2}}, "wings"),
         ({"architecture": "oracle"}, "oracle"),
@@ -392,13 +384,6 @@ def test_list_models_verifies_every_packaged_model(packaged: Path) -> None:
     assert "JSON" in str(broken.problem)
 
 
-def test_listing_models_imports_no_torch() -> None:
-    program = (
-        "import sys, hihlandmark as h; assert h.list_models(); sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def test_revision_of_anything_but_a_repository_is_refused(saved: Path) -> None:
     for given in (None, saved, "hih-small"):
         with pytest.raises(ConfigurationError, match="revision"):
@@ -410,7 +395,6 @@ def test_revision_of_anything_but_a_repository_is_refused(saved: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A local Hub that huggingface_hub talks to, with an empty cache and without waiting."""
     with local_hub(monkeypatch, tmp_path / "cache") as server:
         yield server
 
@@ -487,7 +471,7 @@ def test_broken_download_fails_cleanly_and_is_resumed_later(
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)
     hub.commit("me/faces", contents(saved))
     hub.cuts = [1000] + [0] * 100
-    with pytest.raises(WeightsError, match="could not be downloaded"):
+    with pytest.raises(WeightsError, match="connection"):
         find_weights("me/faces")
     hub.cuts.clear()
     verify_weights(find_weights("me/faces"))
@@ -519,8 +503,8 @@ def test_hub_refusals_say_what_to_do(
     hub.repositories["me/gated"].token = "hf_right"
     hub.commit("me/empty", {"README.md": b""})
     for weights, message in {
-        "me/absent": "no repository me/absent.*check the spelling",
-        "me/empty@v9": "no revision 'v9'",
+        "me/absent": "no me/absent",
+        "me/empty@v9": "no such revision",
         "me/empty": "no weights with a model card",
         "me/gated": "HF_TOKEN",
     }.items():
@@ -532,28 +516,14 @@ def test_hub_refusals_say_what_to_do(
         pull_weights("gated")
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE"), ("ENDPOINT", "http://127.0.0.1:9", "connection")],
-)
-def test_hub_that_cannot_be_asked_is_named(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, option: str, value: Any, message: str
-) -> None:
-    monkeypatch.setattr(f"huggingface_hub.constants.{option}", value)
-    with pytest.raises(WeightsError, match=message):
-        find_weights("me/faces")
-    assert hub.requests == []
-
-
 # Converting
 
 
 def write_checkpoint(path: Path, state: dict[str, torch.Tensor], **more: object) -> Path:
     """What the authors' code writes: NumPy numbers and the optimizer's state among it."""
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
     best_nme = {"epoch": 59, "nme": np.float64(4.08), "loss": np.float32(0.5), "count": np.int64(1)}
-    optimizer = {"state": {0: {"step": 3}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]}
-    everything = {"state_dict": state, "best_nme": best_nme, "optimizer": optimizer, "epoch": 59}
-    torch.save(everything | more, path)
+    torch.save({"state_dict": state, "best_nme": best_nme, "epoch": 59} | more, path)
     return path
 
 
@@ -569,38 +539,16 @@ def save_adnet(path: Path, state: dict[str, torch.Tensor]) -> None:
     torch.save(everything, path)
 
 
-def save_with_module(path: Path, state: dict[str, torch.Tensor]) -> None:
-    write_checkpoint(path, {f"module.{name}": tensor for name, tensor in state.items()})
-
-
-HIH = (
-    "hih",
-    Normalization(**NORMALIZATION),
-    Decoding(decoder="argmax", activation="linear", stride=4, bin_center=0.0),
-    (0.0, BoxMap((0.0, 0.0), 1.2)),
-    ("offset_head.head.1.weight", "decimal_head.predict.weight"),
-)
-ADNET = (
-    "adnet",
-    Normalization(mean=[0.5] * 3, std=[0.5] * 3),
-    Decoding(decoder="mean", activation="linear", stride=4, align_corners=True),
-    (0.5, BoxMap((0.0, 0.0), 1.0)),
-    ("pre.1.conv1.conv.weight", "stem.3.residual.0.2.weight"),
-)
-AWING = (
-    "awing",
-    Normalization(mean=[0.0] * 3, std=[1.0] * 3),
-    Decoding(decoder="quarter_shift", activation="linear", stride=4),
-    (0.0, None),
-    ("l0.weight", "predict.0.weight"),
-)
+# The architecture, its pixel origin, and one tensor under their name and ours.
+HIH = ("hih", 0.0, "offset_head.head.1.weight", "decimal_head.predict.weight")
+ADNET = ("adnet", 0.5, "pre.1.conv1.conv.weight", "stem.3.residual.0.2.weight")
+AWING = ("awing", 0.0, "l0.weight", "predict.0.weight")
 
 
 @pytest.mark.parametrize(
     ("write", "system"),
     [
         (write_checkpoint, HIH),
-        (save_with_module, HIH),
         (save_adnet, ADNET),
         (write_checkpoint, AWING),
         (lambda path, state: torch.save(state, path), AWING),
@@ -609,21 +557,17 @@ AWING = (
 def test_official_checkpoint_is_converted(
     tmp_path: Path, write: Callable[[Path, dict[str, torch.Tensor]], object], system: Any
 ) -> None:
-    architecture, normalization, decoding, (origin, box_map), (theirs, ours) = system
+    architecture, origin, theirs, ours = system
     official = small_state(architecture)
     write(tmp_path / "best.pth", official)
     converted = convert_checkpoint(tmp_path / "best.pth", tmp_path / "out", "own", layout="COFW29")
     network, read_card, _ = load_model(converted)
     assert read_card.architecture == architecture
     assert read_card.configuration["layouts"] == {"COFW29": 29}
-    assert (read_card.normalization, read_card.decoding) == (normalization, decoding)
     assert read_card.crop.pixel_origin == origin
     assert "mtcnn" in read_card.crop.boxes
-    if box_map:
-        assert read_card.crop.boxes["landmarks:COFW29"] == box_map
     assert torch.equal(network.state_dict()[ours], official[theirs].half().float())
     if architecture == "adnet":  # BGR becomes RGB, the channels of coordinates stay
-        assert read_card.configuration["edges"]["COFW29"][0] == [0, 2, 4, 5]
         bgr, rgb = official["pre.0.conv.weight"], network.state_dict()["stem.0.weight"]
         assert torch.equal(rgb, bgr[:, [2, 1, 0, *range(3, bgr.shape[1])]].half().float())
     with pytest.raises(WeightsError, match="layout COFW29, not WFLW98"):
@@ -678,27 +622,28 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
         {"epoch": 3},
         {"net": {"epoch": 3}},
         {"state_dict": {"module.weight": torch.ones(1)}},
-        *(
-            {
-                "hih": "hg0_conv_pred.weight",
-                "adnet": "e2h_transform.bias",
-                "awing": "l0.bias",
-            }.items()
-        ),
     ],
     ids=repr,
 )
 def test_what_is_no_official_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "best.pth"
-    if isinstance(content, tuple):  # a system, and the tensor that its checkpoint lacks
-        state = small_state(content[0])
-        del state[content[1]]
-        torch.save(state, path)
-    elif isinstance(content, bytes):
+    if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(WeightsError, match=r"best\.pth") as refusal:
+    with pytest.raises(WeightsError, match=r"best\.pth"):
         convert_checkpoint(path, tmp_path, "hih-cofw")
-    if isinstance(content, tuple):
-        assert f"missing: {content[1]}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("system", "lost"),
+    [("hih", "hg0_conv_pred.weight"), ("adnet", "e2h_transform.bias"), ("awing", "l0.bias")],
+)
+def test_incomplete_official_checkpoint_is_refused_by_name(
+    tmp_path: Path, system: str, lost: str
+) -> None:
+    state = small_state(system)
+    del state[lost]
+    torch.save(state, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match=f"missing: {lost}"):
+        convert_checkpoint(tmp_path / "best.pth", tmp_path, "hih-cofw")

@@ -1,7 +1,4 @@
-"""Fit a `Calibration` to a detector's errors on annotated faces that it was not trained on.
-
-`report` judges a fit, `store` writes it into a model card.
-"""
+"""Fit a `Calibration` to a detector's errors on annotated faces that it was not trained on."""
 
 from __future__ import annotations
 
@@ -41,8 +38,7 @@ class PointStatistics:
     Attributes:
         features: (N, P, 3) of `calibration_features`.
         errors: (N, P) in inter-ocular distances; NaN where the point is not annotated.
-        distances: (N, P) squared Mahalanobis distances of the true points under the raw
-            covariance; NaN likewise.
+        distances: (N, P) squared Mahalanobis distances under the raw covariance; NaN likewise.
         hidden: (N, P), 1 where annotated as hidden, 0 as visible, NaN where not stated.
         skipped: a message for each face that could not be used.
     """
@@ -77,33 +73,12 @@ class CalibratedPoints(NamedTuple):
     distances: FloatArray
 
 
-def fit_calibration(
-    detector: Detector, faces: AnnotatedFaces, method: Method = "logistic"
-) -> Calibration:
-    """Fit the calibration of the detector's layout.
-
-    Args:
-        detector: its current calibration does not matter.
-        faces: in the detector's layout, or one that shares points with it, such as 98 annotated
-            points for a detector of 68: only shared points count then.
-        method: as `fit`.
-
-    Raises:
-        ConfigurationError: there is no conversion between the layouts.
-        DataError: no face can be used.
-    """
-    return fit(measure_points(detector, faces), method)
-
-
 def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration:
     """Fit a calibration to the known points.
 
-    The covariance is scaled so that half of the true points lie in the 50 % ellipse.
-
-    Args:
-        statistics: from `measure_points`.
-        method: "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two
-            features); "isotonic" adds a rising table (Zadrozny and Elkan 2002).
+    The covariance is scaled so that half of the true points lie in the 50 % ellipse. The method
+    "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two features);
+    "isotonic" adds a rising table (Zadrozny and Elkan 2002).
 
     Raises:
         ConfigurationError: the method is unknown, or SciPy is missing.
@@ -114,13 +89,11 @@ def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration
     features, near = statistics.features[known], statistics.near[known]
     scale = float(np.median(statistics.distances[known]) / MEDIAN_CHI2)
     bias, spread, mass = (round(float(weight), 5) for weight in _fit_logistic(features, near))
-    fitted = Calibration(
-        bias=bias, spread=spread, mass=mass, covariance_scale=max(round(scale, 5), 1e-5)
-    )
-    if method == "isotonic":
-        knots = _fit_knots(fitted.scores_of(features), near)
-        return fitted.model_copy(update={"knots": knots})
-    return fitted
+    scale = max(round(scale, 5), 1e-5)
+    fitted = Calibration(bias=bias, spread=spread, mass=mass, covariance_scale=scale)
+    if method == "logistic":
+        return fitted
+    return fitted.model_copy(update={"knots": _fit_knots(fitted.scores_of(features), near)})
 
 
 def calibrated(calibration: Calibration, statistics: PointStatistics) -> CalibratedPoints:
@@ -132,16 +105,9 @@ def calibrated(calibration: Calibration, statistics: PointStatistics) -> Calibra
 def cross_validated(
     statistics: PointStatistics, method: Method = "logistic", folds: int = FOLDS, seed: int = 0
 ) -> CalibratedPoints:
-    """Scores and distances of each face under a calibration that was fitted on other faces.
+    """`calibrated`, with each face under a calibration fitted on the other random ``folds``.
 
-    Args:
-        statistics: of N faces.
-        method: as `fit`.
-        folds: number of parts of the faces.
-        seed: of the random parts.
-
-    Raises:
-        DataError: there are fewer than two faces.
+    Raises `DataError` for fewer than two faces.
     """
     count = len(statistics.errors)
     if count < 2:
@@ -166,13 +132,12 @@ def measure_points(
     named in ``skipped``.
 
     Args:
-        detector: the detector.
-        faces: as `fit_calibration`.
+        detector: its current calibration does not matter.
+        faces: in the detector's layout, or one that shares points with it, such as 98 annotated
+            points for a detector of 68: only shared points count then.
         progress: called with the number of faces done and of all faces.
 
-    Raises:
-        ConfigurationError: there is no conversion between the layouts.
-        DataError: no face can be used.
+    Raises `DataError` if no face can be used.
     """
     annotated = get_layout(faces.layout)
     conversion = get_conversion(annotated, detector.layout)
@@ -180,12 +145,11 @@ def measure_points(
     size = detector.landmarker.crop_size
     skipped: list[str] = []
 
-    def cut() -> Iterator[_FaceCrop]:
+    def cut() -> Iterator[tuple[Image, FloatArray, FloatArray]]:
         for done, face in enumerate(faces, start=1):
             try:
                 if not conversion.target.interocular(conversion(face.points)) > 0:
-                    where = f" ({face.source})" if face.source else ""
-                    raise DataError(f"annotate both outer eye corners{where}")
+                    raise DataError(f"annotate both outer eye corners {face.source}".rstrip())
                 box = np.concatenate([np.nanmin(face.points, 0), np.nanmax(face.points, 0)])
                 (square,) = box_map.squares(box)
                 crop = cut_crop(face.load_image(), square, size)
@@ -193,44 +157,32 @@ def measure_points(
                 skipped.append(f"{face.name}: {error}")
             else:
                 points = conversion(transform_points(crop_matrix(square, size), face.points))
-                yield _FaceCrop(crop, points, _hidden(face, conversion))
+                yield crop, points, _hidden(face, conversion)
             if progress:
                 progress(done, len(faces))
 
-    crops, batches = cut(), []
-    while batch := list(islice(crops, CROPS_AT_ONCE)):
-        batches.append(_measure_batch(detector, batch, conversion.exact))
+    cuts, batches = cut(), []
+    while batch := list(islice(cuts, CROPS_AT_ONCE)):
+        crops, truth, hidden = map(np.stack, zip(*batch, strict=True))
+        batches.append((*_measure_batch(detector, crops, truth, conversion.exact), hidden))
     if not batches:
-        raise DataError(
-            f"{faces.name} has no face that can be used for calibration, use another split: "
-            f"{'; '.join(skipped[:3]) or 'it is empty'}"
-        )
+        reasons = "; ".join(skipped[:3]) or "it is empty"
+        raise DataError(f"{faces.name} has no face to calibrate with, use another split: {reasons}")
     features, errors, distances, hidden = map(np.concatenate, zip(*batches, strict=True))
     return PointStatistics(features, errors, distances, hidden, tuple(skipped))
 
 
-class _FaceCrop(NamedTuple):
-    """``crop`` (S, S, 3) and ``points`` (P, 2), ``hidden`` (P,) in the detector's layout."""
-
-    crop: Image
-    points: FloatArray
-    hidden: FloatArray
-
-
 def _hidden(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
     """(P,) in the target layout as `PointStatistics.hidden`; NaN for points not shared."""
-    if face.visible is None:
-        return np.full(conversion.target.size, np.nan)
-    hidden = conversion.matrix @ ~face.visible
+    hidden = np.nan if face.visible is None else conversion.matrix @ ~face.visible
     return np.where(conversion.exact, hidden, np.nan)
 
 
 def _measure_batch(
-    detector: Detector, batch: list[_FaceCrop], exact: BoolArray
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """The arrays of `PointStatistics` for a batch, in their order."""
-    found = detector.predict_crops(np.stack([face.crop for face in batch]))
-    truth = np.stack([face.points for face in batch])
+    detector: Detector, crops: Image, truth: FloatArray, exact: BoolArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Features, errors and distances as in `PointStatistics`, of crops with true points."""
+    found = detector.predict_crops(crops)
     layout, offset = detector.layout, found.points - truth
     interocular = layout.interocular(found.points)
     features = calibration_features(found.covariance, found.mass, interocular)
@@ -239,7 +191,7 @@ def _measure_batch(
     solved = np.linalg.solve(covariance, offset[..., None])[..., 0]
     distances = (offset * solved).sum(axis=-1)
     errors, distances = np.where(exact, (errors, distances), np.nan)
-    return features, errors, distances, np.stack([face.hidden for face in batch])
+    return features, errors, distances
 
 
 # Fitting

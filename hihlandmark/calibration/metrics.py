@@ -18,10 +18,7 @@ RESAMPLES = 1000
 
 
 class ReliabilityBins(NamedTuple):
-    """Points sorted into bins of equal width by their score; NaN where a bin is empty.
-
-    ``counts`` (B,) of points; ``scores`` (B,) mean score; ``shares`` (B,) share of true outcomes.
-    """
+    """Counts, mean scores and shares of true outcomes of points in bins (B,); NaN where empty."""
 
     counts: IndexArray
     scores: FloatArray
@@ -33,11 +30,8 @@ def reliability_bins(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) 
     which = np.minimum((scores * bins).astype(int), bins - 1)
     counts = np.bincount(which, minlength=bins)
     divisor = np.where(counts, counts, np.nan)
-    return ReliabilityBins(
-        counts,
-        np.bincount(which, weights=scores, minlength=bins) / divisor,
-        np.bincount(which, weights=outcomes, minlength=bins) / divisor,
-    )
+    sums = (np.bincount(which, weights, minlength=bins) for weights in (scores, outcomes))
+    return ReliabilityBins(counts, *(each / divisor for each in sums))
 
 
 def expected_calibration_error(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) -> float:
@@ -45,11 +39,9 @@ def expected_calibration_error(scores: FloatArray, outcomes: BoolArray, bins: in
 
     Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599), equation 3.
     """
-    if not len(scores):
-        return float("nan")
     found = reliability_bins(scores, outcomes, bins)
     gaps = found.counts * np.abs(found.shares - found.scores)
-    return float(np.nansum(gaps) / len(scores))
+    return float(np.nansum(gaps) / len(scores)) if len(scores) else np.nan
 
 
 def brier_score(scores: FloatArray, outcomes: BoolArray) -> float:
@@ -57,7 +49,7 @@ def brier_score(scores: FloatArray, outcomes: BoolArray) -> float:
 
     Unlike the calibration error it also measures how well scores discriminate.
     """
-    return float(np.mean((scores - outcomes) ** 2)) if len(scores) else float("nan")
+    return float(np.mean((scores - outcomes) ** 2)) if len(scores) else np.nan
 
 
 def ellipse_coverage(distances: FloatArray, level: float) -> float:
@@ -66,7 +58,7 @@ def ellipse_coverage(distances: FloatArray, level: float) -> float:
     ``distances``: (N,) squared Mahalanobis distances of the true points. In two dimensions a
     Gaussian has the share 1 - exp(-d / 2) within the squared distance d.
     """
-    return float(np.mean(distances <= -2 * np.log1p(-level))) if len(distances) else float("nan")
+    return float(np.mean(distances <= -2 * np.log1p(-level))) if len(distances) else np.nan
 
 
 def area_under_roc(
@@ -90,22 +82,11 @@ def bootstrap_area_under_roc(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap percentile interval of `area_under_roc`, resampling whole groups (N,).
+    """Bootstrap percentile interval of `area_under_roc` at a confidence level in 0..1.
 
-    Points of one face are hidden together, so resampling single points would make the interval too
-    narrow. Resamples without a positive or a negative are left out.
-
-    Args:
-        values: (N,).
-        positive: (N,).
-        groups: (N,) labels, such as the index of the face.
-        strata: (N,) as `area_under_roc`.
-        level: of confidence, in 0..1.
-        resamples: how many.
-        seed: of the resampling.
-
-    Returns:
-        Lower and upper bound; (NaN, NaN) when no resample could be used.
+    Whole groups are resampled, by labels (N,) such as the index of the face: points of one face are
+    hidden together, so resampling single points would make the interval too narrow. Resamples
+    without a positive or a negative are left out; without any others both bounds are NaN.
     """
     places = _places(values, strata)
     names, group = np.unique(groups, return_inverse=True)
@@ -115,7 +96,7 @@ def bootstrap_area_under_roc(
         drawn = random.integers(len(names), size=len(names))
         areas[index] = _area(*places, positive, np.bincount(drawn, minlength=len(names))[group])
     if np.isnan(areas).all():
-        return float("nan"), float("nan")
+        return np.nan, np.nan
     low, high = np.nanquantile(areas, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -136,4 +117,4 @@ def _area(
     in_stratum = np.bincount(stratum, negatives)
     pairs = np.bincount(stratum, positives) @ in_stratum
     below = np.cumsum(negatives) - negatives / 2 - (np.cumsum(in_stratum) - in_stratum)[stratum]
-    return float(positives @ below / pairs) if pairs else float("nan")
+    return float(positives @ below / pairs) if pairs else np.nan

@@ -1,4 +1,4 @@
-"""Scores and covariances before and after a fit: figures and a reliability diagram."""
+"""Scores and covariances before and after a fit: figures, a reliability diagram, the model card."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hihlandmark.calibration import metrics
 from hihlandmark.calibration.fit import (
     CalibratedPoints,
     Method,
@@ -17,16 +18,10 @@ from hihlandmark.calibration.fit import (
     cross_validated,
     fit,
 )
-from hihlandmark.calibration.metrics import (
-    area_under_roc,
-    bootstrap_area_under_roc,
-    brier_score,
-    ellipse_coverage,
-    expected_calibration_error,
-    reliability_bins,
-)
-from hihlandmark.errors import ConfigurationError, missing_extra
-from hihlandmark.weights.card import Calibration
+from hihlandmark.errors import ConfigurationError, WeightsError, missing_extra
+from hihlandmark.layouts import Layout
+from hihlandmark.weights import WeightFiles, find_weights, verify_weights
+from hihlandmark.weights.card import Calibration, Figure, ModelCard
 from hihlandmark.writing import write_atomically
 
 LEVELS = (0.5, 0.9)
@@ -38,19 +33,16 @@ DRAWN = {
     "after, other faces": ("after (cross-validated)", "tab:blue"),
 }
 """The stages in the diagram: label and color."""
+METRIC = "expected calibration error, per cent, cross-validated over faces"
+"""Metric of the figure that `store_calibration` adds."""
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationReport:
     """A fit and its effect on the points that it was fitted on.
 
-    Attributes:
-        statistics: of the points.
-        method: of the fit.
-        before: the calibration before.
-        after: the fitted calibration.
-        stages: scores and distances "before", "after, same faces", and "after, other faces", where
-            each face has a calibration fitted on other faces.
+    ``stages`` holds scores and distances "before", "after, same faces", and "after, other faces",
+    where each face has a calibration fitted on other faces.
     """
 
     statistics: PointStatistics
@@ -61,17 +53,18 @@ class CalibrationReport:
 
     def figures(self, stage: str) -> dict[str, float]:
         """Figures of a stage: calibration error and coverage in per cent, Brier score in 0..1."""
-        known, near = self.statistics.known, self.statistics.near
+        known = self.statistics.known
+        near = self.statistics.near[known]
         scores, distances = (values[known] for values in self.stages[stage])
-        coverage = {
-            f"coverage_{level:.0%}".rstrip("%"): round(100 * ellipse_coverage(distances, level), 2)
-            for level in LEVELS
-        }
-        error = expected_calibration_error(scores, near[known])
         return {
-            "calibration_error": round(100 * error, 2),
-            "brier": round(brier_score(scores, near[known]), 4),
-            **coverage,
+            "calibration_error": round(100 * metrics.expected_calibration_error(scores, near), 2),
+            "brier": round(metrics.brier_score(scores, near), 4),
+            **{
+                f"coverage_{100 * level:.0f}": round(
+                    100 * metrics.ellipse_coverage(distances, level), 2
+                )
+                for level in LEVELS
+            },
         }
 
     def hidden_points(self, stage: str) -> dict[str, Any] | None:
@@ -89,8 +82,8 @@ class CalibrationReport:
         face, landmark = np.nonzero(stated)
         found: dict[str, Any] = {"hidden": int(positive.sum()), "visible": int((~positive).sum())}
         for name, strata in (("auroc", None), ("auroc_same_landmark", landmark)):
-            area = area_under_roc(-scores[stated], positive, strata)
-            interval = bootstrap_area_under_roc(-scores[stated], positive, face, strata)
+            area = metrics.area_under_roc(-scores[stated], positive, strata)
+            interval = metrics.bootstrap_area_under_roc(-scores[stated], positive, face, strata)
             found[name] = _rounded(area)
             found[f"{name}_interval"] = [_rounded(value) for value in interval]
         return found
@@ -98,7 +91,6 @@ class CalibrationReport:
     def summary(self) -> dict[str, Any]:
         """All figures, as plain values for JSON."""
         known = self.statistics.known
-        figures = {stage: self.figures(stage) for stage in self.stages}
         hidden = {stage: self.hidden_points(stage) for stage in self.stages}
         return {
             "faces": len(known),
@@ -107,7 +99,7 @@ class CalibrationReport:
             "skipped": list(self.statistics.skipped),
             "method": self.method,
             "calibration": {"before": self.before.model_dump(), "after": self.after.model_dump()},
-            "figures": figures,
+            "figures": {stage: self.figures(stage) for stage in self.stages},
             **({"hidden_points": hidden} if hidden["before"] else {}),
         }
 
@@ -133,32 +125,34 @@ def report_calibration(
 def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> None:
     """Draw scores against outcomes, their histogram, and the coverage of ellipses, as a PNG.
 
-    Args:
-        report: the stages "before" and "after, other faces" are drawn.
-        path: of the PNG.
-        title: of the diagram.
-
-    Raises:
-        ConfigurationError: matplotlib is missing, or the file cannot be written.
+    Raises `ConfigurationError` if matplotlib is missing, or the file cannot be written.
     """
     with missing_extra("train"):
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure as Drawing
 
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
-    diagram, coverage = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
-    histogram = figure.add_subplot(grid[1, 0], sharex=diagram)
-    figure.suptitle(title)
+    drawing = Drawing(figsize=(10, 5.6), layout="constrained")
+    grid = drawing.add_gridspec(2, 2, height_ratios=(3, 1))
+    diagram, coverage = drawing.add_subplot(grid[0, 0]), drawing.add_subplot(grid[:, 1])
+    histogram = drawing.add_subplot(grid[1, 0], sharex=diagram)
+    drawing.suptitle(title)
     for axes in (diagram, coverage):
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="ideal")
+    known = report.statistics.known
     for stage, (label, color) in DRAWN.items():
-        _plot_bins(diagram, histogram, report, stage, label, color)
-        distances = report.stages[stage].distances[report.statistics.known]
+        scores, distances = (values[known] for values in report.stages[stage])
+        bins = metrics.reliability_bins(scores, report.statistics.near[known])
+        filled, firm = bins.counts > 0, bins.counts >= MIN_POINTS
+        error = f"{label}: ECE {report.figures(stage)['calibration_error']:.2f} %"
+        diagram.plot(bins.scores[filled], bins.shares[filled], color=color, label=error)
+        for chosen, inside in ((filled & ~firm, "white"), (firm, color)):
+            places = bins.scores[chosen], bins.shares[chosen]
+            diagram.plot(*places, "o", markersize=5, color=color, markerfacecolor=inside)
+        edges = np.linspace(0, 1, len(bins.counts) + 1)
+        histogram.stairs(bins.counts, edges, color=color, linewidth=1.5)
         levels = np.linspace(0.02, 0.98, 49)
-        shares = [ellipse_coverage(distances, level) for level in levels]
+        shares = [metrics.ellipse_coverage(distances, level) for level in levels]
         coverage.plot(levels, shares, color=color, label=label)
-    note = f"hollow: fewer than {MIN_POINTS} points"
-    diagram.text(0.98, 0.03, note, ha="right", color="0.4")
+    diagram.text(0.98, 0.03, f"hollow: fewer than {MIN_POINTS} points", ha="right", color="0.4")
     diagram.set(ylabel="share of points within 5 %")
     histogram.set(xlabel="score", ylabel="points")
     coverage.set(xlabel="nominal share in the ellipse", ylabel="share of true points in it")
@@ -166,25 +160,78 @@ def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> 
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.legend(loc="upper left", frameon=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    drawing.savefig(buffer, format="png", dpi=120)
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
-        raise ConfigurationError(
-            f"{path} cannot be written: {error}; choose another --diagram"
-        ) from error
+        raise ConfigurationError(f"{path} cannot be written: {error}") from error
 
 
-def _plot_bins(
-    diagram: Any, histogram: Any, report: CalibrationReport, stage: str, label: str, color: str
+# The model card
+
+
+def card_to_write(files: WeightFiles, folder: Path | None) -> Path | None:
+    """The path of the card that a calibration of these weights is written to.
+
+    Without a folder for a copy it is the card beside the weights, or None when that must not be
+    changed: those of the installed package and of the Hugging Face cache. Raises
+    `ConfigurationError` if the folder is no folder, or holds other weights of that name.
+    """
+    found = Path(files.source)  # a card only where the weights were given as a path
+    if folder is None:
+        package = Path(__file__).resolve().parents[1]
+        # A link leads into a shared store, as in the Hugging Face cache.
+        own = found.is_file() and not found.is_symlink() and package not in found.resolve().parents
+        return found if own else None
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is not a folder: choose another --out")
+    target = folder / (found.name if found.is_file() else f"{files.card.name}.json")
+    _current_card(target, files)
+    return target
+
+
+def store_calibration(
+    files: WeightFiles, target: Path, layout: Layout, calibration: Calibration, figure: Figure
 ) -> None:
-    known = report.statistics.known
-    bins = reliability_bins(report.stages[stage].scores[known], report.statistics.near[known])
-    filled, firm = bins.counts > 0, bins.counts >= MIN_POINTS
-    label += f": ECE {report.figures(stage)['calibration_error']:.2f} %"
-    diagram.plot(bins.scores[filled], bins.shares[filled], color=color, label=label)
-    for chosen, inside in ((filled & ~firm, "white"), (firm, color)):
-        places = bins.scores[chosen], bins.shares[chosen]
-        diagram.plot(*places, "o", markersize=5, color=color, markerfacecolor=inside)
-    edges = np.linspace(0, 1, len(bins.counts) + 1)
-    histogram.stairs(bins.counts, edges, color=color, linewidth=1.5)
+    """Write the calibration of one layout into the card ``target``, with the weights beside it.
+
+    An existing card keeps its other content, including the calibrations of other layouts. The card
+    is replaced in one step, after the weights were verified. ``target`` is from `card_to_write`.
+    ``figure`` is the calibration error: older ones of the same number of points are removed,
+    because they no longer hold.
+
+    Raises:
+        ConfigurationError: as `card_to_write`.
+        WeightsError: a file is damaged, or cannot be read or written.
+    """
+    content = verify_weights(files)
+    card = _current_card(target, files)
+    figures = [
+        each
+        if each.points != layout.size
+        else Figure(**each.model_dump(exclude={"calibration_error"}))
+        for each in card.figures
+        if (each.points, each.metric) != (layout.size, METRIC)
+    ]
+    calibrations = {**card.calibration, layout.name: calibration}
+    card = card.model_copy(update={"calibration": calibrations, "figures": (*figures, figure)})
+    try:
+        copy = target.with_name(files.path.name)
+        if not copy.exists():
+            write_atomically(copy, content)
+        write_atomically(target, card.to_json().encode())
+    except OSError as error:
+        raise WeightsError(f"{target} cannot be written and is unchanged: {error}") from error
+    verify_weights(find_weights(target))
+
+
+def _current_card(target: Path, files: WeightFiles) -> ModelCard:
+    """The card to change: the existing one, which may hold other calibrations, or the weights'."""
+    card = find_weights(target).card if target.exists() else files.card
+    copy = target.with_name(files.path.name)
+    same = not copy.exists() or copy.read_bytes() == files.path.read_bytes()
+    if card.sha256 != files.card.sha256 or not same:
+        raise ConfigurationError(
+            f"{target.parent} has other weights named {files.card.name}: choose another --out"
+        )
+    return card

@@ -43,7 +43,6 @@ MAX_KNOTS = 20
 Decoder = Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 Activation = Literal["softmax", "linear"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of models, and of owners and repositories on the Hub."""
@@ -153,15 +152,10 @@ class Calibration(_Part):
 def calibration_features(
     covariance: FloatArray, mass: FloatArray, interocular: FloatArray
 ) -> FloatArray:
-    """The inputs of the logistic model of `Calibration`.
+    """The inputs (N, P, 3) of the logistic model: (1, log spread, log odds of mass).
 
-    Args:
-        covariance: (N, P, 2, 2), raw.
-        mass: (N, P) in 0..1.
-        interocular: (N,) distance of the outer eye corners, in the unit of the covariance.
-
-    Returns:
-        (N, P, 3) as (1, log spread, log odds of mass).
+    They follow from the raw covariance (N, P, 2, 2), the mass (N, P) in 0..1, and the distance (N,)
+    of the outer eye corners in the unit of the covariance.
     """
     trace = np.trace(covariance, axis1=-2, axis2=-1)
     spread = np.sqrt(trace / 2) / np.maximum(interocular[:, None], 1e-6)
@@ -196,15 +190,8 @@ class ModelCard(_Part):
         name: of the model, and of its files.
         architecture: a name in `models.registry.ARCHITECTURES`.
         configuration: the fields of the architecture's configuration class.
-        normalization: of the crop's colors.
-        crop: the crop that the model was trained on.
-        decoding: how its heatmaps become points.
-        training_data: the data sets that it was trained on.
-        license: the terms of the weights.
         calibration: by name of the layout.
-        figures: measured errors.
-        file: name of the weights file; empty until `save_weights` fills it.
-        sha256: hash of the weights file, likewise.
+        file: name of the weights file; like its ``sha256`` empty until `save_weights` fills it.
 
     Raises:
         WeightsError: a field is missing, unknown or wrong. The message names it.
@@ -243,7 +230,7 @@ class ModelCard(_Part):
             field = ".".join(map(str, first["loc"]))
             raise WeightsError(
                 f"The model card's field {field!r} is wrong: {first['msg']}, not "
-                f"{first['input']!r:.80}. Correct it, or fetch the card again."
+                f"{first['input']!r:.80}"
             ) from error
 
     @property
@@ -253,11 +240,7 @@ class ModelCard(_Part):
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Parse a card of schema 1 or 2.
-
-        Raises:
-            WeightsError: the text is no JSON object, or a field is missing, unknown or wrong.
-        """
+        """Parse a card of schema 1 or 2. Raises `WeightsError` for anything else."""
         try:
             values = from_json(text, allow_inf_nan=False)
         except ValueError as error:
@@ -267,14 +250,11 @@ class ModelCard(_Part):
         schema = values.pop("schema", None)
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise WeightsError(
-                f"The model card has schema {schema!r}, not 1 to {SCHEMA}: update hihlandmark, or "
-                "fetch the card again."
+                f"The model card has schema {schema!r}, not 1 to {SCHEMA}: update hihlandmark."
             )
         card = cls.model_validate(_from_schema_1(values) if schema == 1 else values)
         if not card.file or not card.sha256:
-            raise WeightsError(
-                f"The model card {card.name!r} names no weights file: fetch it again."
-            )
+            raise WeightsError(f"The model card {card.name!r} must name one weights file.")
         return card
 
     def to_json(self) -> str:
@@ -291,12 +271,7 @@ def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
         values["decoding"] = {"stride": 4, **decoding}
         if decoding.get("decoder") == "expectation":
             values["decoding"]["decoder"] = "local_soft_argmax"
-    if isinstance(files, dict) and files:
-        if len(files) > 1:
-            raise WeightsError(
-                f"The model card {values.get('name')!r} names {len(files)} weights files, only one "
-                "is supported: export the weights again."
-            )
+    if isinstance(files, dict) and len(files) == 1:
         ((values["file"], values["sha256"]),) = files.items()
     return values
 

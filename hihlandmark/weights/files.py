@@ -49,9 +49,7 @@ class PackagedModel:
 
     Attributes:
         name: what `Detector(model=...)` takes.
-        layouts: names of the layouts that it predicts.
         size: of the weights file, in bytes.
-        license: the terms of the weights.
         nme: the NME figures of the card, in per cent.
         problem: what is wrong with card or weights file; None when they were verified.
     """
@@ -113,11 +111,7 @@ def load_model(
 
 
 def verify_weights(files: WeightFiles) -> bytes:
-    """Return the content of the weights file if it has the SHA-256 of the card.
-
-    Raises:
-        WeightsError: the file has another SHA-256, or cannot be read.
-    """
+    """Return the content of the weights file, or raise `WeightsError` for another SHA-256."""
     try:
         content = files.path.read_bytes()
     except OSError as error:
@@ -131,10 +125,9 @@ def verify_weights(files: WeightFiles) -> bytes:
 
 
 def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
-    """Verify the weights file, then read its tensors, on the CPU, in the type as stored.
+    """The tensors of the verified weights file, on the CPU, in the type as stored.
 
-    Raises:
-        WeightsError: the file has another SHA-256 or is no safetensors.
+    Raises `WeightsError` if the file has another SHA-256 or is no safetensors.
     """
     import safetensors
     import safetensors.torch
@@ -161,9 +154,7 @@ def _prior_names(layout: str) -> list[str]:
     return [f"shape_prior.{layout}.{part}" for part in ("mean", "modes", "scales")]
 
 
-def _pop_shape_priors(
-    state: dict[str, torch.Tensor], files: WeightFiles
-) -> dict[str, ShapePrior]:
+def _pop_shape_priors(state: dict[str, torch.Tensor], files: WeightFiles) -> dict[str, ShapePrior]:
     """Remove the tensors of `shape_prior_tensors`, and return the priors by layout."""
     priors = {}
     for layout, points in files.card.configuration["layouts"].items():
@@ -175,8 +166,7 @@ def _pop_shape_priors(
         count = len(parts[1]) if len(parts) == 3 else 0
         if shapes != [(points, 2), (count, points, 2), (2,)]:
             raise WeightsError(
-                f"The shape prior of {layout} in {files.source} has arrays of shapes {shapes}: take "
-                "the card and the weights from one place."
+                f"The shape prior of {layout} in {files.source} has wrong shapes: {shapes}"
             )
         mean, modes, scales = parts
         noise, covariance_scale = scales.tolist()
@@ -190,13 +180,8 @@ def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor
     Floating-point tensors are stored as float16, or float32 where float16 would overflow; others as
     they are. Each file is replaced in one step, the card last.
 
-    Args:
-        folder: made if need be.
-        card: its ``file`` and ``sha256`` are filled in.
-        state: tensors by name.
-
     Returns:
-        The path of the card.
+        The path of the card, whose ``file`` and ``sha256`` are filled in.
 
     Raises:
         WeightsError: a tensor holds NaN or infinity.

@@ -44,8 +44,7 @@ def find_weights(
 ) -> WeightFiles:
     """Find weights without reading them: by path, packaged name, in the cache, then on the Hub.
 
-    A repository that is cached at the revision is used without asking the Hub: `pull_weights`
-    brings a branch up to date.
+    A repository in the cache is used without asking the Hub: `pull_weights` updates a branch.
 
     Args:
         weights: None for the packaged ``model``; a packaged name; a path to a ``.safetensors``
@@ -87,17 +86,14 @@ def find_packaged(name: str) -> WeightFiles:
     if name not in cards:
         raise WeightsError(
             f"There are no packaged weights {name!r}: give one of {abbreviate(cards, 20)}, a path, "
-            "or a repository of the Hub as owner/name."
+            "or owner/name on the Hub."
         )
     return _file_beside(cards[name], f"{name}, packaged")
 
 
 def _find_path(path: Path, model: str) -> WeightFiles:
     if path.suffix.lower() in _PICKLES:
-        raise WeightsError(
-            f"{path} is a pickled checkpoint, which may run code: convert it with "
-            "`hihlandmark weights convert`."
-        )
+        raise WeightsError(f"{path} may run code: use `hihlandmark weights convert` on pickles.")
     if path.is_dir():
         cards = _cards_with_weights(file.name for file in path.iterdir())
         card_path = path / _choose_card(cards, model, f"The folder {path}")
@@ -115,8 +111,7 @@ def _find_path(path: Path, model: str) -> WeightFiles:
     found = _file_beside(card_path, str(card_path))
     if path not in (card_path, found.path):
         raise WeightsError(
-            f"The model card {card_path} describes {found.card.file}, not {path.name}: copy both "
-            "from one place."
+            f"{card_path} describes {found.card.file}, not {path.name}: copy both from one place."
         )
     return found
 
@@ -152,22 +147,13 @@ def _file_beside(card_path: Path, source: str) -> WeightFiles:
     return WeightFiles(card, path, source)
 
 
-# The Hub and its cache
-
-
 def pull_weights(
     repository: str, *, model: str = DEFAULT_MODEL, revision: str | None = None
 ) -> WeightFiles:
     """Download a repository's weights from the Hub into the Hugging Face cache, where missing.
 
-    A branch or tag is resolved to a commit once, so that card and weights belong together.
-    HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honored. A cached file that is damaged is
-    downloaded again.
-
-    Args:
-        repository: "owner/name" or "owner/name@revision".
-        model: which card to take where the repository holds several.
-        revision: branch, tag or commit; None: "main".
+    The arguments are those of `find_weights`. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
+    honored. A cached file that is damaged is downloaded again.
 
     Raises:
         WeightsError: the weights could not be downloaded.
@@ -180,6 +166,7 @@ def pull_weights(
         info = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT)
         cards = _cards_with_weights(sibling.rfilename for sibling in info.siblings or [])
         card_file = _choose_card(cards, model, f"The repository {repository}")
+        # The branch is resolved to a commit once, so that card and weights belong together.
         card_path = Path(hf_hub_download(repository, card_file, revision=revision))
         commit = card_path.parent.name
         # All cards, so that the cache chooses among the same ones as the Hub.
@@ -193,20 +180,19 @@ def pull_weights(
     except WeightsError:
         raise
     except Exception as error:  # The class of HTTP errors differs among huggingface_hub's releases.
-        raise WeightsError(_hub_problem(error, repository, revision)) from error
+        raise WeightsError(hub_problem(error, f"{repository}@{revision}")) from error
     return _file_beside(card_path, f"{repository}@{commit}, from the Hub")
 
 
 def split_hub_id(repository: str, revision: str | None) -> tuple[str, str]:
     """Split "owner/name@revision" into ("owner/name", revision), "main" where there is none.
 
-    Raises:
-        ConfigurationError: the name is malformed, or two different revisions are given.
+    Raises `ConfigurationError` for a malformed name and for two different revisions.
     """
     hub_id = _HUB_ID.fullmatch(repository)
     if not hub_id:
         raise ConfigurationError(
-            f"{repository!r} is no repository of the Hub: write owner/name or owner/name@revision."
+            f"{repository!r} is no Hub repository: write owner/name or owner/name@revision."
         )
     if revision and hub_id["revision"] and revision != hub_id["revision"]:
         raise ConfigurationError(f"{repository!r} and revision={revision!r} contradict each other.")
@@ -220,41 +206,30 @@ def _find_cached(repository: str, model: str, revision: str | None) -> WeightFil
 
     repository, revision = split_hub_id(repository, revision)
     try:
-        folder = snapshot_download(
-            repository,
-            revision=revision,
-            local_files_only=True,
-            allow_patterns=["*.json", "*.safetensors"],
-        )
-        snapshot = Path(folder)
-        card_file = _choose_card({path.name for path in snapshot.glob("*.json")}, model, folder)
+        snapshot = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        cards = {path.name for path in snapshot.glob("*.json")}
+        card_file = _choose_card(cards, model, repository)
         source = f"{repository}@{snapshot.name}, from the Hugging Face cache"
         return _file_beside(snapshot / card_file, source)
     except (LocalEntryNotFoundError, WeightsError):
         return None
 
 
-def _hub_problem(error: Exception, repository: str, revision: str) -> str:
-    """What went wrong on the Hub, and what to do."""
+def hub_problem(error: Exception, where: str) -> str:
+    """What went wrong on the Hub with "owner/name@revision", and what to do."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
-    where = f"{repository}@{revision}"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{where} is not in the Hugging Face cache: unset HF_HUB_OFFLINE to download it."
+        return f"HF_HUB_OFFLINE is set: unset it to load or upload {where}."
     # A gated repository is also "not found" for huggingface_hub: the order matters.
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return f"The Hub refuses to send {repository}: accept its terms there, and set HF_TOKEN."
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
-        return (
-            f"{repository} is neither a path here nor a repository of the Hub: check the spelling, "
-            "or set HF_TOKEN if it is private."
-        )
+    if isinstance(error, errors.GatedRepoError):
+        return f"{where} is gated: accept its terms on the Hub, and set HF_TOKEN."
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        return f"The Hub has no {where}, or HF_TOKEN does not permit access: check both."
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"The repository {repository} has no revision {revision!r}: check its branches."
-    if status == 404:
-        return f"A file of {where} is missing on the Hub: {error}. Choose another revision."
+        return f"The Hub has no such revision of the repository: {where}."
     return (
-        f"{where} could not be downloaded: check the connection and HF_ENDPOINT "
+        f"{where} could not be loaded or uploaded: check the connection and HF_ENDPOINT "
         f"({type(error).__name__}: {error})."
     )

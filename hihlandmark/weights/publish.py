@@ -10,7 +10,7 @@ from hihlandmark.errors import WeightsError
 from hihlandmark.tables import Table
 from hihlandmark.weights.card import ModelCard
 from hihlandmark.weights.files import verify_weights
-from hihlandmark.weights.find import DEFAULT_MODEL, find_weights, split_hub_id
+from hihlandmark.weights.find import DEFAULT_MODEL, find_weights, hub_problem, split_hub_id
 
 
 def push_weights(
@@ -23,18 +23,11 @@ def push_weights(
 ) -> str:
     """Upload weights and their card to a model repository of the Hub, in one commit.
 
-    The weights are verified first. A README.md that exists in the repository is left alone;
-    otherwise the page of `model_page` is written.
+    The weights, those of `find_weights`, are verified first. The repository, "owner/name" or
+    "owner/name@branch", is made where missing, then ``private`` or not. A README.md that exists in
+    it is left alone; otherwise the page of `model_page` is written.
 
-    Args:
-        weights: as `find_weights`, like ``model``.
-        repository: "owner/name" or "owner/name@branch"; both are made where missing.
-        model: see there.
-        private: whether a new repository is private.
-        message: of the commit.
-
-    Returns:
-        "owner/name@commit", which `Detector(weights=...)` takes.
+    Returns "owner/name@commit", which `Detector(weights=...)` takes.
 
     Raises:
         WeightsError: the weights are damaged, or could not be uploaded.
@@ -60,26 +53,8 @@ def push_weights(
             revision=branch,
         )
     except Exception as error:  # The class of HTTP errors differs among huggingface_hub's releases.
-        raise WeightsError(_push_problem(error, name)) from error
+        raise WeightsError(hub_problem(error, repository)) from error
     return f"{name}@{commit.oid}"
-
-
-def _push_problem(error: Exception, repository: str) -> str:
-    """What went wrong while uploading, and what to do."""
-    from huggingface_hub import errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set: unset it to upload to {repository}."
-    if status in (401, 403):
-        return (
-            f"The Hub does not let you write to {repository}: set HF_TOKEN to a token with write "
-            "permission, or log in with `hf auth login`."
-        )
-    return (
-        f"{repository} could not be written to, existing files are unchanged: check the connection "
-        f"and HF_ENDPOINT ({type(error).__name__}: {error})."
-    )
 
 
 def model_page(card: ModelCard, repository: str | None = None) -> str:

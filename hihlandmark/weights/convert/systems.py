@@ -1,0 +1,307 @@
+"""State dicts of the official implementations as configurations and state dicts of our networks.
+
+HIH: github.com/starhiking/HeatmapInHeatmap; ADNet: github.com/huangyangyu/ADNet; Adaptive Wing:
+github.com/protossw512/AdaptiveWingLoss. Stacks, features, depth and points follow from names and
+shapes; crops are 256 pixels wide, as in the released configurations. All functions raise as
+`OfficialState.translate`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from hihlandmark.errors import WeightsError, abbreviate
+from hihlandmark.models.blocks import BlurPool
+from hihlandmark.models.registry import LAYOUT_POINTS, build_model, configuration_of
+
+LAYOUT_OF = {points: name for name, points in LAYOUT_POINTS.items()}
+
+Rules = tuple[tuple[str, str], ...]
+"""Patterns in our names and their replacements in official names, applied one after another. In
+this direction, an error can name a missing tensor as the user's file should name it."""
+
+Converted = tuple[dict[str, Any], dict[str, torch.Tensor]]
+"""A configuration for `build_model`, and the state dict of its network."""
+
+
+def plain_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without the prefix ``module.`` of torch's DataParallel."""
+    return {re.sub(r"^(module\.)+", "", name): tensor for name, tensor in state_dict.items()}
+
+
+class OfficialState:
+    """A state dict of an official implementation, under its own names without ``module.``."""
+
+    def __init__(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = plain_names(state_dict)
+
+    def require(self, names: Collection[str]) -> None:
+        """Raise unless there are tensors of these names."""
+        _raise_if_any({"missing": [name for name in names if name not in self.tensors]})
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape (out_channels, in_channels, height, width) of a convolution's weight."""
+        self.require([name])
+        shape = self.tensors[name].shape
+        _raise_if_any({"of another shape": [name] if len(shape) != 4 else []})
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """The number of tensors with a name that matches as a whole."""
+        return sum(re.fullmatch(pattern, name) is not None for name in self.tensors)
+
+    def layout_of(self, points: int, name: str) -> str:
+        """The layout with the number of points that the tensor ``name`` predicts."""
+        if points not in LAYOUT_OF:
+            supported = ", ".join(map(str, LAYOUT_OF))
+            raise WeightsError(f"{name} predicts {points} points; supported are {supported}")
+        return LAYOUT_OF[points]
+
+    def translate(
+        self, architecture: str, configuration: dict[str, Any], rules: Rules
+    ) -> dict[str, torch.Tensor]:
+        """The tensors under our names.
+
+        Raises:
+            WeightsError: tensors are missing, unknown or of another shape; it names them.
+            ConfigurationError: no network has this configuration.
+        """
+        with torch.device("meta"):
+            expected = build_model(architecture, configuration).state_dict()
+        official = {name: _rename(name, rules) for name in expected}
+        # Batch norms saved by torch before 0.4.1 lack a counter, which evaluation never reads.
+        counters = [name for name in official.values() if name.endswith(".num_batches_tracked")]
+        tensors = {name: torch.tensor(0) for name in counters} | self.tensors
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        sizes = {name: expected[ours].shape for ours, name in official.items()}
+        _raise_if_any(
+            {
+                "missing": sizes.keys() - found.keys(),
+                "unknown": found.keys() - sizes.keys(),
+                "of another shape": [
+                    n for n in sizes.keys() & found.keys() if sizes[n] != found[n]
+                ],
+            }
+        )
+        return {ours: tensors[name] for ours, name in official.items()}
+
+
+def _raise_if_any(faults: Mapping[str, Collection[str]]) -> None:
+    """Raise `WeightsError` if there are tensors at fault, given by kind of fault."""
+    listed = [
+        f"{len(names)} {kind}: {abbreviate(names, 10)}" for kind, names in faults.items() if names
+    ]
+    if listed:
+        raise WeightsError(f"tensors {'; '.join(listed)}")
+
+
+def _numbered_levels(stack: str, depth: int, branch: str, center: str) -> Rules:
+    """Rules for hourglasses whose levels are numbered from the innermost, 1; ours are nested.
+
+    ``stack`` is a pattern of names; ``branch`` has placeholders ``{level}`` and ``{branch}``,
+    1 to 3; ``center`` names the innermost block.
+    """
+    inner = r"inner\."
+    levels = tuple(
+        (
+            rf"^({stack})\.{inner * nested}{ours}\.",
+            rf"\1.{branch.format(level=depth - nested, branch=theirs)}.",
+        )
+        for nested in range(depth)
+        for theirs, ours in enumerate(("upper", "down", "up"), start=1)
+    )
+    return (*levels, (rf"^({stack})\.{inner * depth}", rf"\1.{center}."))
+
+
+def _rename(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+_HIH_RULES: Rules = (
+    (r"\.0\.weight$", ".conv.weight"),
+    (r"\.1\.(\w+)$", r".bn.\1"),
+    (r"^stem\.", "pre_conv."),
+    (r"^stacks\.(\d+)\.hourglass\.", r"hg\1."),
+    (r"^stacks\.(\d+)\.residual\.", r"hg\1_res1."),
+    (r"^stacks\.(\d+)\.linear\.", r"hg\1_lin1."),
+    (r"^stacks\.(\d+)\.predict\.", r"hg\1_conv_pred."),
+    (r"^stacks\.(\d+)\.merge_features\.", r"hg\1_conv1."),
+    (r"^stacks\.(\d+)\.merge_predictions\.", r"hg\1_conv2."),
+    (r"^decimal_head\.widen\.", "offset_head.conv1."),
+    (r"^decimal_head\.down\.(\d+)\.skip\.", r"offset_head.down_ops.\1.downsample.0."),
+    (r"^decimal_head\.down\.", "offset_head.down_ops."),
+    (r"^decimal_head\.mix\.", "offset_head.head.0."),
+    (r"^decimal_head\.predict\.", "offset_head.head.1."),
+    (r"\.residual\.0\.", ".conv1."),
+    (r"\.residual\.1\.", ".conv2."),
+    (r"\.residual\.2\.", ".conv3."),
+    (r"\.(?:skip|unused_shortcut)\.", ".skip_layer."),
+)
+
+# Heads of the paper's other experiments, by a layer that only they have.
+_OTHER_HEADS = {
+    "offset_head.vit.": "a vision transformer head (VIT)",
+    "offset_head.fc.": "a coordinate regression head (AFC)",
+    "offset_head.conv2.": "an offset map head (OD)",
+}
+
+
+def from_hih(state_dict: Mapping[str, torch.Tensor]) -> Converted:
+    """Convert a state dict of HIH. Only networks with a decimal heatmap can be converted."""
+    theirs = OfficialState(state_dict)
+    for prefix, head in _OTHER_HEADS.items():
+        if any(name.startswith(prefix) for name in theirs.tensors):
+            raise WeightsError(f"it has {head}, {prefix}*: only heatmap heads can be converted")
+    points, features = theirs.shape("hg0_conv_pred.weight")[:2]
+    decimal_features = theirs.shape("offset_head.conv1.conv.weight")[0]
+    usual = configuration_of("hih", [theirs.layout_of(points, "hg0_conv_pred.weight")])
+    down_blocks = theirs.count(r"offset_head\.down_ops\.(\d+)\.conv1\.conv\.weight")
+    configuration = {
+        **usual,
+        "stacks": theirs.count(r"hg(\d+)_conv_pred\.weight"),
+        "features": features,
+        "depth": theirs.count(r"hg0\.res(\d+)_1\.conv1\.conv\.weight"),
+        "decimal_features": decimal_features,
+        # The pooling before the blocks also halves the heatmap.
+        "decimal_bins": (usual["input_size"] // 4) >> (down_blocks + 1),
+    }
+    levels = _numbered_levels(r"hg\d+", configuration["depth"], "res{level}_{branch}", "res_center")
+    return configuration, theirs.translate("hih", configuration, (*_HIH_RULES, *levels))
+
+
+_ADNET_RULES: Rules = (
+    (r"^stem\.0\.", "pre.0.conv."),
+    (r"^stem\.1\.", "pre.0.bn."),
+    (r"^stem\.3\.", "pre.1."),
+    (r"^stem\.5\.", "pre.3."),
+    (r"^stem\.6\.", "pre.4."),
+    (r"^stacks\.(\d+)\.coordinates\.", r"hgs.\1.coordconv.conv."),
+    (r"^stacks\.(\d+)\.hourglass\.", r"hgs.\1."),
+    (r"^stacks\.(\d+)\.residual\.", r"features.\1.0."),
+    (r"^stacks\.(\d+)\.linear\.0\.", r"features.\1.1.conv."),
+    (r"^stacks\.(\d+)\.linear\.1\.", r"features.\1.1.bn."),
+    (r"^predict_(\w+)\.(\d+)\.", r"out_\1.\2.conv."),
+    (r"^merge_(\w+)\.(\d+)\.", r"merge_\1.\2.conv."),
+    (r"_edges\.", "_edgemaps."),
+    (r"_points\.", "_pointmaps."),
+    (r"\.upper\.", ".up1."),
+    (r"\.down\.", ".low1."),
+    (r"\binner\.", "low2."),
+    (r"\.up\.", ".low3."),
+    (r"\.residual\.0\.0\.", ".bn1."),
+    (r"\.residual\.0\.2\.", ".conv1.conv."),
+    (r"\.residual\.1\.0\.", ".bn2."),
+    (r"\.residual\.1\.2\.", ".conv2.conv."),
+    (r"\.residual\.2\.0\.", ".bn3."),
+    (r"\.residual\.2\.2\.", ".conv3.conv."),
+    (r"\.(?:skip|unused_shortcut)\.", ".skip_layer.conv."),
+)
+
+
+def from_adnet(state_dict: Mapping[str, torch.Tensor]) -> Converted:
+    """Convert a state dict of ADNet: the converted network takes RGB, the official one BGR.
+
+    Edges follow from the table in the state dict, the kind of pooling from its filters.
+    """
+    theirs = OfficialState(state_dict)
+    points, features = theirs.shape("out_heatmaps.0.conv.weight")[:2]
+    layout = theirs.layout_of(points, "out_heatmaps.0.conv.weight")
+    configuration = {
+        **configuration_of("adnet", [layout]),
+        "stacks": theirs.count(r"out_heatmaps\.(\d+)\.conv\.weight"),
+        "features": features,
+        "depth": theirs.count(r"hgs\.0\.(low2\.)*up1\.conv1\.conv\.weight"),
+        "edges": {layout: _pop_edges(theirs, points)},
+    }
+    configuration["blur_pool"] = _pop_blur_filters(
+        theirs, configuration["stacks"], configuration["depth"]
+    )
+    weights = theirs.translate("adnet", configuration, _ADNET_RULES)
+    # OpenCV hands the official network its crops as BGR, ours are RGB.
+    stem = weights["stem.0.weight"]
+    weights["stem.0.weight"] = stem[:, [2, 1, 0, *range(3, stem.shape[1])]]
+    return configuration, weights
+
+
+def _pop_edges(theirs: OfficialState, points: int) -> list[list[int]]:
+    """Remove the matrix (P, E) of points on edges, and return the points of each edge.
+
+    The points are in ascending order: the order along the line is not stored, and attention does
+    not need it.
+    """
+    names = ("e2h_transform.weight", "e2h_transform.bias")
+    theirs.require(names)
+    matrix, bias = (theirs.tensors.pop(name).float() for name in names)
+    if matrix.ndim != 4 or matrix.shape[0] != points or bias.shape != (points,):
+        _raise_if_any({"of another shape": names})
+    on_edge = matrix[:, :, 0, 0] > 0.5
+    # A moving average of the network ("net_ema") leaves the numbers near 0 and 1.
+    exact = torch.allclose(matrix[:, :, 0, 0], on_edge.float(), atol=1e-3)
+    if not exact or not torch.allclose(bias, (~on_edge.any(dim=1)).float(), atol=1e-3):
+        raise WeightsError(f"{' and '.join(names)} are no table of the points on edges")
+    return [torch.nonzero(edge).flatten().tolist() for edge in on_edge.T]
+
+
+def _pop_blur_filters(theirs: OfficialState, stacks: int, depth: int) -> bool:
+    """Remove the equal filters of blur pooling, and return whether there were any.
+
+    The released configurations do not blur, but the released weights for WFLW do.
+    """
+    levels = [f"hgs.{n}.{'low2.' * level}" for n in range(stacks) for level in range(depth)]
+    names = ["pre.2.1.filt", *(f"{level}pool1.1.filt" for level in levels)]
+    if not any(name in theirs.tensors for name in names):
+        return False
+    theirs.require(names)
+    kernel = BlurPool().kernel
+    for name in names:
+        found = theirs.tensors.pop(name)
+        if found.shape[1:] != kernel.shape[1:] or not torch.allclose(
+            found.float(), kernel.expand_as(found), atol=1e-3
+        ):
+            raise WeightsError(f"{name} is another filter than that of the official ADNet")
+    return True
+
+
+_AWING_RULES: Rules = (
+    (r"^stem\.0\.", "conv1.conv."),
+    (r"^stem\.1\.", "bn1."),
+    (r"^stem\.3\.", "conv2."),
+    (r"^stem\.5\.", "conv3."),
+    (r"^stem\.6\.", "conv4."),
+    (r"^stacks\.(\d+)\.coordinates\.", r"m\1.coordconv.conv."),
+    (r"^stacks\.(\d+)\.hourglass\.", r"m\1."),
+    (r"^stacks\.(\d+)\.residual\.", r"top_m_\1."),
+    (r"^stacks\.(\d+)\.linear\.0\.", r"conv_last\1."),
+    (r"^stacks\.(\d+)\.linear\.1\.", r"bn_end\1."),
+    (r"^predict\.(\d+)\.", r"l\1."),
+    (r"^merge_features\.(\d+)\.", r"bl\1."),
+    (r"^merge_predictions\.(\d+)\.", r"al\1."),
+    (r"\.wide\.0\.", ".bn1."),
+    (r"\.wide\.2\.", ".conv1."),
+    (r"\.middle\.0\.", ".bn2."),
+    (r"\.middle\.2\.", ".conv2."),
+    (r"\.narrow\.0\.", ".bn3."),
+    (r"\.narrow\.2\.", ".conv3."),
+    (r"\.skip\.", ".downsample."),
+)
+
+
+def from_awing(state_dict: Mapping[str, torch.Tensor]) -> Converted:
+    """Convert a state dict of Adaptive Wing."""
+    theirs = OfficialState(state_dict)
+    maps, features = theirs.shape("l0.weight")[:2]
+    configuration = {
+        # The last map is that of the boundary.
+        **configuration_of("awing", [theirs.layout_of(maps - 1, "l0.weight")]),
+        "stacks": theirs.count(r"l(\d+)\.weight"),
+        "features": features,
+        "depth": theirs.count(r"m0\.b1_(\d+)\.conv1\.weight"),
+    }
+    levels = _numbered_levels(r"m\d+", configuration["depth"], "b{branch}_{level}", "b2_plus_1")
+    return configuration, theirs.translate("awing", configuration, (*_AWING_RULES, *levels))
