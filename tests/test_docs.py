@@ -76,7 +76,7 @@ def workplace(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("hihlandmark.runtimes._cache_folder", lambda package: tmp_path)
-    Image.fromarray(astronaut).save("photo.jpg", quality=95)
+    Image.fromarray(astronaut).save("image.jpg", quality=95)
     return tmp_path
 
 
@@ -95,7 +95,7 @@ def test_readme_does_what_it_shows(
 ) -> None:
     write_clip(workplace / "clip.mp4", astronaut, frames=2)
     left = run("README.md")
-    assert [face.layout.size for face in left["detector"].predict("photo.jpg")] == [98]
+    assert [face.layout.size for face in left["detector"].predict("image.jpg")] == [98]
     printed = capsys.readouterr().out
     assert "missing.jpg" in printed, "the error stands in the place of the image"
     assert printed.count("[1]") == 2, "the face has the number 1 in both frames"
@@ -139,12 +139,12 @@ def test_concepts_say_what_is_so(workplace: Path, capsys: pytest.CaptureFixture[
     assert (left["highest"].points - left["points"]).abs().max() <= 0.25
     left = run("docs/concepts/scores.md")
     assert left["radius"].shape == (98,)
-    assert len(left["sure"]) > 50
+    assert len(left["confident"]) > 50
 
 
 def test_the_way_of_an_image_by_hand_is_that_of_the_detector(workplace: Path) -> None:
     left = run("docs/architecture.md")
-    (face,) = Detector(68, refine=0).predict("photo.jpg")
+    (face,) = Detector(68, refine=0).predict("image.jpg")
     assert np.abs(left["points"] - face.points).max() < 1e-3
 
 
@@ -192,7 +192,7 @@ def test_a_layout_can_be_added(workplace: Path) -> None:
 def test_a_face_detector_can_be_added(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left = run("docs/extending/face-detector.md")
     assert "no crop for boxes of kind 'lbp-cascade'" in capsys.readouterr().out
-    (expected,) = Detector(68).predict("photo.jpg")
+    (expected,) = Detector(68).predict("image.jpg")
     apart = np.linalg.norm(left["face"].points - expected.points, axis=1).mean()
     assert apart < 0.01 * expected.interocular
     assert np.abs(left["face"].box - expected.box).max() > 5, "boxes of another kind"
@@ -293,8 +293,8 @@ def test_whole_command_lines_parse() -> None:
 
 
 def test_a_wrong_command_would_be_found() -> None:
-    assert problem_with("predikt photo.jpg")
-    assert problem_with("predict photo.jpg --outt DIR")
+    assert problem_with("predikt image.jpg")
+    assert problem_with("predict image.jpg --outt DIR")
     assert problem_with("data info | shew")
     assert problem_with("weights pull owner/name") is None
 

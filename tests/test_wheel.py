@@ -82,14 +82,14 @@ def test_both_work_in_an_empty_environment(
 ) -> None:
     install = [binaries / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*install, distributions.wheel], check=True)
-    Image.fromarray(astronaut).save(tmp_path / "photo.png")
+    Image.fromarray(astronaut).save(tmp_path / "image.png")
     # No path to the checkout and no network: what runs is the wheel alone.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
-    command = [binaries / "hihlandmark", "predict", "photo.png", "--out", "out", "--draw"]
+    command = [binaries / "hihlandmark", "predict", "image.png", "--out", "out", "--draw"]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
-    assert len(json.loads((tmp_path / "out" / "photo.png.json").read_text())["faces"]) == 1
-    assert (tmp_path / "out" / "photo.png.landmarks.png").is_file()
+    assert len(json.loads((tmp_path / "out" / "image.png.json").read_text())["faces"]) == 1
+    assert (tmp_path / "out" / "image.png.landmarks.png").is_file()
     subprocess.run([binaries / "hihlandmark", "doctor"], check=True, cwd=tmp_path, env=environment)
     train = [binaries / "hihlandmark", "train", "hih-small", "--data", ".", "--out", "run"]
     lacking = subprocess.run(
@@ -101,4 +101,4 @@ def test_both_work_in_an_empty_environment(
     subprocess.run([*install, "--no-deps", distributions.sdist], check=True)
     command[4] = "from-sdist"
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
-    assert (tmp_path / "from-sdist" / "photo.png.landmarks.png").is_file()
+    assert (tmp_path / "from-sdist" / "image.png.landmarks.png").is_file()
