@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from hihlandmark.cli.progress import progress_bar
+from hihlandmark.cli.options import progress_bar
 from hihlandmark.training.config import read_configuration
 from hihlandmark.training.trainer import train
 

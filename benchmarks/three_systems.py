@@ -24,7 +24,7 @@ from rich.console import Console
 
 from hihlandmark import Detector
 from hihlandmark.benchmark import gflop
-from hihlandmark.cli.progress import progress_bar
+from hihlandmark.cli.options import progress_bar
 from hihlandmark.evaluation import evaluate
 from hihlandmark.evaluation.report import face_figures
 from hihlandmark.models.registry import build_model

@@ -33,8 +33,7 @@ from hihlandmark.runtimes.pytorch import run_module
 from hihlandmark.tables import Table
 from hihlandmark.weights import LoadedModel, load_model
 
-PLAIN = "plain PyTorch"
-"""The network without preparation, in fp32: no folded batch norms, channels first."""
+PLAIN = "plain PyTorch"  # in fp32, without folded batch norms, channels first
 _WARMUP_RUNS = 2
 _FIRST_PREDICTION = """
 import sys, time
@@ -64,16 +63,7 @@ class Timing:
 def time_interleaved(
     runs: Mapping[str, Callable[[], object]], rounds: int, each: int = 1
 ) -> dict[str, Timing]:
-    """Time calls, interleaved, after two warm-up rounds.
-
-    Args:
-        runs: the calls by name.
-        rounds: how often each is measured.
-        each: number of units, such as crops, that a call processes.
-
-    Returns:
-        The time per unit of each call.
-    """
+    """Time calls, interleaved, after two warm-up rounds; ``each``: units that a call processes."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(_WARMUP_RUNS + rounds):
         for name, run in runs.items():
@@ -98,9 +88,8 @@ def network_rows(
     """Time the network with its decoding, crops to points, in each installed runtime.
 
     Returns:
-        A row per runtime and batch size: ``runtime`` and precision, ``batch``, ``milliseconds`` per
-        crop, ``speedup`` compared with `PLAIN`, and ``distance``, the largest distance of its
-        points from those of `PLAIN` in crop pixels.
+        Rows with ``runtime`` and precision, ``batch``, ``milliseconds`` per crop, ``speedup`` over
+        `PLAIN`, and ``distance``, the largest one from the points of `PLAIN` in crop pixels.
     """
     network, card, _ = model
     graph = CropGraph(network, [layout], card.normalization, card.decoding, card.crop.pixel_origin)
@@ -131,10 +120,7 @@ def network_rows(
 def image_times(
     weights: str, layout: str, image: Image, device: torch.device, rounds: int
 ) -> dict[str, Timing]:
-    """Time an image (H, W, 3) to points, face detection included, in each installed runtime.
-
-    Both with the defaults of `Detector` and with one crop per face.
-    """
+    """Time `Detector.predict` in each installed runtime, by default and with one crop per face."""
     runs: dict[str, Callable[[], object]] = {}
     for runtime in filter(find_spec, RUNTIMES):
         try:
@@ -150,20 +136,12 @@ def image_times(
 def first_prediction(
     weights: str, layout: str, image: Image, device: torch.device
 ) -> dict[str, float]:
-    """Seconds of a new process.
-
-    Returns:
-        ``ready``: importing the package and making a `Detector`; ``first_image``: its first call.
-    """
+    """Seconds until a `Detector` is ``ready`` in a new process, and of its ``first_image``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.npy"
         np.save(path, image)
-        printed = subprocess.run(
-            [sys.executable, "-c", _FIRST_PREDICTION, layout, weights, str(device), path],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        command = [sys.executable, "-c", _FIRST_PREDICTION, layout, weights, str(device), str(path)]
+        printed = subprocess.check_output(command, text=True, stderr=subprocess.PIPE)
     return dict(zip(("ready", "first_image"), map(float, printed.split()), strict=True))
 
 
@@ -177,7 +155,11 @@ def gflop(network: nn.Module, side: int) -> float:
 
 def machine() -> dict[str, str]:
     """What the times depend on: processor, number of threads, versions."""
-    facts = {"processor": _processor(), "threads": str(torch.get_num_threads())}
+    processor = _processor_name()
+    if torch.cuda.is_available():
+        processor += f", {torch.cuda.get_device_name()}"
+    processor += f" ({torch.backends.cpu.get_cpu_capability()})"
+    facts = {"processor": processor, "threads": str(torch.get_num_threads())}
     for package in ("hihlandmark", "torch", "openvino", "onnxruntime", "facenet-pytorch"):
         try:
             facts[package] = version(package)
@@ -186,16 +168,12 @@ def machine() -> dict[str, str]:
     return facts | {"python": platform.python_version()}
 
 
-def _processor() -> str:
-    """Name and vector instructions of the processor, and name of the GPU."""
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    if torch.cuda.is_available():
-        name += f", {torch.cuda.get_device_name()}"
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+        return platform.processor() or platform.machine()
 
 
 def measure(
@@ -208,64 +186,42 @@ def measure(
     rounds: int = 15,
     precisions: Sequence[Precision] = ("fp32",),
 ) -> dict[str, Any]:
-    """Measure everything.
-
-    Args:
-        weights: as `Detector`.
-        layout: name of the layout.
-        image: (H, W, 3) RGB.
-        device: where the networks run.
-        batches: numbers of crops per call of the network.
-        rounds: how often each call is measured.
-        precisions: of the network.
+    """Measure the network for each of ``batches`` (crops per call) and an image (H, W, 3).
 
     Returns:
         Plain values for JSON: machine, model, weights, network, image, first_prediction.
     """
     model = load_model(weights)
     times = image_times(weights, layout, image, device, rounds)
+    milliseconds = {name: asdict(timing) for name, timing in times.items()}
     return {
         "machine": machine(),
         "model": model.card.name,
         "weights": model.card.sha256,
         "network": network_rows(model, layout, device, batches, rounds, precisions),
-        "image": {
-            "size": image.shape[:2],
-            "milliseconds": {name: asdict(timing) for name, timing in times.items()},
-        },
+        "image": {"size": image.shape[:2], "milliseconds": milliseconds},
         "first_prediction": first_prediction(weights, layout, image, device),
     }
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
     """What `measure` returned, as Markdown."""
+    network = []
+    for row in figures["network"]:
+        speedup, distance = f"{row['speedup']:.2f}", f"{row['distance']:.2g}"
+        timing = Timing(**row["milliseconds"])
+        network.append([row["runtime"], row["batch"], timing, speedup, distance])
+    headings = ["runtime", "batch", "ms per face", "speedup", "distance of points, px"]
     height, width = figures["image"]["size"]
-    network = Table(
-        "",
-        ["runtime", "batch", "ms per face", "speedup", "distance of points, px"],
-        [
-            [
-                row["runtime"],
-                row["batch"],
-                Timing(**row["milliseconds"]),
-                f"{row['speedup']:.2f}",
-                f"{row['distance']:.2g}",
-            ]
-            for row in figures["network"]
-        ],
-    )
     times = figures["image"]["milliseconds"].items()
-    image = Table(
-        "",
-        [f"image of {width} x {height} to points", "ms"],
-        [[name, Timing(**timing)] for name, timing in times],
-    )
+    image = [[name, Timing(**timing)] for name, timing in times]
     first = figures["first_prediction"]
-    blocks = (
-        ", ".join(f"{name} {value}" for name, value in figures["machine"].items()),
-        network.markdown(),
-        image.markdown(),
-        f"A new process is ready after {first['ready']:.1f} s; its first image takes "
-        f"{first['first_image']:.1f} s.",
+    return "\n\n".join(
+        [
+            ", ".join(f"{name} {value}" for name, value in figures["machine"].items()),
+            Table("", headings, network).markdown(),
+            Table("", [f"image of {width} x {height} to points", "ms"], image).markdown(),
+            f"A new process is ready after {first['ready']:.1f} s; its first image takes "
+            f"{first['first_image']:.1f} s.",
+        ]
     )
-    return "\n\n".join(blocks)

@@ -27,7 +27,7 @@ from PIL import Image as PillowImage
 from hihlandmark.arrays import Image
 from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
 from hihlandmark.draw import draw_faces, encode_png
-from hihlandmark.errors import ConfigurationError, HihlandmarkError, ImageError
+from hihlandmark.errors import ConfigurationError, HihlandmarkError, ImageError, missing_extra
 from hihlandmark.face import Face, transform_face
 from hihlandmark.image import load_image
 from hihlandmark.io import Result, Source
@@ -40,23 +40,15 @@ if TYPE_CHECKING:
 
     from hihlandmark.detector import Detector
 
-LAYOUTS = {98: "WFLW", 68: "300-W", 29: "COFW"}
-"""Numbers of points that the page offers, and the data set of each."""
-SWITCHES = ("contours", "numbers", "boxes")
-"""What can be drawn in addition to the points."""
-
-SCREEN_SIDE = 1280
-"""Longer side in pixels of the image on the page; small images are enlarged up to twice."""
-FACE_SIDE = 900
-"""Side in pixels of an enlarged face, which shows 1.5 times the box of the points."""
-HEIGHT = 560
-"""Height in pixels of the image and of the enlarged face on the page."""
-MAX_ENLARGED = 20
-"""Faces that are shown enlarged; all faces are in the table and the downloads."""
-NUMBERS_FROM = 300
-"""Smallest size in pixels of a face whose point numbers can be read."""
-DELETE_CACHE = (60, 600)
-"""Seconds between deletions, and the age at which uploads and results are deleted."""
+LAYOUTS = {98: "WFLW", 68: "300-W", 29: "COFW"}  # numbers of points, and their data sets
+SWITCHES = ("contours", "numbers", "boxes")  # what can be drawn in addition to the points
+# Sizes in pixels.
+SCREEN_SIDE = 1280  # longer side of the image; small images are enlarged up to twice
+FACE_SIDE = 900  # side of an enlarged face
+HEIGHT = 560  # of the image and of the enlarged face on the page
+NUMBERS_FROM = 300  # smallest face whose point numbers can be read
+MAX_ENLARGED = 20  # number of faces; all are in the table and the downloads
+DELETE_CACHE = (60, 600)  # seconds between deletions, and the age of deleted files
 
 NO_FACE = (
     "no face found. Try a larger or sharper image: a face must be at least 20 pixels wide, "
@@ -74,14 +66,7 @@ HEADINGS = ["Face", "Mean score", "Lowest score", "Yaw", "Pitch", "Roll"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The faces of an uploaded image.
-
-    Attributes:
-        path: the upload; its name is the image's name.
-        size: width and height in pixels.
-        faces: one entry per face, in pixels of the upright image.
-        model: name and SHA-256 of the weights.
-    """
+    """The faces of an upload, its size (width, height), and name and SHA-256 of the weights."""
 
     path: Path
     size: tuple[int, int]
@@ -95,22 +80,22 @@ class Prediction:
 
     def summary(self) -> str:
         """HTML: name, size and number of faces."""
-        count, found = len(self.faces), NO_FACE
+        found = NO_FACE
         if self.faces:
-            noun = "face" if count == 1 else "faces"
-            found = f"{count} {noun} of {self.faces[0].layout.size} points."
+            noun = "face" if len(self.faces) == 1 else "faces"
+            found = f"{len(self.faces)} {noun} of {self.faces[0].layout.size} points."
         return note(f"{self.path.name}, {self.size[0]} × {self.size[1]} pixels: {found}")
 
     def table(self) -> list[list[str]]:
         """One row per face, as `HEADINGS`."""
-        return [self._row(number, face) for number, face in enumerate(self.faces, 1)]
-
-    def _row(self, number: int, face: Face) -> list[str]:
-        lowest = int(np.argmin(face.scores))
-        name = face.layout.point_names[lowest].replace("_", " ")
-        angles = [f"{angle:.0f}°" for angle in head_pose(face, self.size)]
-        score = f"{face.scores[lowest]:.2f}: {name} (number {lowest})"
-        return [str(number), f"{face.scores.mean():.2f}", score, *angles]
+        rows = []
+        for number, face in enumerate(self.faces, 1):
+            lowest = int(np.argmin(face.scores))
+            name = face.layout.point_names[lowest].replace("_", " ")
+            angles = [f"{angle:.0f}°" for angle in head_pose(face, self.size)]
+            score = f"{face.scores[lowest]:.2f}: {name} (number {lowest})"
+            rows.append([str(number), f"{face.scores.mean():.2f}", score, *angles])
+        return rows
 
 
 def note(text: str) -> str:
@@ -148,11 +133,8 @@ def enlarge_face(image: Image, face: Face, switches: Collection[str]) -> Image:
 class Demo:
     """Detectors, created at first use, and the files of one server.
 
-    Args:
-        make_detector: called with the number of points and the name of a model.
-        folder: where Gradio writes uploads, and where results are written. Nothing outside of it
-            is read.
-        max_pixels: an image of more pixels is refused before it is decoded.
+    Uploads and results lie in ``folder``; nothing outside of it is read. An image of more than
+    ``max_pixels`` is refused before it is decoded.
     """
 
     def __init__(
@@ -164,11 +146,7 @@ class Demo:
         self._detectors: dict[tuple[int, str], Detector] = {}
 
     def detector(self, layout: Any, model: Any) -> Detector:
-        """The detector of a layout and a model.
-
-        Raises:
-            ConfigurationError: the page does not offer them.
-        """
+        """A detector; raises `ConfigurationError` if the page does not offer it."""
         if layout not in list(LAYOUTS) or model not in self.models:
             raise ConfigurationError(
                 f"the demo does not offer {layout} points with model {model!r}: choose from "
@@ -179,13 +157,8 @@ class Demo:
         return self._detectors[layout, model]
 
     def load(self, path: Path) -> Image:
-        """An uploaded image, (H, W, 3).
-
-        Gradio checks the path of a payload only if it is marked as a file, so this checks it too.
-
-        Raises:
-            ImageError: not an image, too large, deleted, or not in the server's folder.
-        """
+        """An uploaded image (H, W, 3), or an `ImageError`."""
+        # Gradio checks the path of a payload only if it is marked as a file.
         path = path.resolve()
         if not path.is_relative_to(self.folder) or not path.is_file():
             raise ImageError("the image is no longer kept: upload it again")
@@ -193,11 +166,7 @@ class Demo:
         return load_image(path.read_bytes(), max_pixels=self._max_pixels)
 
     def predict(self, payload: dict[str, Any], layout: Any, model: Any) -> Prediction:
-        """Find the faces of an upload.
-
-        All arguments come from the browser and are not trusted; ``payload`` is Gradio's file data.
-        Errors as `load` and `detector`.
-        """
+        """Find the faces of an upload; arguments come from the browser and are not trusted."""
         path = Path(str(payload.get("path")))
         image, detector = self.load(path), self.detector(layout, model)
         about = {"model": detector.card.name, "weights": detector.card.sha256}
@@ -246,12 +215,13 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
         return [shown.summary(), shown, whole, gallery, shown.table(), record]
 
     def redraw(shown: Prediction | None, switches: Any) -> list[Any]:
-        if shown is None:
-            return [gr.skip(), gr.skip(), gr.skip()]
+        text = gr.skip()
         try:
-            return [gr.skip(), *demo.draw(shown, switches)]
+            if shown is not None:
+                return [text, *demo.draw(shown, switches)]
         except HihlandmarkError as error:
-            return [note(str(error)), gr.skip(), gr.skip()]
+            text = note(str(error))
+        return [text, gr.skip(), gr.skip()]
 
     def write_png(shown: Prediction | None, switches: Any) -> list[Any]:
         if shown is None:
@@ -276,12 +246,9 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 image = gr.Image(
-                    label="Image",
-                    sources=["upload", "clipboard", "webcam"],
-                    webcam_options=gr.WebcamOptions(mirror=False),
-                    height=240,
-                    elem_id="upload",
-                )
+                    label="Image", sources=["upload", "clipboard", "webcam"], height=240,
+                    webcam_options=gr.WebcamOptions(mirror=False), elem_id="upload",
+                )  # fmt: skip
                 example = gr.Button("Try the astronaut", visible=find_spec("skimage") is not None)
                 layouts = [(f"{points} ({name})", points) for points, name in LAYOUTS.items()]
                 points = gr.Radio(layouts, value=layout, label="Points")
@@ -305,7 +272,6 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
         table = gr.Dataframe(headers=HEADINGS, interactive=False, wrap=True, label="Faces")
         gr.Markdown(NOTES)
         shown = gr.State()
-
         # One worker for all functions, so that one image at a time is in memory. `preprocess` would
         # decode the upload without our limits.
         common: dict[str, Any] = {"concurrency_id": "demo", "concurrency_limit": 1}
@@ -340,70 +306,43 @@ def open_demo(
 ) -> Iterator[str]:
     """Serve the page in a thread while the context is open, and yield its address.
 
-    Args:
-        make_detector: called with the number of points and the name of a model.
-        layout: the preselected number of points.
-        model: the preselected model.
-        host: address to listen on; "0.0.0.0" for all.
-        port: port to listen on; 0 for any free port.
-        max_megabytes: size of the largest upload.
-        max_megapixels: size of the largest image.
-        queue: number of requests that may wait.
+    ``make_detector`` is called with a number of points and the name of a model; ``layout`` and
+    ``model`` are preselected. Port 0 is any free port. ``queue`` requests may wait.
 
     Raises:
         ConfigurationError: Gradio is missing, the page does not offer the layout or the model, or
             the port is not available.
     """
-    try:
+    with missing_extra("demo"):
         import gradio as gr
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
-    except ImportError as error:
-        raise ConfigurationError(
-            "the web demo needs Gradio: pip install 'hihlandmark[demo]'"
-        ) from error
 
     port = _find_port(host, port)
     name = f"[{host}]" if ":" in host else host
     limits = f"Files of up to {max_megabytes} MB and {max_megapixels} megapixels."
     with (
         tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as folder,
+        # An empty `allowed_paths` would be read from the environment.
         _environment(
-            GRADIO_TEMP_DIR=folder,
-            GRADIO_EXAMPLES_CACHE=folder,
-            GRADIO_ALLOWED_PATHS="",  # an empty `allowed_paths` would be read from here
-            GRADIO_ANALYTICS_ENABLED="False",
-            HF_HUB_DISABLE_TELEMETRY="True",
+            GRADIO_TEMP_DIR=folder, GRADIO_EXAMPLES_CACHE=folder, GRADIO_ALLOWED_PATHS="",
+            GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="True",
         ),
-    ):
+    ):  # fmt: skip
         demo = Demo(make_detector, Path(folder), max_megapixels * 1_000_000)
         demo.detector(layout, model)
         page = build_page(demo, layout, model, limits, queue)
+        known_hosts = Middleware(TrustedHostMiddleware, allowed_hosts=_host_names(name))
+        text, code = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+        theme = gr.themes.Base(font=text, font_mono=code)
         try:
             page.launch(
-                server_name=name,
-                server_port=port,
-                share=False,
-                prevent_thread_lock=True,
-                quiet=True,
-                inline=False,
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                max_file_size=max_megabytes * 2**20,
-                ssr_mode=False,
-                mcp_server=False,
-                num_workers=0,
-                state_session_capacity=1000,
-                app_kwargs={
-                    "middleware": [
-                        Middleware(TrustedHostMiddleware, allowed_hosts=_host_names(name))
-                    ]
-                },
-                theme=gr.themes.Base(
-                    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-                ),
-            )
+                server_name=name, server_port=port, share=False, prevent_thread_lock=True,
+                quiet=True, inline=False, footer_links=[], run_history=False,
+                enable_monitoring=False, max_file_size=max_megabytes * 2**20, ssr_mode=False,
+                mcp_server=False, num_workers=0, state_session_capacity=1000,
+                app_kwargs={"middleware": [known_hosts]}, theme=theme,
+            )  # fmt: skip
             yield f"http://{name}:{port}"
         finally:
             page.close(verbose=False)
@@ -428,7 +367,7 @@ def _find_port(host: str, port: int) -> int:
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on port {port} of {host} ({error.strerror or error}): choose a free "
-            "one with --port, or 0 for any; --host must be an address of this machine"
+            "--port, or 0 for any; --host must be an address of this machine"
         ) from error
 
 
@@ -449,13 +388,11 @@ def _host_names(name: str) -> list[str]:
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
     """Environment variables that are restored at the end."""
-    before = {name: os.environ.get(name) for name in values}
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)

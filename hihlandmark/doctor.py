@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 
@@ -37,7 +37,10 @@ def report() -> bool:
         Table("Packaged weights", ("name", "layouts", "state"), states).print(console)
     else:
         console.print("No packaged weights: reinstall hihlandmark.")
-    extras = [(extra, _hint(extra, missing)) for extra, missing in _missing_by_extra(requirements)]
+    extras = [
+        (extra, _missing(extra, requirements))
+        for extra in metadata("hihlandmark").get_all("Provides-Extra") or []
+    ]
     Table("Extras", ("extra", "missing"), extras).print(console)
     return all(versions.values()) and bool(models) and not any(each.problem for each in models)
 
@@ -56,20 +59,15 @@ def _device() -> str:
     return f"Device: {device} ({name}), {'works' if works else 'computes wrong sums'}"
 
 
-def _missing_by_extra(requirements: Sequence[Requirement]) -> Iterator[tuple[str, list[str]]]:
-    """Each extra, and those of its packages that are not installed."""
-    for extra in metadata("hihlandmark").get_all("Provides-Extra") or []:
-        names = [
-            each.name
-            for each in requirements
-            if each.marker and each.marker.evaluate({"extra": extra}) and not _is_core(each)
-        ]
-        yield extra, [name for name in names if _version(name) is None]
-
-
-def _hint(extra: str, missing: Sequence[str]) -> str:
-    command = f"pip install 'hihlandmark[{extra}]'"
-    return f"{', '.join(missing)}: {command}" if missing else "nothing"
+def _missing(extra: str, requirements: Sequence[Requirement]) -> str:
+    """The packages of an extra that are not installed, and the command that installs them."""
+    missing = [
+        each.name
+        for each in requirements
+        if each.marker and each.marker.evaluate({"extra": extra}) and not _is_core(each)
+        if _version(each.name) is None
+    ]
+    return f"{', '.join(missing)}: pip install 'hihlandmark[{extra}]'" if missing else "nothing"
 
 
 def _is_core(requirement: Requirement) -> bool:

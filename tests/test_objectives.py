@@ -17,7 +17,7 @@ from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch
 from hihlandmark.training.export import export
 from hihlandmark.training.objectives import Objective, Teacher, decoding_of, make_objective
-from hihlandmark.training.objectives.lines import LineMaps
+from hihlandmark.training.objectives.base import LineMaps
 from hihlandmark.training.trainer import build_training_network, train
 
 MODELS = ["adnet-small", "awing-small"]

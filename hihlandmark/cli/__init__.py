@@ -31,12 +31,11 @@ app = typer.Typer(
 )
 
 
+_VERBOSE = typer.Option("--verbose", "-v", help="Log choices and progress on stderr.")
+
+
 @app.callback()
-def configure(
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log choices and progress on stderr.")
-    ] = False,
-) -> None:
+def configure(verbose: Annotated[bool, _VERBOSE] = False) -> None:
     """Sub-pixel face landmarks with Heatmap-in-Heatmap networks."""
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
@@ -46,19 +45,15 @@ def doctor() -> None:
     """Show versions, the device, the packaged weights, and what is missing."""
     from hihlandmark.doctor import report
 
-    healthy = report()
-    raise typer.Exit(0 if healthy else 1)
+    raise typer.Exit(0 if report() else 1)
 
 
 app.command()(predict)
 app.command()(video)
 app.command()(demo)
 app.command("eval")(evaluate_split)
-app.command()(train)
-app.command()(calibrate)
-app.command()(export)
-app.command()(bench)
-app.command()(doctor)
+for command in (train, calibrate, export, bench, doctor):
+    app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 

@@ -6,39 +6,25 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from hihlandmark.cli.options import (
-    DeviceOption,
-    LayoutOption,
-    ModelOption,
-    WeightsOption,
-    astronaut,
-)
+from hihlandmark.cli import options
 
 
 def bench(
-    image: Annotated[
-        Path | None, typer.Argument(help="An image; default: the astronaut of scikit-image.")
-    ] = None,
-    layout: LayoutOption = "98",
-    model: ModelOption = "hih-small",
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
+    image: options.ImageArgument = None,
+    layout: options.LayoutOption = "98",
+    model: options.ModelOption = "hih-small",
+    weights: options.WeightsOption = None,
+    device: options.DeviceOption = "auto",
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="Faces per batch; can be repeated.")
+        list[int] | None, Option(min=1, help="Faces per batch; can be repeated.")
     ] = None,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="How often each call is measured.")
-    ] = 15,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads of every runtime.")
-    ] = None,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Also measure bf16: slow on a CPU without bf16.")
-    ] = False,
+    rounds: Annotated[int, Option(min=1, help="How often each call is measured.")] = 15,
+    threads: Annotated[int | None, Option(min=1, help="CPU threads of every runtime.")] = None,
+    bf16: Annotated[bool, Option("--bf16", help="Also bf16: slow on a CPU without it.")] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for the times, with machine and versions.")
+        Path | None, Option("--json", help="File for the times, with machine and versions.")
     ] = None,
 ) -> None:
     """Measure the network and a whole image on this machine, in every installed runtime."""
@@ -53,14 +39,10 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     figures = benchmark.measure(
-        weights or model,
-        get_layout(layout).name,
-        load_image(image or astronaut()),
-        resolve_device(device),
-        batches=batch or (1, 8),
-        rounds=rounds,
+        weights or model, get_layout(layout).name, load_image(image or options.astronaut()),
+        resolve_device(device), batches=batch or (1, 8), rounds=rounds,
         precisions=("fp32", "bf16") if bf16 else ("fp32",),
-    )
+    )  # fmt: skip
     print(benchmark.markdown(figures))
     if json_file:
         write_atomically(json_file, (json.dumps(figures, indent=2) + "\n").encode())

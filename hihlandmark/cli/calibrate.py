@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hihlandmark.cli.options import DeviceOption, ModelOption, WeightsOption, make_detector
-from hihlandmark.cli.progress import progress_bar
+from hihlandmark.cli.options import (
+    DeviceOption,
+    ModelOption,
+    WeightsOption,
+    make_detector,
+    progress_bar,
+)
 from hihlandmark.errors import ConfigurationError, missing_extra
 
 if TYPE_CHECKING:
@@ -70,8 +75,13 @@ def calibrate(
     import json
 
     from hihlandmark.calibration.fit import measure_points
-    from hihlandmark.calibration.report import draw_reliability, report_calibration
-    from hihlandmark.calibration.store import METRIC, card_to_write, store_calibration
+    from hihlandmark.calibration.report import (
+        METRIC,
+        card_to_write,
+        draw_reliability,
+        report_calibration,
+        store_calibration,
+    )
     from hihlandmark.weights import find_weights
     from hihlandmark.weights.card import Figure
 

@@ -26,22 +26,16 @@ app = typer.Typer(
     help="Inspect data sets of annotated faces, and pack them for training.", no_args_is_help=True
 )
 
-MESSAGES_SHOWN = 10
-"""Messages per split about samples that were left out; --all shows the rest."""
+MESSAGES_SHOWN = 10  # per split and kind; --all shows the rest
 
-FolderArgument = Annotated[
-    Path, typer.Argument(help="Folder of a data set, as published.", metavar="DIR")
-]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder of a data set.", metavar="DIR")]
 FormatOption = Annotated[
     Literal["auto", "wflw", "w300", "cofw", "lists", "project", "packed"],
     typer.Option("--format", help="Format of the data set; auto: by its files."),
 ]
 LayoutNameOption = Annotated[
     str | None,
-    typer.Option(
-        "--layout",
-        help="Layout of the points, such as WFLW98; default: by the format and their number.",
-    ),
+    typer.Option("--layout", help="Layout of the points, such as WFLW98; default: auto."),
 ]
 
 
@@ -50,19 +44,13 @@ def info(
     folder: FolderArgument,
     data_format: FormatOption = "auto",
     layout: LayoutNameOption = None,
-    images: Annotated[
-        bool,
-        typer.Option(
-            "--images/--no-images",
-            help="Read every image, to find unreadable ones and points outside of them.",
-        ),
-    ] = True,
+    images: Annotated[bool, typer.Option(help="Read every image to find problems.")] = True,
     every_message: Annotated[
-        bool, typer.Option("--all", help="Name every sample left out, not the first ten only.")
+        bool, typer.Option("--all", help="Name every skipped sample.")
     ] = False,
 ) -> None:
     """Describe a data set: format, splits, faces, points, subsets, and unusable samples."""
-    from hihlandmark.cli.progress import progress_bar
+    from hihlandmark.cli.options import progress_bar
     from hihlandmark.datasets import dataset_splits, read_faces
     from hihlandmark.datasets.inspection import inspect_split, split_layouts
 
@@ -103,46 +91,31 @@ def _print_content(
         "outside of the image": content.outside,
     }
     print("  points " + ", ".join(f"{what}: {n}" for what, n in counts.items() if n is not None))
-    for what, messages in (
-        ("left out", content.skipped),
-        ("with unreadable images", content.unreadable or ()),
-    ):
-        if messages:
-            shown = len(messages) if every_message else MESSAGES_SHOWN
-            print(f"  {len(messages)} samples {what}:")
-            for message in messages[:shown]:
-                print(f"    {message}")
-            if len(messages) > shown:
-                print(f"    and {len(messages) - shown} more (--all names them)")
+    problems = {"left out": content.skipped, "with unreadable images": content.unreadable or ()}
+    for what, messages in problems.items():
+        if not messages:
+            continue
+        shown = len(messages) if every_message else MESSAGES_SHOWN
+        print(f"  {len(messages)} samples {what}:", *messages[:shown], sep="\n    ")
+        if len(messages) > shown:
+            print(f"    and {len(messages) - shown} more (--all names them)")
 
 
 @app.command()
 def show(
     folder: FolderArgument,
-    out: Annotated[Path, typer.Option("--out", help="Image to write: a .png, .jpg or .webp file.")],
-    split: Annotated[
-        str, typer.Option("--split", help="Name of the split; `data info` lists them.")
-    ] = "train",
-    count: Annotated[
-        int, typer.Option("--faces", min=1, help="Number of random faces, one per row.")
-    ] = 12,
-    augment: Annotated[
-        bool,
-        typer.Option("--augment/--no-augment", help="Also show five augmented crops of each face."),
-    ] = True,
+    out: Annotated[Path, typer.Option(help="Image to write: a .png, .jpg or .webp file.")],
+    split: Annotated[str, typer.Option(help="Name; `data info` lists the splits.")] = "train",
+    count: Annotated[int, typer.Option("--faces", min=1, help="Random faces, one per row.")] = 12,
+    augment: Annotated[bool, typer.Option(help="Also show 5 augmented crops of each face.")] = True,
     configuration: Annotated[
         str | None,
-        typer.Option(
-            "--config",
-            help="Crops and augmentation of this training configuration: a name or a .toml file.",
-        ),
+        typer.Option("--config", help="Training configuration of crops and augmentation."),
     ] = None,
     crop_size: Annotated[
-        int, typer.Option("--crop-size", min=16, max=1024, help="Side of the crops in pixels.")
+        int, typer.Option(min=16, max=1024, help="Side of crops in pixels.")
     ] = 256,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of the faces and augmentation.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the faces and augmentation.")] = 0,
     data_format: FormatOption = "auto",
     layout: LayoutNameOption = None,
 ) -> None:
@@ -153,10 +126,15 @@ def show(
     outside (drawn at the edge). Points off their features, or blue ones on the right, mean that the
     annotations or their layout are wrong.
     """
+    import io
+
+    from PIL import Image
+
     from hihlandmark.crop import CANONICAL_CROP
     from hihlandmark.datasets import read_faces
     from hihlandmark.datasets.augmentation import Augmentation, generator
-    from hihlandmark.datasets.contact_sheet import before_and_after
+    from hihlandmark.datasets.inspection import before_and_after
+    from hihlandmark.writing import write_atomically
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigurationError(f"--out {out} must end with .png, .jpg or .webp")
@@ -164,20 +142,17 @@ def show(
     if configuration is not None:
         with missing_extra("train"):
             from hihlandmark.training.config import read_configuration
-
         settings = read_configuration(configuration)
         augmentation, box_maps = settings.augmentation, settings.box_maps()
     faces = read_faces(folder, split, format=data_format, layout=layout)
     chosen = generator(seed).permutation(len(faces))[:count].tolist()
+    changes = augmentation if augment else None
     sheet = before_and_after(
-        faces,
-        chosen,
-        augmentation if augment else None,
-        box_maps=box_maps,
-        crop_size=crop_size,
-        seed=seed,
+        faces, chosen, changes, box_maps=box_maps, crop_size=crop_size, seed=seed
     )
-    _write_image(out, sheet)
+    encoded = io.BytesIO()
+    Image.fromarray(sheet).save(encoded, Image.registered_extensions()[out.suffix.lower()])
+    write_atomically(out, encoded.getvalue())
     print(f"{len(chosen)} of {len(faces)} faces: {out}")
     if faces.skipped:
         print(f"{len(faces.skipped)} samples left out; `hihlandmark data info` names them")
@@ -185,36 +160,17 @@ def show(
 
 @app.command()
 def prepare(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(help="Folders of data sets, as published.", metavar="DIR"),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="Folder for the packed data set; give it to `train` as data."),
-    ],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of data sets.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Folder for the packed data set, for training.")],
     splits: Annotated[
         list[str] | None,
-        typer.Option(
-            "--split",
-            help="Split of every DIR to pack; may be repeated. Default: train.",
-        ),
+        typer.Option("--split", help="Split of every DIR to pack, repeatable; default: train."),
     ] = None,
     side: Annotated[
-        float,
-        typer.Option(
-            "--side",
-            min=1,
-            help="Side of the stored crop, in longer sides of the points' box. 2 leaves room for "
-            "rotated and shifted crops.",
-        ),
+        float, typer.Option(min=1, help="Side of a crop in longer sides of the points' box.")
     ] = 2.0,
-    max_side: Annotated[
-        int, typer.Option("--max-side", min=16, help="Larger crops are shrunk to this, in pixels.")
-    ] = 384,
-    quality: Annotated[
-        int, typer.Option("--quality", min=1, max=100, help="JPEG quality of the stored crops.")
-    ] = 95,
+    max_side: Annotated[int, typer.Option(min=16, help="Largest side of crops in pixels.")] = 384,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of crops.")] = 95,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a packed data set at --out.")
     ] = False,
@@ -225,7 +181,7 @@ def prepare(
 
     Unusable samples are left out, named and counted. Images are not changed.
     """
-    from hihlandmark.cli.progress import progress_bar
+    from hihlandmark.cli.options import progress_bar
     from hihlandmark.datasets import read_faces
     from hihlandmark.datasets.packing import pack
 
@@ -235,28 +191,9 @@ def prepare(
         for split in splits or ["train"]
     ]
     with progress_bar("faces") as progress:
-        report = pack(
-            sets,
-            out,
-            side=side,
-            max_side=max_side,
-            quality=quality,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        sizes: dict[str, Any] = {"side": side, "max_side": max_side, "quality": quality}
+        report = pack(sets, out, **sizes, overwrite=overwrite, progress=progress)
     print(report)
-
-
-def _write_image(path: Path, pixels: Any) -> None:
-    import io
-
-    from PIL import Image
-
-    from hihlandmark.writing import write_atomically
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, Image.registered_extensions()[path.suffix.lower()])
-    write_atomically(path, buffer.getvalue())
 
 
 @app.command()
@@ -264,7 +201,7 @@ def label(
     paths: Annotated[
         list[str], typer.Argument(help="Image files, folders or globs.", metavar="PATH...")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for annotations.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder for annotations.jsonl.")],
     layout: LayoutOption = "98",
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
@@ -272,16 +209,12 @@ def label(
     refine: RefineOption = 1,
     flip_test: FlipTestOption = True,
     min_score: Annotated[
-        float,
-        typer.Option("--min-score", min=0, max=1, help="Smallest confidence of a box."),
+        float, typer.Option(min=0, max=1, help="Smallest confidence of a box.")
     ] = 0.95,
     cut: Annotated[
         float | None,
         typer.Option(
-            "--cut",
-            min=1,
-            help="Do not search for faces: the images are crops around one face each, larger than "
-            "the box of the face detector by this factor.",
+            min=1, help="Images are crops of one face, larger by this factor than its box."
         ),
     ] = None,
 ) -> None:
@@ -289,27 +222,19 @@ def label(
 
     Self-training uses them to place crops only: --refine 0 --no-flip-test is twice as fast.
     """
-    from hihlandmark.datasets.labeling import CenteredFaceDetector
-    from hihlandmark.datasets.labeling import label as label_images
+    from hihlandmark.datasets import labeling
     from hihlandmark.face_detection import MTCNNFaceDetector
     from hihlandmark.io import find_images
 
     options: dict[str, Any] = {"min_box_score": min_score}
     if cut is not None:
-        options = {"face_detector": CenteredFaceDetector(cut, MTCNNFaceDetector.name)}
-    detector = make_detector(
-        layout,
-        model,
-        weights=weights,
-        device=device,
-        refine=refine,
-        flip_test=flip_test,
-        **options,
-    )
+        options = {"face_detector": labeling.CenteredFaceDetector(cut, MTCNNFaceDetector.name)}
+    options |= {"weights": weights, "device": device, "refine": refine, "flip_test": flip_test}
+    detector = make_detector(layout, model, **options)
     sources = list(find_images(paths))
     problems = [source.problem for source in sources if source.problem]
     images = [Path(source.path) for source in sources if not source.problem]
-    done = label_images(images, detector, out)
+    done = labeling.label(images, detector, out)
     problems += done.unreadable
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)

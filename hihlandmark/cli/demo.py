@@ -5,50 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import BadParameter, Option
 
-from hihlandmark.cli.options import (
-    DeviceOption,
-    LayoutOption,
-    ModelOption,
-    astronaut,
-    make_detector,
-)
+from hihlandmark.cli import options
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
 
 _OUT = Path("demo")
+_HOST = "With --web: the address to listen on; 0.0.0.0: all."
 
 
 def demo(
-    image: Annotated[
-        str | None,
-        typer.Argument(help="An image; default: the astronaut of scikit-image."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the image and the JSON.")] = _OUT,
-    layout: LayoutOption = "98",
-    model: ModelOption = "hih-small",
-    device: DeviceOption = "auto",
-    web: Annotated[
-        bool, typer.Option("--web", help="Serve a page for the browser instead.")
-    ] = False,
-    host: Annotated[
-        str,
-        typer.Option("--host", help="With --web: the address to listen on; 0.0.0.0: all."),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="With --web: 0 for any free port.")
-    ] = 7860,
-    max_megabytes: Annotated[
-        int, typer.Option("--max-megabytes", min=1, help="With --web: the largest file.")
-    ] = 20,
-    max_megapixels: Annotated[
-        int, typer.Option("--max-megapixels", min=1, help="With --web: the largest image.")
-    ] = 50,
-    queue: Annotated[
-        int, typer.Option("--queue", min=1, help="With --web: requests that may wait.")
-    ] = 8,
+    image: options.ImageArgument = None,
+    out: Annotated[Path, Option(help="Folder for the image and the JSON.")] = _OUT,
+    layout: options.LayoutOption = "98",
+    model: options.ModelOption = "hih-small",
+    device: options.DeviceOption = "auto",
+    web: Annotated[bool, Option("--web", help="Serve a page for the browser instead.")] = False,
+    host: Annotated[str, Option(help=_HOST)] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="With --web: 0 for any free port.")] = 7860,
+    max_megabytes: Annotated[int, Option(min=1, help="With --web: the largest file.")] = 20,
+    max_megapixels: Annotated[int, Option(min=1, help="With --web: the largest image.")] = 50,
+    queue: Annotated[int, Option(min=1, help="With --web: requests that may wait.")] = 8,
 ) -> None:
     """Run on a real image; write the image with landmarks and the JSON, and print their paths.
 
@@ -58,23 +37,17 @@ def demo(
         _write(image, out, layout, model, device)
         return
     if image is not None or out != _OUT:
-        raise typer.BadParameter("--web takes its images from the page and writes no files")
+        raise BadParameter("--web takes its images from the page and writes no files")
     from hihlandmark.demo import serve
     from hihlandmark.layouts import get_layout
 
     def make(layout: int, model: str) -> Detector:
-        return make_detector(layout, model, device=device)
+        return options.make_detector(layout, model, device=device)
 
     serve(
-        make,
-        layout=get_layout(layout).size,
-        model=model,
-        host=host,
-        port=port,
-        max_megabytes=max_megabytes,
-        max_megapixels=max_megapixels,
-        queue=queue,
-    )
+        make, layout=get_layout(layout).size, model=model, host=host, port=port,
+        max_megabytes=max_megabytes, max_megapixels=max_megapixels, queue=queue,
+    )  # fmt: skip
 
 
 def _write(image: str | None, out: Path, layout: str, model: str, device: str) -> None:
@@ -85,8 +58,8 @@ def _write(image: str | None, out: Path, layout: str, model: str, device: str) -
     from hihlandmark.writing import write_atomically
 
     name = Path(image).stem if image else "astronaut"
-    loaded = load_image(image or astronaut())
-    faces = make_detector(layout, model, device=device).predict(loaded)
+    loaded = load_image(image or options.astronaut())
+    faces = options.make_detector(layout, model, device=device).predict(loaded)
     drawn, record = out / f"{name}.landmarks.png", out / f"{name}.json"
     write_atomically(drawn, encode_png(draw_faces(loaded, faces)))
     result = Result(Source(image or "skimage.data.astronaut()", name), faces)

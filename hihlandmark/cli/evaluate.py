@@ -21,57 +21,37 @@ from hihlandmark.cli.options import (
 
 
 def evaluate_split(
-    data: Annotated[Path, typer.Option("--data", help="Folder of the data set, as published.")],
-    split: Annotated[str, typer.Option("--split", help="Name of the split.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data set, as published.")],
+    split: Annotated[str, typer.Option(help="Name of the split.")],
     data_format: Annotated[
         str, typer.Option("--format", help="Format of the data set; auto: by its files.")
     ] = "auto",
     layout: Annotated[
-        str | None, typer.Option("--layout", help="Points to predict; default: those annotated.")
+        str | None, typer.Option(help="Points to predict; default: those annotated.")
     ] = None,
     annotated: Annotated[
-        str | None,
-        typer.Option("--annotated", help="Layout of the labels, if the data set has several."),
+        str | None, typer.Option(help="Layout of the labels, if the data set has several.")
     ] = None,
     boxes: Annotated[
         Literal["labels", "official", "detected"],
-        typer.Option(
-            "--boxes",
-            help="Crop around annotated points, the data set's rectangles or detected faces.",
-        ),
+        typer.Option(help="Crop around annotated points, published rectangles or detected faces."),
     ] = "labels",
     normalize: Annotated[
         Literal["interocular", "interpupil", "box", "diagonal"],
-        typer.Option("--normalize", help="The unit of errors."),
+        typer.Option(help="The unit of errors."),
     ] = "interocular",
     jitter: Annotated[
-        bool,
-        typer.Option(
-            "--jitter",
-            help="Also measure with boxes moved and scaled, with and without refinement: takes "
-            "about thirty times as long.",
-        ),
+        bool, typer.Option("--jitter", help="Also move and scale boxes: about 30 times slower.")
     ] = False,
     robustness: Annotated[
-        bool,
-        typer.Option(
-            "--robustness",
-            help="Also measure on blurred, compressed, small, rotated and gray images: takes about "
-            "thirty times as long.",
-        ),
+        bool, typer.Option("--robustness", help="Also corrupt images: about 30 times slower.")
     ] = False,
     every: Annotated[
         int,
-        typer.Option(
-            "--every",
-            min=1,
-            metavar="K",
-            help="Use every K-th face only for --jitter and --robustness.",
-        ),
+        typer.Option(min=1, metavar="K", help="Every K-th face only for --jitter, --robustness."),
     ] = 1,
     refine: Annotated[
-        int | None,
-        typer.Option("--refine", min=0, help="Default: 1 with detected faces, else 0."),
+        int | None, typer.Option(min=0, help="Default: 1 with detected faces, else 0.")
     ] = None,
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
@@ -83,15 +63,12 @@ def evaluate_split(
     shape_prior: ShapePriorOption = True,
     decoder: Annotated[
         Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"] | None,
-        typer.Option("--decoder", help="How heatmaps become points; default: the model card's."),
+        typer.Option(help="How heatmaps become points; default: the model card's."),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder for the report, its curves and the worst faces."),
+        Path | None, typer.Option(help="Folder for the report, its curves and the worst faces.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON alone instead of tables.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Measure NME, FR and AUC on a split of a data set."""
     import json
@@ -99,16 +76,11 @@ def evaluate_split(
 
     from rich.console import Console
 
-    from hihlandmark.cli.progress import progress_bar
+    from hihlandmark.cli.options import progress_bar
     from hihlandmark.datasets import read_faces
+    from hihlandmark.evaluation import protocol
     from hihlandmark.evaluation.corruptions import measure_robustness
     from hihlandmark.evaluation.figures import new_figure
-    from hihlandmark.evaluation.protocol import (
-        annotated_layout,
-        evaluate,
-        fit_official_map,
-        jitter_curve,
-    )
     from hihlandmark.evaluation.report import print_report, summarize, write_report
 
     if every > 1 and not (jitter or robustness):
@@ -121,7 +93,7 @@ def evaluate_split(
     faces = read_faces(data, split, format=data_format, layout=annotated)
     refine = refine if refine is not None else int(boxes == "detected")
     detector = make_detector(
-        layout or annotated_layout(faces).name,
+        layout or protocol.annotated_layout(faces).name,
         model,
         weights=weights,
         device=device,
@@ -136,18 +108,17 @@ def evaluate_split(
     options: dict[str, Any] = {"boxes": boxes}
     if boxes == "official":
         train = read_faces(data, "train", format=data_format, layout=annotated)
-        options["official_map"] = fit_official_map(detector, train)
+        options["official_map"] = protocol.fit_official_map(detector, train)
     with progress_bar("faces") as progress:
-        evaluation = evaluate(detector, faces, **options, progress=progress)
+        evaluation = protocol.evaluate(detector, faces, **options, progress=progress)
     evaluation = evaluation.normalized(normalize)
     sample = replace(faces, faces=faces.faces[::every])
     options["normalization"] = normalize
     curves, corrupted = [], None
     for count in sorted({0, 1, refine}) if jitter else ():
         with progress_bar(f"jitter, refine {count}") as progress:
-            curves.append(
-                jitter_curve(detector, sample, refine=count, **options, progress=progress)
-            )
+            shared: dict[str, Any] = {**options, "progress": progress}
+            curves.append(protocol.jitter_curve(detector, sample, refine=count, **shared))
     if robustness:
         with progress_bar("robustness") as progress:
             corrupted = measure_robustness(detector, sample, **options, progress=progress)

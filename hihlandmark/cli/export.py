@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
-from hihlandmark.cli.options import LayoutOption, ModelOption, WeightsOption, make_detector
+from hihlandmark.cli import options
 from hihlandmark.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
@@ -22,32 +22,34 @@ logger = logging.getLogger(__name__)
 
 _MIN_CROPS, _MAX_CROPS = 20, 200
 """Half of them give the ranges, half show the accuracy of INT8."""
+_INT8 = "Compute in INT8, with the value ranges of the faces in this folder of images. For onnx."
 
 
 def export(
-    to: Annotated[str, typer.Option("--to", help="Format of the file: onnx or openvino.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the file and its JSON.")],
-    layout: LayoutOption = "98",
-    model: ModelOption = "hih-small",
-    weights: WeightsOption = None,
-    int8: Annotated[
-        Path | None,
-        typer.Option(
-            "--int8",
-            metavar="IMAGES",
-            help="Compute in INT8, with the value ranges of the faces in this folder of images. "
-            "For onnx.",
-        ),
-    ] = None,
+    to: Annotated[str, Option(help="Format of the file: onnx or openvino.")],
+    out: Annotated[Path, Option(help="Folder for the file and its JSON.")],
+    layout: options.LayoutOption = "98",
+    model: options.ModelOption = "hih-small",
+    weights: options.WeightsOption = None,
+    int8: Annotated[Path | None, Option(metavar="IMAGES", help=_INT8)] = None,
 ) -> None:
     """Write the network for one layout as ONNX or OpenVINO, and compare its points."""
+    import numpy as np
+
+    from hihlandmark.io import find_images
     from hihlandmark.layouts import get_layout
     from hihlandmark.runtimes.export import export as export_model
     from hihlandmark.weights import load_model
 
     crops = None
     if int8:
-        crops = _calibration_crops(make_detector(layout, model, weights=weights), int8)
+        detector = options.make_detector(layout, model, weights=weights)
+        faces = list(islice(crops_of_faces(detector, find_images([str(int8)])), _MAX_CROPS))
+        if len(faces) < _MIN_CROPS:
+            raise ConfigurationError(
+                f"{int8}: {len(faces)} faces were found, INT8 needs {_MIN_CROPS}: add images"
+            )
+        crops = np.stack(faces)
     loaded = load_model(weights, model=model)
     path, parity = export_model(loaded, get_layout(layout).name, to, out, calibration=crops)
     print(path)
@@ -56,21 +58,6 @@ def export(
         f"{parity.largest:.2g} crop pixels from those of PyTorch, 99.9 % of them within "
         f"{parity.usual:.2g}"
     )
-
-
-def _calibration_crops(detector: Detector, folder: Path) -> Image:
-    """Crops (N, S, S, 3) of the faces in the images of a folder, `_MAX_CROPS` at most."""
-    import numpy as np
-
-    from hihlandmark.io import find_images
-
-    crops = list(islice(crops_of_faces(detector, find_images([str(folder)])), _MAX_CROPS))
-    if len(crops) < _MIN_CROPS:
-        raise ConfigurationError(
-            f"{folder}: {len(crops)} faces were found, INT8 needs {_MIN_CROPS}: give a folder of "
-            "more images"
-        )
-    return np.stack(crops)
 
 
 def crops_of_faces(detector: Detector, images: Iterable[Source]) -> Iterator[Image]:

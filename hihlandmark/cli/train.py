@@ -21,27 +21,16 @@ def train(
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of the configuration's data sets.")],
-    run: Annotated[
-        Path,
-        typer.Option("--out", help="Folder for checkpoints and logs; a run in it is resumed."),
-    ],
+    run: Annotated[Path, typer.Option("--out", help="Folder of the run; resumes a run in it.")],
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change the configuration: --set stages.0.steps=100. May be repeated.",
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Such as stages.0.steps=100; repeatable."),
     ] = None,
     export: Annotated[
-        Path | None,
-        typer.Option("--export", help="Folder to write weights and card to when training is done."),
+        Path | None, typer.Option("--export", help="Folder for weights and card of the result.")
     ] = None,
     initial: Annotated[
-        str | None,
-        typer.Option(
-            "--initial", help="Weights to start from: path, packaged name or Hub repository."
-        ),
+        str | None, typer.Option("--initial", help="Path or name of the weights to start from.")
     ] = None,
     device: DeviceOption = "auto",
     workers: Annotated[
@@ -60,7 +49,7 @@ def train(
         from hihlandmark.training.config import read_configuration
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.trainer import train as run_training
-    from hihlandmark.cli.progress import progress_bar
+    from hihlandmark.cli.options import progress_bar
     from hihlandmark.weights import load_model
 
     chosen = read_configuration(configuration, settings or ())

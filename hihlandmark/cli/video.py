@@ -8,61 +8,39 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from hihlandmark.cli.options import (
-    DeviceOption,
-    FaceDetectorOption,
-    FlipTestOption,
-    LayoutOption,
-    ModelOption,
-    RuntimeOption,
-    WeightsOption,
-    make_detector,
-)
+from hihlandmark.cli import options
 
 if TYPE_CHECKING:
     from hihlandmark.video.writing import FaceWriter
 
+_SOURCE = (
+    "A video file, a URL (rtsp://, http://), camera:0 (a webcam), or a folder, glob or archive of "
+    "images."
+)
+_OFFLINE = "Smooth with later frames as well: no lag. Reads the video twice."
+
 
 def video(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A video file, a URL (rtsp://, http://), camera:0 (a webcam), or a folder, glob "
-            "or archive of images.",
-            metavar="VIDEO",
-        ),
-    ],
+    source: Annotated[str, Argument(metavar="VIDEO", help=_SOURCE)],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Annotated video to write, .mp4 or .mkv, with sound."),
+        Path | None, Option(help="Annotated video to write, .mp4 or .mkv, with sound.")
     ] = None,
     points: Annotated[
-        Path | None,
-        typer.Option("--points", help="File for the faces of every frame, .jsonl or .parquet."),
+        Path | None, Option(help="File for the faces of every frame, .jsonl or .parquet.")
     ] = None,
-    layout: LayoutOption = "98",
-    model: ModelOption = "hih-small",
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = "auto",
-    face_detector: FaceDetectorOption = "mtcnn",
-    flip_test: FlipTestOption = True,
-    detect_every: Annotated[
-        int, typer.Option("--detect-every", min=1, help="Run the face detector every N frames.")
-    ] = 10,
-    smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Smooth the points.")] = True,
-    offline: Annotated[
-        bool,
-        typer.Option(
-            "--offline",
-            help="Smooth with later frames as well: no lag. Reads the video twice.",
-        ),
-    ] = False,
-    frames: Annotated[
-        int | None, typer.Option("--frames", min=1, help="Stop after this many frames.")
-    ] = None,
+    layout: options.LayoutOption = "98",
+    model: options.ModelOption = "hih-small",
+    weights: options.WeightsOption = None,
+    device: options.DeviceOption = "auto",
+    runtime: options.RuntimeOption = "auto",
+    face_detector: options.FaceDetectorOption = "mtcnn",
+    flip_test: options.FlipTestOption = True,
+    detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 10,
+    smooth: Annotated[bool, Option(help="Smooth the points.")] = True,
+    offline: Annotated[bool, Option("--offline", help=_OFFLINE)] = False,
+    frames: Annotated[int | None, Option(min=1, help="Stop after this many frames.")] = None,
 ) -> None:
     """Track the faces of a video, webcam or stream; draw them and write their points.
 
@@ -73,15 +51,10 @@ def video(
     from hihlandmark.video import AnnotatedVideo, track, track_offline
     from hihlandmark.video.writing import JsonLinesFaces, open_faces
 
-    detector = make_detector(
-        layout,
-        model,
-        weights=weights,
-        device=device,
-        runtime=runtime,
-        face_detector=face_detector,
-        flip_test=flip_test,
-    )
+    detector = options.make_detector(
+        layout, model, weights=weights, device=device, runtime=runtime,
+        face_detector=face_detector, flip_test=flip_test,
+    )  # fmt: skip
     if offline:
         tracked = track_offline(source, detector, detect_every=detect_every, frames=frames)
     else:

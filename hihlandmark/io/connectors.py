@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 
 
 def to_supervision(faces: Sequence[Face]) -> supervision.KeyPoints:
-    """Faces of one layout as `supervision.KeyPoints`.
-
-    Args:
-        faces: F faces with P points each.
-
-    Returns:
-        Keypoints with xy (F, P, 2) in pixels and keypoint_confidence (F, P).
+    """F faces of one layout, as keypoints with xy (F, P, 2) and keypoint_confidence (F, P).
 
     Raises:
         ConfigurationError: the faces have several layouts, or supervision is not installed.
@@ -52,18 +46,14 @@ _COLUMNS = ["image", "face", *Face.ROW_FIELDS]
 
 
 def to_pandas(images: Iterable[Sequence[Face]]) -> pandas.DataFrame:
-    """The faces of images as a data frame with a row per point.
+    """The faces of images as a data frame with a row per point; needs pandas.
 
     Args:
         images: the faces of each image, such as `Detector.predict_many` yields; ``[faces]`` for one
             image.
 
     Returns:
-        A data frame with the columns ``image`` and ``face``, their numbers from 0, and those of
-        `Face.to_rows`.
-
-    Raises:
-        ConfigurationError: pandas is not installed.
+        The columns ``image`` and ``face``, their numbers from 0, and those of `Face.to_rows`.
     """
     return _require("pandas").DataFrame(list(_rows(images)), columns=_COLUMNS)
 
@@ -76,27 +66,18 @@ def to_polars(images: Iterable[Sequence[Face]]) -> polars.DataFrame:
 def to_fiftyone(faces: Iterable[Face], image_size: tuple[int, int]) -> fiftyone.Keypoints:
     """The faces of an image as a label of FiftyOne, with scores as confidences.
 
-    Args:
-        faces: the faces of one image.
-        image_size: width and height of the image in pixels.
-
-    Returns:
-        `fiftyone.Keypoints` with points in 0..1, relative to the image size.
-
-    Raises:
-        ConfigurationError: FiftyOne is not installed.
+    Points are in 0..1, relative to ``image_size``, the width and height of the image in pixels.
     """
     package = _require("fiftyone")
-    return package.Keypoints(
-        keypoints=[
-            package.Keypoint(
-                label=face.layout.name,
-                points=[tuple(point) for point in _relative(face, image_size)],
-                confidence=face.scores.astype(float).tolist(),
-            )
-            for face in faces
-        ]
-    )
+    keypoints = [
+        package.Keypoint(
+            label=face.layout.name,
+            points=[tuple(point) for point in _relative(face, image_size)],
+            confidence=face.scores.astype(float).tolist(),
+        )
+        for face in faces
+    ]
+    return package.Keypoints(keypoints=keypoints)
 
 
 def to_label_studio(
@@ -118,22 +99,19 @@ def to_label_studio(
         from_name: ``name`` of ``<KeyPointLabels>`` in the labeling configuration, whose labels are
             the names of the layout's points.
         to_name: ``toName`` of ``<KeyPointLabels>``.
-
-    Returns:
-        The task as plain values for JSON.
     """
     width, height = image_size
+    original = {"original_width": width, "original_height": height, "image_rotation": 0}
+    names = {"from_name": from_name, "to_name": to_name, "type": "keypointlabels"}
     results: list[dict[str, Any]] = []
     for number, face in enumerate(faces):
-        original = {"original_width": width, "original_height": height, "image_rotation": 0}
-        names = {"from_name": from_name, "to_name": to_name, "type": "keypointlabels"}
         for index, (x, y) in enumerate(100 * _relative(face, image_size)):
             value = {
                 "x": float(x),
                 "y": float(y),
-                "width": 0.3,  # of the drawn dot, in percent of the image
                 "keypointlabels": [face.layout.point_names[index]],
             }
+            value["width"] = 0.3  # of the drawn dot, in percent of the image
             identity = {"id": f"face-{number}-{index}", "score": float(face.scores[index])}
             results.append(identity | names | original | {"value": value})
     score = float(np.mean([face.scores.mean() for face in faces])) if faces else 0.0
@@ -142,15 +120,10 @@ def to_label_studio(
 
 
 def to_cvat(results: Iterable[Result]) -> str:
-    """Results in the format "CVAT for images 1.1", with a skeleton "face" per face.
+    """The XML of results in the format "CVAT for images 1.1", with a skeleton "face" per face.
 
-    Args:
-        results: the results of images, such as `predict_sources` yields. Images that could not be
-            read are left out.
-
-    Returns:
-        The text of the XML file. Images are matched by ``Source.name``; the points of a skeleton
-        are labeled with the names of the layout's points.
+    Images are matched by ``Source.name``; those that could not be read are left out. The points of
+    a skeleton are labeled with the names of the layout's points.
     """
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
@@ -161,9 +134,8 @@ def to_cvat(results: Iterable[Result]) -> str:
         attributes = {"id": str(number), "name": result.source.name}
         image = ElementTree.SubElement(root, "image", attributes, width=width, height=height)
         for face in result.faces:
-            skeleton = ElementTree.SubElement(
-                image, "skeleton", {"label": "face", "source": "auto", "z_order": "0"}
-            )
+            about = {"label": "face", "source": "auto", "z_order": "0"}
+            skeleton = ElementTree.SubElement(image, "skeleton", about)
             # CVAT counts from the corner of the image, not from the center of its first pixel.
             for name, (x, y) in zip(face.layout.point_names, face.points + 0.5, strict=True):
                 place = {"points": f"{x:.2f},{y:.2f}", "occluded": "0", "outside": "0"}

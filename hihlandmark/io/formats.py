@@ -85,29 +85,18 @@ def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> byte
     """One row per face; one row for an image without a face or with an error.
 
     Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
-    layout, points (P x 2), scores (P), covariance (P x 4), model, weights.
-
-    Args:
-        results: the results.
-        covariance: whether to write the column covariance.
-
-    Returns:
-        The content of the file.
+    layout, points (P x 2), scores (P), covariance (P x 4; can be left out), model, weights.
     """
     pyarrow = require_pyarrow()
-    schema = pyarrow.schema(
-        [
-            ("image", pyarrow.string()),
-            ("width", pyarrow.int32()),
-            ("height", pyarrow.int32()),
-            ("error", pyarrow.string()),
-            ("face", pyarrow.int32()),
-            *(column for column in face_columns() if covariance or column[0] != "covariance"),
-            ("model", pyarrow.string()),
-            ("weights", pyarrow.string()),
-        ]
-    )
-    rows = [row for result in results for row in _face_rows(result)]
+    text, number = pyarrow.string(), pyarrow.int32()
+    image = {"image": text, "width": number, "height": number, "error": text, "face": number}
+    face = [column for column in face_columns() if covariance or column[0] != "covariance"]
+    schema = pyarrow.schema([*image.items(), *face, ("model", text), ("weights", text)])
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        start = {**_image_columns(result), **result.model}
+        faces = enumerate(result.faces)
+        rows += [start | {"face": index} | face_row(each) for index, each in faces] or [start]
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), buffer, compression="zstd")
     return buffer.getvalue()
@@ -116,15 +105,10 @@ def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> byte
 def face_columns() -> list[tuple[str, Any]]:
     """Names and Arrow types of the values of `face_row`."""
     pyarrow = require_pyarrow()
-    numbers = pyarrow.list_(pyarrow.float32())
-    return [
-        ("box", numbers),
-        ("box_score", pyarrow.float32()),
-        ("layout", pyarrow.string()),
-        ("points", pyarrow.list_(numbers)),
-        ("scores", numbers),
-        ("covariance", pyarrow.list_(numbers)),
-    ]
+    number = pyarrow.float32()
+    row, rows = pyarrow.list_(number), pyarrow.list_(pyarrow.list_(number))
+    columns = {"box": row, "box_score": number, "layout": pyarrow.string()}
+    return list((columns | {"points": rows, "scores": row, "covariance": rows}).items())
 
 
 def face_row(face: Face) -> dict[str, Any]:
@@ -143,8 +127,7 @@ def write_coco(results: Iterable[Result]) -> bytes:
     """COCO keypoints as JSON, with ``scores`` for the points of each face.
 
     The ``id`` of an image is a hash of its path, so that several parts can be joined. All points
-    are marked as visible (2), because occlusion is not predicted. An image that could not be read
-    has an ``error``.
+    are marked as visible (2). An image that could not be read has an ``error``.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -158,12 +141,8 @@ def write_coco(results: Iterable[Result]) -> bytes:
         for number, face in enumerate(result.faces):
             layouts[face.layout.name] = face.layout
             annotations.append(_coco_annotation(face, image_id, number))
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [_coco_category(layout) for layout in layouts.values()],
-    }
-    return _line(content)
+    categories = [_coco_category(layout) for layout in layouts.values()]
+    return _line({"images": images, "annotations": annotations, "categories": categories})
 
 
 def _coco_annotation(face: Face, image_id: int, number: int) -> dict[str, Any]:
@@ -204,25 +183,12 @@ def _image_columns(result: Result) -> dict[str, Any]:
     return {"image": result.source.path, "width": width, "height": height, "error": result.error}
 
 
-def _face_rows(result: Result) -> list[dict[str, Any]]:
-    start = {**_image_columns(result), **result.model}
-    return [
-        start | {"face": number} | face_row(face) for number, face in enumerate(result.faces)
-    ] or [start]
-
-
 def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
 class Format(NamedTuple):
-    """How results become files, by one of two functions.
-
-    Attributes:
-        suffix: of the files.
-        of_image: the files of one image: suffix appended to the name of the image -> content.
-        of_many: the content of one file for many images.
-    """
+    """How results become files: for each image (suffix -> content), or one for many images."""
 
     suffix: str
     of_image: Callable[[Result], dict[str, bytes]] | None = None

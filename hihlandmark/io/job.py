@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
@@ -43,12 +42,9 @@ CREATE INDEX IF NOT EXISTS images_by_name ON images (name);
 def predict_sources(
     detector: Detector, sources: Iterable[Source], workers: int | None = None
 ) -> Iterator[Result]:
-    """Find the faces of many images. Memory does not grow with their number.
+    """Find the faces of many images, with ``workers`` threads as in `Detector.predict_many`.
 
-    Args:
-        detector: finds the faces.
-        sources: the images.
-        workers: as `Detector.predict_many`.
+    Memory does not grow with the number of images.
 
     Yields:
         The result of each source, in order: its faces, or its error.
@@ -78,11 +74,7 @@ class Shard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read a shard such as "2/8".
-
-        Raises:
-            ConfigurationError: the text is malformed.
-        """
+        """Read a shard such as "2/8"; raises `ConfigurationError` for malformed text."""
         number, _, total = text.partition("/")
         if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
             raise ConfigurationError(f"a shard is written 2/8, the second of eight, not {text!r}")
@@ -123,8 +115,7 @@ class ResultFolder:
         self.folder, self.shard, self.part_size = folder, shard, part_size
         self.format = FORMATS[output_format]
         self.repeated = self.done_before = 0
-        self._in_progress: dict[str, str] = {}
-        """Names of the images that were handed out, by their paths."""
+        self._in_progress: dict[str, str] = {}  # path -> name of images that were handed out
         self._unwritten: list[Result] = []
         folder.mkdir(parents=True, exist_ok=True)
         mark = f"-{shard.number}-of-{shard.total}" if shard.total > 1 else ""
@@ -134,16 +125,14 @@ class ResultFolder:
             self._lock.acquire()
         except Timeout as error:
             raise ConfigurationError(
-                f"another process writes to {folder}: wait for it, choose another folder, or share "
-                "the work with --shard 1/2 and --shard 2/2"
+                f"another process writes to {folder}: wait for it, or share the work with --shard"
             ) from error
         try:
             self._refuse_other_shards()
             self._manifest = _open_manifest(folder / f".manifest{mark}.sqlite")
-            self._check_settings({**settings, "format": output_format, "shards": shard.total})
-            (last,) = self._manifest.execute("SELECT coalesce(max(part), 0) FROM images").fetchone()
+            (last,) = self._select("SELECT coalesce(max(part), 0) FROM images")
             self._part = last + 1
-            self._remove_unfinished_part()
+            self._begin_or_resume({**settings, "format": output_format, "shards": shard.total})
         except BaseException:
             self._lock.release()
             raise
@@ -151,12 +140,7 @@ class ResultFolder:
     def __enter__(self) -> ResultFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Write the remaining results, also after an error, and release the folder."""
         try:
             if not isinstance(error, OSError):  # such as a full disk
@@ -166,14 +150,10 @@ class ResultFolder:
             self._lock.release()
 
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
-        """Select the images that have no result yet.
+        """Select the images that have no result yet; an image that is named twice comes once.
 
-        Args:
-            sources: images; one that is named twice comes once.
-
-        Yields:
-            Images without a result. Where an image must not get one, it comes with a ``problem``:
-            it was changed since it was predicted, or its files would replace those of another.
+        An image that must not get a result comes with a ``problem``: it was changed since it was
+        predicted, or its files would replace those of another.
         """
         for source in sources:
             if source.problem is not None:
@@ -185,54 +165,41 @@ class ResultFolder:
             if source.path in self._in_progress:
                 self.repeated += 1
                 continue
-            stamp = self._stamp_of_result(source.path)
-            if stamp == source.stamp:
+            row = self._select("SELECT stamp FROM images WHERE path = ?", source.path)
+            if row == (source.stamp,):
                 self.done_before += 1
-            elif stamp is not None:
+            elif row is not None:
                 problem = f"{source.path}: changed since it was predicted: use a new folder"
                 yield replace(source, problem=problem)
             elif (other := self._same_name(source)) is not None:
-                problem = (
-                    f"{source.path}: its results would replace those of {other}: name a folder "
-                    "above both, or use --format jsonl, csv or parquet"
-                )
+                problem = f"{source.path}: its results would replace those of {other}: "
+                problem += "name a folder above both, or use --format jsonl, csv or parquet"
                 yield replace(source, problem=problem)
             else:
                 self._in_progress[source.path] = source.name
                 yield source
 
-    def _stamp_of_result(self, path: str) -> str | None:
-        """The stamp of an image when its result was written; None where there is no result."""
-        row = self._manifest.execute("SELECT stamp FROM images WHERE path = ?", (path,)).fetchone()
-        return row[0] if row else None
+    def _select(self, query: str, *values: str) -> Any:
+        return self._manifest.execute(query, values).fetchone()
 
     def _same_name(self, source: Source) -> str | None:
         """Another image that is written to the same files, in formats with files per image."""
         if self.format.of_image is None:
             return None
-        row = self._manifest.execute(
-            "SELECT path FROM images WHERE name = ? AND path != ?", (source.name, source.path)
-        ).fetchone()
+        query = "SELECT path FROM images WHERE name = ? AND path != ?"
+        row = self._select(query, source.name, source.path)
         same = (path for path, name in self._in_progress.items() if name == source.name)
         return row[0] if row else next(same, None)
 
     def add(self, result: Result) -> None:
-        """Take the result of an image of `pending`; ``part_size`` of them are written as a part.
-
-        Results of sources with a ``problem`` are not written.
-        """
-        if result.source.problem is not None:
-            return
-        self._unwritten.append(result)
+        """Take the result of an image of `pending`; ``part_size`` of them are written as a part."""
+        if result.source.problem is None:
+            self._unwritten.append(result)
         if len(self._unwritten) >= self.part_size:
             self.flush()
 
     def flush(self) -> None:
-        """Write the results taken so far as a part.
-
-        Raises:
-            OSError: they cannot be written; earlier parts are kept.
-        """
+        """Write the results taken so far as a part; after an `OSError` earlier parts are kept."""
         if not self._unwritten:
             return
         rows = [
@@ -241,31 +208,34 @@ class ResultFolder:
         ]
         with self._manifest:  # an error in the block takes back the rows
             self._manifest.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self._write(self._unwritten)
+            if self.format.of_many is not None:
+                write_atomically(self._part_file, self.format.of_many(self._unwritten))
+            elif self.format.of_image is not None:
+                for result in self._unwritten:
+                    target = self.folder / result.source.name
+                    for suffix, content in self.format.of_image(result).items():
+                        write_atomically(target.with_name(target.name + suffix), content)
         for result in self._unwritten:
             self._in_progress.pop(result.source.path, None)
         self._unwritten = []
         self._part += 1
 
-    def _write(self, results: Sequence[Result]) -> None:
-        if self.format.of_many is not None:
-            write_atomically(self._part_file, self.format.of_many(results))
-            return
-        assert self.format.of_image is not None
-        for result in results:
-            target = self.folder / result.source.name
-            for suffix, content in self.format.of_image(result).items():
-                write_atomically(target.with_name(target.name + suffix), content)
-
     @property
     def _part_file(self) -> Path:
         return self.folder / self._part_name.format(self._part)
 
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Store the settings in a new folder; refuse other settings in an old one."""
+    def _begin_or_resume(self, settings: Mapping[str, Any]) -> None:
+        """Store the settings in a new folder; refuse other settings in one that was begun.
+
+        What a kill left of the next part is removed, but no file of a folder that is new to us.
+        """
         stored = dict(self._manifest.execute("SELECT name, value FROM settings").fetchall())
         given = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
         if not stored:
+            if self.format.of_many is not None and self._part_file.exists():
+                raise ConfigurationError(
+                    f"{self._part_file} is not a result of this folder: choose another folder"
+                )
             with self._manifest:
                 self._manifest.executemany("INSERT INTO settings VALUES (?, ?)", given.items())
             return
@@ -276,25 +246,20 @@ class ResultFolder:
         ]
         if differences:
             raise ConfigurationError(
-                f"{self.folder} holds results of other settings ({', '.join(differences)}): choose "
-                "another folder, or remove it"
+                f"{self.folder} holds results of other settings: {', '.join(differences)}"
             )
+        if self.format.of_many is not None:
+            self._part_file.unlink(missing_ok=True)
+            for path in self.folder.glob(f".{self._part_file.name}.*"):
+                path.unlink()
 
     def _refuse_other_shards(self) -> None:
         ending = f"-of-{self.shard.total}.sqlite" if self.shard.total > 1 else ".manifest.sqlite"
         for manifest in self.folder.glob(".manifest*.sqlite"):
             if not manifest.name.endswith(ending):
                 raise ConfigurationError(
-                    f"{self.folder} was begun with another number of shards ({manifest.name}): go "
-                    "on with that number, or choose another folder"
+                    f"{self.folder} was begun with another number of shards ({manifest.name})"
                 )
-
-    def _remove_unfinished_part(self) -> None:
-        """Remove what a kill left of the next part: its file, complete or half written."""
-        if self.format.of_many is not None:
-            self._part_file.unlink(missing_ok=True)
-            for path in self.folder.glob(f".{self._part_file.name}.*"):
-                path.unlink()
 
 
 def _open_manifest(path: Path) -> sqlite3.Connection:
@@ -303,7 +268,5 @@ def _open_manifest(path: Path) -> sqlite3.Connection:
         manifest.executescript(_TABLES)
     except sqlite3.DatabaseError as error:
         manifest.close()
-        raise ConfigurationError(
-            f"{path} is damaged or not a manifest ({error}): remove the folder to start again"
-        ) from error
+        raise ConfigurationError(f"{path} is damaged ({error}): remove the folder") from error
     return manifest

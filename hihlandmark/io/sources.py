@@ -1,7 +1,4 @@
-"""Files, folders, globs, archives, tables, lists and URLs -> images to read, in order.
-
-What images show is not known here.
-"""
+"""Files, folders, globs, archives, tables, lists and URLs -> images to read, in order."""
 
 from __future__ import annotations
 
@@ -27,8 +24,6 @@ IMAGE_SUFFIXES = frozenset([*_SUFFIXES.split(), ".webp"])
 """Suffixes of images in folders and archives. A file that is named itself may have any suffix."""
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = (*_TAR_SUFFIXES, ".zip")
-"""Suffixes of archives of images."""
-_LIST_MARK = "@"
 # Columns of Parquet files that may hold images; data sets of Hugging Face use the first.
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "content")
 
@@ -53,14 +48,7 @@ class Source:
     problem: str | None = None
 
     def load(self) -> Image:
-        """Read the image.
-
-        Returns:
-            (H, W, 3) uint8 RGB.
-
-        Raises:
-            ImageError: it cannot be read, or there is none.
-        """
+        """Read the image (H, W, 3); raises `ImageError` if it cannot be read or there is none."""
         if self.problem is not None:
             raise ImageError(self.problem)
         if self.content is None:
@@ -103,38 +91,33 @@ def find_images(paths: Iterable[str]) -> Iterator[Source]:
         ConfigurationError: an optional package is not installed.
     """
     for path in paths:
-        yield from _found(path)
+        if path.startswith(("http://", "https://")):
+            yield Source(path, path.rstrip("/").rpartition("/")[2] or "image")
+        elif "://" in path:
+            yield from _remote(path)
+        elif os.path.lexists(path):
+            yield from _local(path)
+        elif path.startswith("@"):
+            yield from _listed(path[1:])
+        elif not glob.has_magic(path):
+            yield Source(path, Path(path).name)  # fails when it is read
+        elif matches := sorted(glob.glob(path, recursive=True)):
+            for match in matches:
+                yield from _local(match)
+        else:
+            yield _failure(path, "no file matches this pattern: check the path")
 
 
 def _failure(path: str, problem: str) -> Source:
     return Source(path, Path(path).name, problem=f"{path}: {problem}")
 
 
-def _found(path: str) -> Iterator[Source]:
-    if path.startswith(("http://", "https://")):
-        yield Source(path, path.rstrip("/").rpartition("/")[2] or "image")
-    elif "://" in path:
-        yield from _remote(path)
-    elif os.path.isdir(path):
-        yield from _folder(path)
-    elif os.path.lexists(path):
-        yield from _file(path)
-    elif path.startswith(_LIST_MARK):
-        yield from _listed(path[len(_LIST_MARK) :])
-    elif not glob.has_magic(path):
-        yield Source(path, Path(path).name)  # fails when it is read
-    else:
-        matches = sorted(glob.glob(path, recursive=True))
-        if not matches:
-            yield _failure(path, "no file matches this pattern: check the path")
-        for match in matches:
-            yield from _folder(match) if os.path.isdir(match) else _file(match)
-
-
-def _file(path: str) -> Iterator[Source]:
-    """One file: an archive, a table, or an image with any suffix."""
+def _local(path: str) -> Iterator[Source]:
+    """A folder, an archive, a table, or an image with any suffix."""
     lower = path.lower()
-    if lower.endswith(_TAR_SUFFIXES):
+    if os.path.isdir(path):
+        yield from _folder(path)
+    elif lower.endswith(_TAR_SUFFIXES):
         yield from _archive(path, _tar_members)
     elif lower.endswith(".zip"):
         yield from _archive(path, _zip_members)
@@ -166,9 +149,8 @@ def _folder(folder: str) -> Iterator[Source]:
             path = os.path.join(parent, file)
             yield Source(path, os.path.relpath(path, folder), _stamp(path))
     for error in unreadable:
-        yield _failure(
-            error.filename, f"the folder cannot be read ({error.strerror}): change its permissions"
-        )
+        problem = f"the folder cannot be read ({error.strerror}): change its permissions"
+        yield _failure(error.filename, problem)
     if is_empty and not unreadable:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         yield _failure(folder, f"no image in this folder (suffixes {suffixes}): check the path")
@@ -189,11 +171,7 @@ def _archive(path: str, members: Callable[[str], Iterator[Source]]) -> Iterator[
 
 
 def _name_in(archive: str, member: str) -> str:
-    """A name for the output files of a member, unique among archives.
-
-    Whatever the member is called, the name stays below the folder of the results: archives may
-    come from strangers.
-    """
+    """A name for the output files of a member, always below the folder of the results."""
     parts = [part for part in Path(member).parts if part not in ("..", os.sep, "/")]
     return os.path.join(Path(archive).name, *parts)
 
@@ -201,21 +179,19 @@ def _name_in(archive: str, member: str) -> str:
 def _tar_members(path: str) -> Iterator[Source]:
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
-            if not member.isfile() or not _is_image(member.name):
-                continue
-            content = archive.extractfile(member)
-            assert content is not None  # it is a file
-            stamp, name = f"{member.size}-{member.mtime}", _name_in(path, member.name)
-            yield Source(f"{path}/{member.name}", name, stamp, content.read())
+            if member.isfile() and _is_image(member.name):
+                content = archive.extractfile(member)
+                assert content is not None  # it is a file
+                stamp, name = f"{member.size}-{member.mtime}", _name_in(path, member.name)
+                yield Source(f"{path}/{member.name}", name, stamp, content.read())
 
 
 def _zip_members(path: str) -> Iterator[Source]:
     with zipfile.ZipFile(path) as archive:
         for member in sorted(archive.infolist(), key=attrgetter("filename")):
-            if member.is_dir() or not _is_image(member.filename):
-                continue
-            stamp, name = f"{member.file_size}-{member.CRC}", _name_in(path, member.filename)
-            yield Source(f"{path}/{member.filename}", name, stamp, archive.read(member))
+            if not member.is_dir() and _is_image(member.filename):
+                stamp, name = f"{member.file_size}-{member.CRC}", _name_in(path, member.filename)
+                yield Source(f"{path}/{member.filename}", name, stamp, archive.read(member))
 
 
 def _table_rows(path: str) -> Iterator[Source]:
@@ -225,9 +201,7 @@ def _table_rows(path: str) -> Iterator[Source]:
         names = table.schema_arrow.names
         column = next((name for name in _IMAGE_COLUMNS if name in names), None)
         if column is None:
-            raise ValueError(
-                f"no column named {' or '.join(_IMAGE_COLUMNS)} among {', '.join(names)}"
-            )
+            raise ValueError(f"no column named {' or '.join(_IMAGE_COLUMNS)} in {', '.join(names)}")
         for batch in table.iter_batches(batch_size=32, columns=[column]):
             for value in batch.column(0).to_pylist():
                 content = value.get("bytes") if isinstance(value, dict) else value
@@ -237,11 +211,7 @@ def _table_rows(path: str) -> Iterator[Source]:
 
 
 def require_pyarrow() -> Any:
-    """The package pyarrow, with ``pyarrow.parquet`` imported.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
+    """The package pyarrow, with ``pyarrow.parquet`` imported, or a `ConfigurationError`."""
     with missing_extra("folders"):
         import pyarrow
         import pyarrow.parquet
@@ -251,8 +221,7 @@ def require_pyarrow() -> Any:
 def _listed(path: str) -> Iterator[Source]:
     try:
         with open(path, encoding="utf-8") as lines:
-            for line in filter(None, map(str.strip, lines)):
-                yield from _found(line)
+            yield from find_images(filter(None, map(str.strip, lines)))
     except (OSError, UnicodeDecodeError) as error:
         yield _failure(path, f"the list cannot be read ({error}): it must be text in UTF-8")
 
@@ -279,8 +248,6 @@ def _remote(path: str) -> Iterator[Source]:
             name = _name_in("", os.path.relpath(each, inner) if is_below else Path(each).name)
             yield Source(system.unstrip_protocol(each), name, stamp, partial(system.cat_file, each))
     except ImportError as error:
-        raise ConfigurationError(
-            f"{path}: fsspec lacks a package for this address: {error}"
-        ) from error
+        raise ConfigurationError(f"{path}: fsspec lacks a package: {error}") from error
     except (OSError, ValueError) as error:
         yield _failure(path, f"cannot be read ({error}): check the address and your access rights")

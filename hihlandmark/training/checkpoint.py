@@ -1,16 +1,22 @@
-"""Save and load the state of a training run. Files are replaced in one step."""
+"""The files of a training run: checkpoints, and the log as JSON lines, TensorBoard and images."""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from PIL import Image as PillowImage
 
+from hihlandmark.arrays import Image
 from hihlandmark.errors import TrainingError
+from hihlandmark.writing import write_atomically
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -22,7 +28,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainingError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose a writable "
+            f"cannot write {path}: {error.strerror or error}. Free some space or choose another "
             "folder; the same command resumes from the last checkpoint"
         ) from error
 
@@ -63,9 +69,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises many classes for damaged bytes
         spare = path.with_name(BEST)
         hint = f" or replace it by {spare}" if path.name == LAST and spare.exists() else ""
+        reason = "".join(str(error).splitlines()[:1])
         raise TrainingError(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); remove it to start anew{hint}"
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}: {reason}); "
+            f"remove it to start anew{hint}"
         ) from error
     return content
 
@@ -73,6 +80,53 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def read_average(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The averaged weights of a checkpoint without auxiliary heads, as they are exported."""
     state = load_checkpoint(checkpoint)["average"]
-    return {
-        name: tensor for name, tensor in state.items() if not name.startswith("auxiliary_heads.")
-    }
+    return {name: t for name, t in state.items() if not name.startswith("auxiliary_heads.")}
+
+
+class RunLog:
+    """Appends to the log of a run; only the main process writes.
+
+    A run that was killed after its last checkpoint, at ``step``, left later lines. They are
+    removed, and the resumed run writes them again.
+
+    Raises:
+        TrainingError: the log cannot be written.
+    """
+
+    def __init__(self, folder: Path, step: int, accelerator: Accelerator) -> None:
+        self.accelerator, self.folder = accelerator, folder
+        self.path = folder / "log.jsonl"
+        if not accelerator.is_main_process:
+            return
+        with disk_errors(self.path):
+            if self.path.exists():
+                lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+                write_atomically(self.path, "".join(kept).encode())
+            purge = {"tensorboard": {"purge_step": step + 1}}
+            accelerator.init_trackers("tensorboard", init_kwargs=purge)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the values of a step."""
+        if not self.accelerator.is_main_process:
+            return
+        with disk_errors(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            self.accelerator.log(dict(values), step=step)
+
+    def write_image(self, step: int, image: Image) -> None:
+        """Write an image (H, W, 3) as PNG and to TensorBoard."""
+        path = self.folder / "images" / f"{step:07}.png"
+        with disk_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            PillowImage.fromarray(image).save(path)
+            for tracker in self.accelerator.trackers:
+                tracker.log_images({"predictions": image[None]}, step=step, dataformats="NHWC")
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -22,17 +23,17 @@ else:
     import tomli as tomllib
 
 
+SHIPPED = files("hihlandmark.training") / "configurations"
+
+
 def _expand_ranges(value: Any) -> Any:
-    """``["0-3", 7]`` -> ``[0, 1, 2, 3, 7]``."""
+    """``["0-3", 7]`` -> ``(0, 1, 2, 3, 7)``."""
     if not isinstance(value, (list, tuple)):
         return value
     expanded: list[Any] = []
     for item in value:
-        first, dash, last = str(item).partition("-")
-        if dash and first.isdigit() and last.isdigit():
-            expanded.extend(range(int(first), int(last) + 1))
-        else:
-            expanded.append(item)
+        ends = re.fullmatch(r"(\d+)-(\d+)", str(item))
+        expanded += range(int(ends[1]), int(ends[2]) + 1) if ends else [item]
     return tuple(expanded)
 
 
@@ -75,11 +76,7 @@ class TrainingSet(FaceSet):
 
 
 class Stage(_Table):
-    """One cycle of the learning rate at one crop size.
-
-    Small crops first: a 128-pixel crop costs a fifth of a 256-pixel one, and most of the training
-    does not need the detail of the last stage.
-    """
+    """One cycle of the learning rate at one crop size. Small crops first: they cost less."""
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
@@ -107,8 +104,7 @@ class Loss(_Table):
     """Names of `losses.HEATMAP_LOSSES` and `losses.POINT_LOSSES`, and their weights."""
 
     integer: str = "cross_entropy"
-    """Loss of integer heatmaps, Adaptive Wing's heatmaps and boundary, ADNet's edge and point
-    maps."""
+    """Loss of integer heatmaps, Adaptive Wing's heatmaps, and ADNet's edge and point maps."""
     decimal: str = "cross_entropy"
     """Loss of HIH's decimal heatmaps."""
     point: str = "none"
@@ -116,18 +112,15 @@ class Loss(_Table):
     decimal_weight: float = Field(0.5, ge=0)
     point_weight: float = Field(0.0, ge=0)
     integer_sigma: float = Field(1.25, gt=0)
-    """Standard deviation of the integer target in cells. The paper uses 1.5 with MSE; a
-    cross-entropy finds the peak with less."""
+    """Standard deviation of the integer target in cells. The paper uses 1.5 with MSE."""
     sub_cell: bool = False
-    """Center the Gaussians of Adaptive Wing on the exact point instead of on its cell: their mean
-    is then the position within the cell."""
+    """Center the Gaussians of Adaptive Wing on the exact point instead of on its cell."""
     line_sigma: float = Field(1.0, gt=0)
     """Standard deviation across ADNet's edges and Adaptive Wing's boundary, in cells."""
     map_weight: float = Field(10.0, ge=0)
     """Weight of ADNet's edge and point maps."""
     shared_weight: float = Field(0.3, ge=0)
-    """Weight of the points that a face trains in layouts other than its own: annotators of two data
-    sets place the same point a little differently."""
+    """Weight of the points that a face trains in layouts other than its own."""
 
 
 class Optimizer(_Table):
@@ -152,8 +145,8 @@ class Validation(_Table):
     """Steps between two evaluations."""
     sets: tuple[FaceSet, ...] = ()
     patience: int = Field(0, ge=0)
-    """Evaluations in a row without a lower mean error after which the run ends; 0: no early stop.
-    Only evaluations at the last stage's crop size count."""
+    """Evaluations in a row at the last stage's crop size without a lower mean error, after which
+    the run ends; 0: no early stop."""
     images: int = Field(8, ge=0)
     """Faces of the first set that are drawn with their predictions at each evaluation."""
 
@@ -161,9 +154,8 @@ class Validation(_Table):
 class SelfTraining(_Table):
     """Training on unlabeled faces with a mean teacher (Tarvainen and Valpola, 2017).
 
-    The averaged network labels a plain crop; the network is trained on these points on an
-    augmented crop. A point has the weight ``weight * s^2 / (s^2 + v)`` with s the
-    ``trusted_spread`` and v the teacher's variance.
+    The averaged network labels a plain crop, the network is trained on an augmented one. A point
+    has the weight ``weight * s^2 / (s^2 + v)``, s the ``trusted_spread``, v the teacher's variance.
     """
 
     sets: tuple[TrainingSet, ...] = Field(min_length=1)
@@ -183,9 +175,8 @@ class Distillation(_Table):
     """Training on the heatmaps of a trained network (Hinton et al., arXiv 1503.02531).
 
     The teacher runs on the crops of the student, labeled and unlabeled, in the stages whose crops
-    have its input size. Its softmaxes over cells and bins are the targets of every point of the
-    taught layouts, also for faces annotated in another layout. The temperature is 1: the teacher
-    was trained on Gaussians, so its softmax is soft.
+    have its input size. Its softmaxes (temperature 1) are the targets of every point of the taught
+    layouts, also for faces annotated in another layout.
     """
 
     weights: str
@@ -227,8 +218,7 @@ class TrainingConfiguration(_Table):
     auxiliary_layouts: Mapping[str, int] = {}
     """Further layouts with their numbers of points, which train the features; not exported."""
     canonical_scale: float = Field(CANONICAL_SCALE, gt=0)
-    """Side of the crop over the longer side of the tight box of a face's 98 or 68 points. The maps
-    from all other kinds of boxes are scaled alike."""
+    """Side of the crop over the longer side of the tight box of a face's 98 or 68 points."""
     init_std: float = Field(0.0, ge=0)
     """Standard deviation of the initial weights of convolutions; 0: PyTorch's initialization."""
     sets: tuple[TrainingSet, ...] = Field(min_length=1)
@@ -239,8 +229,7 @@ class TrainingConfiguration(_Table):
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     ema_decay: float = Field(0.998, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights, which is exported; 0: the last
-    weights."""
+    """Decay of the moving average of the weights, which is exported; 0: the last weights."""
     freeze_bn: bool = False
     """Keep the batch norm statistics of the initial weights: for fine-tuning on little data."""
     validation: Validation = Validation()
@@ -266,10 +255,7 @@ class TrainingConfiguration(_Table):
         return canonical_crop(self.canonical_scale)
 
     def fingerprint(self) -> str:
-        """The values that must be equal to resume a run: those that change its weights.
-
-        The path of a teacher is left out; the trainer adds the hash of its weights.
-        """
+        """The values that change the weights; they must be equal to resume a run."""
         excluded: dict[str, Any] = dict.fromkeys(("validation", "card", "save_every"), True)
         # Without a teacher the whole table is left out, so that older runs can be resumed.
         excluded["distillation"] = True if self.distillation is None else {"weights"}
@@ -278,12 +264,8 @@ class TrainingConfiguration(_Table):
 
 def shipped_configurations() -> list[str]:
     """Names of the configurations that are part of the package."""
-    folder = files("hihlandmark.training") / "configurations"
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    )
+    names = (entry.name for entry in SHIPPED.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def read_configuration(
@@ -308,7 +290,12 @@ def read_configuration(
     try:
         return TrainingConfiguration.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(f"{name_or_path}: {_explain(error)}") from error
+        problems = []
+        for problem in error.errors():
+            place = ".".join(map(str, problem["loc"])) or "the file"
+            unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+            problems.append(f"{place}: {'unknown key' if unknown else problem['msg']}")
+        raise ConfigurationError(f"{name_or_path}: {'; '.join(problems)}") from error
     except ConfigurationError as error:  # of the augmentation, which checks itself
         raise ConfigurationError(f"{name_or_path}: {error}") from error
 
@@ -316,27 +303,19 @@ def read_configuration(
 def _read_tables(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """The tables of a file, merged into those of the file that it extends."""
     path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if str(name_or_path) not in shipped_configurations():
-            raise ConfigurationError(
-                f"no configuration {str(name_or_path)!r}: give the path of a .toml file or one of "
-                f"{', '.join(shipped_configurations())}"
-            )
-        shipped = files("hihlandmark.training").joinpath("configurations", f"{path}.toml")
-        text = shipped.read_text(encoding="utf-8")
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"{path} cannot be read: {error}; check the path, and save it as UTF-8"
-            ) from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    is_file = path.suffix == ".toml"
+    if not is_file and str(path) not in shipped_configurations():
         raise ConfigurationError(
-            f"{name_or_path} is not TOML: {error}; repair that line"
-        ) from error
+            f"no configuration {str(path)!r}: give the path of a .toml file or one of "
+            f"{', '.join(shipped_configurations())}"
+        )
+    file = path if is_file else SHIPPED / f"{path}.toml"
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}; repair that line") from error
     extended = values.pop("extends", None)
     if extended is None:
         return values
@@ -370,16 +349,4 @@ def _apply(values: dict[str, Any], override: str) -> None:
             table = table.setdefault(key, {}) if isinstance(table, dict) else table[key]
         table[last] = value
     except (IndexError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"there is no {keys!r} to set: {error}; check the keys and numbers in it"
-        ) from error
-
-
-def _explain(error: ValidationError) -> str:
-    """Each problem with its key."""
-    problems = []
-    for problem in error.errors():
-        place = ".".join(map(str, problem["loc"])) or "the file"
-        unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        problems.append(f"{place}: {'unknown key' if unknown else problem['msg']}")
-    return "; ".join(problems)
+        raise ConfigurationError(f"there is no {keys!r} to set: {error}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
+from hihlandmark.arrays import FloatArray, Image, IndexArray
 from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, invert, tight_boxes
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import generator
@@ -30,17 +31,16 @@ MAX_UNREADABLE = 20
 
 
 class Batch(NamedTuple):
-    """B crops and the targets of every point of every layout.
-
-    ``crops`` (B, S, S, 3) uint8; ``points`` (B, P, 2) float32 in crop pixels; ``weights`` (B, P)
-    float32, 0 where a point is unknown or outside of the crop. P counts the points of all layouts,
-    one layout after another. ``unreadable`` (B,): images that were replaced by this one.
-    """
+    """B crops and the targets of the P points of all layouts, one layout after another."""
 
     crops: torch.Tensor
+    """(B, S, S, 3) uint8."""
     points: torch.Tensor
+    """(B, P, 2) float32 in crop pixels."""
     weights: torch.Tensor
+    """(B, P) float32, 0 where a point is unknown or outside of the crop."""
     unreadable: torch.Tensor
+    """(B,): number of images that were replaced by this one."""
 
 
 class UnlabeledBatch(NamedTuple):
@@ -55,8 +55,7 @@ class UnlabeledBatch(NamedTuple):
     matrices: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A face: image (H, W, 3), points (P, 2), NaN where unknown, and square (4,) of its crop."""
 
     image: Image
@@ -77,9 +76,13 @@ class _Faces:
     ) -> None:
         self.sets, self.faces = sets, faces
         self.reported: set[str] = set()
-        self.box_maps = [
-            _box_map(configuration, s, each.layout) for s, each in zip(sets, faces, strict=True)
-        ]
+        self.box_maps = []
+        for training_set, each in zip(sets, faces, strict=True):
+            box_map = configuration.box_maps().get(f"landmarks:{each.layout}")
+            if training_set.box_scale or box_map is None:
+                scale = training_set.box_scale or configuration.canonical_scale
+                box_map = BoxMap((0.0, 0.0), scale)
+            self.box_maps.append(box_map)
         sizes = [len(each) for each in faces]
         shares = [s.share or float(size) for s, size in zip(sets, sizes, strict=True)]
         self.sampler = MixtureSampler(sizes, shares, seed)
@@ -102,17 +105,15 @@ class _Faces:
             points[list(training_set.ignored)] = np.nan
             return Sample(image, points, square, unreadable)
         raise DataError(
-            f"{MAX_UNREADABLE} images in a row of {faces.name} cannot be read, the last "
-            f"{face.name}. Is the folder complete?"
+            f"{MAX_UNREADABLE} images in a row of {faces.name} cannot be read. Is it complete?"
         )
 
 
 class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
     """Step number -> the batch of this process, and unlabeled faces where the run uses them.
 
-    A sample is determined by the seed, its face and how often the face was used before, so that a
-    resumed run uses the same samples, and several processes together use those of one process with
-    a larger batch.
+    A sample is determined by the seed, its face and how often the face was used before: a resumed
+    run uses the same samples, and several processes use those of one with a larger batch.
 
     Args:
         configuration: of the run.
@@ -120,7 +121,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         layouts: number of points of each layout, auxiliary ones included.
         faces: of each set of the configuration.
         unlabeled: of each set of ``self_training``.
-        process: index of this process.
+        process: index of this process out of ``processes``.
         processes: number of processes.
 
     Raises:
@@ -139,7 +140,11 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
     ) -> None:
         self.configuration, self.plan, self.layouts = configuration, plan, dict(layouts)
         for each in faces:
-            _check_layout(each, self.layouts)
+            if self.layouts.get(each.layout) != len(each.mirror):
+                raise ConfigurationError(
+                    f"{each.name} has layout {each.layout} with {len(each.mirror)} points, this "
+                    f"run trains {self.layouts}. Change the layout of the set or of the run"
+                )
         self.faces = _Faces(configuration, configuration.sets, faces, configuration.seed)
         self.self_training = configuration.self_training
         if self.self_training:
@@ -154,53 +159,53 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         return self.plan.steps
 
     def __getitem__(self, step: int) -> tuple[Batch, UnlabeledBatch | None]:
-        stage, _, first = self.plan.at(step)
-        share = stage.batch_size * self.plan.group // self.processes
-        first += self.process * share
-        rows = [self._sample(first + i, stage.crop_size) for i in range(share)]
-        batch = Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)))
+        moment = self.plan.at(step)
+        size = moment.stage.crop_size
+        share = moment.stage.batch_size * self.plan.group // self.processes
+        first = moment.first_sample + self.process * share
+        batch = Batch(*_stack([self._sample(first + i, size) for i in range(share)]))
         settings = self.self_training
         if settings is None or step < settings.start:
             return batch, None
         first = (step * self.processes + self.process) * settings.faces
-        pairs = [self._pair(first + i, stage.crop_size) for i in range(settings.faces)]
-        parts = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        return batch, UnlabeledBatch(*parts)
+        pairs = [self._pair(first + i, size) for i in range(settings.faces)]
+        return batch, UnlabeledBatch(*_stack(pairs))
 
     def _sample(self, number: int, size: int) -> tuple[Any, ...]:
         """One row of a `Batch`."""
         draw = self.faces.sampler.draw(number)
         rng = generator(self.configuration.seed, *draw)
-        sample = self.faces.load(draw)
+        image, points, square, unreadable = self.faces.load(draw)
         faces = self.faces.faces[draw.set_number]
+        other = partial(self._other_crop, rng, size)
         crop, points, _ = self.configuration.augmentation.crop(
-            sample.image,
-            sample.points,
-            faces.mirror,
-            sample.square,
-            size,
-            rng,
-            lambda: self._other_crop(rng, size),
+            image, points, faces.mirror, square, size, rng, other
         )
         with np.errstate(invalid="ignore"):  # unknown points are NaN
             known = np.asarray(((points >= -0.5) & (points < size - 0.5)).all(axis=-1))
-        row = self._row(faces.layout, np.nan_to_num(points), known)
-        return crop, *row, np.int64(sample.unreadable)
+        points = np.nan_to_num(points)
+        total = sum(self.layouts.values())
+        all_points, weights = np.zeros((total, 2), np.float32), np.zeros(total, np.float32)
+        own = slice(self.starts[faces.layout], self.starts[faces.layout] + len(points))
+        all_points[own], weights[own] = points, known
+        source, target = self.shared[faces.layout]
+        all_points[target] = points[source]
+        weights[target] = known[source] * self.configuration.loss.shared_weight
+        return crop, all_points, weights, np.int64(unreadable)
 
     def _pair(self, number: int, size: int) -> tuple[Any, ...]:
         """One row of an `UnlabeledBatch`: two crops of the same image, which may be mirrored."""
         draw = self.unlabeled.sampler.draw(number)
         rng = generator(self.configuration.seed + 1, *draw)
         augmentation = self.configuration.augmentation
-        sample = self.unlabeled.load(draw)
-        image, square = sample.image, sample.square
+        image, _, square, _ = self.unlabeled.load(draw)
         if rng.random() < augmentation.flip:
             image = np.ascontiguousarray(image[:, ::-1])
             square = square * (-1, 1, 1, -1) + (image.shape[1] - 1, 0, 0, 0)
         augmented = augmentation.square(square, rng)
         plain = cut_crop(image, square, size)
         crop = cut_crop(image, augmented, size)
-        crop = augmentation.look(crop, rng, lambda: self._other_crop(rng, size))
+        crop = augmentation.look(crop, rng, partial(self._other_crop, rng, size))
         # From the plain crop to the image, from there to the augmented crop.
         back = np.vstack([invert(crop_matrix(square, size)), (0, 0, 1)])
         matrix = crop_matrix(augmented, size) @ back
@@ -211,42 +216,9 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         sample = self.faces.load(self.faces.sampler.draw(int(rng.integers(self.plan.samples))))
         return cut_crop(sample.image, sample.square, size)
 
-    def _row(
-        self, layout: str, points: FloatArray, known: BoolArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """The points of one layout -> points (P, 2) and weights (P,) of all layouts."""
-        total = sum(self.layouts.values())
-        all_points, weights = np.zeros((total, 2), np.float32), np.zeros(total, np.float32)
-        own = slice(self.starts[layout], self.starts[layout] + len(points))
-        all_points[own], weights[own] = points, known
-        source, target = self.shared[layout]
-        all_points[target] = points[source]
-        weights[target] = known[source] * self.configuration.loss.shared_weight
-        return all_points, weights
 
-
-def _box_map(
-    configuration: TrainingConfiguration, training_set: TrainingSet, layout: str
-) -> BoxMap:
-    """The map from the tight box of a face's points to its crop."""
-    canonical = configuration.box_maps().get(f"landmarks:{layout}")
-    if training_set.box_scale is None and canonical is not None:
-        return canonical
-    return BoxMap((0.0, 0.0), training_set.box_scale or configuration.canonical_scale)
-
-
-def _check_layout(faces: AnnotatedFaces, layouts: Mapping[str, int]) -> None:
-    points = len(faces.mirror)
-    if faces.layout not in layouts:
-        raise ConfigurationError(
-            f"{faces.name} has layout {faces.layout}, which this run does not train: it trains "
-            f"{', '.join(layouts)}. Add it to layouts or auxiliary_layouts, or change the set's"
-        )
-    if points != layouts[faces.layout]:
-        raise ConfigurationError(
-            f"{faces.name} has {points} points per face, {faces.layout} {layouts[faces.layout]}: "
-            "set the layout that it is annotated in"
-        )
+def _stack(rows: list[tuple[Any, ...]]) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)]
 
 
 def read_face_set(data: Path, face_set: FaceSet) -> AnnotatedFaces:
@@ -262,21 +234,19 @@ def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedF
         ConfigurationError: the set names points that its faces do not have.
         DataError: no face is left.
     """
-    points = len(faces.mirror)
-    numbers = (*training_set.ignored, *(training_set.box_points or ()))
-    if max(numbers, default=0) >= points:
+    last = max((0, *training_set.ignored, *(training_set.box_points or ())))
+    if last >= len(faces.mirror):
         raise ConfigurationError(
-            f"ignored or box_points of {faces.name} name point {max(numbers)}; it has points 0 to "
-            f"{points - 1}"
+            f"ignored or box_points: {faces.name} has no point {last}, it has {len(faces.mirror)}"
         )
-    kept = [face for face in faces if np.ptp(_box_points(training_set, face), axis=0).max() > 0]
-    if len(kept) == len(faces):
+    kept, lost = [], []
+    for face in faces:
+        if np.ptp(_box_points(training_set, face), axis=0).max() > 0:
+            kept.append(face)
+        else:
+            lost.append(f"{face.source or face.name}: no two points to cut a crop around")
+    if not lost:
         return faces
-    lost = [
-        f"{face.source or face.name}: no two points to cut a crop around"
-        for face in faces
-        if face not in kept
-    ]
     if not kept:
         raise DataError(f"{faces.name} has no usable face, remove it: {lost[0]}")
     return replace(faces, faces=kept, skipped=[*faces.skipped, *lost])
@@ -293,17 +263,11 @@ def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> FloatArray:
 def shared_points(starts: Mapping[str, int]) -> dict[str, tuple[IndexArray, IndexArray]]:
     """For each layout: its points that other layouts share, and their places in the row.
 
-    A face annotated in one layout trains the same points of other layouts with them.
-
-    Args:
-        starts: the first place of each layout in the row of all points.
+    A face annotated in one layout trains the same points of other layouts with them. ``starts``
+    are the first places of the layouts in the row of all points.
     """
-    same_68_29 = {
-        i29: i68
-        for i29, i98 in EXACT_98_29.items()
-        for i68, other98 in EXACT_98_68.items()
-        if i98 == other98
-    }
+    to_68 = {i98: i68 for i68, i98 in EXACT_98_68.items()}
+    same_68_29 = {i29: to_68[i98] for i29, i98 in EXACT_98_29.items() if i98 in to_68}
     tables = {
         ("WFLW98", "W300_68"): EXACT_98_68,
         ("WFLW98", "COFW29"): EXACT_98_29,

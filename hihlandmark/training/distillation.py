@@ -1,12 +1,8 @@
-"""Targets from a trained network: distillation and self-training.
-
-`read_teacher` loads the network that `Distillation` names; the HIH objective computes its loss.
-`PseudoLabeler` makes the batch of `SelfTraining` from unlabeled faces.
-"""
+"""Targets from a trained network: the teacher of distillation, labels for self-training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,13 +25,7 @@ def read_teacher(
     student: NetworkConfiguration,
     device: torch.device,
 ) -> Teacher:
-    """Load the teacher that a configuration names.
-
-    Args:
-        settings: the table ``[distillation]``.
-        configuration: of the run.
-        student: configuration of the network to train.
-        device: where the teacher runs.
+    """Load the teacher that a configuration names, onto ``device``.
 
     Raises:
         WeightsError: the weights cannot be found or read.
@@ -44,8 +34,7 @@ def read_teacher(
     name = f"distillation.weights={settings.weights!r}"
     if not isinstance(student, HIHConfiguration):
         raise ConfigurationError(
-            f"distillation compares the heatmaps of HIH networks, {configuration.model} is not "
-            "one: remove the table"
+            f"distillation needs an HIH network, {configuration.model} is none: remove the table"
         )
     try:
         loaded = load_model(settings.weights, model="hih")  # of a folder with several
@@ -54,32 +43,20 @@ def read_teacher(
     network, card = loaded.network, loaded.card
     if not isinstance(network, HIH):
         raise ConfigurationError(
-            f"{name}: the heatmaps of architecture {card.architecture!r} are not those of HIH, "
-            "choose a teacher of architecture 'hih'"
+            f"{name} has architecture {card.architecture!r}: choose a teacher of 'hih'"
         )
     problems = list(_problems(card, network.configuration, configuration, student))
     if problems:
-        raise ConfigurationError(
-            f"{name} cannot teach this network: {'; '.join(problems)}. Choose another teacher, or "
-            "change the configuration"
-        )
-    layouts = _common_layouts(settings, student, network.configuration)
-    network = network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-    return Teacher(network, layouts, settings.weight, card.sha256)
-
-
-def _common_layouts(
-    settings: Distillation, student: HIHConfiguration, teacher: HIHConfiguration
-) -> tuple[str, ...]:
-    both = [name for name in student.layouts if name in teacher.layouts]
-    chosen = both if settings.layouts is None else list(settings.layouts)
+        raise ConfigurationError(f"{name} cannot teach this network: {'; '.join(problems)}")
+    both = [each for each in student.layouts if each in network.configuration.layouts]
+    chosen = tuple(dict.fromkeys(both if settings.layouts is None else settings.layouts))
     if not chosen or set(chosen) - set(both):
         raise ConfigurationError(
-            f"distillation.layouts: {', '.join(chosen) or 'none'} cannot be taught; the network "
-            f"predicts {', '.join(student.layouts)}, its teacher {', '.join(teacher.layouts)}: "
-            "choose layouts that both predict"
+            f"distillation.layouts: {', '.join(chosen) or 'none'} cannot be taught; network and "
+            f"teacher both predict {', '.join(both) or 'none'}"
         )
-    return tuple(dict.fromkeys(chosen))
+    network = network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    return Teacher(network, chosen, settings.weight, card.sha256)
 
 
 def _problems(
@@ -95,10 +72,7 @@ def _problems(
         yield f"its pixel origin is {origin}, ours 0.5"
     own = decoding_of(configuration)
     if own.activation != "softmax":
-        yield (
-            f"loss.integer={configuration.loss.integer!r} trains values, not a distribution over "
-            "cells: use cross_entropy"
-        )
+        yield f"loss.integer={configuration.loss.integer!r} is no distribution: use cross_entropy"
     elif card.decoding != own:
         yield f"its decoding is {card.decoding}, ours {own}"
     if teacher.decimal_bins != student.decimal_bins:
@@ -111,13 +85,7 @@ def _problems(
 class PseudoLabeler:
     """Labels plain crops with a teacher, as a batch of augmented crops for the student.
 
-    Each point has the weight ``weight * s^2 / (s^2 + v)`` of `SelfTraining`, with v the teacher's
-    variance in squared cells.
-
-    Args:
-        teacher: the network; put into evaluation mode.
-        settings: the table ``[self_training]``.
-        configuration: of the run.
+    The teacher is put into evaluation mode. The weights of the points are those of `SelfTraining`.
     """
 
     def __init__(
@@ -136,15 +104,9 @@ class PseudoLabeler:
 
     @torch.no_grad()
     def __call__(self, unlabeled: UnlabeledBatch, autocast: AbstractContextManager[Any]) -> Batch:
-        """Label U faces.
+        """The augmented crops with their labels; points outside of the crop have weight 0.
 
-        Args:
-            unlabeled: the faces.
-            autocast: precision of the network; decoding is in float32.
-
-        Returns:
-            The augmented crops with points (U, P, 2) and weights (U, P), P points of all layouts,
-            auxiliary ones included; weight 0 for points outside of the crop.
+        The network runs under ``autocast``; decoding is in float32.
         """
         with autocast:
             heatmaps = self.graph.heatmaps(unlabeled.plain)
@@ -162,8 +124,3 @@ class PseudoLabeler:
         weights[:, self.places] = torch.where(inside, weight, 0)
         unreadable = torch.zeros(faces, dtype=torch.int64, device=moved.device)
         return Batch(unlabeled.augmented, points, weights, unreadable)
-
-
-def join(batches: Sequence[Batch]) -> Batch:
-    """Concatenate batches of crops of one size."""
-    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

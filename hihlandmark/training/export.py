@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.calibration.fit import fit_calibration
+from hihlandmark.calibration.fit import fit, measure_points
 from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
@@ -28,17 +28,16 @@ from hihlandmark.weights.card import CropContract, ModelCard
 def export(
     checkpoint: Path, configuration: TrainingConfiguration, data: Path, folder: Path
 ) -> Path:
-    """Write the averaged weights of a checkpoint with their model card.
+    """Write the averaged weights of a checkpoint with their model card. Returns the card's path.
+
+    Scores are calibrated on the splits of ``card.calibration``; layouts without one stay
+    uncalibrated. ``card.shapes`` gives the shape priors.
 
     Args:
         checkpoint: of a run.
-        configuration: of that run. Scores are calibrated on the splits of ``card.calibration``;
-            layouts without one stay uncalibrated. ``card.shapes`` gives the shape priors.
+        configuration: of that run.
         data: the folder that the run was trained on.
         folder: where weights and card are written.
-
-    Returns:
-        The path of the card.
 
     Raises:
         TrainingError: the checkpoint cannot be read.
@@ -68,21 +67,17 @@ def _calibrations(
     weights: Path, configuration: TrainingConfiguration, data: Path
 ) -> dict[str, Calibration]:
     """The calibration of each layout of ``card.calibration``, fitted to the weights."""
-    return {
-        faces.of: fit_calibration(
-            Detector(faces.of, configuration.model, weights=weights), read_face_set(data, faces)
-        )
-        for faces in configuration.card.calibration
-    }
+    calibrations = {}
+    for faces in configuration.card.calibration:
+        detector = Detector(faces.of, configuration.model, weights=weights)
+        calibrations[faces.of] = fit(measure_points(detector, read_face_set(data, faces)))
+    return calibrations
 
 
 def _shape_priors(
     configuration: TrainingConfiguration, data: Path, calibrations: Mapping[str, Calibration]
 ) -> dict[str, torch.Tensor]:
-    """The tensors of the prior of each layout in ``card.shapes``.
-
-    ``calibrations``: of the weights without priors.
-    """
+    """The tensors of the priors of ``card.shapes``; the calibrations are those without priors."""
     tensors: dict[str, torch.Tensor] = {}
     for face_set in configuration.card.shapes:
         faces = read_face_set(data, face_set)
@@ -103,6 +98,5 @@ def faces_and_mirror_images(faces: AnnotatedFaces) -> FloatArray:
     if len(complete) < 2:
         raise DataError(
             f"{faces.name} has {len(complete)} completely annotated faces, too few for card.shapes"
-            ": choose another set"
         )
     return np.concatenate([complete, mirror_points(complete, faces.mirror, width=0)])

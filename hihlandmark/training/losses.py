@@ -27,9 +27,6 @@ PointLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 cell c is c, and unit normals of the contours there (K, 2), 0 where there is none -> (K,)."""
 
 
-# Losses of heatmaps
-
-
 def heatmap_mse(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error of maps: (K, h, w) twice -> (K,). HIH, arXiv 2104.03100, equation 5."""
     predicted, target = _at_least_single(predicted, target)
@@ -48,10 +45,7 @@ def csc(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def soft_label_cross_entropy(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over cells with the normalized target as label: (K, h, w) twice -> (K,).
-
-    The loss of an empty target is 0.
-    """
+    """Cross-entropy with the normalized target as label, 0 if empty: (K, h, w) twice -> (K,)."""
     predicted, target = _at_least_single(predicted, target)
     log_p = F.log_softmax(predicted.flatten(-2), dim=-1)
     q = target.flatten(-2)
@@ -91,27 +85,17 @@ HEATMAP_LOSSES: Mapping[str, HeatmapLoss] = {
     "cross_entropy": soft_label_cross_entropy,
     "adaptive_wing": adaptive_wing,
 }
-
 ACTIVATION: Mapping[str, Activation] = {
-    "mse": "linear",
-    "csc": "softmax",
-    "cross_entropy": "softmax",
-    "adaptive_wing": "linear",
+    name: "softmax" if name in ("csc", "cross_entropy") else "linear" for name in HEATMAP_LOSSES
 }
 """The activation in `heatmap.to_distributions` for maps trained with a loss."""
 
-
-# Losses of point errors
-
-
 WING_WIDTH, WING_CURVATURE = 10.0, 2.0
-"""w and epsilon of `wing` as in the paper, in pixels of a 64-pixel face image: about the cells of a
-map of 64."""
+"""w and epsilon of `wing` as in the paper, in pixels of a 64-pixel image: cells of a map of 64."""
 QUADRATIC_BELOW = 0.315
 """In cells. The released code of ADNet and STAR uses 0.01 where a map of 64 cells spans -1..1."""
 NORMAL_TO_TANGENT = 2.0
-"""lambda of `direction_loss`, as in ADNet: the weight of the squared error along the normal over
-that along the tangent."""
+"""lambda of `direction_loss`, as in ADNet: weight of the normal error over the tangential one."""
 
 
 def smooth_l1(errors: torch.Tensor, quadratic_below: float = QUADRATIC_BELOW) -> torch.Tensor:
@@ -161,18 +145,14 @@ def direction_loss(
     return _smooth_root(squared, quadratic_below)
 
 
-# Losses of distributions
-
-
 def expected_points(distributions: torch.Tensor) -> torch.Tensor:
     """Means of distributions (K, h, w) -> (K, 2) as (x, y) in cells; the center of cell c is c."""
     (distributions,) = _at_least_single(distributions)
     x, y = _cells(distributions)
     # Sums of products: autocast would compute a matrix product in half precision.
-    return torch.stack(
-        [(distributions.sum(dim=-2) * x).sum(dim=-1), (distributions.sum(dim=-1) * y).sum(dim=-1)],
-        dim=-1,
-    )
+    mean_x = (distributions.sum(dim=-2) * x).sum(dim=-1)
+    mean_y = (distributions.sum(dim=-1) * y).sum(dim=-1)
+    return torch.stack([mean_x, mean_y], dim=-1)
 
 
 class Spread(NamedTuple):
@@ -188,10 +168,7 @@ SMALLEST_EFFECTIVE = 0.01
 
 
 def unbiased_spread(distributions: torch.Tensor) -> Spread:
-    """Covariances of distributions (K, h, w) around their means, unbiased for weighted samples.
-
-    The weighted covariance over ``1 - sum p^2``, as in STAR (arXiv 2306.02763).
-    """
+    """Covariances of distributions (K, h, w) over ``1 - sum p^2``, as in STAR, arXiv 2306.02763."""
     (distributions,) = _at_least_single(distributions)
     x, y = _cells(distributions)
     mean = expected_points(distributions)
@@ -223,12 +200,9 @@ def star(
 
     Self-adaptive ambiguity reduction (Zhou et al., arXiv 2306.02763, section "STAR Loss"): the
     smooth L1 of the error along each principal direction of the predicted distribution, over the
-    standard deviation in that direction, plus w times the sum of both eigenvalues. The latter is
-    the paper's value restriction: the network cannot lower the loss by a wider distribution.
-
-    Directions and deviations are constants for the gradient; in the released code they are not. The
-    sum of the eigenvalues is the trace of the covariance. So equal eigenvalues, where eigenvectors
-    have no derivative, are no problem.
+    standard deviation in that direction, plus w times the sum of both eigenvalues, so that a wider
+    distribution does not lower the loss. Directions and deviations are constants for the gradient,
+    unlike in the released code: eigenvectors have no derivative where eigenvalues are equal.
     """
     distributions, truth = _at_least_single(distributions, truth)
     spread = unbiased_spread(distributions)
@@ -255,8 +229,8 @@ def anisotropic_direction(
     """`direction_loss` weighted by the spread of the heatmap: a `PointLoss`, in cells.
 
     Lambda is the variance of the distribution along the contour over that across it, within 1 and
-    `STRONGEST_DIRECTION`, and a constant for the gradient, as in ADNet's released code. That code
-    uses the spread of the last stack for all stacks; here each stack has its own.
+    `STRONGEST_DIRECTION`, and a constant for the gradient, as in ADNet's released code. Each stack
+    has its own, that code uses the last stack's.
     """
     distributions, truth, normals = _at_least_single(distributions, truth, normals)
     spread = unbiased_spread(distributions.detach())
@@ -279,10 +253,6 @@ POINT_LOSSES: Mapping[str, PointLoss] = {
     "star": lambda maps, truth, normals: star(maps, truth),
 }
 
-
-# Normals of contours
-
-
 SMALLEST_TANGENT = 1e-3
 """Where the sum of the unit vectors is shorter, the contour has no direction."""
 
@@ -296,17 +266,12 @@ def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
     (NaN) or coincide with the point are not used. A point on two contours uses the first. Without a
     neighbor, off the contours, and where the contour folds back, the normal is 0.
 
-    Args:
-        layout: of the points.
-        points: (..., P, 2).
-
     Raises:
         ConfigurationError: the layout has another number of points.
     """
     if points.shape[-2:] != (layout.size, 2):
         raise ConfigurationError(
-            f"{layout.name} needs points of shape (..., {layout.size}, 2), got "
-            f"{tuple(points.shape)}. Pass the layout in which the points are."
+            f"{layout.name} has points (..., {layout.size}, 2), got {tuple(points.shape)}"
         )
     (points,) = _at_least_single(points)
     previous, following = _neighbors(layout)
@@ -337,10 +302,7 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 def _cells(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of the columns (w,) and rows (h,) of maps (..., h, w)."""
-    height, width = maps.shape[-2:]
-    columns, rows = (
-        torch.arange(count, device=maps.device, dtype=maps.dtype) for count in (width, height)
-    )
+    rows, columns = (torch.arange(n, device=maps.device, dtype=maps.dtype) for n in maps.shape[-2:])
     return columns, rows
 
 

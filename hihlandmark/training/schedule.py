@@ -1,8 +1,4 @@
-"""The schedule of a run: stage, learning rate and samples of each step.
-
-Everything is computed from the configuration and the numbers of faces, so that a resumed run, or
-one on more processes, uses the same samples.
-"""
+"""Stage, learning rate and samples of each step, from configuration and numbers of faces only."""
 
 from __future__ import annotations
 
@@ -25,17 +21,15 @@ class Moment(NamedTuple):
     """A step of the run: its stage, its index within the stage, and its first sample."""
 
     stage: Stage
+    stage_index: int
     within: int
     first_sample: int
 
 
 class Plan:
-    """The steps of a run.
+    """The steps of a run with a number of faces in an epoch.
 
-    Args:
-        configuration: of the run.
-        faces: number of faces in an epoch.
-        group: batches per step: processes times accumulated batches.
+    ``group`` is the number of batches per step: processes times accumulated batches.
     """
 
     def __init__(self, configuration: TrainingConfiguration, faces: int, group: int = 1) -> None:
@@ -55,37 +49,30 @@ class Plan:
     @property
     def samples(self) -> int:
         """Number of samples of all stages together."""
-        return sum(
-            length * stage.batch_size * self.group
-            for length, stage in zip(self.lengths, self.stages, strict=True)
-        )
+        lengths = zip(self.lengths, self.stages, strict=True)
+        return sum(length * stage.batch_size * self.group for length, stage in lengths)
 
     def at(self, step: int) -> Moment:
         """The stage and the samples of a step, counted from 0."""
-        index, within, first = self._locate(step)
-        stage = self.stages[index]
-        return Moment(stage, within, first + within * stage.batch_size * self.group)
+        first, within = 0, step
+        for index, (length, stage) in enumerate(zip(self.lengths, self.stages, strict=True)):
+            samples = stage.batch_size * self.group
+            if within < length:
+                return Moment(stage, index, within, first + within * samples)
+            within -= length
+            first += length * samples
+        raise IndexError(f"step {step} of a run of {self.steps}")
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step: linear warm-up, then the schedule of its stage."""
-        index, within, _ = self._locate(step)
-        stage, length = self.stages[index], self.lengths[index]
+        stage, index, within, _ = self.at(step)
         rate = stage.learning_rate * min(1, (within + 1) / max(stage.warmup_steps, 1))
         if stage.schedule == "cosine":
-            return rate * (0.99 * 0.5 * (1 + math.cos(math.pi * within / length)) + 0.01)
+            angle = math.pi * within / self.lengths[index]
+            return rate * (0.99 * 0.5 * (1 + math.cos(angle)) + 0.01)
         unit = self._epoch[index] if stage.epochs else 1
         passed = sum(within >= milestone * unit for milestone in stage.milestones)
         return rate * stage.decay**passed
-
-    def _locate(self, step: int) -> tuple[int, int, int]:
-        """Index of the stage, step within it, and the first sample of the stage."""
-        first = 0
-        for index, (length, stage) in enumerate(zip(self.lengths, self.stages, strict=True)):
-            if step < length:
-                return index, step, first
-            step -= length
-            first += length * stage.batch_size * self.group
-        raise IndexError(f"step beyond the {self.steps} of this run")
 
 
 class Draw(NamedTuple):
@@ -100,12 +87,7 @@ class MixtureSampler:
     """Stateless weighted sampling of sets: sample i is computed without samples 0..i-1.
 
     Each block of `BLOCK` samples is a permutation in which every set has its share. The faces of a
-    set are used in a shuffled order, and reshuffled each time that all have been used.
-
-    Args:
-        sizes: number of faces of each set.
-        shares: weights of the sets.
-        seed: of the run.
+    set are shuffled, and reshuffled each time that all have been used.
     """
 
     def __init__(self, sizes: Sequence[int], shares: Sequence[float], seed: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
+from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.registry import MODELS, build_model
@@ -25,6 +26,7 @@ from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.training.checkpoint import (
     BEST,
     LAST,
+    RunLog,
     disk_errors,
     load_checkpoint,
     save_checkpoint,
@@ -37,12 +39,10 @@ from hihlandmark.training.data import (
     read_face_set,
     usable_faces,
 )
-from hihlandmark.training.distillation import PseudoLabeler, join, read_teacher
-from hihlandmark.training.distributed import freeze_batch_norm, summed, synchronize_statistics
-from hihlandmark.training.log import RunLog
-from hihlandmark.training.objectives import Objective, Teacher, decoding_of, make_objective
+from hihlandmark.training.distillation import PseudoLabeler, read_teacher
+from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
 from hihlandmark.training.schedule import Plan
-from hihlandmark.training.validation import Validator, draw_predictions
+from hihlandmark.training.validation import Validator
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 TrainingProgress = Callable[[int, int, str], None]
@@ -51,59 +51,17 @@ TrainingProgress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The result of a run.
-
-    Attributes:
-        checkpoint: the best one, or the last one without validation.
-        steps: done.
-        nme: inter-ocular errors (0..1) of the checkpoint by split.
-        replaced: how often since the last resume an unreadable image was replaced by another face.
-        skipped: a message for each sample that could not be used.
-    """
+    """The result of a run."""
 
     checkpoint: Path
+    """The best one, or the last one without validation."""
     steps: int
     nme: Mapping[str, float]
+    """Inter-ocular errors (0..1) of the checkpoint by split."""
     replaced: int
+    """How often since the last resume an unreadable image was replaced by another face."""
     skipped: Sequence[str]
-
-
-@dataclass
-class _Run:
-    """The state that changes during a run."""
-
-    objective: Objective
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    scaler: Any
-    step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    evaluations_since_best: int = 0
-
-    def state(self, fingerprint: str) -> dict[str, Any]:
-        """The content of a checkpoint."""
-        return {
-            "step": self.step,
-            "fingerprint": fingerprint,
-            "network": self.objective.network.state_dict(),
-            "average": self.average.module.state_dict(),
-            "averaged": int(self.average.n_averaged),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict() if self.scaler else None,
-            "best": self.best,
-            "evaluations_since_best": self.evaluations_since_best,
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Restore the content of a checkpoint."""
-        self.objective.network.load_state_dict(state["network"])
-        self.average.module.load_state_dict(state["average"])
-        self.average.n_averaged.fill_(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], dict(state["best"])
-        self.evaluations_since_best = state["evaluations_since_best"]
+    """A message for each sample that could not be used."""
 
 
 def train(
@@ -119,15 +77,14 @@ def train(
     """Train a network.
 
     A run that was stopped or killed resumes from its last checkpoint and ends with the same weights
-    as without the stop. On several processes, started by ``torchrun`` or ``accelerate launch``, it
-    computes what one process with the batches of all would; on a CPU only with ``freeze_bn``,
-    because batch norms use the batch of their own process there.
+    as without the stop. Several processes (``torchrun`` or ``accelerate launch``) compute what one
+    with the batches of all would; on a CPU only with ``freeze_bn``, as batch norms use the batch of
+    their own process there.
 
     Args:
         configuration: of the run.
         data: folder of the data sets.
-        run: folder for ``last.pt``, ``best.pt`` (with validation), ``log.jsonl``, the files of
-            TensorBoard and ``images/``.
+        run: folder for ``last.pt``, ``best.pt`` (with validation), the logs and ``images/``.
         device: "auto", "cpu", "cuda" or "mps".
         initial: weights to start from when there is no checkpoint.
         workers: processes that prepare data.
@@ -145,52 +102,35 @@ def train(
     settings = configuration.self_training
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
     network = build_training_network(configuration)
-    validator = Validator(
-        {
-            each.title: usable_faces(TrainingSet(), read_face_set(data, each))
-            for each in configuration.validation.sets
-        },
-        list(network.configuration.layouts),
-        configuration.box_maps(),
-        configuration.validation.images,
-    )
-    group = accelerator.num_processes * configuration.optimizer.accumulation
+    own = network.configuration
+    validation = configuration.validation
+    splits = {
+        each.title: usable_faces(TrainingSet(), read_face_set(data, each))
+        for each in validation.sets
+    }
+    validator = Validator(splits, list(own.layouts), configuration.box_maps(), validation.images)
+    process, processes = accelerator.process_index, accelerator.num_processes
+    group = processes * configuration.optimizer.accumulation
     plan = Plan(configuration, sum(map(len, sets)), group)
-    layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
-    batches = TrainingBatches(
-        configuration,
-        plan,
-        layouts,
-        sets,
-        unlabeled,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-
-    distillation = configuration.distillation
-    teacher = (
-        read_teacher(distillation, configuration, network.configuration, accelerator.device)
-        if distillation
-        else None
-    )
-    state = _start(configuration, network, accelerator, initial, teacher)
+    layouts = {**own.layouts, **own.auxiliary_layouts}
+    batches = TrainingBatches(configuration, plan, layouts, sets, unlabeled, process, processes)
+    teacher = None
+    if configuration.distillation:
+        teacher = read_teacher(configuration.distillation, configuration, own, accelerator.device)
+    if initial is not None:
+        _load_initial(network, initial)
+    fingerprint = f"{configuration.fingerprint()} group {group}"
+    fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
+    fingerprint += f" teacher {teacher.digest}" if teacher else ""
+    trainer = _Trainer(configuration, plan, network, teacher, validator, accelerator, fingerprint)
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-    sizes = [len(each) for each in (*sets, *unlabeled)]
-    fingerprint = f"{configuration.fingerprint()} group {group} faces {sizes}"
-    fingerprint += f" teacher {teacher.digest}" if teacher else ""
-    if (run / LAST).exists():
-        _resume(state, run, fingerprint)
-    log = RunLog(run, state.step, accelerator)
-    trainer = _Trainer(
-        configuration, plan, state, accelerator, validator, log, fingerprint, progress
-    )
-    trainer.train(batches, workers)
-    log.close()
+    trainer.resume(run)
+    trainer.train(batches, workers, progress)
     return RunSummary(
-        run / (BEST if state.best else LAST),
-        state.step,
-        {name: nme for name, nme in state.best.items() if name != "mean"},
+        run / (BEST if trainer.best else LAST),
+        trainer.step,
+        {name: nme for name, nme in trainer.best.items() if name != "mean"},
         trainer.replaced,
         [message for each in (*sets, *unlabeled) for message in each.skipped],
     )
@@ -206,7 +146,19 @@ def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetw
     fields = configuration.network_configuration()
     fields["auxiliary_layouts"] = dict(configuration.auxiliary_layouts)
     network = build_model(MODELS[configuration.model].architecture, fields)
-    _check_fit(configuration, network)
+    own, settings = network.configuration, configuration.self_training
+    if both := own.layouts.keys() & own.auxiliary_layouts.keys():
+        raise ConfigurationError(f"auxiliary_layouts: {', '.join(both)} is predicted already")
+    if settings and (unknown := set(settings.layouts) - own.layouts.keys()):
+        raise ConfigurationError(
+            f"self_training.layouts: the network does not predict {', '.join(sorted(unknown))}"
+        )
+    multiple = own.stride * 2**own.depth
+    for number, stage in enumerate(configuration.stages):
+        if stage.crop_size % multiple:
+            raise ConfigurationError(
+                f"stages.{number}.crop_size={stage.crop_size} is not a multiple of {multiple}"
+            )
     if configuration.init_std:
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
@@ -214,119 +166,200 @@ def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetw
     return network
 
 
-def _check_fit(configuration: TrainingConfiguration, network: LandmarkNetwork) -> None:
-    """Raise `ConfigurationError` for settings that do not fit the network."""
-    own = network.configuration
-    if both := own.layouts.keys() & own.auxiliary_layouts.keys():
-        raise ConfigurationError(
-            f"auxiliary_layouts: {', '.join(both)} is predicted already, remove it there"
-        )
-    settings = configuration.self_training
-    if settings and (unknown := set(settings.layouts) - own.layouts.keys()):
-        raise ConfigurationError(
-            f"self_training.layouts: the network does not predict {', '.join(sorted(unknown))}, "
-            "remove it there"
-        )
-    multiple = own.stride * 2**own.depth
-    for number, stage in enumerate(configuration.stages):
-        if stage.crop_size % multiple:
-            raise ConfigurationError(
-                f"stages.{number}.crop_size={stage.crop_size} is not a multiple of {multiple}, "
-                "the largest stride of the network"
-            )
-
-
-@dataclass
 class _Trainer:
-    """The steps of a run: optimize, evaluate, save."""
+    """The state of a run, and its steps: optimize, evaluate, save."""
 
-    configuration: TrainingConfiguration
-    plan: Plan
-    run: _Run
-    accelerator: Accelerator
-    validator: Validator
     log: RunLog
-    fingerprint: str
-    progress: TrainingProgress | None
 
-    def __post_init__(self) -> None:
-        self.losses = torch.zeros(len(self.run.objective.names), device=self.accelerator.device)
+    def __init__(
+        self,
+        configuration: TrainingConfiguration,
+        plan: Plan,
+        network: LandmarkNetwork,
+        teacher: Teacher | None,
+        validator: Validator,
+        accelerator: Accelerator,
+        fingerprint: str,
+    ) -> None:
+        self.configuration, self.plan, self.validator = configuration, plan, validator
+        self.accelerator, self.fingerprint = accelerator, fingerprint
+        network = network.to(accelerator.device).to(memory_format=torch.channels_last)
+        self.average = AveragedModel(
+            network, multi_avg_fn=_moving_average(configuration.ema_decay), use_buffers=True
+        )
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # it runs on CUDA only
+        for name, parameter in network.named_parameters():
+            if ".unused_shortcut." in name:  # other processes would wait for their gradients
+                parameter.requires_grad_(False)
+        self.objective = make_objective(configuration, network, teacher).to(accelerator.device)
+        self.model: nn.Module = self.objective
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = _make_optimizer(configuration.optimizer, trained)
+        self.labeler = None
+        if settings := configuration.self_training:
+            self.labeler = PseudoLabeler(self._averaged, settings, configuration)
+        self.step = self.evaluations_since_best = self.replaced = 0
+        self.best: dict[str, float] = {}
+        self.losses = torch.zeros(len(self.objective.names), device=accelerator.device)
         self.steps_in_losses = 0
-        self.replaced = 0
 
-    def train(self, batches: TrainingBatches, workers: int) -> None:
+    @property
+    def _averaged(self) -> LandmarkNetwork:
+        assert isinstance(self.average.module, LandmarkNetwork)
+        return self.average.module
+
+    def _save(self, name: str) -> None:
+        scaler = self.accelerator.scaler
+        state = {
+            "step": self.step,
+            "fingerprint": self.fingerprint,
+            "network": self.objective.network.state_dict(),
+            "average": self.average.module.state_dict(),
+            "averaged": int(self.average.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
+        }
+        save_checkpoint(self.log.folder / name, state)
+
+    def resume(self, folder: Path) -> None:
+        """Continue the run in ``folder``, or start one there."""
+        if (folder / LAST).exists():
+            state = load_checkpoint(folder / LAST)
+            if state.get("fingerprint") != self.fingerprint:
+                raise ConfigurationError(
+                    f"{folder / LAST} has another configuration, data, teacher or number of "
+                    "processes; choose a new folder, or remove this one"
+                )
+            self.objective.network.load_state_dict(state["network"])
+            self.average.module.load_state_dict(state["average"])
+            self.average.n_averaged.fill_(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step, self.best = state["step"], dict(state["best"])
+            self.evaluations_since_best = state["evaluations_since_best"]
+        self.log = RunLog(folder, self.step, self.accelerator)
+
+    def train(
+        self, batches: TrainingBatches, workers: int, progress: TrainingProgress | None
+    ) -> None:
         """Do all remaining steps, or fewer when the patience of the validation ends."""
-        run, plan, accelerator = self.run, self.plan, self.accelerator
-        model, run.optimizer = accelerator.prepare(run.objective, run.optimizer)
-        settings, labeler = self.configuration.self_training, None
-        if settings:
-            teacher = run.average.module
-            assert isinstance(teacher, LandmarkNetwork)
-            labeler = PseudoLabeler(teacher, settings, self.configuration)
-        step = _Step(self.configuration, model, run, accelerator, labeler)
+        plan, accelerator = self.plan, self.accelerator
+        self.model, self.optimizer = accelerator.prepare(self.objective, self.optimizer)
         loader = DataLoader(
             batches,
             batch_size=None,
-            sampler=range(run.step, plan.steps),
+            sampler=range(self.step, plan.steps),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=accelerator.device.type == "cuda",
         )
-        done = plan.at(run.step).first_sample if run.step < plan.steps else plan.samples
+        done = plan.at(self.step).first_sample if self.step < plan.steps else plan.samples
         note = ""
         for batch, extra in () if self._out_of_patience() else loader:
             self.replaced += int(batch.unreadable.sum())
-            moment = plan.at(run.step)
-            for parameters in run.optimizer.param_groups:
-                parameters["lr"] = plan.learning_rate(run.step)
-            self.losses += step(batch, extra)
+            moment = plan.at(self.step)
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = plan.learning_rate(self.step)
+            self.losses += self._optimize(batch, extra)
             self.steps_in_losses += 1
             if moment.within == 0:
-                run.average.n_averaged.zero_()  # weights for another crop size would spoil the mean
-            run.average.update_parameters(run.objective.network)
-            run.step += 1
+                self.average.n_averaged.zero_()  # weights of another crop size spoil the mean
+            self.average.update_parameters(self.objective.network)
+            self.step += 1
             if means := self._evaluate_and_save(moment.stage):
                 name, mean = next(iter(means.items()))
                 note = f"{name} {mean:.3f}"
             done += len(batch.crops) * accelerator.num_processes
-            if self.progress and accelerator.is_main_process:
-                self.progress(done, plan.samples, note)
+            if progress and accelerator.is_main_process:
+                progress(done, plan.samples, note)
             if self._out_of_patience():
                 break
-        self.replaced = int(summed(torch.tensor(self.replaced, device=accelerator.device)))
+        self.replaced = int(_summed(torch.tensor(self.replaced, device=accelerator.device)))
+        for tracker in accelerator.trackers:
+            tracker.finish()  # flushes TensorBoard's files
+
+    def _optimize(self, batch: Batch, extra: UnlabeledBatch | None) -> torch.Tensor:
+        """One step of the optimizer. Returns its losses, in the order of `Objective.names`."""
+        accelerator, clip = self.accelerator, self.configuration.optimizer.gradient_clip
+        self.model.train()
+        if self.configuration.freeze_bn:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        parts = self._parts(batch, extra)
+        totals = _summed(torch.stack([self.objective.totals(part) for part in parts]).sum(dim=0))
+        losses = torch.zeros_like(self.losses)
+        for number, part in enumerate(parts, 1):
+            waits = number < len(parts)  # processes exchange gradients once a step
+            with accelerator.no_sync(self.model) if waits else nullcontext():
+                # Gradients are averaged over processes, but losses must be summed.
+                found = self.model(part, totals) * accelerator.num_processes
+                accelerator.backward(self.objective.weigh(found))
+            losses += found.detach() / accelerator.num_processes
+        if clip:
+            accelerator.clip_grad_norm_(self.model.parameters(), clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return _summed(losses)
+
+    def _parts(self, batch: Batch, extra: UnlabeledBatch | None) -> list[Batch]:
+        """The batches whose gradients are accumulated, with the pseudo-labeled faces."""
+        device, count = self.accelerator.device, self.configuration.optimizer.accumulation
+        chunks = [part.to(device, non_blocking=True).chunk(count) for part in batch]
+        parts = [Batch(*chunk) for chunk in zip(*chunks, strict=True)]
+        if extra is not None and self.labeler is not None:
+            unlabeled = UnlabeledBatch(*(part.to(device, non_blocking=True) for part in extra))
+            labeled = self.labeler(unlabeled, self.accelerator.autocast())
+            parts[-1] = Batch(*map(torch.cat, zip(parts[-1], labeled, strict=True)))
+        return parts
 
     def _out_of_patience(self) -> bool:
-        return 0 < self.configuration.validation.patience <= self.run.evaluations_since_best
+        return 0 < self.configuration.validation.patience <= self.evaluations_since_best
 
     def _evaluate_and_save(self, stage: Stage) -> dict[str, float]:
         """Evaluate and save when due. Returns the mean losses if they were logged."""
-        run, configuration, last = self.run, self.configuration, self.run.step == self.plan.steps
+        configuration, last = self.configuration, self.step == self.plan.steps
+        is_main = self.accelerator.is_main_process
         evaluates = bool(self.validator.sets) and (
-            run.step % configuration.validation.every == 0 or last
+            self.step % configuration.validation.every == 0 or last
         )
         if evaluates:
-            if self.accelerator.is_main_process:
+            if is_main:
                 self._validate(stage)
             # All processes get the count of the main process, so that they stop together.
-            own = run.evaluations_since_best if self.accelerator.is_main_process else 0
-            count = summed(torch.tensor(own, device=self.accelerator.device))
-            run.evaluations_since_best = int(count)
-        saves = run.step % configuration.save_every == 0 or last or self._out_of_patience()
+            count = self.evaluations_since_best if is_main else 0
+            count_of_all = _summed(torch.tensor(count, device=self.accelerator.device))
+            self.evaluations_since_best = int(count_of_all)
+        saves = self.step % configuration.save_every == 0 or last or self._out_of_patience()
         means = self._log_losses() if saves else {}
-        if saves and self.accelerator.is_main_process:
-            save_checkpoint(self.log.folder / LAST, run.state(self.fingerprint))
+        if saves and is_main:
+            self._save(LAST)
         if evaluates or saves:
             self.accelerator.wait_for_everyone()
         return means
 
     def _log_losses(self) -> dict[str, float]:
+        """Log the mean losses since the last time. Raises `TrainingError` if one is not finite."""
         mean = (self.losses / self.steps_in_losses).tolist()
-        means = dict(zip(self.run.objective.names, mean, strict=True))
+        means = dict(zip(self.objective.names, mean, strict=True))
         self.losses.zero_()
         self.steps_in_losses = 0
-        _require_finite(means, self.run, self.log.folder)
-        rate = self.plan.learning_rate(self.run.step - 1)
-        self.log.write(self.run.step, {**means, "learning_rate": rate})
+        wrong = [f"{name} loss" for name, loss in means.items() if not math.isfinite(loss)]
+        if not all(bool(p.isfinite().all()) for p in self.objective.network.parameters()):
+            wrong.append("network")
+        if wrong:
+            last = self.log.folder / LAST
+            kept = f"{last} is from before" if last.exists() else "nothing was saved"
+            raise TrainingError(
+                f"the {wrong[0]} is not finite up to step {self.step}; {kept}. Lower the learning "
+                "rate, lengthen the warm-up, or switch mixed precision off"
+            )
+        rate = self.plan.learning_rate(self.step - 1)
+        self.log.write(self.step, {**means, "learning_rate": rate})
         return means
 
     def _validate(self, stage: Stage) -> None:
@@ -334,83 +367,35 @@ class _Trainer:
 
         Errors at another crop size than that of the last stage are logged but not compared.
         """
-        run = self.run
-        network = run.average.module
-        assert isinstance(network, LandmarkNetwork)
-        decoding = decoding_of(self.configuration)
-        measured = self.validator.measure(network.eval(), decoding, stage.crop_size)
+        network, decoding = self._averaged.eval(), decoding_of(self.configuration)
+        measured = self.validator.measure(network, decoding, stage.crop_size)
         errors = {name: each.nme for name, each in measured.items()}
         errors["mean"] = sum(errors.values()) / len(errors)
-        self.log.write(run.step, {f"nme/{name}": error for name, error in errors.items()})
+        self.log.write(self.step, {f"nme/{name}": error for name, error in errors.items()})
         if self.configuration.validation.images:
-            self.log.write_image(run.step, draw_predictions(next(iter(measured.values()))))
-        comparable = run.best.keys() == errors.keys()
-        better = not comparable or errors["mean"] < run.best["mean"]
+            tiles = next(iter(measured.values())).tiles
+            self.log.write_image(self.step, contact_sheet(tiles, columns=4))
         if stage.crop_size != self.configuration.stages[-1].crop_size:
             return
-        run.evaluations_since_best = 0 if better else run.evaluations_since_best + 1
-        if better:
-            run.best = errors
-            save_checkpoint(self.log.folder / BEST, run.state(self.fingerprint))
+        self.evaluations_since_best += 1
+        if self.best.keys() != errors.keys() or errors["mean"] < self.best["mean"]:
+            self.best, self.evaluations_since_best = errors, 0
+            self._save(BEST)
 
 
-@dataclass
-class _Step:
-    """One step of the optimizer. Returns its losses, in the order of `Objective.names`."""
-
-    configuration: TrainingConfiguration
-    model: nn.Module
-    run: _Run
-    accelerator: Accelerator
-    labeler: PseudoLabeler | None
-
-    def __call__(self, batch: Batch, extra: UnlabeledBatch | None) -> torch.Tensor:
-        optimizer, accelerator = self.configuration.optimizer, self.accelerator
-        self.model.train()
-        if self.configuration.freeze_bn:
-            freeze_batch_norm(self.model)
-        parts = self._parts(Batch(*_to(batch, accelerator.device)), extra)
-        objective = self.run.objective
-        totals = summed(torch.stack([objective.totals(part) for part in parts]).sum(dim=0))
-        losses = torch.zeros(len(objective.names), device=accelerator.device)
-        for number, part in enumerate(parts, 1):
-            waits = number < len(parts)  # processes exchange gradients once a step
-            with accelerator.no_sync(self.model) if waits else nullcontext():
-                # Gradients are averaged over processes, but losses must be summed.
-                found = self.model(part, totals) * accelerator.num_processes
-                accelerator.backward(objective.weigh(found))
-            losses += found.detach() / accelerator.num_processes
-        if optimizer.gradient_clip:
-            accelerator.clip_grad_norm_(self.model.parameters(), optimizer.gradient_clip)
-        self.run.optimizer.step()
-        self.run.optimizer.zero_grad(set_to_none=True)
-        return summed(losses)
-
-    def _parts(self, batch: Batch, extra: UnlabeledBatch | None) -> list[Batch]:
-        """The batches whose gradients are accumulated, with the pseudo-labeled faces."""
-        count = self.configuration.optimizer.accumulation
-        chunks = zip(*(part.chunk(count) for part in batch), strict=True)
-        parts = [Batch(*chunk) for chunk in chunks]
-        if extra is not None and self.labeler is not None:
-            unlabeled = UnlabeledBatch(*_to(extra, self.accelerator.device))
-            parts[-1] = join([parts[-1], self.labeler(unlabeled, self.accelerator.autocast())])
-        return parts
-
-
-def _to(batch: Batch | UnlabeledBatch, device: torch.device) -> Iterator[torch.Tensor]:
-    return (part.to(device, non_blocking=True) for part in batch)
+def _summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes."""
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values
 
 
 def _accelerator(optimizer: Optimizer, device: str | torch.device, run: Path) -> Accelerator:
     chosen = resolve_device(device)
     if chosen.index:
-        raise ConfigurationError(
-            f"training does not take device={str(chosen)!r}: choose GPUs by CUDA_VISIBLE_DEVICES"
-        )
+        raise ConfigurationError(f"device={str(chosen)!r}: choose GPUs by CUDA_VISIBLE_DEVICES")
     if chosen.type == "cpu" and optimizer.precision == "fp16":
-        raise ConfigurationError(
-            "optimizer.precision='fp16' needs a GPU; a CPU has 'no' and 'bf16'"
-        )
+        raise ConfigurationError("optimizer.precision='fp16' needs a GPU: use 'no' or 'bf16'")
     AcceleratorState._reset_state()  # this process may have trained in another precision
     try:
         accelerator = Accelerator(
@@ -422,39 +407,10 @@ def _accelerator(optimizer: Optimizer, device: str | torch.device, run: Path) ->
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
         )
     except ValueError as error:
-        raise ConfigurationError(
-            f"optimizer.precision={optimizer.precision!r}: {error}; use 'no'"
-        ) from error
-    if accelerator.device.type != chosen.type:
-        raise ConfigurationError(
-            f"this process has trained on {accelerator.device.type} before; start a new one to "
-            f"train on {chosen.type}"
-        )
+        raise ConfigurationError(f"optimizer.precision: {error}; use 'no'") from error
+    if (used := accelerator.device.type) != chosen.type:
+        raise ConfigurationError(f"this process trained on {used}: use a new one for {chosen.type}")
     return accelerator
-
-
-def _start(
-    configuration: TrainingConfiguration,
-    network: LandmarkNetwork,
-    accelerator: Accelerator,
-    initial: Mapping[str, torch.Tensor] | None,
-    teacher: Teacher | None,
-) -> _Run:
-    if initial is not None:
-        _load_initial(network, initial)
-    network = network.to(accelerator.device).to(memory_format=torch.channels_last)
-    average = AveragedModel(
-        network, multi_avg_fn=_moving_average(configuration.ema_decay), use_buffers=True
-    )
-    synchronized = synchronize_statistics(network, accelerator.device)
-    assert isinstance(synchronized, LandmarkNetwork)
-    for name, parameter in network.named_parameters():
-        if ".unused_shortcut." in name:  # other processes would wait for their gradients
-            parameter.requires_grad_(False)
-    objective = make_objective(configuration, synchronized, teacher)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = _make_optimizer(configuration.optimizer, trained)
-    return _Run(objective.to(accelerator.device), average, optimizer, accelerator.scaler)
 
 
 def _make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -469,41 +425,14 @@ def _make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torc
 def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:
     """Load weights that must fit, except for auxiliary heads, which are not exported."""
     own = network.state_dict()
-    missing = [n for n in own if n not in initial and not n.startswith("auxiliary_heads.")]
-    unknown = [name for name in initial if name not in own]
-    reshaped = [n for n, t in initial.items() if n in own and own[n].shape != t.shape]
-    if missing or unknown or reshaped:
-        name = (missing + unknown + reshaped)[0]
+    wrong = [n for n in own if n not in initial and not n.startswith("auxiliary_heads.")]
+    wrong += [n for n, t in initial.items() if n not in own or own[n].shape != t.shape]
+    if wrong:
         raise WeightsError(
-            f"the initial weights are of another network: {len(missing)} tensors missing, "
-            f"{len(unknown)} unknown, {len(reshaped)} of another shape, such as {name}. Use "
-            "weights of the same model and layouts"
+            f"the initial weights are of another network: {len(wrong)} tensors are missing, "
+            f"unknown or of another shape, such as {wrong[0]}. Use the same model and layouts"
         )
     network.load_state_dict(initial, strict=False)
-
-
-def _resume(run: _Run, folder: Path, fingerprint: str) -> None:
-    saved = load_checkpoint(folder / LAST)
-    if saved.get("fingerprint") != fingerprint:
-        raise ConfigurationError(
-            f"{folder / LAST} has another configuration, other data, another teacher or another "
-            "number of processes; choose a new folder, or remove this one"
-        )
-    run.load(saved)
-
-
-def _require_finite(losses: Mapping[str, float], run: _Run, folder: Path) -> None:
-    wrong = [f"{name} loss" for name, loss in losses.items() if not math.isfinite(loss)]
-    if not all(bool(p.isfinite().all()) for p in run.objective.network.parameters()):
-        wrong.append("network")
-    if wrong:
-        kept = (
-            f"{folder / LAST} is from before" if (folder / LAST).exists() else "nothing was saved"
-        )
-        raise TrainingError(
-            f"the {wrong[0]} is not finite up to step {run.step}; {kept}. Lower the learning "
-            "rate, lengthen the warm-up, or switch mixed precision off"
-        )
 
 
 def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
@@ -514,10 +443,8 @@ def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
 
     @torch.no_grad()
     def update(averaged: Tensors, current: Tensors, count: torch.Tensor | int) -> None:
-        counted = torch.as_tensor(
-            count
-        )  # stays on its device: reading it would synchronize the GPU
-        share = 1 - ((1 + counted) / (10 + counted)).clamp(max=decay)
+        count = torch.as_tensor(count)  # reading its value would synchronize the GPU
+        share = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, share.to(mean.dtype))

@@ -18,8 +18,7 @@ from hihlandmark.io.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
 logger = logging.getLogger(__name__)
 
 CAMERA = "camera:"
-SEQUENCE_RATE = 25.0
-"""Frames per second of an image sequence."""
+SEQUENCE_RATE = 25.0  # frames per second of an image sequence
 # FFmpeg's input format for the cameras of a system, and its name for camera n.
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 
@@ -53,8 +52,7 @@ def read_frames(source: str | Path) -> Iterator[Frame]:
         ImageError: this is not a video, or no frame can be read.
         ConfigurationError: the extra ``video`` is not installed.
     """
-    text = str(source)
-    is_empty = True
+    text, is_empty = str(source), True
     for frame in _images(text) if _is_sequence(text) else _decoded(text):
         is_empty = False
         yield frame
@@ -70,22 +68,17 @@ def open_container(source: str) -> Any:
         ConfigurationError: the extra ``video`` is not installed, or cameras are not supported here.
     """
     av = _av()
-    options: dict[str, Any] = {}
-    name = source
+    name, kind = source, None
     if source.startswith(CAMERA):
-        kind, pattern = _CAMERAS.get(sys.platform, ("", ""))
-        if not kind:
-            raise ConfigurationError(
-                f"{source}: cameras are supported on Linux and macOS only: use a recorded file"
-            )
-        name, options = pattern.format(source[len(CAMERA) :]), {"format": kind}
+        if sys.platform not in _CAMERAS:
+            raise ConfigurationError(f"{source}: cameras are supported on Linux and macOS only")
+        kind, pattern = _CAMERAS[sys.platform]
+        name = pattern.format(source[len(CAMERA) :])
     try:
-        container = av.open(name, **options)
+        container = av.open(name, format=kind)
     except (OSError, ValueError) as error:  # base classes of all FFmpeg errors
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(
-            f"{source}: cannot be opened as a video ({reason}): check the path and the file"
-        ) from error
+        raise ImageError(f"{source}: cannot be opened as a video ({reason})") from error
     if not container.streams.video:
         container.close()
         raise ImageError(f"{source}: there is no video in this file, only sound or text")
@@ -128,8 +121,7 @@ def _decoded(source: str) -> Iterator[Frame]:
             if frame is None:
                 broken += 1
                 continue
-            image = frame.to_ndarray(format="rgb24")
-            upright = np.rot90(image, round(frame.rotation / 90))
+            upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
             time = index / rate if frame.time is None else frame.time
             yield Frame(np.ascontiguousarray(upright), index, time)
             index += 1
@@ -140,21 +132,15 @@ def _decoded(source: str) -> Iterator[Frame]:
 def _intact_frames(container: Any, stream: Any) -> Iterator[Any]:
     """Frames as FFmpeg decodes them, None for a broken one."""
     av = _av()
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except av.error.FFmpegError as error:
-            # The file is truncated, or the stream has ended.
-            logger.warning("the video ends early: %s", error)
-            return
-        try:
-            for frame in packet.decode():
-                yield None if frame.is_corrupt else frame
-        except av.error.FFmpegError:
-            yield None
+    try:
+        for packet in container.demux(stream):
+            try:
+                for frame in packet.decode():
+                    yield None if frame.is_corrupt else frame
+            except av.error.FFmpegError:
+                yield None
+    except av.error.FFmpegError as error:  # the file is truncated, or the stream has ended
+        logger.warning("the video ends early: %s", error)
 
 
 def _av() -> Any:

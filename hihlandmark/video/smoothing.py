@@ -58,21 +58,19 @@ class OneEuroFilter:
         points = points.astype(np.float64)
         if self._time is None:
             self._points, self._velocity = points, np.zeros_like(points)
-        elif time > self._time:
+        elif time <= self._time:
+            return self._points
+        else:
             elapsed = time - self._time
             velocity = (points - self._points) / elapsed
-            self._velocity += _smoothing_factor(self.derivative_cutoff, elapsed) * (
-                velocity - self._velocity
-            )
+            weight = _smoothing_factor(self.derivative_cutoff, elapsed)
+            self._velocity += weight * (velocity - self._velocity)
             speed = np.linalg.norm(self._velocity, axis=-1, keepdims=True) / max(interocular, 1e-6)
             cutoff = self.min_cutoff + self.beta * speed
             if self.by_covariance:
                 cutoff = cutoff * _weights(covariance)[:, None]
-            self._points = self._points + _smoothing_factor(cutoff, elapsed) * (
-                points - self._points
-            )
-        else:
-            return self._points
+            weight = _smoothing_factor(cutoff, elapsed)
+            self._points = self._points + weight * (points - self._points)
         self._time = time
         return self._points
 

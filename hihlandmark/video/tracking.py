@@ -22,14 +22,11 @@ from hihlandmark.pipeline import Found
 from hihlandmark.video.frames import CAMERA, Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
-MIN_SCORE = 0.2
-"""A face with a lower mean score is lost; crops without a face have such scores."""
+MIN_SCORE = 0.2  # mean score below which a face is lost, as in crops without a face
+# From this mean score on, a tracked face is preferred to the same face detected again: its crop,
+# and so its points, move less.
 _SURE_SCORE = 0.5
-"""A tracked face with this mean score is preferred to the same face detected again: its crop, and
-so its points, move less."""
-_MOVED = 0.03
-"""Part of its side by which a crop must move or grow to be replaced. Points of a face at rest are
-steadier in the same crop."""
+_MOVED = 0.03  # part of its side by which a crop must move or grow to be replaced
 _SAME_FACE = 0.4  # intersection over union of the boxes of one face that was found twice
 _CUT = 40.0  # mean difference in gray levels of two scaled-down frames of different scenes
 _SMALL = (48, 27)
@@ -45,18 +42,10 @@ def track(
 ) -> Iterator[tuple[Frame, list[Face]]]:
     """Track the faces of a video. Memory does not grow with its length.
 
-    Args:
-        source: as `read_frames`, or frames.
-        detector: finds faces and their points.
-        detect_every: as `FaceTracker`.
-        smooth: as `FaceTracker`.
+    The source is one of `read_frames` or frames, the options are those of `FaceTracker`.
 
     Yields:
-        Each frame with its faces, which have a ``track_id``.
-
-    Raises:
-        ImageError: the video cannot be read.
-        ConfigurationError: as `FaceTracker`.
+        Each frame with its faces, which have a ``track_id``. Errors as `read_frames`.
     """
     frames = read_frames(source) if isinstance(source, str | Path) else source
     tracker = FaceTracker(detector, detect_every=detect_every, smooth=smooth)
@@ -69,33 +58,16 @@ def track_offline(
 ) -> Iterator[tuple[Frame, list[Face]]]:
     """Track the faces of a video file, smoothed with later frames as well (`smooth_track`).
 
-    The video is read twice. The points of all faces are held in memory, about 2.5 kB per face and
-    frame.
-
-    Args:
-        source: as `read_frames`, but no camera.
-        detector: finds faces and their points.
-        detect_every: as `FaceTracker`.
-        frames: how many frames are read; None: all.
+    The video is read twice, its first ``frames`` frames or all; it cannot be a camera. The points
+    of all faces are held in memory, about 2.5 kB per face and frame.
 
     Yields:
-        Each frame with its faces, which have a ``track_id``.
-
-    Raises:
-        ImageError: the video cannot be read.
-        ConfigurationError: the source is a camera, or as `FaceTracker`.
+        Each frame with its faces, as `track`.
     """
     if str(source).startswith(CAMERA):
-        raise ConfigurationError(
-            f"{source}: offline smoothing needs later frames, which a camera does not have: use "
-            "track(), or omit --offline"
-        )
-    found = [
-        (frame.time, faces)
-        for frame, faces in islice(
-            track(source, detector, detect_every=detect_every, smooth=False), frames
-        )
-    ]
+        raise ConfigurationError(f"{source}: a camera has no later frames: omit --offline")
+    tracked = track(source, detector, detect_every=detect_every, smooth=False)
+    found = [(frame.time, faces) for frame, faces in islice(tracked, frames)]
     tracks: dict[int | None, list[tuple[int, int]]] = {}
     for index, (_, faces) in enumerate(found):
         for number, face in enumerate(faces):
@@ -151,16 +123,13 @@ class FaceTracker:
         self._highest_id = self._ended_ids = 0
 
     def update(self, frame: Frame) -> list[Face]:
-        """Find the faces of the next frame.
-
-        Args:
-            frame: the frame that follows the last one.
-
-        Returns:
-            Its faces, with a ``track_id``.
-        """
+        """The faces of the next frame, with a ``track_id``."""
         if self._is_cut(frame.image):
-            self._start_scene()
+            # A face in the same place of another scene is another face.
+            self._ended_ids = self._highest_id
+            self._tracker.reset()
+            self._faces, self._until_search = [], 0
+            self._filters.clear()
         tracked = self._track_points(frame.image)
         faces = [face for face in tracked if face.scores.mean() >= MIN_SCORE]
         if self._until_search == 0 or len(faces) < len(tracked):
@@ -169,9 +138,11 @@ class FaceTracker:
             found = [_with_points(face, face.points) for face in self.detector.predict(frame.image)]
             sure = [face for face in faces if face.scores.mean() >= _SURE_SCORE]
             unsure = [face for face in faces if face.scores.mean() < _SURE_SCORE]
-            faces = [*sure, *found, *unsure]
+            faces = [*sure, *found, *unsure]  # of overlapping faces the first is kept
         self._until_search -= 1
-        self._faces = self._assign_ids(_distinct(faces))
+        boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
+        distinct = best_boxes(boxes, np.ones(len(faces)), _SAME_FACE)
+        self._faces = self._assign_ids([faces[index] for index in distinct])
         self._count += 1
         return self._smoothed(frame.time) if self.smooth else list(self._faces)
 
@@ -179,13 +150,6 @@ class FaceTracker:
         small = cv2.resize(image, _SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
         before, self._small = self._small, small
         return before is not None and float(np.abs(small - before).mean()) > _CUT
-
-    def _start_scene(self) -> None:
-        """Drop all tracks: a face in the same place of another scene is another face."""
-        self._ended_ids = self._highest_id
-        self._tracker.reset()
-        self._faces, self._until_search = [], 0
-        self._filters.clear()
 
     def _track_points(self, image: Image) -> list[Face]:
         """The faces of the last frame in this one, from one crop each around their last points."""
@@ -251,12 +215,6 @@ def _steady_square(before: FloatArray | None, now: FloatArray) -> FloatArray:
         return now
     moved = np.abs(now[:3] - before[:3]).max() / before[2]
     return before if moved < _MOVED else now
-
-
-def _distinct(faces: Sequence[Face]) -> list[Face]:
-    """Without duplicates: of overlapping faces the first is kept."""
-    boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
-    return [faces[index] for index in best_boxes(boxes, np.ones(len(faces)), _SAME_FACE)]
 
 
 def _byte_track() -> Any:

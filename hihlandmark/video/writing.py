@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
@@ -20,10 +19,8 @@ from hihlandmark.io.sources import require_pyarrow
 from hihlandmark.video.frames import Frame, frame_rate, open_container
 from hihlandmark.writing import atomic_write_path
 
-_CLOCK = Fraction(1, 90_000)
-"""Time base: fine enough for every frame rate, also a variable one."""
-_TAIL = 1.0
-"""Seconds of sound that are kept after the last frame starts."""
+_CLOCK = Fraction(1, 90_000)  # time base, fine enough for every frame rate, also a variable one
+_TAIL = 1.0  # seconds of sound that are kept after the last frame starts
 
 
 class AnnotatedVideo:
@@ -51,31 +48,21 @@ class AnnotatedVideo:
     def __enter__(self) -> AnnotatedVideo:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         try:
             if self._output is not None:
-                if kind is None:
+                if raised[0] is None:
                     self._output.mux(self._video.encode())
                     self._copy_sound(until=float(self._last * _CLOCK) + _TAIL)
                 self._output.close()
         finally:
-            self._replacing.__exit__(kind, error, trace)
+            self._replacing.__exit__(*raised)
 
     def add(self, image: Image, time: float) -> None:
-        """Append a frame.
-
-        Args:
-            image: (H, W, 3) RGB; all frames have the size of the first.
-            time: presentation time in seconds.
+        """Append a frame (H, W, 3) with its presentation time in seconds.
 
         Raises:
             ConfigurationError: there is no video format with the suffix of the path.
-            OSError: the file cannot be written.
         """
         with missing_extra("video"):
             import av
@@ -96,12 +83,13 @@ class AnnotatedVideo:
     def _open(self, image: Image) -> None:
         import av
 
+        # FFmpeg does not see the suffix in the name of the unfinished file.
+        suffix = self.path.suffix[1:].lower()
+        container = {"mkv": "matroska", "m4v": "mp4"}.get(suffix, suffix)
         try:
-            self._output = av.open(str(self._partial), "w", format=_container_of(self.path))
+            self._output = av.open(str(self._partial), "w", format=container)
         except ValueError as error:
-            raise ConfigurationError(
-                f"{self.path}: unknown video format ({error}): use the suffix .mp4 or .mkv"
-            ) from error
+            raise ConfigurationError(f"{self.path}: {error}: use .mp4 or .mkv") from error
         rate = Fraction(frame_rate(self._source)).limit_denominator(1001) if self._source else 25
         self._video = self._output.add_stream("libx264", rate=rate)
         height, width = image.shape[:2]
@@ -135,11 +123,6 @@ class AnnotatedVideo:
             if self._next_sound[1] is not None:
                 self._output.mux(self._next_sound[1])
             self._next_sound = None
-
-
-def _container_of(path: Path) -> str:
-    """FFmpeg's name of the container; it cannot see it in the name of the unfinished file."""
-    return {".mkv": "matroska", ".m4v": "mp4"}.get(path.suffix.lower(), path.suffix[1:].lower())
 
 
 class JsonLinesFaces:
@@ -191,13 +174,7 @@ FaceWriter = JsonLinesFaces | ParquetFaces
 
 @contextmanager
 def open_faces(path: Path) -> Iterator[FaceWriter]:
-    """Open a file for faces, which appears under its name when it is complete.
-
-    Args:
-        path: of the file, with the suffix .jsonl or .parquet.
-
-    Yields:
-        The writer.
+    """Open a .jsonl or .parquet file for faces; it appears when it is complete.
 
     Raises:
         ConfigurationError: the suffix is another one.

@@ -27,12 +27,7 @@ def register_objective(architecture: str, objective: type[Objective]) -> None:
 def make_objective(
     configuration: TrainingConfiguration, network: LandmarkNetwork, teacher: Teacher | None = None
 ) -> Objective:
-    """The objective of a network.
-
-    Args:
-        configuration: of the run.
-        network: of the configuration's model.
-        teacher: for distillation.
+    """The objective of a network of the configuration's model.
 
     Raises:
         ConfigurationError: a loss does not exist or does not fit the architecture.

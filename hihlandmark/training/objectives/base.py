@@ -1,8 +1,8 @@
-"""The base class of objectives. The losses of each architecture are in a file of their own."""
+"""Base classes of objectives; each architecture's objective is in a file of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import gaussian
-from hihlandmark.layouts import get_layout
+from hihlandmark.layouts import Contour, get_layout
 from hihlandmark.models.base import Heatmaps, LandmarkNetwork
 from hihlandmark.models.hih import HIH
 from hihlandmark.training.config import Loss
@@ -19,32 +19,27 @@ from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import HEATMAP_LOSSES, POINT_LOSSES, PointLoss, contour_normals
 from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding, Normalization
 
+PIECES = 6
+"""Straight pieces between two points of a line. On COFW, whose points are furthest apart, they
+deviate from the spline by up to 0.06 of 64 cells."""
 NORMALIZATION = Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 """Of the crops of all networks that we train."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network whose heatmaps are the targets of `HIHObjective`.
+    """A trained network, in evaluation mode, whose heatmaps are the targets of `HIHObjective`.
 
     It is not a module, so that it is neither trained, nor saved, nor sent to other processes.
-
-    Attributes:
-        network: in evaluation mode.
-        layouts: that it teaches.
-        weight: of its loss.
-        digest: SHA-256 of its weights file.
     """
 
     network: HIH
     layouts: tuple[str, ...]
+    """Layouts that it teaches."""
     weight: float
+    """Weight of its loss."""
     digest: str
-
-    @property
-    def crop_size(self) -> int:
-        """Side of its crops in pixels; on crops of another size it is inaccurate."""
-        return self.network.configuration.input_size
+    """SHA-256 of its weights file."""
 
     @property
     def points(self) -> int:
@@ -64,11 +59,6 @@ class Objective(nn.Module):
     A face trains the heads of its own layout and the points that another layout shares with it. A
     teacher gives targets in all its layouts for every face.
 
-    Args:
-        network: of the architecture.
-        loss: names and weights of the losses.
-        teacher: for distillation.
-
     Raises:
         ConfigurationError: a loss does not exist or does not fit the architecture.
     """
@@ -83,9 +73,7 @@ class Objective(nn.Module):
     def __init__(self, network: Any, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__()
         if teacher is not None and not self.supports_distillation:
-            raise ConfigurationError(
-                "distillation needs the decimal heatmaps of HIH: remove the table"
-            )
+            raise ConfigurationError("distillation needs an HIH network: remove the table")
         self.network, self.loss, self.teacher = network, loss, teacher
         self.integer_loss = named_loss(HEATMAP_LOSSES, loss.integer, "loss.integer")
         self.register_buffer("mean", torch.tensor(NORMALIZATION.mean), persistent=False)
@@ -121,12 +109,9 @@ class Objective(nn.Module):
     def map_sum(
         self, maps: torch.Tensor, centers: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """The weighted sum of the heatmap loss of p points.
+        """The sum of the heatmap loss of maps (B, p, h, h), with weights (B, p).
 
-        Args:
-            maps: (B, p, h, h).
-            centers: (B, p, 2) of the Gaussians; the center of cell c is c.
-            weights: (B, p).
+        ``centers`` (B, p, 2) are those of the target Gaussians; the center of cell c is c.
         """
         taught = weights > 0
         targets = gaussian(centers[taught], maps.shape[-1], self.loss.integer_sigma)
@@ -156,9 +141,78 @@ class Objective(nn.Module):
         """Unit normals (B, P, 2) of the contours at the predicted layouts' points."""
         known = batch.points.masked_fill(batch.weights[..., None] <= 0, torch.nan)
         groups = self.network.by_layout(known[:, self.shipped]).items()
-        return torch.cat(
-            [contour_normals(get_layout(name), group) for name, group in groups], dim=1
-        )
+        normals = [contour_normals(get_layout(name), group) for name, group in groups]
+        return torch.cat(normals, dim=1)
+
+
+class LineObjective(Objective):
+    """`Objective` with target maps of lines in every predicted layout."""
+
+    lines: Any
+
+    def add_lines(self, lines: Mapping[str, Sequence[Contour]], merged: bool = False) -> None:
+        """Set the lines of each layout; with ``merged`` one map of all lines of a layout."""
+        maps = {name: LineMaps(each, get_layout(name).size, merged) for name, each in lines.items()}
+        self.lines = nn.ModuleDict(maps)
+
+    def line_weights(self, weights: torch.Tensor) -> torch.Tensor:
+        """Weights of points (B, P) -> weights of the line maps of all layouts (B, E)."""
+        groups = self.network.by_layout(weights[:, self.shipped])
+        return torch.cat([self.lines[name].weights(group) for name, group in groups.items()], dim=1)
+
+    def line_targets(self, batch: Batch, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Line maps (B, E, size, size) of all layouts, and their weights (B, E)."""
+        weights = self.line_weights(batch.weights)
+        centers = self.in_cells(batch)[:, self.shipped] - 0.5
+        maps = centers.new_zeros(*weights.shape, size, size)
+        start = 0
+        for name, points in self.network.by_layout(centers).items():
+            place = slice(start, start + self.lines[name].maps)
+            start = place.stop
+            faces = (weights[:, place] > 0).any(dim=1)
+            if faces.any():
+                maps[faces, place] = self.lines[name](points[faces], size, self.loss.line_sigma)
+        return maps, weights
+
+
+class LineMaps(nn.Module):
+    """Maps of smooth lines through the points of a layout.
+
+    A line is a Catmull-Rom spline, and its map is ``exp(-d^2 / (2 sigma^2))`` of the distance d
+    from it, as Adaptive Wing's boundary (arXiv 1904.07399; its released code interpolates by
+    B-splines and rounds to cells, ADNet's draws polygons one crop pixel thick).
+
+    Args:
+        lines: each through points by their indices.
+        points: number of points of the layout.
+        merged: one map of all lines (their maximum), with weight 0 if a point of any line has 0.
+    """
+
+    splines: torch.Tensor
+    on_lines: torch.Tensor
+
+    def __init__(self, lines: Sequence[Contour], points: int, merged: bool = False) -> None:
+        super().__init__()
+        matrices = [_spline(line, points) for line in lines]
+        self.lengths = [len(matrix) for matrix in matrices]
+        self.merged = merged
+        self.maps = 1 if merged else len(lines)
+        on_lines = torch.stack([matrix.abs().sum(dim=0) > 0 for matrix in matrices]).float()
+        self.register_buffer("splines", torch.cat(matrices), persistent=False)
+        self.register_buffer("on_lines", on_lines, persistent=False)
+
+    def weights(self, weights: torch.Tensor) -> torch.Tensor:
+        """Weights of points (B, P) -> weights of maps (B, E): the mean, or 0 if a point has 0."""
+        whole = ((weights > 0).float() @ self.on_lines.T) == self.on_lines.sum(dim=1)
+        each = whole * (weights @ self.on_lines.T) / self.on_lines.sum(dim=1)
+        return (each.mean(dim=1) * (each > 0).all(dim=1))[:, None] if self.merged else each
+
+    def forward(self, points: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
+        """Points (B, P, 2), where the center of cell c is c -> maps (B, E, size, size) in 0..1."""
+        lines = (self.splines.to(points.dtype) @ points).split(self.lengths, dim=1)
+        nearest = torch.stack([_squared_distances(line, size) for line in lines], dim=1)
+        maps = torch.exp(nearest / (-2 * sigma**2))
+        return maps.amax(dim=1, keepdim=True) if self.merged else maps
 
 
 def point_loss_of(loss: Loss) -> PointLoss | None:
@@ -171,3 +225,42 @@ def named_loss(table: Mapping[str, Any], name: str, key: str) -> Any:
     if name not in table:
         raise ConfigurationError(f"{key}: no loss {name!r}; there are {', '.join(table)}")
     return table[name]
+
+
+def _squared_distances(places: torch.Tensor, size: int) -> torch.Tensor:
+    """Squared distances (B, size, size) of cells from the polyline ``places`` (B, S, 2)."""
+    cells = torch.arange(size, device=places.device, dtype=places.dtype)
+    starts, pieces = places[:, :-1, :, None], places.diff(dim=1)[..., None]
+    # From the start of each piece to the cell, and the foot of the perpendicular as a share of the
+    # piece. A piece without length is its start.
+    dx, dy = (cells - starts).unbind(dim=2)
+    shares = (cells - starts) * pieces / pieces.square().sum(dim=2, keepdim=True).clamp(min=1e-12)
+    along = (shares[:, :, 0, None, :] + shares[:, :, 1, :, None]).clamp_(0, 1)
+    x = torch.addcmul(dx[:, :, None, :], along, pieces[:, :, 0, None], value=-1)
+    y = torch.addcmul(dy[:, :, :, None], along, pieces[:, :, 1, None], value=-1)
+    return x.square_().add_(y.square_()).amin(dim=1)
+
+
+def _spline(line: Contour, points: int) -> torch.Tensor:
+    """The matrix (S, P) from the P points of a face to S places along the line.
+
+    Cubic pieces through the points, with the slope of the chord between their neighbors (Catmull
+    and Rom, 1974). The ends of an open line are their own neighbors.
+    """
+    ring = list(line.indices)
+    padded = [ring[-1], *ring, *ring[:2]] if line.closed else [ring[0], *ring, ring[-1]]
+    t = torch.arange(PIECES, dtype=torch.float64)[:, None] / PIECES
+    basis = [
+        -0.5 * t + t**2 - 0.5 * t**3,
+        1 - 2.5 * t**2 + 1.5 * t**3,
+        0.5 * t + 2 * t**2 - 1.5 * t**3,
+        -0.5 * t**2 + 0.5 * t**3,
+    ]
+    rows = []
+    for start in range(len(padded) - 3):
+        row = torch.zeros(PIECES, points, dtype=torch.float64)
+        row.index_add_(1, torch.tensor(padded[start : start + 4]), torch.cat(basis, dim=1))
+        rows.append(row)
+    last = torch.zeros(1, points, dtype=torch.float64)
+    last[0, ring[0] if line.closed else ring[-1]] = 1
+    return torch.cat([*rows, last]).float()

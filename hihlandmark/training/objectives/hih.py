@@ -29,17 +29,13 @@ class HIHObjective(Objective):
         self.point_loss = point_loss_of(loss)
         if self.point_loss and loss.integer == "csc":
             raise ConfigurationError(
-                "loss.point needs an integer heatmap whose mean is the point, and csc trains an "
-                "almost flat one: use cross_entropy, mse or adaptive_wing for loss.integer"
+                "loss.point needs an integer heatmap whose mean is the point: loss.integer='csc' "
+                "trains an almost flat one, use another"
             )
 
     @staticmethod
     def decoding(loss: Loss, stride: int) -> Decoding:
-        """How heatmaps trained with these losses are decoded, as the model card states it.
-
-        Except for the cross-entropy, the losses leave the softmax of the decimal heatmap almost
-        flat (CSC trains the softmax of a Gaussian, not the Gaussian): only its maximum is usable.
-        """
+        """Only the cross-entropy trains more of a decimal heatmap than its maximum."""
         return Decoding(
             decoder="local_soft_argmax" if loss.decimal == "cross_entropy" else "argmax",
             activation=ACTIVATION[loss.integer],
@@ -60,10 +56,7 @@ class HIHObjective(Objective):
         return losses @ losses.new_tensor(weights)
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
-        """The losses (4,) of `names`: weighted sums over the points, over ``totals`` (3,).
-
-        All but the decimal loss are means over the stacks.
-        """
+        """The losses (4,) of `names`; all but the decimal loss are means over the stacks."""
         crops = normalize(batch.crops, self.mean, self.std)
         integers, decimals, features = self.network.forward_stacks(crops)
         size, bins, shipped = integers[-1].shape[-1], decimals.shape[-1], self.shipped
@@ -83,30 +76,21 @@ class HIHObjective(Objective):
         if self.point_loss is not None:
             normals = self.normals(batch)[taught]
             for maps in integers:
-                distributions, _ = to_distributions(
-                    maps[taught].float(), None, ACTIVATION[self.loss.integer]
-                )
+                activation = ACTIVATION[self.loss.integer]
+                distributions, _ = to_distributions(maps[taught].float(), None, activation)
                 # The integer heatmap encodes the cell, the decimal one the fraction.
                 losses = self.point_loss(distributions, cells[:, shipped][taught], normals)
                 point = point + (losses * weights[taught]).sum() / len(integers)
         distilled = self._distillation_sum(crops, integers, decimals)
-        total, shipped_total, distilled_total = totals.clamp(min=1e-6)
-        return torch.stack(
-            [
-                integer / total,
-                decimal / shipped_total,
-                point / shipped_total,
-                distilled / distilled_total,
-            ]
-        )
+        losses = torch.stack([integer, decimal, point, distilled])
+        return losses / totals.clamp(min=1e-6)[[0, 1, 1, 2]]
 
     def _distillation_sum(
         self, crops: torch.Tensor, integers: Sequence[torch.Tensor], decimals: torch.Tensor
     ) -> torch.Tensor:
         """KL divergences of the student from the teacher, summed over faces and points.
 
-        Decimal heatmaps have ``decimal_weight``, as for the labels. At temperature 1 the gradient
-        is that of Hinton et al., arXiv 1503.02531, equation 2.
+        The gradient is that of Hinton et al., arXiv 1503.02531, equation 2, at temperature 1.
         """
         total = torch.zeros((), device=crops.device)
         teacher = self._teacher_of(crops.shape[-1])
@@ -123,5 +107,7 @@ class HIHObjective(Objective):
         return total
 
     def _teacher_of(self, crop_size: int) -> Teacher | None:
-        """The teacher, if its crops have this size."""
-        return self.teacher if self.teacher and self.teacher.crop_size == crop_size else None
+        """The teacher, if it was trained on crops of this size: on others it is inaccurate."""
+        if self.teacher and self.teacher.network.configuration.input_size == crop_size:
+            return self.teacher
+        return None
