@@ -4,10 +4,10 @@ import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from builders import annotated, split_of
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, Detector, ImageError, load_image
 from hihlandmark.cli import app
 from hihlandmark.crop import tight_boxes
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.evaluation import (
     CORRUPTIONS,
     CurvePoint,
@@ -40,16 +40,6 @@ def spotted(points: Array, size: int = 300, sigma: float = 4) -> NDArray[np.uint
     return np.repeat((20 + 200 * light).round().astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def annotated(
-    image: NDArray[np.uint8], points: Array = SPOTS, name: str = "one", **more: Any
-) -> AnnotatedFace:
-    return AnnotatedFace(name, lambda: image, np.asarray(points, np.float64), "val", **more)
-
-
-def split_of(*faces: AnnotatedFace, layout: str = "POINTS4") -> AnnotatedFaces:
-    return AnnotatedFaces("faces/val", layout, np.arange(len(faces[0].points)), faces)
-
-
 def light_around(image: NDArray[np.uint8], points: Array, radius: float) -> Array:
     """The center of the light (P, 2) within a radius of each point (P, 2)."""
     rows, columns = np.indices(image.shape[:2])
@@ -72,7 +62,7 @@ def longer_side(points: Array) -> float:
     [(name, severity) for name, c in CORRUPTIONS.items() for severity in c.severities],
 )
 def test_points_stay_on_their_feature(name: str, severity: float) -> None:
-    faces = split_of(*[annotated(spotted(SPOTS))] * 2)
+    faces = split_of(*[annotated(spotted(SPOTS), SPOTS)] * 2)
     for face in corrupted(faces, CORRUPTIONS[name], severity):
         scale = longer_side(face.points) / longer_side(SPOTS) if name in ("size", "jpeg") else 1
         centers = light_around(face.load_image(), face.points, 14 * scale)
@@ -82,7 +72,7 @@ def test_points_stay_on_their_feature(name: str, severity: float) -> None:
 
 def test_uncorrupted_images_are_copies_and_black_beyond_their_edge() -> None:
     image = np.random.default_rng(0).integers(1, 256, (240, 240, 3), dtype=np.uint8)
-    (face,) = corrupted(split_of(annotated(image)), UNCORRUPTED, 0)
+    (face,) = corrupted(split_of(annotated(image, SPOTS)), UNCORRUPTED, 0)
     crop, offset = face.load_image(), face.points - SPOTS
     left, top = np.rint(offset[0]).astype(int)
     assert np.allclose(offset, (left, top))
@@ -98,7 +88,7 @@ def test_faces_are_shrunk_to_a_size_and_smaller_ones_are_unchanged_and_counted(
     large = annotated(astronaut, points, "large")
     assert longer_side(points) > 64
     small = replace(corrupted(split_of(large), CORRUPTIONS["size"], 40)[0], name="small")
-    faces = split_of(large, small, layout="W300_68")
+    faces = split_of(large, small)
     in_pixels = [longer_side(face.points) for face in corrupted(faces, CORRUPTIONS["size"], 48)]
     assert in_pixels == pytest.approx([48, 40], abs=0.3)
     (remark,) = robustness_curve(detector, faces, CORRUPTIONS["size"], (48, 32)).remarks
@@ -131,14 +121,14 @@ def test_blur_grows_with_the_face() -> None:
 
 def test_gray_images_have_no_color() -> None:
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    crop = corrupted(split_of(annotated(image)), CORRUPTIONS["gray"], 1)[0].load_image()
+    crop = corrupted(split_of(annotated(image, SPOTS)), CORRUPTIONS["gray"], 1)[0].load_image()
     assert np.ptp(crop, axis=2).max() == 0
     assert np.ptp(crop) > 100
 
 
 @pytest.mark.parametrize("degrees", CORRUPTIONS["rotation"].severities)
 def test_images_are_rotated_in_alternating_directions_and_contain_the_crop(degrees: float) -> None:
-    faces = split_of(*[annotated(spotted(SPOTS))] * 2)
+    faces = split_of(*[annotated(spotted(SPOTS), SPOTS)] * 2)
     for sign, face in zip((-1, 1), corrupted(faces, CORRUPTIONS["rotation"], degrees), strict=True):
         before, after = ((p[1] - p[0]) @ (1, 1j) for p in (SPOTS, face.points))
         assert after / before == pytest.approx(np.exp(1j * sign * np.deg2rad(degrees)))
@@ -150,7 +140,7 @@ def test_images_are_rotated_in_alternating_directions_and_contain_the_crop(degre
 
 def test_official_rectangles_move_with_the_face() -> None:
     rectangle = tight_boxes(SPOTS) + np.array([-10, -10, 10, 10.0])
-    faces = split_of(annotated(spotted(SPOTS), rectangle=rectangle))
+    faces = split_of(annotated(spotted(SPOTS), SPOTS, rectangle=rectangle))
     (small,) = corrupted(faces, CORRUPTIONS["size"], 32)
     margins = (small.rectangle - tight_boxes(small.points)) * longer_side(SPOTS) / 32
     assert margins == pytest.approx([-10, -10, 10, 10], abs=0.3)
@@ -165,14 +155,14 @@ def test_official_rectangles_move_with_the_face() -> None:
 def test_corrupted_images_are_read_by_other_processes(tmp_path: Path, name: str) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(spotted(SPOTS)).save(path)
-    face = replace(annotated(spotted(SPOTS)), load_image=partial(load_image, path))
+    face = replace(annotated(spotted(SPOTS), SPOTS), load_image=partial(load_image, path))
     (one,) = corrupted(split_of(face), CORRUPTIONS[name], CORRUPTIONS[name].severities[-1])
     copy = pickle.loads(pickle.dumps(one))
     assert np.array_equal(copy.load_image(), one.load_image())
 
 
 def test_invalid_severities_and_wrong_labels_are_named(detector: Detector) -> None:
-    faces = split_of(annotated(spotted(SPOTS)))
+    faces = split_of(annotated(spotted(SPOTS), SPOTS))
     with pytest.raises(ConfigurationError, match="quality"):
         corrupted(faces, CORRUPTIONS["jpeg"], 0)
     with pytest.raises(ConfigurationError, match="severity"):
@@ -202,7 +192,7 @@ def points(astronaut: NDArray[np.uint8], detector: Detector) -> Array:
 
 @pytest.fixture
 def astronauts(astronaut: NDArray[np.uint8], points: Array) -> AnnotatedFaces:
-    return split_of(*[annotated(astronaut, points, name) for name in "ab"], layout="W300_68")
+    return split_of(*[annotated(astronaut, points, name) for name in "ab"])
 
 
 def test_errors_grow_with_the_severity(detector: Detector, astronauts: AnnotatedFaces) -> None:

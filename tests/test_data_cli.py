@@ -13,7 +13,8 @@ from hihlandmark import ConfigurationError, Detector
 from hihlandmark.cli.data import app
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation
-from hihlandmark.datasets.contact_sheet import (
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.inspection import (
     BACKGROUND,
     CAPTION_HEIGHT,
     HIDDEN,
@@ -24,7 +25,6 @@ from hihlandmark.datasets.contact_sheet import (
     before_and_after,
     contact_sheet,
 )
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import DataError
 from hihlandmark.layouts import COFW29, FIVE
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hihlandmark.datasets import dataset_splits, read_faces
-from hihlandmark.datasets.reading import StoredImage
+from hihlandmark.datasets.faces import StoredImage
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import COFW29, W300_68, WFLW98
 

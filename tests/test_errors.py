@@ -36,10 +36,9 @@ from hihlandmark.cli import app
 from hihlandmark.cli.options import astronaut
 from hihlandmark.crop import BoxMap
 from hihlandmark.datasets import cofw, packed, read_faces, w300, wflw
-from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFaces, BadSample
 from hihlandmark.datasets.labeling import label
 from hihlandmark.datasets.packing import pack
-from hihlandmark.datasets.reading import BadSample
 from hihlandmark.evaluation.figures import new_figure
 from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.io import find_images

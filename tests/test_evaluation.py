@@ -1,13 +1,14 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders import annotated, split_of
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.integrate import simpson
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, Detector, ImageError
 from hihlandmark.cli import app
 from hihlandmark.crop import BoxMap, tight_boxes
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.errors import DataError
 from hihlandmark.evaluation import (
     NORMALIZATIONS,
@@ -37,7 +38,7 @@ from hihlandmark.evaluation import (
 from hihlandmark.evaluation.figures import failure_gallery
 from hihlandmark.evaluation.metrics import point_distances
 from hihlandmark.evaluation.report import summarize, to_markdown, write_report
-from hihlandmark.layouts import W300_68, get_layout
+from hihlandmark.layouts import W300_68
 
 Array = NDArray[np.floating]
 
@@ -135,22 +136,6 @@ def test_ece_is_zero_when_calibrated_and_large_when_overconfident() -> None:
 # --------------------------------------------------------------------------------------- protocol
 
 
-def annotated(
-    name: str, image: NDArray[np.uint8] | ImageError, points: Array, **more: Any
-) -> AnnotatedFace:
-    def load_image() -> NDArray[np.uint8]:
-        if isinstance(image, ImageError):
-            raise image
-        return image
-
-    return AnnotatedFace(name, load_image, np.asarray(points, np.float64), "val", **more)
-
-
-def split_of(faces: Sequence[AnnotatedFace], layout: int | str = 68) -> AnnotatedFaces:
-    known = get_layout(layout)
-    return AnnotatedFaces("faces/val", known.name, known.mirror, faces)
-
-
 @pytest.fixture(scope="module")
 def points(astronaut: NDArray[np.uint8], detector: Detector) -> Array:
     """The astronaut's 68 points by this detector, from a crop around such points."""
@@ -160,7 +145,7 @@ def points(astronaut: NDArray[np.uint8], detector: Detector) -> Array:
 
 @pytest.fixture
 def twins(astronaut: NDArray[np.uint8], points: Array) -> AnnotatedFaces:
-    return split_of([annotated(name, astronaut, points) for name in "ab"])
+    return split_of(*[annotated(astronaut, points, name) for name in "ab"])
 
 
 @pytest.mark.parametrize("boxes", ["labels", "official", "detected"])
@@ -170,10 +155,8 @@ def test_a_detector_agrees_with_itself(
     rectangle = tight_boxes(points) + np.array([-10, -10, 10, 10])
     shifted = points + W300_68.interocular(points) / 10
     faces = split_of(
-        [
-            annotated("same", astronaut, points, rectangle=rectangle),
-            annotated("shifted", astronaut, shifted, rectangle=rectangle),
-        ]
+        annotated(astronaut, points, "same", rectangle=rectangle),
+        annotated(astronaut, shifted, "shifted", rectangle=rectangle),
     )
     official_map = fit_official_map(detector, faces) if boxes == "official" else None
     evaluation = evaluate(detector, faces, boxes=boxes, official_map=official_map)
@@ -201,8 +184,8 @@ def test_a_face_that_is_not_found_is_a_failure_and_not_part_of_the_nme(
 ) -> None:
     blank = np.zeros_like(astronaut)
     elsewhere = points + np.array([-100, 150])
-    faces = [("here", astronaut, points), ("blank", blank, points), ("away", astronaut, elsewhere)]
-    faces = split_of([annotated(*face) for face in faces])
+    faces = [(astronaut, points, "here"), (blank, points, "blank"), (astronaut, elsewhere, "away")]
+    faces = split_of(*[annotated(*face) for face in faces])
     evaluation = evaluate(detector, faces, boxes="detected")
     assert evaluation.missed.tolist() == [False, True, True]
     figures = summarize(evaluation, {})
@@ -224,7 +207,7 @@ def test_unknown_points_are_ignored(
 ) -> None:
     some = points.copy()
     some[[20, 60]] = np.nan
-    evaluation = evaluate(detector, split_of([annotated("one", astronaut, some)]))
+    evaluation = evaluate(detector, split_of(annotated(astronaut, some)))
     assert np.flatnonzero(np.isnan(evaluation.errors[0])).tolist() == [20, 60]
     assert evaluation.face_errors[0] < 0.02
 
@@ -233,19 +216,17 @@ def test_unusable_faces_are_skipped_and_named(
     astronaut: NDArray[np.uint8], detector: Detector, points: Array
 ) -> None:
     faces = split_of(
-        [
-            annotated("broken", ImageError("cannot read broken.png"), points),
-            annotated("fine", astronaut, points),
-            annotated("unlabeled", astronaut, np.full((68, 2), np.nan)),
-            annotated("outside", astronaut, points + 2000),
-        ]
+        annotated(ImageError("cannot read broken.png"), points, "broken"),
+        annotated(astronaut, points, "fine"),
+        annotated(astronaut, np.full((68, 2), np.nan), "unlabeled"),
+        annotated(astronaut, points + 2000, "outside"),
     )
     evaluation = evaluate(detector, faces)
     assert evaluation.names == ("fine",)
     skipped = [message.partition(":")[0] for message in evaluation.skipped]
     assert skipped == ["broken", "unlabeled", "outside"]
     with pytest.raises(DataError, match=r"broken\.png"):
-        evaluate(detector, split_of(faces.faces[:1]))
+        evaluate(detector, split_of(*faces.faces[:1]))
 
 
 def test_layouts_that_share_points_are_compared_on_these(
@@ -253,14 +234,14 @@ def test_layouts_that_share_points_are_compared_on_these(
 ) -> None:
     (face,) = detector_of(98).predict(astronaut)
     converted = face.to_layout(68)
-    of_68 = split_of([annotated("one", astronaut, converted.points)])
+    of_68 = split_of(annotated(astronaut, converted.points))
     evaluation = evaluate(detector_of(98), of_68)
     assert evaluation.layout is W300_68
     assert (np.isnan(evaluation.errors[0]) == converted.approximate).all()
     assert evaluation.face_errors[0] < 0.02
     assert f"{(~converted.approximate).sum()} of the 68 points" in evaluation.remarks[0]
 
-    of_98 = split_of([annotated("one", astronaut, face.points)], 98)
+    of_98 = split_of(annotated(astronaut, face.points))
     assert evaluate(detector_of(68), of_98).face_errors[0] < 0.05
     with pytest.raises(ConfigurationError, match="layout=68"):
         evaluate(detector_of(29), of_68)
@@ -279,8 +260,8 @@ def test_official_rectangles_are_mapped_to_the_crop_of_the_labels(
         points[0], points[1] = points.min(axis=0), points.min(axis=0) + 110  # a square box
         center = points[0] + 55 - [0, 11]
         rectangle = np.concatenate([center - 55, center + 55])
-        faces.append(annotated("one", astronaut, points, rectangle=rectangle))
-    fitted = fit_official_map(detector, split_of(faces))
+        faces.append(annotated(astronaut, points, rectangle=rectangle))
+    fitted = fit_official_map(detector, split_of(*faces))
     assert fitted.shift == pytest.approx((0, 0.1), abs=1e-6)
     assert fitted.scale == pytest.approx(1.4)
 
@@ -353,7 +334,7 @@ def small_evaluation() -> Evaluation:
 def faces_of(evaluation: Evaluation) -> AnnotatedFaces:
     image = np.full((500, 500, 3), 128, np.uint8)
     rows = zip(evaluation.names, evaluation.truth, strict=True)
-    return split_of([annotated(name, image, truth) for name, truth in rows])
+    return split_of(*[annotated(image, truth, name) for name, truth in rows])
 
 
 def test_the_summary_has_all_faces_subsets_parts_and_points() -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from hihlandmark.datasets import cofw, lists, packed, project, w300, wflw
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-from hihlandmark.datasets.reading import OnBadSample, Samples
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, OnBadSample, Samples
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.layouts import get_layout
 
@@ -42,8 +42,7 @@ FORMATS: Mapping[str, Format] = {
     "w300": Format("afw/, helen/, lfpw/, ibug/, 300W/", w300.recognize, w300.splits, w300.read),
     "lists": Format("lists of crops, SPLIT.txt", lists.recognize, lists.splits, lists.read),
 }
-SHOWN = 5
-"""Number of messages that an error quotes."""
+SHOWN = 5  # messages that an error quotes
 
 
 def read_faces(
@@ -70,40 +69,31 @@ def read_faces(
     """
     folder = Path(folder)
     if on_bad_sample not in get_args(OnBadSample):
-        known = " or ".join(map(repr, get_args(OnBadSample)))
-        raise ConfigurationError(f"on_bad_sample={on_bad_sample!r}: pass {known}")
+        raise ConfigurationError(f"on_bad_sample={on_bad_sample!r}: pass 'skip' or 'raise'")
     name = _find_format(folder, format)
+    with suppress(ConfigurationError):  # names of schemes that are no layouts stay as they are
+        layout = layout and get_layout(layout).name
     whole, _, subset = split.partition("/")
-    samples = Samples(on_bad_sample)
-    faces = FORMATS[name].read(folder, whole, _canonical(layout), samples)
+    faces = FORMATS[name].read(folder, whole, layout, Samples(on_bad_sample))
     _check_any(folder, split, faces)
-    return _subset(folder, faces, whole, subset) if subset else faces
+    if not subset:
+        return faces
+    chosen = [face for face in faces if subset in face.subsets]
+    if not chosen:
+        known = ", ".join(sorted(set().union(*(face.subsets for face in faces)))) or "none"
+        raise ConfigurationError(
+            f"{folder}: split {whole!r} has no subset {subset!r}; it has {known}"
+        )
+    return replace(faces, faces=chosen, published=None)
 
 
 def dataset_splits(folder: Path, format: str = "auto") -> tuple[str, list[str]]:
     """The format of a data set, and its splits for `read_faces`.
 
-    Args:
-        folder: of the data set.
-        format: a key of `FORMATS`; "auto" recognizes it by the files in the folder.
-
-    Raises:
-        DataError: the folder is missing or of no known format.
-        ConfigurationError: the format is unknown.
+    Arguments and errors are those of `read_faces`.
     """
-    folder = Path(folder)
-    name = _find_format(folder, format)
-    return name, FORMATS[name].splits(folder)
-
-
-def _canonical(layout: str | None) -> str | None:
-    """The name of a layout given by an alias; names of other schemes are not changed."""
-    if layout is None:
-        return None
-    try:
-        return get_layout(layout).name
-    except ConfigurationError:
-        return layout
+    name = _find_format(Path(folder), format)
+    return name, FORMATS[name].splits(Path(folder))
 
 
 def _find_format(folder: Path, format: str) -> str:
@@ -112,9 +102,7 @@ def _find_format(folder: Path, format: str) -> str:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}: choose the folder of a data set")
-    if format != "auto":
-        return format
-    if (name := _recognized(folder)) is not None:
+    if (name := _recognized(folder) if format == "auto" else format) is not None:
         return name
     inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
     inside = [name for name in inside[:100] if _recognized(folder / name) is not None]
@@ -136,21 +124,7 @@ def _check_any(folder: Path, split: str, faces: AnnotatedFaces) -> None:
         if skipped > SHOWN:
             lines.append(f"and {skipped - SHOWN} more")
         raise DataError("\n  ".join(lines))
-    if faces.published is not None and len(faces) + len(faces.skipped) != faces.published:
-        _log.warning(
-            "%s has %d faces in split %r, published are %d: results are not comparable",
-            folder,
-            len(faces) + len(faces.skipped),
-            split,
-            faces.published,
-        )
-
-
-def _subset(folder: Path, faces: AnnotatedFaces, split: str, subset: str) -> AnnotatedFaces:
-    chosen = [face for face in faces if subset in face.subsets]
-    if not chosen:
-        known = ", ".join(sorted(set().union(*(face.subsets for face in faces)))) or "none"
-        raise ConfigurationError(
-            f"{folder}: split {split!r} has no subset {subset!r}; it has {known}"
-        )
-    return replace(faces, faces=chosen, published=None)
+    count = len(faces) + len(faces.skipped)
+    if faces.published not in (None, count):
+        message = "%s has %d faces in split %r, published are %d: results are not comparable"
+        _log.warning(message, folder, count, split, faces.published)

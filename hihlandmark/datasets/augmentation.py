@@ -7,7 +7,7 @@ one epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import cv2
@@ -21,22 +21,18 @@ from hihlandmark.layouts import mirror_points
 Other = Image | Callable[[], Image] | None
 """An image (H, W, 3) uint8 that patches come from, or a function that reads it if needed."""
 
-NORMAL_LIMIT = 2.5
-"""Normal draws are clipped at this many standard deviations."""
+NORMAL_LIMIT = 2.5  # normal draws are clipped at this many standard deviations
 POINT_MARGIN = 8 / 256
 """Margin around the points of an enlarged crop, in sides. HIH pads its crops by 8 of 256 pixels."""
 
 
 class AugmentedCrop(NamedTuple):
-    """A crop (S, S, 3) uint8 and the points (P, 2) in its pixels, in the order of the layout.
-
-    ``flipped``: the crop is a mirror image. Other arrays of points (visibility, weights) then have
-    to be reordered by the mirror table.
-    """
+    """A crop (S, S, 3) uint8 and the points (P, 2) in its pixels, in the order of the layout."""
 
     image: Image
     points: FloatArray
     flipped: bool
+    """The crop is a mirror image: other arrays of points have to be reordered by the mirror."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +87,18 @@ class Augmentation:
     def __post_init__(self) -> None:
         """Check the ranges of all fields."""
         spreads = ("rotation_degrees", "scale", "shift")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "distribution":
+        for name, value in vars(self).items():
+            if name == "distribution":
                 fine, needed = value in ("normal", "uniform"), '"normal" or "uniform"'
-            elif field.name in spreads:
+            elif name in spreads:
                 fine, needed = 0 <= value < np.inf, "0 or more"
-            elif field.name in ("blur_sigma", "occlusion_side"):
+            elif name in ("blur_sigma", "occlusion_side"):
                 low, high = value
                 fine, needed = 0 <= low <= high <= 1, "two numbers in 0..1, the smaller one first"
             else:
                 fine, needed = 0 <= value <= 1, "in 0..1"
             if not fine:
-                raise ConfigurationError(
-                    f"augmentation: {field.name} is {value!r} but must be {needed}"
-                )
+                raise ConfigurationError(f"augmentation: {name} is {value!r}, not {needed}")
 
     def crop(
         self,
@@ -126,7 +119,7 @@ class Augmentation:
             square: (4,), the crop square without jitter, see `crop.py`.
             size: side S of the crop in pixels.
             rng: of this sample, see `generator`.
-            other: as in `look`.
+            other: the image that patches come from; without it there are no patches.
         """
         square = self.square(square, rng, points)
         crop = cut_crop(image, square, size)
@@ -147,36 +140,18 @@ class Augmentation:
             draws = rng.uniform(-1, 1, size=4)
         else:
             draws = rng.standard_normal(4).clip(-NORMAL_LIMIT, NORMAL_LIMIT)
-        happens = rng.random(3) < (
-            self.scale_probability,
-            self.shift_probability,
-            self.rotation_probability,
-        )
-        scale, dx, dy, rotation = draws * happens[[0, 1, 1, 2]]
+        shares = (self.scale_probability, self.shift_probability, self.rotation_probability)
+        scale, dx, dy, rotation = draws * (rng.random(3) < shares)[[0, 1, 1, 2]]
         cx, cy, side, angle = square
-        jittered = np.array(
-            [
-                cx + dx * self.shift * side,
-                cy + dy * self.shift * side,
-                side * np.exp(scale * self.scale),
-                angle + np.deg2rad(rotation * self.rotation_degrees),
-            ]
-        )
+        x, y = cx + dx * self.shift * side, cy + dy * self.shift * side
+        angle += np.deg2rad(rotation * self.rotation_degrees)
+        jittered = np.array([x, y, side * np.exp(scale * self.scale), angle])
         if self.keep_points and points is not None:
             jittered[2] *= _enlargement(jittered, points)
         return jittered
 
     def look(self, crop: Image, rng: np.random.Generator, other: Other = None) -> Image:
-        """Change the appearance of a crop; points do not move.
-
-        Args:
-            crop: (S, S, 3) uint8; is not modified.
-            rng: of this sample, see `generator`.
-            other: the image that patches come from; without it there are no patches.
-
-        Returns:
-            The changed crop; the crop itself if nothing changes.
-        """
+        """A crop (S, S, 3) uint8 with another appearance, points in place; itself if unchanged."""
         if rng.random() < self.color:
             crop = _color(crop, rng)
         if rng.random() < self.gray:
@@ -218,27 +193,16 @@ NO_AUGMENTATION = Augmentation(
 
 
 def generator(seed: int, *numbers: int) -> np.random.Generator:
-    """A random generator that depends on its arguments alone, so that runs can be resumed exactly.
+    """A random generator of a seed and numbers, such as set, index and epoch of a sample.
 
-    Args:
-        seed: of the run.
-        numbers: 0 or more each, such as set, index and epoch of a sample.
+    It depends on nothing else, so that runs can be resumed exactly.
     """
     # The count at the end, because NumPy treats (1, 2) and (1, 2, 0) as the same seed.
     return np.random.default_rng((seed, *numbers, len(numbers) + 1))
 
 
 def mirror_face(image: Image, points: FloatArray, mirror: IndexArray) -> tuple[Image, FloatArray]:
-    """Mirror an image and its points.
-
-    Args:
-        image: (H, W, 3).
-        points: (P, 2).
-        mirror: (P,), where ``mirror[i]`` is the point that becomes point i.
-
-    Raises:
-        ConfigurationError: ``mirror`` has another number of points.
-    """
+    """Mirror an image (H, W, 3) and its points (P, 2), see `mirror_points`."""
     return cv2.flip(image, 1), mirror_points(points, mirror, image.shape[1])
 
 

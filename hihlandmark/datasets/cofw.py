@@ -22,8 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-from hihlandmark.datasets.reading import BadSample, Samples, check_layout, unknown_split
+from hihlandmark.datasets.faces import (
+    AnnotatedFace,
+    AnnotatedFaces,
+    BadSample,
+    Samples,
+    check_layout,
+    unknown_split,
+)
 from hihlandmark.errors import DataError, ImageError, missing_extra
 from hihlandmark.image import load_image
 from hihlandmark.layouts import COFW29
@@ -63,10 +69,8 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     file = SPLITS[split]
     path = folder / file.name
     if not path.is_file():
-        raise DataError(
-            f"{folder} has no {file.name}: unpack COFW_color.zip (https://data.caltech.edu/records/"
-            "20099) there"
-        )
+        source = "COFW_color.zip (https://data.caltech.edu/records/20099)"
+        raise DataError(f"{folder} has no {file.name}: unpack {source} there")
     shapes, boxes = _annotations(path, file)
     for index, (shape, box) in enumerate(zip(shapes, boxes, strict=True)):
         source = f"{file.name}, face {index + 1}"
@@ -94,22 +98,17 @@ def _annotations(path: Path, file: SplitFile) -> tuple[FloatArray, FloatArray]:
     contents = _opened(path, os.getpid())
     names = (file.images, file.shapes, file.boxes)
     if missing := [name for name in names if name not in contents]:
-        raise DataError(
-            f"{path} has no {', '.join(missing)}, but {', '.join(contents) or 'nothing'}: "
-            "is it the color version of COFW?"
-        )
+        raise DataError(f"{path} has no {', '.join(missing)}: is it the color version of COFW?")
     try:
         shapes = np.asarray(contents[file.shapes], np.float64).T
         boxes = np.asarray(contents[file.boxes], np.float64).T
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}; download it again") from error
-    count = contents[file.images].size
-    columns = 3 * COFW29.size
-    if shapes.shape != (count, columns) or boxes.shape != (count, 4):
+    expected = [(contents[file.images].size, columns) for columns in (3 * COFW29.size, 4)]
+    if [shapes.shape, boxes.shape] != expected:
         raise DataError(
-            f"{path}: for {count} images, {file.shapes} has the shape {shapes.shape} instead of "
-            f"({count}, {columns}) and {file.boxes} {boxes.shape} instead of ({count}, 4); "
-            "download it again"
+            f"{path}: {file.shapes} and {file.boxes} have the shapes {shapes.shape} and "
+            f"{boxes.shape} instead of {expected}; download it again"
         )
     return shapes, boxes
 
@@ -123,8 +122,7 @@ def _opened(path: Path, process: int) -> Any:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(
-            f"{path} is not a MATLAB v7.3 (HDF5) file, or is damaged: {error}; download it again, "
-            "or save it from MATLAB with '-v7.3'"
+            f"{path} is not a MATLAB v7.3 (HDF5) file or damaged: {error}; download it again"
         ) from error
 
 

@@ -1,11 +1,24 @@
-"""The result of every reader of data sets: annotated faces, and the samples left out."""
+"""Annotated faces, the result of every reader, and what the readers share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image as Pillow
 
 from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
+from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.image import EXIF_ORIENTATION_TAG, load_image
+from hihlandmark.layouts import Layout
+
+OnBadSample = Literal["skip", "raise"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,3 +66,132 @@ class AnnotatedFaces:
 
     def __iter__(self) -> Iterator[AnnotatedFace]:
         return iter(self.faces)
+
+
+class BadSample(Exception):
+    """One sample of a data set does not follow its format."""
+
+
+class Samples:
+    """Collects the faces of a split, and the samples that are left out."""
+
+    def __init__(self, on_bad_sample: OnBadSample = "skip") -> None:
+        self.on_bad_sample = on_bad_sample
+        self.faces: list[AnnotatedFace] = []
+        self.skipped: list[str] = []
+        self._times_named: Counter[str] = Counter()
+
+    def add(self, face: AnnotatedFace) -> None:
+        """Keep a face; further faces of one image get a number in their name."""
+        self._times_named[face.name] += 1
+        times = self._times_named[face.name]
+        self.faces.append(face if times == 1 else replace(face, name=f"{face.name}#{times}"))
+
+    @contextmanager
+    def reading(self, where: str) -> Iterator[None]:
+        """Skip a `BadSample` of the block at ``where`` (file and line), or raise `DataError`."""
+        try:
+            yield
+        except BadSample as error:
+            message = f"{where}: {error}"
+            if self.on_bad_sample == "raise":
+                raise DataError(f"{message}; repair it, or pass on_bad_sample='skip'") from error
+            self.skipped.append(message)
+
+    def result(self, name: str, layout: Layout, published: int | None = None) -> AnnotatedFaces:
+        """The collected faces, in a layout of this package."""
+        return AnnotatedFaces(name, layout.name, layout.mirror, self.faces, self.skipped, published)
+
+
+def finite_numbers(fields: Sequence[str], first_column: int = 1) -> FloatArray:
+    """Parse texts as finite numbers (N,). Raises `BadSample` with the column and its text."""
+    numbers = np.array([number_or_nan(text) for text in fields])
+    wrong = np.flatnonzero(~np.isfinite(numbers))
+    if len(wrong):
+        where = f"{fields[wrong[0]]!r} in column {wrong[0] + first_column}"
+        raise BadSample(f"{where} is not a finite number")
+    return numbers
+
+
+def number_or_nan(text: str) -> float:
+    """The number that a text represents; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, numbered from 1 on. Raises `DataError`."""
+    try:
+        # "utf-8-sig" drops the byte order mark that Windows editors write.
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {path}: {reason}; is it UTF-8?") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, line
+
+
+class ScannedFolders:
+    """Whether files exist, by listing each folder once: much faster than a check of each file."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        """Whether the path is an entry of its folder."""
+        folder = path.parent
+        if folder not in self._names:
+            self._names[folder] = frozenset(entry_names(folder))
+        return path.name in self._names[folder]
+
+
+def entry_names(folder: Path) -> list[str]:
+    """The names of a folder's files and folders, sorted; none when it is not a folder."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """Reads an image file without applying its EXIF orientation.
+
+    The published data sets were annotated, and are read by their authors' code, with tools that
+    ignore the tag (MATLAB's imread, OpenCV 2, Pillow): their points refer to the stored pixels.
+    """
+
+    path: Path
+
+    def __call__(self) -> Image:
+        """(H, W, 3) uint8 RGB. Raises `ImageError`."""
+        try:
+            pillow = Pillow.open(self.path)
+        except Exception as error:  # damaged headers make Pillow raise errors of many kinds
+            raise ImageError(f"cannot open image {str(self.path)!r}: {error}") from error
+        with pillow:
+            try:
+                pillow.getexif().pop(EXIF_ORIENTATION_TAG, None)
+            except Exception:  # damaged metadata: `load_image` then ignores them too
+                pillow.info.pop("exif", None)
+            try:
+                return load_image(pillow)
+            except ImageError as error:
+                raise ImageError(f"file {str(self.path)!r}: {error}") from error
+
+
+def unknown_split(folder: Path, split: str, offered: Iterable[str]) -> ConfigurationError:
+    """The error for a split that does not exist."""
+    known = ", ".join(offered) or "none"
+    return ConfigurationError(f"{folder} has no split {split!r}; it has {known}")
+
+
+def check_layout(data_set: str, own: Layout, wanted: str | None) -> None:
+    """Raises `ConfigurationError` when the layout is not the only one of the data set."""
+    if wanted is not None and wanted != own.name:
+        raise ConfigurationError(
+            f"{data_set} is annotated in the layout {own.name}, not in {wanted}: omit layout"
+        )

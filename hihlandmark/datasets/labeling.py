@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.arrays import Image
 from hihlandmark.datasets.project import ANNOTATIONS
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError, ImageError
@@ -23,8 +23,6 @@ from hihlandmark.image import load_image
 from hihlandmark.pipeline import Found
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.writing import write_atomically
-
-SPLIT = "train"
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,13 @@ class CenteredFaceDetector:
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One box with score 1 in the center of every image (H, W, 3)."""
-        return [Detections(self._box(image), np.ones(1)) for image in images]
-
-    def _box(self, image: Image) -> FloatArray:
-        height, width = image.shape[:2]
-        half = max(height, width) / self.scale / 2
-        x, y = (width - 1) / 2, (height - 1) / 2
-        return np.array([[x - half, y - half, x + half, y + half]])
+        found = []
+        for image in images:
+            center = (np.array(image.shape[1::-1]) - 1) / 2
+            half = max(image.shape[:2]) / self.scale / 2
+            box = np.concatenate([center - half, center + half])
+            found.append(Detections(box[None], np.ones(1)))
+        return found
 
 
 class Labeled(NamedTuple):
@@ -64,11 +62,6 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
 
     The images are not moved; the file names them relative to its folder. Each face has its
     ``points``, ``scores`` and ``covariance``, and ``made_by`` identifies the weights.
-
-    Args:
-        images: paths of image files.
-        detector: finds the faces.
-        out: folder of the file.
 
     Raises:
         DataError: the folder has such a file already, or no face is found.
@@ -98,7 +91,7 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
         for face in faces:
             row = {
                 "image": os.path.relpath(path, out),
-                "split": SPLIT,
+                "split": "train",
                 "points": face.points.round(2).tolist(),
                 "scores": face.scores.round(4).tolist(),
                 "covariance": face.covariance.round(3).tolist(),

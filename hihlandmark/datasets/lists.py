@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image as Pillow
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-from hihlandmark.datasets.reading import (
+from hihlandmark.datasets.faces import (
+    AnnotatedFace,
+    AnnotatedFaces,
     BadSample,
     Samples,
     ScannedFolders,
@@ -71,22 +72,15 @@ def _looks_like_list(path: Path) -> bool:
         return False
     try:
         _, line = next(numbered_lines(path))
-        fields = line.split()
-        return len(fields) > 2 * COFW29.size and len(_parse(line)[1]) > 0
     except (StopIteration, DataError):
         return False
-    except BadSample:  # a list, whose first line is a bad one
-        return True
+    return len(line.split()) > 2 * COFW29.size
 
 
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
     """The annotated crops of a list; see `datasets.read_faces`.
 
-    Args:
-        folder: of the lists.
-        split: name of a list.
-        layout: of the points; None: by the number of coordinates.
-        samples: collects the faces.
+    Without a ``layout``, it follows from the number of coordinates.
     """
     found = _lists(folder)
     if split not in found:
@@ -109,13 +103,15 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             if np.abs(coordinates - 0.5).max() > 0.5 + FARTHEST:
                 raise BadSample("its coordinates are not in 0..1 of the crop; are they in pixels?")
             crop = _find_crop(folder, path, split, image, files)
+            flags = extras[:FLAGS]
+            has_flags = len(flags) == FLAGS and np.isin(flags, (0, 1)).all()
             samples.add(
                 AnnotatedFace(
                     name=image,
                     load_image=StoredImage(crop),
                     points=coordinates.reshape(-1, 2) * _size(crop),
                     split=split,
-                    subsets=_subsets(extras),
+                    subsets=flagged_subsets(flags) if has_flags else frozenset(),
                     source=source,
                 )
             )
@@ -139,8 +135,7 @@ def _layout_of(path: Path, most_common: list[tuple[int, int]]) -> Layout:
         if count - 2 * layout.size in EXTRAS:
             return layout
     raise DataError(
-        f"{path}: {count} numbers a line match no layout; lists of 98, 68 and 29 points are "
-        "supported, optionally followed by six flags and three angles"
+        f"{path}: {count} numbers a line match no layout; there are lists of 98, 68 and 29 points"
     )
 
 
@@ -166,10 +161,3 @@ def _size(path: Path) -> tuple[int, int]:
             return image.size
     except Exception as error:  # damaged headers make Pillow raise errors of many kinds
         raise BadSample(f"{path} is not a readable image: {error}") from error
-
-
-def _subsets(extras: FloatArray) -> frozenset[str]:
-    flags = extras[:FLAGS]
-    if len(flags) < FLAGS or not np.isin(flags, (0, 1)).all():
-        return frozenset()
-    return flagged_subsets(flags)

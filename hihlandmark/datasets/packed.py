@@ -17,8 +17,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import Image
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-from hihlandmark.datasets.reading import Samples, unknown_split
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, Samples, unknown_split
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 
 DESCRIPTION, TABLE = "pack.json", "faces.arrow"
@@ -38,29 +37,19 @@ def splits(folder: Path) -> list[str]:
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
     """The faces of a split as crops, in the order of the table; see `datasets.read_faces`.
 
-    Args:
-        folder: of the packed set.
-        split: its name. In splits of several sets the lower-case name of each set is a subset.
-        layout: may be None where the split has only one.
-        samples: collects the faces.
+    In splits of several sets, the lower-case name of each set is a subset.
     """
     description = describe(folder)
     sets = [packed for packed in description["sets"] if packed["split"] == split]
     if not sets:
         raise unknown_split(folder, split, splits(folder))
     layouts = list(dict.fromkeys(packed["layout"] for packed in sets))
-    if layout is None and len(layouts) > 1:
-        raise ConfigurationError(
-            f"{folder}: split {split!r} has faces in the layouts {', '.join(layouts)}: choose one, "
-            f"layout={layouts[0]!r}"
-        )
     chosen = layout or layouts[0]
-    sets = [packed for packed in sets if packed["layout"] == chosen]
-    if not sets:
+    if chosen not in layouts or (layout is None and len(layouts) > 1):
         raise ConfigurationError(
-            f"{folder}: split {split!r} has no faces in the layout {chosen}, but in "
-            f"{', '.join(layouts)}"
+            f"layout {layout}: split {split!r} of {folder} has {', '.join(layouts)}: choose one"
         )
+    sets = [packed for packed in sets if packed["layout"] == chosen]
     names = list(dict.fromkeys(packed["name"] for packed in sets))
     for face in _faces(folder, split, chosen, several_sets=len(names) > 1):
         samples.add(face)
@@ -127,32 +116,24 @@ class PackedCrop:
         """(S, S, 3) uint8 RGB. Raises `ImageError`."""
         place = f"row {self.row} of {self.path}"
         try:
-            data = _images(self.path, self.stamp)[self.row]
+            row = _images(self.path, self.stamp)[self.row]
         except (DataError, OSError, IndexError, ValueError) as error:
             raise ImageError(
                 f"cannot read {place}: {error}; read the set again, or pack it again"
             ) from error
-        crop = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        data = np.frombuffer(row.column("image")[0]["bytes"].as_buffer(), np.uint8)
+        crop = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if crop is None:
             raise ImageError(f"the image in {place} does not decode: pack again")
         return np.asarray(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-class _Images:
-    """The encoded images of a table by row."""
-
-    def __init__(self, path: Path) -> None:
-        self._rows = open_table(path).select_columns("image").with_format("arrow")
-
-    def __getitem__(self, row: int) -> memoryview:
-        return memoryview(self._rows[row].column("image")[0]["bytes"].as_buffer())
-
-
 @lru_cache(maxsize=8)
-def _images(path: Path, stamp: int) -> _Images:
+def _images(path: Path, stamp: int) -> Any:
+    """The column of encoded images of a table."""
     if _stamp(path) != stamp:
         raise DataError("it was replaced after its faces were read: read them again")
-    return _Images(path)
+    return open_table(path).select_columns("image").with_format("arrow")
 
 
 def _stamp(path: Path) -> int:

@@ -1,8 +1,7 @@
 """Writes annotated faces as one packed, shuffled data set with fast random access.
 
 Every face becomes a square crop, large enough for augmentation, in a memory-mapped table of Hugging
-Face ``datasets``; tar shards can only be read in order.
-`hihlandmark.datasets.packed` reads it.
+Face ``datasets``, which `hihlandmark.datasets.packed` reads.
 """
 
 from __future__ import annotations
@@ -21,11 +20,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from hihlandmark.arrays import FloatArray, Image, Progress
+from hihlandmark.arrays import FloatArray, Progress
 from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, BadSample
 from hihlandmark.datasets.packed import DESCRIPTION, TABLE, VERSION, import_datasets
-from hihlandmark.datasets.reading import BadSample
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 
 WIDEST = 20_000
@@ -62,11 +60,8 @@ class PackingReport:
 
     def __str__(self) -> str:
         width = max(len(packed.name) for packed in self.sets)
-        rows = [
-            f"{s.name:{width}}  {s.split:10}  {s.layout:10}  {s.packed:6} packed  "
-            f"{s.skipped} skipped"
-            for s in self.sets
-        ]
+        row = "{name:{width}}  {split:10}  {layout:10}  {packed:6} packed  {skipped} skipped"
+        rows = [row.format(width=width, **vars(packed)) for packed in self.sets]
         size = f"{self.faces} faces, {self.bytes / 1e6:.1f} MB in {self.folder}"
         messages = [f"  skipped {message}" for message in self.skipped]
         return "\n".join([*rows, f"{size} ({self.seconds:.1f} s)", *messages])
@@ -87,8 +82,7 @@ def pack(
 
     A crop is a square of whole pixels around the center of the tight box of a face's known points,
     black outside of the image. Points and rectangles are stored in crop pixels. A face whose image
-    cannot be read is left out and counted. The folder appears when it is complete. The memory holds
-    `ROWS_IN_MEMORY` crops at a time, whatever the number of faces.
+    cannot be read is left out and counted. The folder appears when it is complete.
 
     Args:
         sets: the faces, one set per split.
@@ -104,7 +98,12 @@ def pack(
         ConfigurationError: an argument is invalid, or sets contradict each other.
         DataError: the folder cannot be written, or no face is left.
     """
-    _check_arguments(side, max_side, quality)
+    if not 1 <= side <= 10:
+        raise ConfigurationError(f"side={side}: must be 1 to 10 longer sides of the face's box")
+    if not 16 <= max_side <= WIDEST:
+        raise ConfigurationError(f"max_side={max_side}: must be 16 to {WIDEST} pixels")
+    if not 1 <= quality <= 100:
+        raise ConfigurationError(f"quality={quality}: JPEG's quality is 1 to 100")
     mirrors = _mirrors(sets)
     out = Path(out)
     _check_target(out, overwrite)
@@ -119,7 +118,9 @@ def pack(
             PackedSet(x.name, x.layout, _split(x), len(x) + len(x.skipped) - len(left), len(left))
             for x, left in zip(sets, skipped, strict=True)
         )
-        _check_any(out, results, messages)
+        if not any(result.packed for result in results):
+            shown = "\n  ".join(["all samples were skipped", *messages[:5]])
+            raise DataError(f"nothing to write to {out}: {shown}")
         description = {
             "version": VERSION,
             "sets": [vars(result) for result in results if result.packed],
@@ -144,22 +145,14 @@ def _write_table(
     with _table_writer(path) as write:
         for done, (which, index) in enumerate(order, start=1):
             face = sets[which][index]
+            row = {"set": sets[which].name, "layout": sets[which].layout}
             try:
-                write({**_labels(sets[which], face), **cropping(face)})
+                write({**row, **cropping(face)})
             except (BadSample, ImageError) as error:
                 skipped[which].append(f"{face.source or face.name}: {error}")
             if progress is not None:
                 progress(done, len(order))
     return skipped
-
-
-def _check_arguments(side: float, max_side: int, quality: int) -> None:
-    if not 1 <= side <= 10:
-        raise ConfigurationError(f"side={side}: must be 1 to 10 longer sides of the face's box")
-    if not 16 <= max_side <= WIDEST:
-        raise ConfigurationError(f"max_side={max_side}: must be 16 to {WIDEST} pixels")
-    if not 1 <= quality <= 100:
-        raise ConfigurationError(f"quality={quality}: JPEG's quality is 1 to 100")
 
 
 def _split(faces: AnnotatedFaces) -> str:
@@ -180,31 +173,10 @@ def _mirrors(sets: Sequence[AnnotatedFaces]) -> dict[str, list[int]]:
         mirror = faces.mirror.tolist()
         if mirrors.setdefault(faces.layout, mirror) != mirror:
             raise ConfigurationError(
-                f"two sets of the layout {faces.layout} have different mirror tables: read one of "
-                "them with another name, layout=..."
+                f"two sets of the layout {faces.layout} have different mirror tables: read one "
+                "with another layout=..."
             )
     return mirrors
-
-
-def _check_any(out: Path, results: Sequence[PackedSet], skipped: Sequence[str]) -> None:
-    if not any(result.packed for result in results):
-        shown = "".join(f"\n  {message}" for message in skipped[:5])
-        raise DataError(
-            f"nothing to write to {out}: all {len(skipped)} samples were skipped{shown}"
-        )
-
-
-def _labels(faces: AnnotatedFaces, face: AnnotatedFace) -> dict[str, Any]:
-    """The columns of a face that do not depend on its crop."""
-    return {
-        "name": face.name,
-        "set": faces.name,
-        "split": face.split,
-        "layout": faces.layout,
-        "subsets": sorted(face.subsets),
-        "source": face.source,
-        "visible": None if face.visible is None else face.visible.tolist(),
-    }
 
 
 @dataclass(frozen=True)
@@ -216,22 +188,33 @@ class _Cropping:
     quality: int
 
     def __call__(self, face: AnnotatedFace) -> dict[str, Any]:
-        """The columns that depend on the crop. Raises `BadSample` and `ImageError`."""
+        """The columns of a face. Raises `BadSample` and `ImageError`."""
         square = self.square(face.points)
         width = int(square[2])
         image = face.load_image()
-        _check_overlap(square, image)
+        low, high = square[:2] - square[2] / 2, square[:2] + square[2] / 2
+        extent = np.array(image.shape[1::-1])
+        if (high <= -0.5).any() or (low >= extent - 0.5).any():
+            raise BadSample(f"the face lies outside of its image of {extent.tolist()} pixels")
         crop = cut_crop(image, square, width)
         size = min(width, self.max_side)
         if size < width:
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+        options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), options)
+        assert done  # any (S, S, 3) uint8 array can be encoded
         matrix = crop_matrix(square, size)
         corners = None if face.rectangle is None else face.rectangle.reshape(2, 2)
         return {
-            "image": {"bytes": self._encoded(crop), "path": None},
+            "image": {"bytes": data.tobytes(), "path": None},
             "points": transform_points(matrix, face.points).ravel().astype(np.float32),
             "rectangle": None if corners is None else transform_points(matrix, corners).ravel(),
             "square": square,
+            "name": face.name,
+            "split": face.split,
+            "subsets": sorted(face.subsets),
+            "source": face.source,
+            "visible": None if face.visible is None else face.visible.tolist(),
         }
 
     def square(self, points: FloatArray) -> FloatArray:
@@ -249,20 +232,6 @@ class _Cropping:
         left_top = np.rint((box[:2] + box[2:]) / 2 - half)
         return np.array([*(left_top + half), width, 0.0])
 
-    def _encoded(self, crop: Any) -> bytes:
-        options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), options)
-        assert done  # any (S, S, 3) uint8 array can be encoded
-        return data.tobytes()
-
-
-def _check_overlap(square: FloatArray, image: Image) -> None:
-    """Raises `BadSample` when the square (4,) and the image (H, W, 3) do not overlap."""
-    low, high = square[:2] - square[2] / 2, square[:2] + square[2] / 2
-    height, width = image.shape[:2]
-    if (high <= -0.5).any() or low[0] >= width - 0.5 or low[1] >= height - 0.5:
-        raise BadSample(f"the face lies outside of its image of {width} x {height} pixels")
-
 
 def _check_target(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -270,9 +239,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if not (out / DESCRIPTION).is_file():
         raise ConfigurationError(f"{out} is not a packed data set: choose another folder")
     if not overwrite:
-        raise ConfigurationError(
-            f"{out} is a packed data set: choose another folder, or overwrite it"
-        )
+        raise ConfigurationError(f"{out} is a packed data set: overwrite it or choose another")
 
 
 @contextmanager
@@ -288,9 +255,7 @@ def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         _check_target(out, overwrite)  # again: packing takes a while
         _replace(out, new, temporary / "old")
     except OSError as error:
-        raise DataError(
-            f"cannot write {out}: {error.strerror or error}; free space or choose another folder"
-        ) from error
+        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -315,22 +280,11 @@ def _table_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     datasets = import_datasets()
     from datasets.arrow_writer import ArrowWriter
 
-    text, numbers = datasets.Value("string"), datasets.Value("float64")
-    features = datasets.Features(
-        {
-            "name": text,
-            "image": datasets.Image(decode=False),
-            "points": datasets.Sequence(datasets.Value("float32")),
-            "visible": datasets.Sequence(datasets.Value("bool")),
-            "rectangle": datasets.Sequence(numbers),
-            "square": datasets.Sequence(numbers),
-            "split": text,
-            "subsets": datasets.Sequence(text),
-            "layout": text,
-            "set": text,
-            "source": text,
-        }
-    )
+    texts = dict.fromkeys(("name", "split", "layout", "set", "source"), datasets.Value("string"))
+    lists = {"points": "float32", "visible": "bool", "rectangle": "float64", "square": "float64"}
+    lists["subsets"] = "string"
+    columns = {name: datasets.Sequence(datasets.Value(kind)) for name, kind in lists.items()}
+    features = datasets.Features({"image": datasets.Image(decode=False), **texts, **columns})
     with ArrowWriter(path=str(path), features=features, writer_batch_size=ROWS_IN_MEMORY) as writer:
         yield writer.write
         writer.finalize()

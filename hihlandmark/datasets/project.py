@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-from hihlandmark.datasets.reading import (
+from hihlandmark.datasets.faces import (
+    AnnotatedFace,
+    AnnotatedFaces,
     BadSample,
     Samples,
     ScannedFolders,
@@ -57,11 +58,7 @@ def splits(folder: Path) -> list[str]:
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
     """The annotated faces of a split; see `datasets.read_faces`.
 
-    Args:
-        folder: of the data set.
-        split: its name.
-        layout: names the scheme; None: by number of points.
-        samples: collects the faces.
+    Without a ``layout``, it follows from the number of points.
     """
     rows = _rows(folder, samples)
     chosen = [(n, row) for n, row in rows if row["split"] == split and row.get("points")]
@@ -70,7 +67,8 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             return AnnotatedFaces(folder.name, "", np.zeros(0, np.intp), [], samples.skipped)
         raise unknown_split(folder, split, splits(folder))
     count = Counter(_length(row["points"]) for _, row in chosen).most_common(1)[0][0]
-    layout = layout or _name_of_scheme(count)
+    by_size = {known.size: known.name for known in LAYOUTS.values()}
+    layout = layout or by_size.get(count, f"POINTS{count}")
     size = _used_points(folder, layout, count)
     files = ScannedFolders()
     for number, row in chosen:
@@ -120,11 +118,6 @@ def _length(points: Any) -> int:
     return len(points) if isinstance(points, list) else 0
 
 
-def _name_of_scheme(count: int) -> str:
-    by_size = {layout.size: layout.name for layout in LAYOUTS.values()}
-    return by_size.get(count, f"POINTS{count}")
-
-
 def _used_points(folder: Path, layout: str, count: int) -> int:
     """How many of a face's points, from the first on, are those of the layout."""
     if layout not in LAYOUTS or LAYOUTS[layout].size == count:
@@ -144,10 +137,8 @@ def _mirror(folder: Path, layout: str, size: int) -> IndexArray:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise DataError(
-            f"{folder} has {size} points per face, which is not a layout of this package, and no "
-            f"points.json with their mirror table is in it or in {folder.parent}: write "
-            f'{{"{size}": {{"flip": [...]}}}}, where flip[i] is the point that becomes point i in '
-            "the mirrored image"
+            f"{folder} or {folder.parent} has no points.json: write the mirror table of the {size} "
+            f'points there, {{"{size}": {{"flip": [...]}}}}'
         )
     try:
         mirror = np.array(json.loads(path.read_text(encoding="utf-8"))[str(size)]["flip"], np.intp)
@@ -158,8 +149,7 @@ def _mirror(folder: Path, layout: str, size: int) -> IndexArray:
     is_permutation = np.array_equal(np.sort(mirror), np.arange(size))
     if not is_permutation or not np.array_equal(mirror[mirror], np.arange(size)):
         raise DataError(
-            f"{path}: 'flip' of {size} must contain each of 0..{size - 1} once, and be its own "
-            "inverse"
+            f"{path}: 'flip' of {size} must be a permutation of 0..{size - 1} and its own inverse"
         )
     return mirror
 
@@ -167,10 +157,7 @@ def _mirror(folder: Path, layout: str, size: int) -> IndexArray:
 def _points(points: Any, count: int) -> FloatArray:
     if _length(points) != count:
         raise BadSample(f"has {_length(points)} points, the other faces have {count}")
-    try:
-        array = np.array([(np.nan,) * 2 if p is None else p for p in points], np.float64)
-    except (ValueError, TypeError):
-        array = np.zeros(0)
+    array = _array([(np.nan, np.nan) if point is None else point for point in points])
     if array.shape != (count, 2):
         raise BadSample("its points are not all pairs [x, y] of numbers")
     known = np.array([point is not None for point in points])
@@ -182,13 +169,18 @@ def _points(points: Any, count: int) -> FloatArray:
     return array
 
 
+def _array(values: Any) -> FloatArray:
+    """The values as an array of numbers; empty when they are none."""
+    try:
+        return np.array(values, np.float64)
+    except (ValueError, TypeError):
+        return np.zeros(0)
+
+
 def _rectangle(rect: Any) -> FloatArray | None:
     if rect is None:
         return None
-    try:
-        array = np.array(rect, np.float64)
-    except (ValueError, TypeError):
-        array = np.zeros(0)
+    array = _array(rect)
     if array.shape != (4,) or not np.isfinite(array).all():
         raise BadSample(f"its rect {rect} is not four numbers x0, y0, x1, y1")
     return array

@@ -19,8 +19,9 @@ import re
 from pathlib import Path
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-from hihlandmark.datasets.reading import (
+from hihlandmark.datasets.faces import (
+    AnnotatedFace,
+    AnnotatedFaces,
     BadSample,
     Samples,
     StoredImage,
@@ -44,7 +45,6 @@ SPLITS: dict[str, dict[str, str | None]] = {
 }
 PUBLISHED = {"train": 3148, "common": 554, "challenge": 135, "full": 689, "test": 600}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-PRIVATE_TEST = "300W"
 
 
 def recognize(folder: Path) -> bool:
@@ -55,11 +55,7 @@ def recognize(folder: Path) -> bool:
 
 def splits(folder: Path) -> list[str]:
     """The splits whose folders all exist, and the subsets of the private test set."""
-    whole = [
-        split
-        for split, parts in SPLITS.items()
-        if all(_part(folder, part) is not None for part in parts)
-    ]
+    whole = [split for split, parts in SPLITS.items() if all(_part(folder, p) for p in parts)]
     return whole + [f"test/{subset}" for subset in SPLITS["test"].values() if "test" in whole]
 
 
@@ -68,22 +64,20 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     check_layout("300-W", W300_68, layout)
     if split not in SPLITS:
         raise unknown_split(folder, split, SPLITS)
-    places = {part: _part(folder, part) for part in SPLITS[split]}
-    if missing := [part for part, place in places.items() if place is None]:
+    places = {part: place for part in SPLITS[split] if (place := _part(folder, part)) is not None}
+    if missing := [part for part in SPLITS[split] if part not in places]:
         raise DataError(
-            f"{folder} lacks {' and '.join(missing)}: 300-W {split} consists of "
-            f"{', '.join(places)}; unpack iBUG's zip files there, so that the .pts files lie "
-            "beside their images"
+            f"{folder} lacks {' and '.join(missing)}: unpack iBUG's zip files there, with the .pts "
+            "files beside their images"
         )
     for part, place in places.items():
-        assert place is not None
         _read_part(folder, place, split, SPLITS[split][part], samples)
     return samples.result("300-W", W300_68, PUBLISHED[split])
 
 
 def _part(folder: Path, part: str) -> Path | None:
     """The folder of a part, ignoring case ("IBUG", "Helen/trainset")."""
-    return _descend(folder, part) or _descend(folder, f"{PRIVATE_TEST}/{part}")
+    return _descend(folder, part) or _descend(folder, f"300W/{part}")
 
 
 def _descend(folder: Path, path: str) -> Path | None:

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
-from hihlandmark.datasets.reading import (
+from hihlandmark.datasets.faces import (
+    AnnotatedFace,
+    AnnotatedFaces,
     BadSample,
     Samples,
     ScannedFolders,
@@ -74,15 +75,10 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
         raise unknown_split(folder, split, LISTS)
     path = _list(folder, split)
     if path is None:
-        raise DataError(
-            f"{folder} has no list of WFLW's {split} faces ({' or '.join(LISTS[split])} in "
-            f"{ANNOTATIONS}): unpack WFLW_annotations.tar.gz there"
-        )
+        missing = f"list of WFLW's {split} faces ({' or '.join(LISTS[split])} in {ANNOTATIONS})"
+        raise DataError(f"{folder} has no {missing}: unpack WFLW_annotations.tar.gz there")
     if not (folder / IMAGES).is_dir():
-        raise DataError(
-            f"{folder} has no folder {IMAGES}: unpack WFLW_images.tar.gz there, "
-            f"beside {ANNOTATIONS}"
-        )
+        raise DataError(f"{folder} has no folder {IMAGES}: unpack WFLW_images.tar.gz there")
     files = ScannedFolders()
     subset_lists = _subsets_by_face(folder) if split == "test" else {}
     for number, line in numbered_lines(path):

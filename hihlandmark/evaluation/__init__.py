@@ -10,6 +10,7 @@ from hihlandmark.evaluation.corruptions import (
 )
 from hihlandmark.evaluation.metrics import (
     NORMALIZATIONS,
+    Evaluation,
     area_under_curve,
     calibration_error,
     confidence_interval,
@@ -28,7 +29,6 @@ from hihlandmark.evaluation.protocol import (
     fit_official_map,
     jitter_curve,
 )
-from hihlandmark.evaluation.result import Evaluation
 
 __all__ = [
     "BOX_SOURCES",

@@ -32,21 +32,16 @@ FAILING = 0.5
 """A detector fails where more than this share of the faces has an error above 10 % (FR10)."""
 
 
-# ---------------------------------------------------------------------------------- corruptions
-
-
 class CropWindow(NamedTuple):
     """The part of an image that is kept, and the size to which it is scaled.
 
     It depends on labels alone, so that points can be transformed before the image is read.
-
-    Attributes:
-        square: (4,) as (cx, cy, side, angle), see `crop.py`, with a side of whole pixels.
-        size: side of the scaled window in pixels.
     """
 
     square: FloatArray
+    """(4,) as (cx, cy, side, angle), see `crop.py`, with a side of whole pixels."""
     size: int
+    """Side of the scaled window in pixels."""
 
     @property
     def matrix(self) -> FloatArray:
@@ -54,23 +49,14 @@ class CropWindow(NamedTuple):
         return crop_matrix(self.square, self.size)
 
     def cut(self, image: Image) -> Image:
-        """Cut the window from an image.
+        """The window (size, size, 3) of an image (H, W, 3), black outside of it.
 
-        Args:
-            image: (H, W, 3).
-
-        Returns:
-            (size, size, 3), black outside of the image.
-
-        Raises:
-            ImageError: the face is much larger than the image.
+        Raises `ImageError` when the face is much larger than the image.
         """
         side = int(self.square[2])
         if side > WINDOW_SIDE * LARGEST_FACE * max(image.shape[:2]):
-            raise ImageError(
-                f"the labeled face is over {LARGEST_FACE:g} times as large as the image: check "
-                "its points"
-            )
+            limit = f"{LARGEST_FACE:g} times as large as the image"
+            raise ImageError(f"the labeled face is over {limit}: check its points")
         # First at the scale of the image: an upright window of this size is an exact copy.
         crop = cut_crop(image, self.square, side)
         if self.size == side:
@@ -87,18 +73,10 @@ def _full_size(box: FloatArray, severity: float = 0, angle: float = 0) -> CropWi
     return CropWindow(np.array([*center, side, angle]), side)
 
 
-def _rotated(box: FloatArray, degrees: float) -> CropWindow:
-    return _full_size(box, angle=np.deg2rad(degrees))
-
-
 def _shrunk(box: FloatArray, pixels: float) -> CropWindow:
     """A face that is smaller already is not changed."""
     window = _full_size(box)
     return window._replace(size=min(_scaled(box, pixels).size, window.size))
-
-
-def _of_jpeg_face(box: FloatArray, quality: float) -> CropWindow:
-    return _scaled(box, JPEG_FACE)
 
 
 def _scaled(box: FloatArray, pixels: float) -> CropWindow:
@@ -132,24 +110,20 @@ def _gray(image: Image, share: float, face_side: float) -> Image:
 class Corruption:
     """One way in which images get worse.
 
-    Attributes:
-        title: describes what is done to an image.
-        unit: of the severity.
-        severities: those that are measured, the mildest first.
-        limits: the smallest and the largest valid severity.
-        window: tight box (4,) of the face and severity -> `CropWindow`.
-        change: crop (S, S, 3) uint8, severity, and the longer side of the face's tight box in
-            pixels of the crop -> an image of the same shape.
-        alternates: every other face gets minus the severity.
+    ``window`` maps the tight box (4,) of a face and a severity to a `CropWindow`; ``change`` maps
+    a crop (S, S, 3), a severity, and the longer side of the box in pixels of the crop to a crop.
     """
 
     title: str
     unit: str
     severities: tuple[float, ...]
+    """Those that are measured, the mildest first."""
     limits: tuple[float, float]
+    """The smallest and the largest valid severity."""
     window: Callable[[FloatArray, float], CropWindow] = _full_size
     change: Callable[[Image, float, float], Image] = _unchanged
     alternates: bool = False
+    """Every other face gets minus the severity."""
 
 
 UNCORRUPTED = Corruption("Unchanged images", "none", (0,), (0, 0))
@@ -163,7 +137,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
         "quality",
         (95, 60, 40, 20, 10, 5),
         (1, 100),
-        window=_of_jpeg_face,
+        window=lambda box, quality: _scaled(box, JPEG_FACE),
         change=_compressed,
     ),
     "size": Corruption(
@@ -174,7 +148,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
         "degrees",
         (15, 30, 45, 60, 75, 90, 120, 150, 180),
         (0, 180),
-        window=_rotated,
+        window=lambda box, degrees: _full_size(box, angle=np.deg2rad(degrees)),
         alternates=True,
     ),
     "gray": Corruption("Without color", "share", (1,), (0, 1), change=_gray),
@@ -182,15 +156,9 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 """The corruptions that `measure_robustness` measures, by name."""
 
 
-# ----------------------------------------------------------------------------- corrupted splits
-
-
 @dataclass(frozen=True)
 class CorruptedImage:
-    """Reads an image, cuts a window and corrupts it. Picklable if ``load_image`` is.
-
-    The last three are those of `Corruption.change`.
-    """
+    """Reads an image, cuts a window and corrupts it. Picklable if ``load_image`` is."""
 
     load_image: Callable[[], Image]
     window: CropWindow
@@ -214,18 +182,11 @@ def corrupted(faces: AnnotatedFaces, corruption: Corruption, severity: float) ->
     """
     low, high = corruption.limits
     if not low <= severity <= high:
-        raise ConfigurationError(
-            f"{corruption.title}: {corruption.unit} must be in {low:g} to {high:g}, not "
-            f"{severity:g}"
-        )
+        what = f"{corruption.title}: {corruption.unit}"
+        raise ConfigurationError(f"{what} must be in {low:g} to {high:g}, not {severity:g}")
     signs = (1, -1 if corruption.alternates else 1)
-    return replace(
-        faces,
-        faces=[
-            _corrupted_face(face, corruption, signs[index % 2] * severity)
-            for index, face in enumerate(faces)
-        ],
-    )
+    changed = [_corrupted_face(f, corruption, signs[i % 2] * severity) for i, f in enumerate(faces)]
+    return replace(faces, faces=changed)
 
 
 def _corrupted_face(face: AnnotatedFace, corruption: Corruption, severity: float) -> AnnotatedFace:
@@ -240,17 +201,10 @@ def _corrupted_face(face: AnnotatedFace, corruption: Corruption, severity: float
         (center,) = transform_points(window.matrix, (low + high)[None] / 2)
         half = (high - low) / 2 * scale
         rectangle = np.concatenate([center - half, center + half], dtype=np.float64)
-    return replace(
-        face,
-        load_image=CorruptedImage(
-            face.load_image, window, corruption.change, severity, _longer(box) * scale
-        ),
-        points=transform_points(window.matrix, face.points).astype(np.float64),
-        rectangle=rectangle,
-    )
-
-
-# ------------------------------------------------------------------------------------- measuring
+    side = _longer(box) * scale
+    image = CorruptedImage(face.load_image, window, corruption.change, severity, side)
+    points = transform_points(window.matrix, face.points).astype(np.float64)
+    return replace(face, load_image=image, points=points, rectangle=rectangle)
 
 
 @dataclass(frozen=True)
@@ -290,20 +244,10 @@ def robustness_curve(
     normalization: str = "interocular",
     progress: Progress | None = None,
 ) -> RobustnessCurve:
-    """The errors of a detector under a corruption of growing severity.
+    """The errors of a detector under a corruption, at its severities or those given.
 
-    Costs one evaluation per severity.
-
-    Args:
-        detector: predicts the points.
-        faces: the annotated faces of a split.
-        corruption: such as one of `CORRUPTIONS`.
-        severities: None: those of the corruption.
-        boxes: as in `evaluate`. "labels" are tight around the points in the corrupted image;
-            "detected" searches the corrupted image.
-        official_map: as in `evaluate`.
-        normalization: unit of the errors, a key of `NORMALIZATIONS`.
-        progress: called with the number of faces done and of all faces of all evaluations.
+    Costs one evaluation per severity. ``boxes`` are those of the corrupted images,
+    ``normalization`` is a key of `NORMALIZATIONS`; other arguments are those of `evaluate`.
 
     Raises:
         ConfigurationError: a severity is outside of the corruption's limits, or there is none.
@@ -312,13 +256,11 @@ def robustness_curve(
     if not severities:
         raise ConfigurationError(f"{corruption.title}: pass one severity or more")
     points = []
-    for index, severity in enumerate(severities):
+    for i, severity in enumerate(severities):
+        worse = corrupted(faces, corruption, severity)
+        part = part_of(progress, i, len(severities))
         evaluation = evaluate(
-            detector,
-            corrupted(faces, corruption, severity),
-            boxes=boxes,
-            official_map=official_map,
-            progress=part_of(progress, index, len(severities)),
+            detector, worse, boxes=boxes, official_map=official_map, progress=part
         )
         points.append(CurvePoint.of(severity, evaluation.normalized(normalization)))
     return RobustnessCurve(corruption, tuple(points), _remarks(faces, corruption, severities))
@@ -332,9 +274,9 @@ def _remarks(
         return ()
     sides = np.array([_longer(tight_box(face)) for face in faces])
     small = {severity: int((sides <= severity).sum()) for severity in severities}
+    message = "{} to {:g} pixels: {} of {} are not larger and unchanged"
     return tuple(
-        f"{corruption.title} to {severity:g} pixels: {count} of {len(faces)} are not larger "
-        "and unchanged"
+        message.format(corruption.title, severity, count, len(faces))
         for severity, count in small.items()
         if count
     )

@@ -11,31 +11,22 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
-from hihlandmark.datasets.contact_sheet import Tile, contact_sheet
 from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.datasets.inspection import Tile, contact_sheet
 from hihlandmark.draw import encode_png
 from hihlandmark.errors import missing_extra
 from hihlandmark.evaluation.corruptions import FAILING, Robustness
-from hihlandmark.evaluation.metrics import area_under_curve, cumulative_errors
+from hihlandmark.evaluation.metrics import Evaluation, area_under_curve, cumulative_errors
 from hihlandmark.evaluation.protocol import JitterCurve
-from hihlandmark.evaluation.result import Evaluation
 
-CED_END = 0.10
-"""Largest error of the curve, as in the papers."""
-TILE, TILES_PER_ROW = 256, 5
-"""Side of a face in the gallery in pixels, and faces per row."""
+CED_END = 0.10  # largest error of the curve, as in the papers
+# Side of a gallery's faces in pixels, and in longer sides of their tight boxes; faces per row.
+TILE, MARGIN, TILES_PER_ROW = 256, 1.6, 5
 ANNOTATED, PREDICTED = (0, 200, 80), (255, 60, 40)
-"""RGB of the points in the gallery."""
-MARGIN = 1.6
-"""Side of the crop of a face in the gallery, in longer sides of its tight box."""
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of a size in inches.
-
-    Raises:
-        ConfigurationError: matplotlib is not installed.
-    """
+    """A matplotlib figure, size in inches. Raises `ConfigurationError` without matplotlib."""
     with missing_extra("train"):
         from matplotlib.figure import Figure
     return Figure(figsize=(width, height), layout="constrained")
@@ -123,14 +114,9 @@ def robustness_figure(robustness: Robustness, normalization: str) -> bytes:
 
 
 def failure_gallery(evaluation: Evaluation, faces: AnnotatedFaces, count: int = 40) -> bytes:
-    """The worst faces, missed ones first, with their name and NME.
+    """The ``count`` worst of the faces, missed ones first, with their name and NME.
 
     Annotated points are green, predicted ones red; lines connect them.
-
-    Args:
-        evaluation: of the faces.
-        faces: with the images of the evaluation's faces.
-        count: how many faces are drawn, at most.
     """
     errors = evaluation.face_errors
     order = [i for i in np.argsort(-errors, kind="stable") if not np.isnan(errors[i])][:count]

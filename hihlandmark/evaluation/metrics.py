@@ -1,4 +1,4 @@
-"""Metrics as pure functions of arrays: errors, NME, FR, AUC, CED, calibration, intervals.
+"""Metrics as functions of arrays (NME, FR, AUC, CED, intervals), and `Evaluation`, their input.
 
 Errors are shares of a unit, not per cent. NaN stands for an unknown error, where there is no
 annotation, and is left out of every metric; infinity stands for a face that was not found, which is
@@ -8,19 +8,18 @@ a failure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hihlandmark.arrays import FloatArray
+from hihlandmark.arrays import BoolArray, FloatArray
 from hihlandmark.calibration.metrics import expected_calibration_error
+from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import Layout
 from hihlandmark.weights.card import NEAR
 
 STEP = 1e-4
 """Distance of the errors at which the CED curve is sampled, as in the code of the HIH authors."""
-
-
-# ---------------------------------------------------------------------------------------- errors
 
 
 def point_distances(predicted: FloatArray, truth: FloatArray) -> FloatArray:
@@ -51,16 +50,6 @@ def interpupil_distances(truth: FloatArray, layout: Layout) -> FloatArray:
     return np.linalg.norm(left - right, axis=-1)
 
 
-def box_sizes(truth: FloatArray, layout: Layout) -> FloatArray:
-    """Square roots (N,) of the areas of the boxes tight around the known ones of (N, P, 2)."""
-    return np.sqrt(_extents(truth).prod(axis=-1))
-
-
-def diagonals(truth: FloatArray, layout: Layout) -> FloatArray:
-    """Diagonals (N,) of the boxes tight around the known points of (N, P, 2)."""
-    return np.linalg.norm(_extents(truth), axis=-1)
-
-
 def _extents(truth: FloatArray) -> FloatArray:
     """Widths and heights (N, 2) of the boxes around known points; NaN where there is none."""
     unknown = np.isnan(truth)
@@ -72,10 +61,13 @@ def _extents(truth: FloatArray) -> FloatArray:
 NORMALIZATIONS: Mapping[str, Callable[[FloatArray, Layout], FloatArray]] = {
     "interocular": lambda truth, layout: layout.interocular(truth),
     "interpupil": interpupil_distances,
-    "box": box_sizes,
-    "diagonal": diagonals,
+    "box": lambda truth, layout: np.sqrt(_extents(truth).prod(axis=-1)),
+    "diagonal": lambda truth, layout: np.linalg.norm(_extents(truth), axis=-1),
 }
-"""The units of errors: name -> function from true points (N, P, 2) to lengths (N,) in pixels."""
+"""The units of errors: name -> function from true points (N, P, 2) to lengths (N,) in pixels.
+
+"box" is the square root of the area, "diagonal" that of the box tight around the known points.
+"""
 
 
 def face_errors(errors: FloatArray) -> FloatArray:
@@ -93,9 +85,6 @@ def _mean_of_known(values: FloatArray, axis: int | None = None) -> FloatArray:
     count = known.sum(axis=axis)
     total = np.where(known, values, 0).sum(axis=axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-# --------------------------------------------------------------------------------- rates and areas
 
 
 def mean_error(errors: FloatArray) -> float:
@@ -161,16 +150,10 @@ def _grid(threshold: float) -> FloatArray:
 def confidence_interval(
     values: FloatArray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over faces, such as NME, FR and AUC.
+    """Percentile bootstrap interval of a mean over faces (N,), such as NME, FR and AUC.
 
-    Faces are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-    chapter 13).
-
-    Args:
-        values: (N,), one per face; NaN is left out of the means.
-        level: share (0..1) of the resampled means within the interval.
-        resamples: number of draws.
-        seed: of the draws.
+    ``resamples`` times, faces are drawn with replacement (Efron and Tibshirani, An Introduction to
+    the Bootstrap, 1993, chapter 13). NaN is left out; ``level`` of the means lie in the interval.
     """
     if not len(values) or np.isnan(values).all():
         return float("nan"), float("nan")
@@ -187,10 +170,89 @@ def confidence_interval(
 
 
 def calibration_error(scores: FloatArray, errors: FloatArray) -> float:
-    """Expected calibration error (0..1) of scores against inter-ocular errors of the same shape.
+    """Expected calibration error (0..1) of scores: probabilities of errors of at most `NEAR`.
 
-    A score is the probability that the error is at most `NEAR`. Points that are not annotated or
-    were not found are left out; NaN when none is left.
+    Errors are inter-ocular; those that are not finite are left out. NaN when none is left.
     """
     known = np.isfinite(errors) & np.isfinite(scores)
     return expected_calibration_error(scores[known], errors[known] <= NEAR)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The predicted and the true points of the N faces of a split.
+
+    Attributes:
+        names: of the faces.
+        layout: of the P points that are compared.
+        truth: (N, P, 2) in pixels of each image; NaN where a point is not annotated, or differs
+            between the layouts of detector and data set.
+        predicted: (N, P, 2) likewise; NaN for faces that were not found.
+        scores: (N, P) in 0..1; NaN likewise.
+        units: name of a normalization -> lengths (N,) in pixels.
+        normalization: the one in use.
+        subsets: names of the subsets that each face belongs to.
+        skipped: a message for every sample that could not be used.
+        remarks: notes on how this was measured.
+    """
+
+    names: tuple[str, ...]
+    layout: Layout
+    truth: FloatArray
+    predicted: FloatArray
+    scores: FloatArray
+    units: Mapping[str, FloatArray]
+    normalization: str = "interocular"
+    subsets: tuple[frozenset[str], ...] = ()
+    skipped: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def normalized(self, normalization: str) -> Evaluation:
+        """The same faces with errors in another unit. Raises `ConfigurationError` if unknown."""
+        if normalization not in self.units:
+            known = ", ".join(NORMALIZATIONS)
+            raise ConfigurationError(f"unknown normalization {normalization!r}; there is {known}")
+        return replace(self, normalization=normalization)
+
+    def subset(self, name: str) -> BoolArray:
+        """Mask (N,) of the faces that belong to a subset."""
+        return np.array([name in names for names in self.subsets], bool)
+
+    @property
+    def subset_names(self) -> list[str]:
+        """Names of all subsets, sorted."""
+        return sorted(frozenset[str]().union(*self.subsets))
+
+    @property
+    def missed(self) -> BoolArray:
+        """Mask (N,) of the faces that were not found: failures, but not part of the NME."""
+        return ~np.isfinite(self.predicted.sum(axis=(1, 2)))
+
+    @property
+    def distances(self) -> FloatArray:
+        """(N, P) in pixels: NaN where there is no annotation, infinite for missed faces."""
+        return point_distances(self.predicted, self.truth)
+
+    @property
+    def errors(self) -> FloatArray:
+        """(N, P) in the unit in use; NaN and infinity as in ``distances``."""
+        return self.errors_by(self.normalization)
+
+    def errors_by(self, normalization: str) -> FloatArray:
+        """(N, P) in another unit; NaN where the points that define the unit are not annotated."""
+        distances = self.distances
+        # A missed face is a failure in any unit, even where its labels do not define the unit.
+        return np.where(np.isinf(distances), np.inf, distances / self.units[normalization][:, None])
+
+    @property
+    def face_errors(self) -> FloatArray:
+        """(N,): mean over the known points; infinite for missed faces, NaN without annotation."""
+        return face_errors(self.errors)
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error (0..1) of the scores, by inter-ocular errors."""
+        return calibration_error(self.scores, self.errors_by("interocular"))

@@ -9,20 +9,20 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, Progress
-from hihlandmark.crop import BoxMap, fit_box_map, tight_boxes
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, fit_box_map, tight_boxes
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.evaluation.metrics import (
     NORMALIZATIONS,
+    Evaluation,
     confidence_interval,
     failure_rate,
     mean_error,
 )
-from hihlandmark.evaluation.result import Evaluation
 from hihlandmark.face import Face
-from hihlandmark.face_detection import Detections, given_boxes, overlaps
-from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
+from hihlandmark.face_detection import Detections, FaceDetector, given_boxes, overlaps
+from hihlandmark.layouts import W300_68, Conversion, Layout, get_conversion, get_layout
 from hihlandmark.pipeline import Found
 
 BoxSource = Literal["labels", "official", "detected"]
@@ -30,6 +30,8 @@ BOX_SOURCES: tuple[BoxSource, ...] = get_args(BoxSource)
 
 SAME_FACE = 0.25
 """Intersection over union of the tight boxes from which on a found face is the annotated one."""
+SAME_CENTER = 0.25
+"""Farthest center of a detected face from that of its image, in longer sides of the image."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,7 @@ class Jitter:
     The directions depend on the seed and the position of the face in its split alone, so that
     growing shifts move a box along one line.
 
-    Attributes:
-        shift: in longer sides of the box.
-        scale: factor on the sides.
-        seed: of the directions.
+    ``shift`` is in longer sides of the box, ``scale`` a factor on its sides.
     """
 
     shift: float = 0.0
@@ -147,11 +146,21 @@ def evaluate(
         if progress is not None:
             progress(done, len(faces))
     if not kept:
-        raise DataError(
-            f"no face of {faces.name} can be used; repair the data set or choose another split: "
-            f"{skipped[0]}"
-        )
-    return _collect(kept, found, annotated, shared, skipped, _remarks(faces, shared, official_map))
+        raise DataError(f"no face of {faces.name} can be used: {skipped[0]}")
+    truth = np.stack([face.points for face in kept]).astype(np.float64)
+    missing = np.full((shared.layout.size, 2), np.nan)
+    return Evaluation(
+        names=tuple(face.name for face in kept),
+        layout=shared.layout,
+        truth=shared.of(truth),
+        predicted=np.stack([missing if face is None else face.points for face in found]),
+        scores=np.stack([missing[:, 0] if face is None else face.scores for face in found]),
+        # By all annotated points, of which a conversion may not keep every one.
+        units={name: unit(truth, annotated) for name, unit in NORMALIZATIONS.items()},
+        subsets=tuple(face.subsets for face in kept),
+        skipped=tuple(skipped),
+        remarks=_remarks(faces, shared, official_map),
+    )
 
 
 def jitter_curve(
@@ -171,32 +180,20 @@ def jitter_curve(
 
     Costs one evaluation per shift and scale.
 
-    Args:
-        detector: predicts the points.
-        faces: the annotated faces of a split.
-        shifts: see `Jitter`.
-        scales: see `Jitter`.
-        refine: how often, at most, a face is cropped again around its points.
-        boxes: "labels" or "official", as in `evaluate`.
-        official_map: as in `evaluate`.
-        normalization: unit of the errors, a key of `NORMALIZATIONS`.
-        seed: of the directions of the shifts.
-        progress: called with the number of faces done and of all faces of all evaluations.
+    ``shifts``, ``scales`` and ``seed`` are those of `Jitter`, ``refine`` is that of `Detector`,
+    ``normalization`` a key of `NORMALIZATIONS`, and other arguments are those of `evaluate`.
     """
     detector = detector.with_options(refine=refine)
     moved = [Jitter(shift=shift, seed=seed) for shift in shifts]
     scaled = [Jitter(scale=scale, seed=seed) for scale in scales]
     evaluations: dict[Jitter, Evaluation] = {}
     conditions = list(dict.fromkeys([*moved, *scaled]))
-    for index, jitter in enumerate(conditions):
-        evaluations[jitter] = evaluate(
-            detector,
-            faces,
-            boxes=boxes,
-            official_map=official_map,
-            jitter=jitter,
-            progress=part_of(progress, index, len(conditions)),
-        ).normalized(normalization)
+    for i, jitter in enumerate(conditions):
+        part = part_of(progress, i, len(conditions))
+        evaluation = evaluate(
+            detector, faces, boxes=boxes, official_map=official_map, jitter=jitter, progress=part
+        )
+        evaluations[jitter] = evaluation.normalized(normalization)
     return JitterCurve(
         refine,
         tuple(CurvePoint.of(jitter.shift, evaluations[jitter]) for jitter in moved),
@@ -207,26 +204,34 @@ def jitter_curve(
 def fit_official_map(detector: Detector, faces: AnnotatedFaces) -> BoxMap:
     """Fit the map from the face rectangles of a data set to the detector's crop.
 
-    The target is the crop around the annotated points; medians over faces are used.
-
-    Args:
-        detector: its model card defines the crop.
-        faces: a split that is not evaluated.
-
-    Raises:
-        DataError: no face has a rectangle.
-        ConfigurationError: the layout of the faces is unknown.
+    The target is the crop around the annotated points of ``faces``, which are not evaluated;
+    medians over faces are used. Raises `DataError` when no face has a rectangle.
     """
     usable = [face for face in faces if face.rectangle is not None and _known(face).any()]
     if not usable:
-        raise DataError(
-            f"the faces of {faces.name} have no official rectangles; use boxes 'labels' or "
-            "'detected'"
-        )
+        raise DataError(f"the faces of {faces.name} have no official rectangles: use other boxes")
     box_map = detector.box_map(f"landmarks:{annotated_layout(faces).name}")
     tight = np.stack([tight_box(face) for face in usable])
     rectangles = np.stack([face.rectangle for face in usable if face.rectangle is not None])
     return fit_box_map(rectangles, box_map.squares(tight)[:, :3])
+
+
+def detected_pairs(
+    faces: Iterable[AnnotatedFace], detector: FaceDetector
+) -> tuple[FloatArray, FloatArray]:
+    """Boxes (N, 4) that a detector finds at the center of images, and the true squares (N, 3)."""
+    canonical = CANONICAL_CROP[f"landmarks:{W300_68.name}"]
+    boxes, squares = [], []
+    for face in faces:
+        image = face.load_image()
+        found = detector.detect([image])[0].boxes
+        center = (np.array(image.shape[1::-1]) - 1) / 2
+        distances = np.linalg.norm((found[:, :2] + found[:, 2:]) / 2 - center, axis=1)
+        if not len(found) or distances.min() > SAME_CENTER * max(image.shape):
+            continue
+        boxes.append(found[distances.argmin()])
+        squares.append(canonical.squares(tight_boxes(face.points))[0, :3])
+    return np.array(boxes), np.array(squares)
 
 
 def _check_options(boxes: str, official_map: BoxMap | None, jitter: Jitter | None) -> None:
@@ -234,28 +239,20 @@ def _check_options(boxes: str, official_map: BoxMap | None, jitter: Jitter | Non
         raise ConfigurationError(f"boxes must be one of {', '.join(BOX_SOURCES)}, not {boxes!r}")
     if (boxes == "official") != (official_map is not None):
         raise ConfigurationError(
-            "official_map is required by boxes='official' and allowed with no others: fit it on "
-            "the training split with fit_official_map(detector, faces)"
+            "official_map is required by boxes='official' and allowed with no others: fit it with "
+            "fit_official_map"
         )
     if boxes == "detected" and jitter is not None:
         raise ConfigurationError("jitter needs boxes 'labels' or 'official', not 'detected'")
 
 
 def annotated_layout(faces: AnnotatedFaces) -> Layout:
-    """The layout that a data set is annotated in.
-
-    Raises:
-        ConfigurationError: it is not one of our layouts.
-    """
+    """The layout of a data set. Raises `ConfigurationError` if it is not one of ours."""
     try:
         return get_layout(faces.layout)
     except ConfigurationError as error:
-        raise ConfigurationError(
-            f"{faces.name} is annotated with {faces.layout}, which no model here predicts: {error}"
-        ) from error
-
-
-# --------------------------------------------------------------------------------- what is compared
+        what = f"{faces.name} is annotated with {faces.layout}"
+        raise ConfigurationError(f"{what}, which no model here predicts: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -281,9 +278,8 @@ def _shared_points(annotated: Layout, predicted: Layout) -> _SharedPoints:
             continue
         return _SharedPoints(target, truth, exact)
     raise ConfigurationError(
-        f"the faces have the {annotated.size} points of {annotated.name}, the detector predicts "
-        f"the {predicted.size} of {predicted.name}, and neither can be converted to the other: "
-        f"use Detector(layout={annotated.size})"
+        f"the {annotated.name} points of the faces and the {predicted.name} points of the detector "
+        f"cannot be converted to each other: use Detector(layout={annotated.size})"
     )
 
 
@@ -293,8 +289,8 @@ def _remarks(
     remarks = []
     if faces.published not in (None, len(faces)):
         remarks.append(
-            f"{len(faces)} faces, but the authors of {faces.name} publish {faces.published}: not "
-            "comparable with published figures"
+            f"{len(faces)} of {faces.published} published faces of {faces.name}: not comparable "
+            "with published figures"
         )
     if not shared.exact.all():
         remarks.append(
@@ -308,9 +304,6 @@ def _remarks(
             f"{official_map.scale:.4f}, in longer sides of the rectangle"
         )
     return tuple(remarks)
-
-
-# ------------------------------------------------------------------------------------------- boxes
 
 
 class _Sample(NamedTuple):
@@ -356,8 +349,7 @@ def _prompts(faces: AnnotatedFaces, boxes: BoxSource, jitter: Jitter | None) -> 
     if boxes == "labels":
         found = [tight_box(face) for face in faces]
     else:
-        nothing = np.full(4, np.nan)
-        found = [nothing if face.rectangle is None else face.rectangle for face in faces]
+        found = [np.full(4, np.nan) if f.rectangle is None else f.rectangle for f in faces]
     prompts = np.array(found).reshape(-1, 4)
     if not np.isfinite(prompts).all(axis=1).any():
         what = "known points" if boxes == "labels" else "official rectangles"
@@ -374,33 +366,6 @@ def _same_face(candidates: Sequence[Face], truth: FloatArray) -> Face | None:
     shares = overlaps(boxes.astype(np.float64), tight_boxes(truth[known]))
     best = int(shares.argmax())
     return candidates[best] if shares[best] >= SAME_FACE else None
-
-
-# ---------------------------------------------------------------------------------------- results
-
-
-def _collect(
-    faces: Sequence[AnnotatedFace],
-    found: Sequence[Face | None],
-    annotated: Layout,
-    shared: _SharedPoints,
-    skipped: Sequence[str],
-    remarks: tuple[str, ...],
-) -> Evaluation:
-    truth = np.stack([face.points for face in faces]).astype(np.float64)
-    missing = np.full((shared.layout.size, 2), np.nan)
-    return Evaluation(
-        names=tuple(face.name for face in faces),
-        layout=shared.layout,
-        truth=shared.of(truth),
-        predicted=np.stack([missing if face is None else face.points for face in found]),
-        scores=np.stack([missing[:, 0] if face is None else face.scores for face in found]),
-        # By all annotated points, of which a conversion may not keep every one.
-        units={name: unit(truth, annotated) for name, unit in NORMALIZATIONS.items()},
-        subsets=tuple(face.subsets for face in faces),
-        skipped=tuple(skipped),
-        remarks=remarks,
-    )
 
 
 def part_of(progress: Progress | None, first: int, parts: int, count: int = 1) -> Progress | None:

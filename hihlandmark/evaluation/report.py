@@ -15,6 +15,7 @@ from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.evaluation import figures
 from hihlandmark.evaluation.corruptions import FAILING, Robustness, RobustnessCurve
 from hihlandmark.evaluation.metrics import (
+    Evaluation,
     area_under_curve,
     areas,
     confidence_interval,
@@ -26,7 +27,6 @@ from hihlandmark.evaluation.metrics import (
     mean_of_found,
 )
 from hihlandmark.evaluation.protocol import CurvePoint, JitterCurve
-from hihlandmark.evaluation.result import Evaluation
 from hihlandmark.tables import Table
 from hihlandmark.writing import write_atomically
 
@@ -35,19 +35,15 @@ if TYPE_CHECKING:
 
 Report = dict[str, Any]
 
-THRESHOLDS = (0.08, 0.10)
-"""Errors above which a face is a failure, and up to which the area under the curve extends."""
-WORST_POINTS = 10
-"""Points in the table of the worst."""
+THRESHOLDS = {8: 0.08, 10: 0.10}
+"""Per cent -> error above which a face is a failure, and up to which the AUC extends."""
+WORST_POINTS = 10  # in their table
 UNITS: Mapping[str, str] = {
     "interocular": "distance of the outer eye corners",
     "interpupil": "distance of the pupils",
     "box": "square root of the tight box's area",
     "diagonal": "diagonal of the tight box",
 }
-
-
-# ------------------------------------------------------------------------------------- dictionary
 
 
 def summarize(
@@ -58,14 +54,8 @@ def summarize(
 ) -> Report:
     """All figures of an evaluation as plain values for JSON; errors and shares in per cent.
 
-    Args:
-        evaluation: in the unit of the report.
-        settings: how it was measured (model, weights, boxes, ...); becomes a part of the report.
-        curves: of jittered boxes.
-        robustness: errors on corrupted images.
-
-    Returns:
-        The report. None stands for an undefined value, such as the NME when no face was found.
+    ``settings`` (model, weights, boxes, ...) become a part of the report. None stands for an
+    undefined value, such as the NME when no face was found.
     """
     layout, errors = evaluation.layout, evaluation.errors
     report = {
@@ -103,9 +93,7 @@ def summarize(
         report["robustness"] = {
             "uncorrupted": _curve_figures("severity", robustness.uncorrupted),
             "failing_fr10": 100 * FAILING,
-            "curves": {
-                name: _robustness_figures(curve) for name, curve in robustness.curves.items()
-            },
+            "curves": {name: _robustness_figures(c) for name, c in robustness.curves.items()},
         }
     return report
 
@@ -120,12 +108,10 @@ def face_figures(errors: FloatArray) -> Report:
         "nme": _per_cent(mean_error(errors), 3),
         "nme_interval": _interval(found, 3),
     }
-    for threshold in THRESHOLDS:
-        key = round(100 * threshold)
+    for key, threshold in THRESHOLDS.items():
         report[f"fr{key}"] = _per_cent(failure_rate(errors, threshold))
         report[f"fr{key}_interval"] = _interval(failures(errors, threshold))
-    for threshold in THRESHOLDS:
-        key = round(100 * threshold)
+    for key, threshold in THRESHOLDS.items():
         report[f"auc{key}"] = _per_cent(area_under_curve(errors, threshold))
         report[f"auc{key}_interval"] = _interval(areas(errors, threshold))
         report[f"auc{key}_exact"] = _per_cent(exact_area_under_curve(errors, threshold))
@@ -179,8 +165,6 @@ def _interval(values: FloatArray, digits: int = 2) -> list[float | None]:
     return [_per_cent(bound, digits) for bound in confidence_interval(values)]
 
 
-# ------------------------------------------------------------------------------------------ tables
-
 _RATES = ("fr8", "fr10", "auc8", "auc10")
 _FACE_HEADERS = ("faces", "missed", "NME", "95 %", *(rate.upper() for rate in _RATES))
 _CURVE_HEADERS = ("faces", "missed", "NME", "95 %", "FR10")
@@ -190,7 +174,15 @@ def tables(report: Report) -> list[Table]:
     """The tables of a report: all faces, subsets, parts, worst points, jitter, robustness."""
     known = [point for point in report["points"] if point["nme"] is not None]
     worst = sorted(known, key=lambda point: -point["nme"])[:WORST_POINTS]
+    points = [(point["index"], point["name"], _text(point["nme"])) for point in worst]
+    units = [(UNITS[name], _text(nme)) for name, nme in report["nme_by"].items()]
+    parts = [(name, _text(nme)) for name, nme in report["parts"].items() if nme is not None]
     rows = {"all": report, **report["subsets"]}
+
+    def rate_cells(key: str) -> tuple[str, str, str]:
+        interval = _interval_text(report[f"{key}_interval"])
+        return _text(report[key]), interval, _text(report.get(f"{key}_exact"))
+
     result = [
         Table(
             f"Errors, % of the {UNITS[report['normalization']]}",
@@ -200,31 +192,11 @@ def tables(report: Report) -> list[Table]:
         Table(
             "FR and AUC, all faces",
             ("", "value", "95 %", "without grid"),
-            [
-                (
-                    key.upper(),
-                    _text(report[key]),
-                    _interval_text(report[f"{key}_interval"]),
-                    _text(report.get(f"{key}_exact")),
-                )
-                for key in _RATES
-            ],
+            [(key.upper(), *rate_cells(key)) for key in _RATES],
         ),
-        Table(
-            "NME by unit",
-            ("unit", "NME"),
-            [(UNITS[name], _text(value)) for name, value in report["nme_by"].items()],
-        ),
-        Table(
-            "Parts",
-            ("part", "NME"),
-            [(name, _text(value)) for name, value in report["parts"].items() if value is not None],
-        ),
-        Table(
-            "Worst points",
-            ("point", "name", "NME"),
-            [(point["index"], point["name"], _text(point["nme"])) for point in worst],
-        ),
+        Table("NME by unit", ("unit", "NME"), units),
+        Table("Parts", ("part", "NME"), parts),
+        Table("Worst points", ("point", "name", "NME"), points),
     ]
     for curve in report.get("jitter", ()):
         refine = f"refine {curve['refine']}"
@@ -299,9 +271,6 @@ def to_markdown(report: Report, settings: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# ------------------------------------------------------------------------------------------- files
-
-
 def write_report(
     folder: Path,
     report: Report,
@@ -311,22 +280,10 @@ def write_report(
     curves: Sequence[JitterCurve] = (),
     robustness: Robustness | None = None,
 ) -> list[Path]:
-    """Write a report with images and tables into a folder.
+    """Write a report of `summarize`, and its images and tables, into a folder that is created.
 
-    Args:
-        folder: is created.
-        report: of `summarize`, which the other arguments were given to.
-        evaluation: likewise.
-        faces: the evaluated faces, for the gallery of failures.
-        settings: likewise.
-        curves: likewise.
-        robustness: likewise.
-
-    Returns:
-        The paths of the files.
-
-    Raises:
-        ConfigurationError: matplotlib is missing.
+    Other arguments are those of `summarize`, and the evaluated faces for the gallery of failures.
+    Returns the paths of the files. Raises `ConfigurationError` when matplotlib is missing.
     """
     contents: dict[str, bytes | str] = {
         "report.json": json.dumps(report, indent=2) + "\n",
@@ -356,9 +313,8 @@ def write_report(
         contents["robustness.csv"] = _csv(rows)
         contents["robustness.png"] = figures.robustness_figure(robustness, evaluation.normalization)
     for name, content in contents.items():
-        write_atomically(
-            folder / name, content if isinstance(content, bytes) else content.encode("utf-8")
-        )
+        data = content.encode("utf-8") if isinstance(content, str) else content
+        write_atomically(folder / name, data)
     return [folder / name for name in contents]
 
 
@@ -374,19 +330,14 @@ def _flat(point: Report) -> Report:
 
 
 def _ced_csv(evaluation: Evaluation) -> str:
-    curves = {
-        name: cumulative_errors(errors) for name, errors in figures.errors_by_subset(evaluation)
-    }
+    errors_by_subset = figures.errors_by_subset(evaluation)
+    curves = {name: cumulative_errors(errors) for name, errors in errors_by_subset}
     columns = [[f"{error:.4f}" for error in curves["all"][:, 0]]]
     columns += [[f"{share:.6f}" for share in curve[:, 1]] for curve in curves.values()]
     return Table("", ["error", *curves], zip(*columns, strict=True)).csv()
 
 
 def _faces_csv(evaluation: Evaluation) -> str:
-    rows = [
-        (name, _per_cent(float(error), 3), int(missed))
-        for name, error, missed in zip(
-            evaluation.names, evaluation.face_errors, evaluation.missed, strict=True
-        )
-    ]
+    errors = [_per_cent(error, 3) for error in evaluation.face_errors.tolist()]
+    rows = zip(evaluation.names, errors, evaluation.missed.astype(int), strict=True)
     return Table("", ("name", "nme", "missed"), rows).csv()
