@@ -76,9 +76,7 @@ def align(
         ImageError: the image cannot be read.
     """
     if template not in TEMPLATES:
-        raise ConfigurationError(
-            f"unknown template {template!r}; choose {', '.join(TEMPLATES)}"
-        )
+        raise ConfigurationError(f"unknown template {template!r}; choose {', '.join(TEMPLATES)}")
     if size < 1:
         raise ConfigurationError(f"size must be 1 pixel or more, not {size}")
     square = TEMPLATES[template](five_points(face))

@@ -219,7 +219,7 @@ CANONICAL_CROP: dict[str, BoxMap] = {
 """Maps from each kind of box to the crop that our networks are trained on.
 
 Its center is that of the tight box of a face's 98 or 68 points, its side `CANONICAL_SCALE` times
-the longer side of that box. ``hihlandmark.datasets.box_maps`` fits the other maps.
+the longer side of that box. ``benchmarks/fit_box_maps.py`` fits the other maps.
 """
 
 

@@ -304,7 +304,7 @@ class Detector:
             kinds = sorted({name.partition(":")[0] for name in boxes})
             raise ConfigurationError(
                 f"{self.card.name} has no crop for boxes of kind {kind!r}; its card has "
-                f"{', '.join(kinds)}. Fit one with hihlandmark.datasets.box_maps"
+                f"{', '.join(kinds)}. Fit one with benchmarks/fit_box_maps.py"
             )
         return found
 

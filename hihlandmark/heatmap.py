@@ -3,8 +3,8 @@
 The one home of decoding. It is torch code, so it is exported with the network.
 
 Positions are in crop pixels (the center of the top-left pixel is (0, 0)). With a stride of s pixels
-per cell, ``u = (x + pixel_origin) / s`` splits into the cell ``floor(u)``, which the integer heatmap
-holds, and the fraction ``u - floor(u)``, which the decimal heatmap holds in ``bins`` bins a side
+per cell, ``u = (x + pixel_origin) / s`` splits into the cell ``floor(u)``, which the integer
+heatmap holds, and the fraction ``u - floor(u)``, which the decimal heatmap holds in ``bins`` bins a side
 (Lan et al., arXiv 2104.03100, section 3.2). ``pixel_origin`` is 0.5 for our networks; the released
 HIH divides x itself, so it is 0 for converted weights.
 
@@ -13,8 +13,8 @@ Bin b holds the fractions [b / bins, (b + 1) / bins) and decodes to its center. 
 last sixteenth of a cell is then off by up to 1/8 cell. `decode` supports that convention
 (``bin_center=0``), because converted checkpoints were trained with it.
 
-Networks without a decimal heatmap (ADNet, Adaptive Wing) have None in its place: the position within
-the cell follows from the shape of their integer heatmap.
+Networks without a decimal heatmap (ADNet, Adaptive Wing) have None in its place: the position
+within the cell follows from the shape of their integer heatmap.
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ from hihlandmark.cli.options import astronaut
 from hihlandmark.crop import BoxMap
 from hihlandmark.datasets import cofw, packed, read_faces, w300, wflw
 from hihlandmark.datasets.faces import AnnotatedFaces, BadSample
-from hihlandmark.datasets.labeling import label
-from hihlandmark.datasets.packing import pack
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.datasets.packed import pack
+from hihlandmark.datasets.project import label
 from hihlandmark.evaluation.protocol import evaluate
+from hihlandmark.evaluation.report import new_figure
 from hihlandmark.io import find_images
 from hihlandmark.io.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68

@@ -35,9 +35,8 @@ from hihlandmark.evaluation import (
     mean_error,
     normalized_errors,
 )
-from hihlandmark.evaluation.figures import failure_gallery
 from hihlandmark.evaluation.metrics import point_distances
-from hihlandmark.evaluation.report import summarize, to_markdown, write_report
+from hihlandmark.evaluation.report import failure_gallery, summarize, to_markdown, write_report
 from hihlandmark.layouts import W300_68
 
 Array = NDArray[np.floating]

@@ -34,7 +34,7 @@ from hihlandmark.models.awing import AWing
 from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.hih import HIH
 from hihlandmark.models.registry import LAYOUT_POINTS, build_model, configuration_of
-from hihlandmark.weights.convert.systems import from_adnet, from_awing, from_hih
+from hihlandmark.weights.convert import from_adnet, from_awing, from_hih
 
 FROM_OFFICIAL = {"hih": from_hih, "adnet": from_adnet, "awing": from_awing}
 

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from hihlandmark.crop import crop_matrix, invert, transform_points
 from hihlandmark.datasets import AnnotatedFace, AnnotatedFaces, dataset_splits, packing, read_faces
-from hihlandmark.datasets.packed import TABLE, open_table
-from hihlandmark.datasets.packing import pack
+from hihlandmark.datasets.packed import TABLE, open_table, pack
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import COFW29, W300_68, Layout
 

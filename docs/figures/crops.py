@@ -22,7 +22,7 @@ from hihlandmark.crop import (
     tight_boxes,
     transform_points,
 )
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.evaluation.report import new_figure
 
 SIZE = 256
 DEGREES = 38

@@ -16,7 +16,7 @@ from paper import astronaut_image, detector, face, save
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.evaluation.report import new_figure
 from hihlandmark.heatmap import encode, to_distributions
 from hihlandmark.runtimes.graph import CropGraph
 from hihlandmark.weights import load_model

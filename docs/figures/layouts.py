@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from paper import ORANGE, face, paled, portrait, save, transform
 
 from hihlandmark import Layout
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.evaluation.report import new_figure
 
 SIDE = 800
 PARTS = {

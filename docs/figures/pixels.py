@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from paper import BLUE, GRAY, ORANGE, astronaut_image, face, save
 
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.evaluation.report import new_figure
 
 CORNER = "left_eye_outer_corner"
 

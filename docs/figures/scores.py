@@ -19,7 +19,7 @@ from paper import BLUE, astronaut_image, detector, face, paled, portrait, save, 
 
 from hihlandmark import Face
 from hihlandmark.draw import HIGH, LOW
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.evaluation.report import new_figure
 from hihlandmark.weights.card import NEAR
 
 SIDE = 520

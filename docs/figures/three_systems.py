@@ -17,7 +17,7 @@ from paper import astronaut_image, save
 from hihlandmark import Detector
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import cut_crop
-from hihlandmark.evaluation.figures import new_figure
+from hihlandmark.evaluation.report import new_figure
 from hihlandmark.heatmap import gaussian, to_distributions
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing

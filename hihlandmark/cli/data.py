@@ -183,7 +183,7 @@ def prepare(
     """
     from hihlandmark.cli.options import progress_bar
     from hihlandmark.datasets import read_faces
-    from hihlandmark.datasets.packing import pack
+    from hihlandmark.datasets.packed import pack
 
     sets = [
         read_faces(folder, split, format=data_format, layout=layout)
@@ -222,19 +222,19 @@ def label(
 
     Self-training uses them to place crops only: --refine 0 --no-flip-test is twice as fast.
     """
-    from hihlandmark.datasets import labeling
+    from hihlandmark.datasets import project
     from hihlandmark.face_detection import MTCNNFaceDetector
     from hihlandmark.io import find_images
 
     options: dict[str, Any] = {"min_box_score": min_score}
     if cut is not None:
-        options = {"face_detector": labeling.CenteredFaceDetector(cut, MTCNNFaceDetector.name)}
+        options = {"face_detector": project.CenteredFaceDetector(cut, MTCNNFaceDetector.name)}
     options |= {"weights": weights, "device": device, "refine": refine, "flip_test": flip_test}
     detector = make_detector(layout, model, **options)
     sources = list(find_images(paths))
     problems = [source.problem for source in sources if source.problem]
     images = [Path(source.path) for source in sources if not source.problem]
-    done = labeling.label(images, detector, out)
+    done = project.label(images, detector, out)
     problems += done.unreadable
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)

@@ -80,8 +80,7 @@ def evaluate_split(
     from hihlandmark.datasets import read_faces
     from hihlandmark.evaluation import protocol
     from hihlandmark.evaluation.corruptions import measure_robustness
-    from hihlandmark.evaluation.figures import new_figure
-    from hihlandmark.evaluation.report import print_report, summarize, write_report
+    from hihlandmark.evaluation.report import new_figure, print_report, summarize, write_report
 
     if every > 1 and not (jitter or robustness):
         raise typer.BadParameter("--every requires --jitter or --robustness")

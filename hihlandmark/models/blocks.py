@@ -38,8 +38,8 @@ class ConvBlock(nn.Sequential):
 class Bottleneck(nn.Module):
     """Residual bottleneck 1x1, 3x3, 1x1 (He et al., arXiv 1512.03385), half as wide inside.
 
-    With ``unused_shortcut``, a block as wide at its input as at its output holds a projection that the
-    forward never uses: see `HIHConfiguration`.
+    With ``unused_shortcut``, a block as wide at its input as at its output holds a projection that
+    the forward never uses: see `HIHConfiguration`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, unused_shortcut: bool = False) -> None:
@@ -103,7 +103,7 @@ class PreActivationBottleneck(nn.Module):
 
 
 class HierarchicalBlock(nn.Module):
-    """Three 3x3 convolutions in a row whose out_channels lie side by side (Bulat et al., 1703.00862).
+    """Three 3x3 convolutions in a row, outputs concatenated (Bulat et al., arXiv 1703.00862).
 
     The residual block of FAN (arXiv 1703.07332), from which Adaptive Wing has it.
     """
@@ -222,7 +222,7 @@ class CoordConv(nn.Conv2d):
         )
 
     def forward(self, x: torch.Tensor, boundary: torch.Tensor | None = None) -> torch.Tensor:
-        """``(N, in_channels, H, W)``, boundary map ``(N, 1, H, W)`` -> ``(N, out_channels, ...)``."""
+        """(N, in_channels, H, W), boundary map (N, 1, H, W) -> (N, out_channels, ...)."""
         height, width = x.shape[-2:]
         rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None]
         columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)[None]

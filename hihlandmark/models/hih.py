@@ -30,9 +30,9 @@ class HIHConfiguration(NetworkConfiguration):
     """`NetworkConfiguration` of `HIH`, whose auxiliary heads predict no decimals.
 
     ``decimal_features`` channels in the decimal head, ``decimal_bins`` bins a side of a cell.
-    ``unused_shortcuts``: the official network registers a projection in every bottleneck, also in those
-    whose input and output are equally wide, where the forward never uses it; with them, every
-    tensor of an official checkpoint has its place.
+    ``unused_shortcuts``: the official network registers a projection in every bottleneck, also
+    where input and output are equally wide and the forward never uses it. With them, every tensor
+    of an official checkpoint has its place.
     """
 
     decimal_features: int
@@ -87,6 +87,7 @@ class DecimalHead(nn.Module):
         self.predict = nn.Conv2d(features, points, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, h) -> decimal heatmaps (N, P, bins, bins)."""
         x = self.widen(x)
         # Training may start on smaller crops: pooled to the usual size, they fill as many bins.
         if x.shape[-1] == self.heatmap_size:

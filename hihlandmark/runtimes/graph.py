@@ -70,7 +70,7 @@ class CropGraph(nn.Module):
         self.eval()
 
     def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Crops (N, S, S, 3) uint8 RGB -> points (N, P, 2), covariance (N, P, 2, 2), mass (N, P)."""
+        """Crops (N, S, S, 3) uint8 RGB -> points (N, P, 2), covariance and mass, see `Decoded`."""
         return tuple(self.decode(self.heatmaps(crops)))
 
     def heatmaps(self, crops: torch.Tensor) -> list[Heatmaps]:

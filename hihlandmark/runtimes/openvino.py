@@ -85,7 +85,7 @@ def _openvino_core() -> Any:
 
 @cache
 def _make_core() -> Any:
-    """Kept for ever, and used once before any other thread has it, because of two faults of OpenVINO.
+    """Kept for ever, and used once before other threads, because of two faults of OpenVINO.
 
     It installs a stack for signal handlers in the thread that compiles first and frees it with its
     last object: if another thread drops that, the next signal of the first thread, such as Ctrl-C,
