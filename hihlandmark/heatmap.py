@@ -4,9 +4,9 @@ The one home of decoding. It is torch code, so it is exported with the network.
 
 Positions are in crop pixels (the center of the top-left pixel is (0, 0)). With a stride of s pixels
 per cell, ``u = (x + pixel_origin) / s`` splits into the cell ``floor(u)``, which the integer
-heatmap holds, and the fraction ``u - floor(u)``, which the decimal heatmap holds in ``bins`` bins a side
-(Lan et al., arXiv 2104.03100, section 3.2). ``pixel_origin`` is 0.5 for our networks; the released
-HIH divides x itself, so it is 0 for converted weights.
+heatmap holds, and the fraction ``u - floor(u)``, which the decimal heatmap holds in ``bins`` bins
+a side (Lan et al., arXiv 2104.03100, section 3.2). ``pixel_origin`` is 0.5 for our networks; the
+released HIH divides x itself, so it is 0 for converted weights.
 
 Bin b holds the fractions [b / bins, (b + 1) / bins) and decodes to its center. The paper rounds
 ``bins * fraction`` instead, which leaves the fractions above 15/16 without a bin: a point in the

@@ -292,13 +292,6 @@ def test_whole_command_lines_parse() -> None:
     assert parsed > 30, "commands are no longer found"
 
 
-def test_a_wrong_command_would_be_found() -> None:
-    assert problem_with("predikt image.jpg")
-    assert problem_with("predict image.jpg --outt DIR")
-    assert problem_with("data info | shew")
-    assert problem_with("weights pull owner/name") is None
-
-
 # ---------------------------------------------------------------------------------------- links
 
 
@@ -337,15 +330,6 @@ def test_pages_link_to_nothing_that_the_site_lacks() -> None:
 
 
 # -------------------------------------------------------------------------------------- figures
-
-
-def test_figures_name_the_script_that_draws_them() -> None:
-    scripts = {p: p.read_text("utf-8") for p in (DOCS / "figures").glob("*.py")}
-    for script, text in scripts.items():
-        if script.name != "paper.py":
-            assert f"python docs/figures/{script.name}" in text.split('"""')[1], script.name
-    for picture in (DOCS / "figures").glob("*.png"):
-        assert any(f"``{picture.name}``" in text for text in scripts.values()), picture.name
 
 
 # ----------------------------------------------------------------------------------------- site

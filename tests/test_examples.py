@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hihlandmark import Detector, Face, ImageError
-from hihlandmark.video import AnnotatedVideo, Frame, read_frames
+from hihlandmark import Detector, Face
+from hihlandmark.video import AnnotatedVideo, read_frames
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -86,26 +86,6 @@ def test_batch_folder_writes_a_line_a_photo_and_goes_on_after_a_broken_one(
     assert "images: 3, faces: 1, unreadable: 1" in capsys.readouterr().out
 
 
-def test_batch_folder_hands_out_first_photos_before_it_reads_the_last(
-    tmp_path: Path, astronaut: Pixels, one_detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.fromarray(astronaut[300:, :200]).save(tmp_path / "empty.png")
-    read: list[Path] = []
-
-    class Counted(Detector):
-        def __init__(self) -> None:
-            self.__dict__ = one_detector.__dict__
-
-        def find_faces(self, image: Any) -> Any:
-            read.append(tmp_path)
-            return super().find_faces(image)
-
-    stream = load_script("batch_folder").records(Counted(), [tmp_path / "empty.png"] * 100)
-    next(stream)
-    assert len(read) < 50
-    stream.close()
-
-
 # ---------------------------------------------------------------------------------------- webcam
 
 
@@ -168,51 +148,6 @@ def serving(script: ModuleType, source: str, detector: Detector) -> Iterator[HTT
         thread.join()
 
 
-def test_a_slow_network_sees_the_newest_frame_of_a_camera() -> None:
-    looked_at, all_read = Event(), Event()
-
-    def camera() -> Iterator[Frame]:
-        for index in range(20):
-            if index == 1:
-                looked_at.wait(10)
-            yield Frame(np.zeros((1, 1, 3), np.uint8), index, index / 25)
-        all_read.set()
-
-    seen = []
-    for frame in load_script("webcam").newest(camera()):
-        seen.append(frame.index)
-        looked_at.set()
-        all_read.wait(10)
-    assert seen == [0, 19]
-
-
-def test_a_camera_that_fails_is_an_error_and_one_no_longer_watched_is_let_go() -> None:
-    newest = load_script("webcam").newest
-
-    def broken() -> Iterator[Frame]:
-        yield Frame(np.zeros((1, 1, 3), np.uint8), 0, 0.0)
-        raise ImageError("the cable was pulled")
-
-    with pytest.raises(ImageError, match="cable"):
-        list(newest(broken()))
-
-    closed = Event()
-
-    def endless() -> Iterator[Frame]:
-        try:
-            index = 0
-            while True:
-                yield Frame(np.zeros((1, 1, 3), np.uint8), index, 0.0)
-                index += 1
-        finally:
-            closed.set()
-
-    watching = newest(endless())
-    next(watching)
-    watching.close()
-    assert closed.wait(10)
-
-
 # ------------------------------------------------------------------------------ fastapi_endpoint
 
 
@@ -266,22 +201,6 @@ def test_endpoint_says_what_is_wrong_with_a_request(
     assert client.post("/landmarks?layout=5", content=b"").status_code == 422
 
 
-def test_endpoint_answers_several_at_once_as_one_by_one(client: Any, astronaut: Pixels) -> None:
-    source = png(astronaut[:240, 100:380])
-    alone = client.post("/landmarks?layout=68", content=source).json()
-    answers: list[Any] = []
-
-    def ask() -> None:
-        answers.append(client.post("/landmarks?layout=68", content=source).json())
-
-    threads = [Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [alone] * 3
-
-
 # ------------------------------------------------------------------------------------- notebooks
 
 
@@ -321,10 +240,3 @@ def test_notebook_was_run_from_top_to_bottom_and_says_nothing_of_the_machine(pat
     for place in ("/tmp", "/home", "/root", "/work", "/Users", "site-packages", "ipykernel"):
         assert place not in words, place
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
-
-
-def test_tests_train_for_a_few_steps_only() -> None:
-    notebook = nbformat.read(EXAMPLES / "train_on_your_own_faces.ipynb", as_version=4)
-    (cell,) = (cell for cell in notebook.cells if "nbmake" in cell.metadata)
-    mocked = cell.metadata["nbmake"]["mock"]
-    assert all(f"{name} = " in cell.source for name in mocked)

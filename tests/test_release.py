@@ -25,10 +25,3 @@ def test_files_that_pages_link_to_are_there(page: str) -> None:
     targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text)
     missing = [target for target in targets if not (ROOT / target).exists()]
     assert not missing
-
-
-def test_make_targets_that_pages_name_exist() -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
-    for page in ("README.md", "CONTRIBUTING.md"):
-        named = set(re.findall(r"\bmake ([a-z-]+)\b(?=[`\s]* {2,}#|`)", (ROOT / page).read_text()))
-        assert named <= targets, page

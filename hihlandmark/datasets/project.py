@@ -1,4 +1,6 @@
-"""The format of this package, read and written by `label`: a folder with ``annotations.jsonl`` and images.
+"""The format of this package: a folder with ``annotations.jsonl`` and images.
+
+`label` writes it.
 
 One JSON object per line:
 

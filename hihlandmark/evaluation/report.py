@@ -335,8 +335,8 @@ def _flat(point: Report) -> Report:
 
 
 def _ced_csv(evaluation: Evaluation) -> str:
-    errors_by_subset = errors_by_subset(evaluation)
-    curves = {name: cumulative_errors(errors) for name, errors in errors_by_subset}
+    by_subset = errors_by_subset(evaluation)
+    curves = {name: cumulative_errors(errors) for name, errors in by_subset}
     columns = [[f"{error:.4f}" for error in curves["all"][:, 0]]]
     columns += [[f"{share:.6f}" for share in curve[:, 1]] for curve in curves.values()]
     return Table("", ["error", *curves], zip(*columns, strict=True)).csv()
