@@ -225,11 +225,6 @@ def curve_of(*failure_rates: float) -> RobustnessCurve:
     return RobustnessCurve(rotation, tuple(points))
 
 
-def test_it_fails_from_the_first_severity_at_which_more_than_half_of_the_faces_do() -> None:
-    assert curve_of(0.1, 0.5, 0.51, 0.4, 1).fails_from == 45
-    assert curve_of(0.1, 0.5).fails_from is None
-
-
 def test_robustness_includes_uncorrupted_images_and_reports_progress(
     detector: Detector, astronauts: AnnotatedFaces
 ) -> None:

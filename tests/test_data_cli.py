@@ -15,7 +15,6 @@ from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.datasets.inspection import (
-    BACKGROUND,
     CAPTION_HEIGHT,
     HIDDEN,
     LEFT,
@@ -89,17 +88,6 @@ def test_info_counts_faces_and_names_unusable_ones(data: Path) -> None:
     assert "outside" not in quick.stdout
 
 
-def test_info_shortens_long_lists_without_all(tmp_path: Path) -> None:
-    rows = [row("a.png")] + [row(f"{i}.png", SHAPE[:5]) for i in range(13)]
-    # Most faces have the most points: the shorter ones are the bad ones.
-    rows += [row("b" * i + ".png") for i in range(1, 15)]
-    folder = write(tmp_path / "set", rows)
-    short, long = run("info", folder).stdout, run("info", folder, "--all").stdout
-    assert short.count("annotations.jsonl, line") == 10
-    assert "and 3 more" in short
-    assert long.count("annotations.jsonl, line") == 13
-
-
 def test_info_goes_on_after_a_split_that_cannot_be_used(tmp_path: Path) -> None:
     nothing = [[None, None]] * 29
     folder = write(tmp_path / "set", [row("a.png", nothing), row("v.png", split="val")])
@@ -133,16 +121,6 @@ def test_show_draws_one_row_per_face(data: Path, tmp_path: Path) -> None:
     with Image.open(out) as sheet:
         assert sheet.size == (2 * 64, 64 + CAPTION_HEIGHT)
         assert sheet.format == "JPEG"
-
-
-def test_show_is_repeatable_by_its_seed(data: Path, tmp_path: Path) -> None:
-    def sheet(seed: int) -> bytes:
-        out = tmp_path / "sheet.png"
-        options = ["--split", "val", "--crop-size", 64, "--seed", seed]
-        assert run("show", data, "--out", out, *options).exit_code == 0
-        return out.read_bytes()
-
-    assert sheet(1) == sheet(1) != sheet(2)
 
 
 def test_show_takes_the_augmentation_of_a_configuration(data: Path, tmp_path: Path) -> None:
@@ -224,29 +202,6 @@ def test_points_outside_are_drawn_at_the_edge_and_unknown_ones_are_not() -> None
     assert colors_at(tile, np.array([[10, 59], [30, 30]])) == [HIDDEN, MIDDLE]
     tile[57:, 8:13] = tile[28:33, 28:33] = 0
     assert tile.max() == 0
-
-
-def test_tiles_of_any_shape_are_drawn_row_by_row() -> None:
-    shapes = [(30, 60), (100, 50), (1, 1)]
-    tiles = [
-        Tile(np.full((*shape, 3), 50 * (i + 1), np.uint8), np.zeros((0, 2)), "a long name" * 9)
-        for i, shape in enumerate(shapes)
-    ]
-    sheet = contact_sheet(tiles, columns=2, tile_size=40)
-    height = 40 + CAPTION_HEIGHT
-    assert sheet.shape == (2 * height, 80, 3)
-    assert (sheet[10:30, :40] == 50).all()
-    assert (sheet[:10, :40] == BACKGROUND).all()
-    assert (sheet[:40, 50:70] == 100).all()
-    assert (sheet[height : height + 40, :40] == 150).all()
-    assert (sheet[height:, 40:] == BACKGROUND).all()
-
-
-@pytest.mark.parametrize(("tiles", "columns", "size"), [(0, 1, 64), (1, 0, 64), (1, 1, 2)])
-def test_an_empty_or_impossible_sheet_is_an_error(tiles: int, columns: int, size: int) -> None:
-    tile = Tile(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 2)))
-    with pytest.raises(ConfigurationError):
-        contact_sheet([tile] * tiles, columns, size)
 
 
 def test_label_makes_a_data_set_of_images(tmp_path: Path, astronaut: np.ndarray) -> None:

@@ -11,7 +11,6 @@ import pytest
 from builders import annotated, split_of
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.integrate import simpson
 from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector, ImageError
@@ -95,24 +94,6 @@ def test_area_under_the_curve_is_simpsons_rule_on_a_grid() -> None:
     assert area_under_curve(np.array([0.0, 0.5, np.inf, np.inf])) == 0.25
 
 
-@pytest.mark.parametrize("threshold", [0.08, 0.10])
-def test_area_under_the_curve_agrees_with_the_published_definition(threshold: float) -> None:
-    errors = np.random.default_rng(3).gamma(4, 0.012, 400)
-    grid = np.arange(0, threshold + 0.0001, 0.0001)
-    shares = [np.count_nonzero(errors <= error) / len(errors) for error in grid]
-    area = area_under_curve(errors, threshold)
-    assert area == pytest.approx(simpson(shares, x=grid) / threshold, abs=1e-12)
-    assert exact_area_under_curve(errors, threshold) == pytest.approx(area, abs=5e-4)
-    assert failure_rate(errors, threshold) == pytest.approx(1 - shares[-1])
-
-
-def test_cumulative_errors_rise_to_the_share_of_faces_found() -> None:
-    curve = cumulative_errors(np.array([0.02, 0.04, np.inf]))
-    assert len(curve) == 1001
-    assert curve[0].tolist() == [0, 0]
-    assert curve[[199, 200, -1], 1] == pytest.approx([0, 1 / 3, 2 / 3])
-
-
 def test_confidence_intervals_are_those_of_a_mean_and_repeatable() -> None:
     values = np.random.default_rng(5).normal(7, 2, 400)
     low, high = confidence_interval(values)
@@ -165,17 +146,6 @@ def test_a_detector_agrees_with_itself(
     same, moved = evaluation.face_errors
     assert same < 0.02
     assert moved == pytest.approx(np.sqrt(2) / 10, abs=0.02)
-
-
-def test_other_units_follow_from_one_evaluation(
-    detector: Detector, twins: AnnotatedFaces, points: Array
-) -> None:
-    evaluation = evaluate(detector, twins)
-    by_eyes, by_box = evaluation.face_errors[0], evaluation.normalized("box").face_errors[0]
-    size = np.sqrt(np.ptp(points, axis=0).prod())
-    assert by_eyes / by_box == pytest.approx(size / W300_68.interocular(points))
-    with pytest.raises(ConfigurationError, match="interpupil"):
-        evaluation.normalized("chin")
 
 
 def test_a_face_that_is_not_found_is_a_failure_and_not_part_of_the_nme(

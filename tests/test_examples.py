@@ -204,16 +204,6 @@ def test_endpoint_says_what_is_wrong_with_a_request(
 # ------------------------------------------------------------------------------------- notebooks
 
 
-def test_all_notebooks_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == [
-        "compare_heatmaps",
-        "folder_to_parquet",
-        "quick_start",
-        "train_on_your_own_faces",
-        "video",
-    ]
-
-
 def readable(notebook: Any) -> Iterator[str]:
     """All of a notebook but its images and videos."""
     for cell in notebook.cells:

@@ -28,7 +28,6 @@ from hihlandmark.layouts import (
     Conversion,
     Layout,
     convert,
-    get_conversion,
     get_layout,
     mirror_points,
     register_conversion,
@@ -242,13 +241,6 @@ def test_terms_are_weighted_means_of_source_points(conversion: Conversion) -> No
 
 
 @every_conversion
-def test_matrix_converts_like_the_terms(conversion: Conversion) -> None:
-    assert get_conversion(conversion.source.size, conversion.target.name) is conversion
-    points = random_points(conversion.source)
-    np.testing.assert_allclose(conversion.matrix @ points, conversion(points), atol=1e-9)
-
-
-@every_conversion
 def test_conversion_commutes_with_mirroring(conversion: Conversion) -> None:
     source, target = conversion.source, conversion.target
     points = random_points(source, 3)
@@ -317,26 +309,6 @@ def test_five_points_are_pupils_nose_tip_and_mouth_corners() -> None:
     np.testing.assert_array_equal(convert(cofw, 29, 5)[0], cofw[[16, 17, 20, 22, 23]])
     assert convert(wflw, 98, 5)[1].all()
     assert convert(cofw, 29, 5)[1].all()
-
-
-@every_layout
-def test_conversion_to_the_same_layout_copies(layout: Layout) -> None:
-    points = random_points(layout, 2)
-    same, exact = convert(points, layout, layout.size)
-    np.testing.assert_array_equal(same, points)
-    assert exact.shape == (layout.size,)
-    assert exact.all()
-    assert not np.shares_memory(same, points)
-
-
-@pytest.mark.parametrize("leading", [(), (4,), (2, 3), (0,)])
-def test_conversion_keeps_leading_axes_and_float_type(leading: tuple[int, ...]) -> None:
-    points = random_points(WFLW98, *leading).astype(np.float32)
-    converted, exact = convert(points, "wflw", "300w")
-    assert converted.shape == (*leading, 68, 2)
-    assert converted.dtype == np.float32
-    assert exact.shape == (68,)
-    assert convert(points.astype(int), 98, 29)[0].dtype == np.float64
 
 
 def test_nan_point_affects_only_points_interpolated_from_it() -> None:

@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from hihlandmark import ConfigurationError
 from hihlandmark.heatmap import gaussian
-from hihlandmark.layouts import FIVE, LAYOUTS, WFLW98, Layout
+from hihlandmark.layouts import LAYOUTS, WFLW98, Layout
 from hihlandmark.training.losses import (
     HEATMAP_LOSSES,
     POINT_LOSSES,
-    adaptive_wing,
     anisotropic_direction,
     contour_normals,
     csc,
@@ -69,19 +67,6 @@ def wing_on_heatmap(error: float, y: float) -> float:
         return 14 * math.log(1 + abs(error) ** power)
     slope = 14 * (1 / (1 + 0.5**power)) * power * 0.5 ** (power - 1)
     return slope * abs(error) - (0.5 * slope - 14 * math.log(1 + 0.5**power))
-
-
-def test_adaptive_wing_has_a_weighted_loss_map() -> None:
-    target = torch.zeros(1, 5, 5, dtype=torch.float64)
-    target[0, 1, 1], target[0, 1, 2], target[0, 4, 4] = 1.0, 0.15, 0.2  # 0.2 is not above 0.2
-    errors = torch.linspace(-1.3, 1.1, 25, dtype=torch.float64).view(1, 5, 5)
-    expected = 0.0
-    for y in range(5):
-        for x in range(5):
-            weight = 11 if x <= 2 and y <= 2 else 1
-            loss = wing_on_heatmap(errors[0, y, x].item(), target[0, y, x].item())
-            expected += weight * loss / 25
-    assert adaptive_wing(target + errors, target).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -304,21 +289,3 @@ def test_contour_normals_of_a_circle_point_to_its_center() -> None:
     points[60:68] = 20 * circle + 50  # an eye: closed, so its first and last point wrap
     normals = contour_normals(WFLW98, points)[60:68]
     assert torch.allclose((normals * circle).sum(dim=-1).abs(), torch.ones(8).double(), atol=1e-6)
-
-
-def test_contour_normals_without_neighbors_are_0() -> None:
-    points = mean_shape(WFLW98) * 100
-    points[1] = torch.nan  # beside 0, the end of the jaw, and 2
-    points[51:55] = 7.0  # all of the bridge of the nose in one place
-    points[33], points[34] = points[35].clone(), points[41].clone()  # 33 between equal neighbors
-    points[41] = points[34] + 1e-4  # too small a difference for a direction
-    normals = contour_normals(WFLW98, points)
-    assert normals.isfinite().all()
-    assert (normals[[0, 1, 33, 51, 52, 53, 54]] == 0).all()
-    assert torch.dot(normals[2], points[3] - points[2]).abs() < 1e-5
-    assert normals[2].norm().item() == pytest.approx(1)
-
-
-def test_contour_normals_need_points_of_the_layout() -> None:
-    with pytest.raises(ConfigurationError, match="FIVE5"):
-        contour_normals(FIVE, torch.zeros(98, 2))

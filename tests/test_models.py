@@ -11,12 +11,10 @@ from safetensors.torch import save
 from torch import nn
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.layouts import get_layout
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
 from hihlandmark.models.base import Heatmaps, LandmarkNetwork
-from hihlandmark.models.blocks import BlurPool
-from hihlandmark.models.hih import HIH, HIHConfiguration
+from hihlandmark.models.hih import HIH
 from hihlandmark.models.registry import (
     ARCHITECTURES,
     LAYOUT_POINTS,
@@ -124,27 +122,6 @@ def test_small_models_answer_every_layout_from_16_mib_in_half_precision(architec
     assert len(save(model.state_dict())) <= 16 * 2**20
 
 
-@pytest.mark.parametrize("layout", LAYOUT_POINTS)
-def test_edges_of_the_configuration_are_those_of_the_layout(layout: str) -> None:
-    edges = configuration_of("adnet", [layout])["edges"]
-    assert edges == {layout: [list(edge.indices) for edge in get_layout(layout).edges]}
-
-
-def test_layouts_of_the_registry_have_the_points_of_the_package() -> None:
-    for name, points in LAYOUT_POINTS.items():
-        assert get_layout(name).size == points
-
-
-def test_configuration_of_hands_out_copies() -> None:
-    configuration_of("hih")["layouts"]["W300_68"] = 68
-    assert configuration_of("hih")["layouts"] == {"WFLW98": 98}
-
-
-def test_configuration_of_keeps_the_order_of_layouts() -> None:
-    chosen = configuration_of("hih-small", ["COFW29", "WFLW98"])["layouts"]
-    assert list(chosen.items()) == [("COFW29", 29), ("WFLW98", 98)]
-
-
 def test_configuration_of_refuses_unknown_names() -> None:
     with pytest.raises(ConfigurationError, match="unknown model 'hi'; there are hih, hih-small"):
         configuration_of("hi")
@@ -162,17 +139,6 @@ def test_build_model_refuses_missing_and_unknown_fields() -> None:
     del configuration["features"]
     with pytest.raises(ConfigurationError, match="missing: features; unknown: width"):
         build_model("hih", configuration)
-
-
-def test_build_model_fills_in_optional_fields() -> None:
-    configuration = small_configuration(input_size=128)
-    del configuration["decimal_bins"], configuration["unused_shortcuts"]
-    model = build_model("hih", configuration)
-    assert model.configuration == HIHConfiguration(
-        **small_configuration(  # type: ignore[arg-type]
-            input_size=128, decimal_bins=8, unused_shortcuts=False
-        )
-    )
 
 
 @pytest.mark.parametrize(
@@ -330,15 +296,6 @@ def test_points_of_adnet_are_looked_for_on_their_edges_only() -> None:
     assert not found[[3, 98 + 0, 98 + 28]].any()
 
 
-def test_blur_pool_halves_maps_and_keeps_what_is_even() -> None:
-    pool = BlurPool()
-    torch.testing.assert_close(pool(torch.full((2, 3, 8, 8), 5.0)), torch.full((2, 3, 4, 4), 5.0))
-    # The highest of two columns; then a quarter, a half and a quarter of three such, mirrored at
-    # the borders.
-    columns = torch.tensor([0.0, 0, 0, 4, 0, 0]).expand(1, 1, 6, 6)
-    torch.testing.assert_close(pool(columns)[0, 0, 0], torch.tensor([0.0, 3, 2]))
-
-
 @pytest.mark.parametrize("side", [32, 48, 64, 80])
 def test_crops_of_another_size_fill_as_many_decimal_bins(side: int) -> None:
     model = build_small().eval()
@@ -346,17 +303,6 @@ def test_crops_of_another_size_fill_as_many_decimal_bins(side: int) -> None:
         heatmaps = model(torch.randn(1, 3, side, side))
     assert heatmaps["COFW29"].integer.shape == (1, 29, side // 4, side // 4)
     assert heatmaps["COFW29"].decimal.shape == (1, 29, 4, 4)
-
-
-@pytest.mark.parametrize(("input_size", "depth", "bins"), [(48, 2, 3), (128, 1, 2), (256, 6, 16)])
-def test_decimal_heatmaps_have_the_bins_of_the_configuration(
-    input_size: int, depth: int, bins: int
-) -> None:
-    model = build_small(input_size=input_size, depth=depth, decimal_bins=bins).eval()
-    with torch.inference_mode():
-        heatmaps = model(torch.randn(1, 3, input_size, input_size))
-    assert heatmaps["COFW29"].integer.shape[-2:] == (input_size // 4, input_size // 4)
-    assert heatmaps["COFW29"].decimal.shape[-2:] == (bins, bins)
 
 
 def test_gradient_reaches_every_parameter_but_the_idle_ones() -> None:

@@ -1,7 +1,6 @@
 """The objectives of ADNet and Adaptive Wing."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +58,6 @@ def test_a_line_through_points_in_a_row_is_straight_and_fades_as_a_gaussian() ->
     assert torch.allclose(map_[10, 21:], beyond, atol=1e-5), "it ends in a half circle"
 
 
-def test_closed_lines_close() -> None:
-    angles = np.arange(8) * math.tau / 8
-    circle = points(*zip(16 + 10 * np.cos(angles), 16 + 10 * np.sin(angles), strict=True))
-    ring = tuple(range(8))
-    closed, opened = (LineMaps([Contour(ring, end)], 8)(circle, 33, 1.0) for end in (True, False))
-    between = (round(16 - 10 * math.sin(math.pi / 8)), round(16 + 10 * math.cos(math.pi / 8)))
-    assert closed[0, 0][between] > 0.9
-    assert opened[0, 0][between] < 0.1
-    y, x = torch.meshgrid(*[torch.arange(33.0) - 16] * 2, indexing="ij")
-    exact = torch.exp(-0.5 * (torch.hypot(x, y) - 10) ** 2)
-    assert torch.allclose(closed[0, 0], exact, atol=0.06), "a circle, nearly"
-
-
 def test_a_line_has_the_mean_weight_of_its_points_or_0() -> None:
     lines = LineMaps([Contour(line, closed=False) for line in ((0, 1, 2), (3, 4), (4, 5))], 6)
     weights = lines.weights(torch.tensor([[1, 0.5, 0.3, 1, 1, 0.0]]))
@@ -121,18 +107,6 @@ def test_a_face_trains_the_layers_of_its_layout_only_in_adnet(data: Path) -> Non
         assert layer.weight.grad[: COFW.start].abs().sum() == 0
     assert network.predict_edges[0].weight.grad[-edges:].abs().sum() > 0
     assert network.predict_edges[0].weight.grad[:-edges].abs().sum() == 0
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_the_halves_of_a_batch_add_up_to_the_whole(model: str, data: Path) -> None:
-    objective = objective_of(small(model)).eval()  # a half has other batch statistics
-    batch = batch_of(data, "WFLW98", "COFW29")
-    batch.weights[0, 5] = 0.3
-    halves = [Batch(*(part[place] for part in batch)) for place in (slice(0, 1), slice(1, 3))]
-    totals = objective.totals(batch)
-    assert torch.allclose(sum(map(objective.totals, halves)), totals)
-    parts = [objective(half, totals) for half in halves]
-    assert torch.allclose(sum(parts), objective(batch, totals), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

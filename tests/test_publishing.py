@@ -43,17 +43,6 @@ def test_what_was_pushed_is_pulled_and_gives_the_same_points(
     np.testing.assert_array_equal(*points)
 
 
-def test_page_is_written_once_and_then_left_alone(hub: Hub) -> None:
-    first = push_weights(NAME, "me/faces").split("@")[1]
-    repo = hub.repositories["me/faces"]
-    assert 'weights="me/faces"' in repo.commits[first]["README.md"].decode()
-    hub.commit("me/faces", repo.commits[first] | {"README.md": b"my own words"})
-    second = push_weights("awing-small", "me/faces", message="Another one").split("@")[1]
-    assert repo.commits[second]["README.md"] == b"my own words"
-    assert {"adnet-small.json", "awing-small.json"} < repo.commits[second].keys()
-    assert repo.messages == ["adnet-small, by hihlandmark", "Another one"]
-
-
 def test_command_creates_branch_and_private_repository(hub: Hub) -> None:
     arguments = ["weights", "push", NAME, "me/secret@try", "--private"]
     result = CliRunner().invoke(app, arguments)
