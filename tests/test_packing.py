@@ -11,7 +11,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from hihlandmark.crop import crop_matrix, invert, transform_points
-from hihlandmark.datasets import AnnotatedFace, AnnotatedFaces, dataset_splits, packed, read_faces
+from hihlandmark.datasets import AnnotatedFace, AnnotatedFaces, dataset_splits, read_faces
+from hihlandmark.datasets import packed as packed_format
 from hihlandmark.datasets.packed import TABLE, open_table, pack
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import COFW29, W300_68, Layout
@@ -253,7 +254,7 @@ def test_an_interrupted_packing_leaves_the_old_pack_and_nothing_else(
 def test_the_memory_holds_few_crops_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "ROWS_IN_MEMORY", 4)
+    monkeypatch.setattr(packed_format, "ROWS_IN_MEMORY", 4)
     sizes: list[int] = []
 
     def watch(done: int, total: int) -> None:
