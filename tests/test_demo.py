@@ -171,6 +171,7 @@ def test_web_takes_no_image_from_the_command_line() -> None:
         assert CliRunner().invoke(app, ["demo", "--web", *arguments]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_address_and_removes_its_folder(tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     command = [

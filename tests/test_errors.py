@@ -313,7 +313,7 @@ TRAINING: list[Case] = [
     (ConfigurationError, "adnet", lambda _: distill("adnet-small")),
     (WeightsError, "nowhere", lambda _: distill("nowhere")),
     (ConfigurationError, "29", lambda folder: TrainingBatches(*RUN, [faces(folder)])),
-    (DataError, "validated", validate_without_images),
+    (DataError, "can be read", validate_without_images),
     (
         ConfigurationError,
         "WFLW98",

@@ -51,6 +51,11 @@ DECODINGS = {
     "awing": Decoding(decoder="quarter_shift", activation="linear", stride=4),
 }
 ARCHITECTURES = sorted(DECODINGS)
+SLOWER = [
+    "hih",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "hih"),
+]
+"""One architecture in the fast tests of conversions, which take seconds each."""
 
 
 def tiny_model(architecture: str) -> LoadedModel:
@@ -117,7 +122,7 @@ def test_folded_batch_norms_change_nothing_and_are_gone(architecture: str) -> No
         assert torch.equal(tensor, before[name]), "the network itself must stay as it was"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SLOWER)
 @pytest.mark.parametrize("name", ["torch", "openvino", "onnxruntime"])
 def test_every_runtime_gives_the_points_of_the_network_for_any_batch(
     name: str, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +165,7 @@ def test_bf16_is_near_fp32() -> None:
     assert np.median(np.abs(found.mass - expected.mass)) < 0.01
 
 
+@pytest.mark.slow
 def test_converted_networks_are_kept_for_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +271,7 @@ def test_unavailable_runtimes_are_errors(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SLOWER)
 def test_exported_files_give_the_points_of_the_network(
     to: str, architecture: str, tmp_path: Path
 ) -> None:
@@ -283,6 +289,7 @@ def test_exported_files_give_the_points_of_the_network(
     assert_close(CropLandmarks(*file.run(path, CPU, "fp32")(crops)), plain(model, crops))
 
 
+@pytest.mark.slow
 def test_an_export_with_other_points_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +411,7 @@ def tiny_openvino_file(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_signal_is_handled_after_another_thread_released_openvino(tmp_path: Path) -> None:
     path = tiny_openvino_file(tmp_path)
     script = """
@@ -422,6 +430,7 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert (finished.returncode, finished.stdout) == (0, b"handled\n")
 
 
+@pytest.mark.slow
 def test_threads_may_run_openvino_first_at_the_same_time(tmp_path: Path) -> None:
     path = tiny_openvino_file(tmp_path)
     script = """

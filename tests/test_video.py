@@ -321,6 +321,7 @@ def test_wrong_tracking_options_are_refused(detector: Detector) -> None:
         FaceTracker(detector, detect_every=0)
 
 
+@pytest.mark.slow
 def test_videos_can_be_left_in_the_middle(clip: Path) -> None:
     program = (
         "import sys\nfrom hihlandmark.video import read_frames\n"

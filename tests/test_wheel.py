@@ -63,7 +63,12 @@ def test_the_sdist_holds_what_a_checkout_has(distributions: Distributions) -> No
 def test_the_wheel_holds_code_types_and_verified_weights(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     configuration = "training/configurations/hih-wflw.toml"
-    for name in ("py.typed", "mean_shapes.json", "packaged_weights/hih-small.json", configuration):
+    for name in (
+        "py.typed",
+        "layouts/mean_shapes.json",
+        "packaged_weights/hih-small.json",
+        configuration,
+    ):
         assert f"hihlandmark/{name}" in names
     assert any(name.endswith("hih-small.safetensors") for name in names)
     assert not any(name.startswith(("tests/", "runs/")) for name in names)
