@@ -28,12 +28,7 @@ _ARCFACE_SIZE = 112
 
 
 class AlignedFace(NamedTuple):
-    """An aligned crop.
-
-    Attributes:
-        image: (S, S, 3) uint8 RGB.
-        matrix: (2, 3), the similarity from pixels of the image to pixels of the crop.
-    """
+    """A crop (S, S, 3) uint8 RGB, and the similarity (2, 3) from image to crop pixels."""
 
     image: Image
     matrix: FloatArray
@@ -44,12 +39,7 @@ class AlignedFace(NamedTuple):
 
 
 def five_points(face: Face) -> FloatArray:
-    """The five points of most face detectors.
-
-    Returns:
-        (5, 2): centers of the left and right eye, tip of the nose, left and right corner of the
-        mouth, where left is left in an upright image.
-    """
+    """(5, 2): left and right eye's center, tip of the nose, left and right corner of the mouth."""
     eyes = [face[part].mean(axis=0) for part in ("left_eye", "right_eye")]
     others = [face[name] for name in ("nose_tip", "left_mouth_corner", "right_mouth_corner")]
     return np.stack([*eyes, *others]).astype(np.float64)
@@ -66,10 +56,7 @@ def align(
         size: side of the crop in pixels; usually 112 for "arcface", 256 to 1024 for "ffhq".
         template: "arcface", five points by least squares as for ArcFace's models; "ffhq", the
             square of the FFHQ data set (Karras et al., arXiv 1812.04948, appendix A), rotated with
-            the line of the eyes.
-
-    Returns:
-        The crop, black outside of the image, and its matrix.
+            the line of the eyes. The crop is black outside of the image.
 
     Raises:
         ConfigurationError: the template is unknown, or the size is below 1.
@@ -85,14 +72,9 @@ def align(
 
 def _arcface_square(points: FloatArray) -> FloatArray:
     to_image = invert(similarities(points[None], _ARCFACE)[0])
-    center = np.full((1, 2), (_ARCFACE_SIZE - 1) / 2)
-    x_axis = to_image[:, 0]  # of the crop, in the image
-    return np.concatenate(
-        [
-            transform_points(to_image, center)[0],
-            [np.hypot(*x_axis) * _ARCFACE_SIZE, np.arctan2(x_axis[1], x_axis[0])],
-        ]
-    )
+    (center,) = transform_points(to_image, np.full((1, 2), (_ARCFACE_SIZE - 1) / 2))
+    x, y = to_image[:, 0]  # the x axis of the crop, in the image
+    return np.array([*center, np.hypot(x, y) * _ARCFACE_SIZE, np.arctan2(y, x)])
 
 
 def _ffhq_square(points: FloatArray) -> FloatArray:

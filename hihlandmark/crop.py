@@ -16,23 +16,12 @@ from hihlandmark.arrays import BoolArray, FloatArray, Image
 
 
 def crop_matrix(square: FloatArray, size: int) -> FloatArray:
-    """Similarity from image to crop pixels.
-
-    Args:
-        square: (..., 4) as (cx, cy, side, angle).
-        size: side of the crop in pixels.
-
-    Returns:
-        (..., 2, 3) float64 matrices, for `transform_points`.
-    """
+    """Similarities (..., 2, 3) from image to crop pixels, of squares (..., 4) and a crop's side."""
     cx, cy, side, angle = np.moveaxis(np.asarray(square, np.float64), -1, 0)
     cos, sin = np.cos(angle) * size / side, np.sin(angle) * size / side
     middle = (size - 1) / 2
-    rows = [
-        [cos, sin, middle - cos * cx - sin * cy],
-        [-sin, cos, middle + sin * cx - cos * cy],
-    ]
-    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+    shift = middle - cos * cx - sin * cy, middle + sin * cx - cos * cy
+    return np.moveaxis(np.array([[cos, sin, shift[0]], [-sin, cos, shift[1]]]), (0, 1), (-2, -1))
 
 
 def invert(matrix: FloatArray) -> FloatArray:
@@ -49,16 +38,10 @@ def transform_points(matrix: FloatArray, points: FloatArray) -> FloatArray:
 def similarities(
     points: FloatArray, target: FloatArray, known: BoolArray | None = None
 ) -> FloatArray:
-    """Least-squares similarities from points to a target shape.
+    """Least-squares similarities (N, 2, 3) from points (N, P, 2) to a target shape (P, 2).
 
-    Args:
-        points: (N, P, 2).
-        target: (P, 2).
-        known: (N, P), the points that are used; None: all.
-
-    Returns:
-        (N, 2, 3). Where the known points coincide, are NaN or are missing, a translation of their
-        center.
+    Where the ``known`` points (N, P; None: all) coincide, are NaN or are missing, a translation of
+    their center.
     """
     known = np.ones(points.shape[:-1], bool) if known is None else known
     share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
@@ -67,7 +50,6 @@ def similarities(
     size = np.einsum("np,npi,npi->n", share, p, p)
     along = np.einsum("np,npi,npi->n", share, p, t)
     across = np.einsum("np,np->n", share, p[..., 0] * t[..., 1] - p[..., 1] * t[..., 0])
-    # Coinciding or missing points determine no similarity: use one that has an inverse.
     apart = size > 1e-24 * (center**2).sum(axis=(1, 2))  # by more than the rounding of their center
     fits = apart & (np.hypot(along, across) > 1e-9 * size)
     cos = np.where(fits, along / np.where(fits, size, 1), 1)
@@ -90,7 +72,7 @@ class BoxMap:
     scale: float
 
     def squares(self, boxes: FloatArray, angles: FloatArray | None = None) -> FloatArray:
-        """Map boxes to crop squares.
+        """Crop squares (F, 4) of boxes (F, 4) xyxy.
 
         The shift is rotated with the square, so it leads to the same part of the face. The boxes
         are used as they are: at every angle they must be as large as those of the upright face.
@@ -98,9 +80,6 @@ class BoxMap:
         Args:
             boxes: (F, 4) xyxy.
             angles: (F,) rotation of the squares in radians, clockwise; None: upright.
-
-        Returns:
-            (F, 4) crop squares.
         """
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         low, high = boxes[:, :2], boxes[:, 2:]
@@ -111,16 +90,9 @@ class BoxMap:
         return np.concatenate([center, longer * self.scale, angles[:, None]], axis=1)
 
     def squares_around(self, points: FloatArray, angles: FloatArray) -> FloatArray:
-        """Crop squares around the points of rotated faces, for boxes of kind "landmarks".
+        """Crop squares (F, 4) of points (F, P, 2) rotated by angles (F,), of kind "landmarks".
 
         The box is the tight box of the points after they were rotated upright.
-
-        Args:
-            points: (F, P, 2).
-            angles: (F,) rotation of the faces and of the squares in radians, clockwise.
-
-        Returns:
-            (F, 4) crop squares.
         """
         squares = self.squares(tight_boxes(rotate_points(points, -angles)))
         center = rotate_points(squares[:, None, :2], angles)[:, 0]
@@ -128,12 +100,7 @@ class BoxMap:
 
 
 def fit_box_map(boxes: FloatArray, squares: FloatArray) -> BoxMap:
-    """Fit the map from boxes to crop squares, by medians over faces.
-
-    Args:
-        boxes: (N, 4) xyxy.
-        squares: (N, 3) as (cx, cy, side), the upright crop squares of the same faces.
-    """
+    """The map from boxes (N, 4) xyxy to upright squares (N, 3) of the same faces, by medians."""
     low, high = boxes[:, :2], boxes[:, 2:]
     longer = (high - low).max(axis=1)
     shift = np.median((squares[:, :2] - (low + high) / 2) / longer[:, None], axis=0)
@@ -149,52 +116,32 @@ def rotate_points(points: FloatArray, angles: FloatArray) -> FloatArray:
 
 
 def roll_angles(points: FloatArray, upright: FloatArray) -> FloatArray:
-    """The rotation of faces in the image plane.
+    """The rotation (F,) of faces in the image plane: radians in -pi..pi, clockwise.
 
-    It is that of the least-squares similarity over all points, so one wrong point or a hidden side
-    of the face changes it little.
+    By least squares, so one wrong point or a hidden side of the face changes it little.
 
     Args:
         points: (F, P, 2).
         upright: (P, 2), an upright face of any size, such as `Layout.mean_shape`.
-
-    Returns:
-        (F,) radians in -pi..pi, clockwise.
     """
     to_upright = similarities(points, upright)
     return np.arctan2(to_upright[:, 0, 1], to_upright[:, 0, 0])
 
 
+# Degrees: faces rotated by no more than this are cropped without rotation. Rotating the second crop
+# lowers the NME of `hih-small` by 0.0 at 15 degrees, 0.1 at 20, 0.25 at 25, 0.5 at 30 and 1 at 40.
 UPRIGHT_WITHIN = 20
-"""Degrees: faces rotated by no more than this are cropped without rotation.
-
-Rotating the second crop upright lowers the NME of `hih-small` by 0.0 at 15 degrees, 0.1 at 20, 0.25
-at 25, 0.5 at 30 and 1 at 40 (58 faces of 68 and 98 points; the packaged weights were trained with
-rotations with a standard deviation of 18 degrees).
-"""
 
 
 def crop_angles(points: FloatArray, upright: FloatArray) -> FloatArray:
-    """The angles at which faces are cropped: 0 up to `UPRIGHT_WITHIN`, then whole degrees.
-
-    Args:
-        points: (F, P, 2).
-        upright: (P, 2), see `roll_angles`.
-
-    Returns:
-        (F,) radians.
-    """
+    """`roll_angles`, rounded to degrees, at which faces are cropped: 0 up to `UPRIGHT_WITHIN`."""
     degrees = np.round(np.rad2deg(roll_angles(points, upright)))
     return np.deg2rad(np.where(np.abs(degrees) > UPRIGHT_WITHIN, degrees, 0))
 
 
+# A crop is kept when the new one is shifted or scaled by less than this, in sides of the crop: half
+# of those from MTCNN's boxes. The NME of `hih-small` rises by 0.006 %; with 0.08 by 0.025 %.
 KEPT_WITHIN = 0.05
-"""A crop is kept when the new one is shifted or scaled by less than this, in sides of the crop.
-
-Half of the crops from MTCNN's boxes are kept. NME of `hih-small` without and with this limit: 3.573
-and 3.573 % (scenes), 3.513 and 3.512 (helen_test), 6.418 and 6.424 (wflw98 val). With 0.08 it is
-3.593, 3.521 and 6.443 %.
-"""
 
 
 def nearly_same(squares: FloatArray, others: FloatArray) -> BoolArray:
@@ -206,9 +153,8 @@ def nearly_same(squares: FloatArray, others: FloatArray) -> BoolArray:
     return (np.maximum(moved, scaled) < KEPT_WITHIN) & same_angle
 
 
+# Side of the canonical crop, in longer sides of the tight box of a face's 98 or 68 points.
 CANONICAL_SCALE = 1.4
-"""Side of the canonical crop, in longer sides of the tight box of a face's 98 or 68 points."""
-
 CANONICAL_CROP: dict[str, BoxMap] = {
     "landmarks:WFLW98": BoxMap((0.0, 0.0), CANONICAL_SCALE),
     "landmarks:W300_68": BoxMap((0.0, 0.0), CANONICAL_SCALE),
@@ -226,10 +172,7 @@ the longer side of that box. ``benchmarks/fit_box_maps.py`` fits the other maps.
 def canonical_crop(scale: float = CANONICAL_SCALE) -> dict[str, BoxMap]:
     """`CANONICAL_CROP` for a tighter or wider crop, given in the unit of `CANONICAL_SCALE`."""
     ratio = scale / CANONICAL_SCALE
-    return {
-        kind: replace(box_map, scale=box_map.scale * ratio)
-        for kind, box_map in CANONICAL_CROP.items()
-    }
+    return {kind: replace(each, scale=each.scale * ratio) for kind, each in CANONICAL_CROP.items()}
 
 
 def tight_boxes(points: FloatArray) -> FloatArray:
@@ -238,10 +181,9 @@ def tight_boxes(points: FloatArray) -> FloatArray:
 
 
 def square_around(points: FloatArray, margin: float) -> FloatArray:
-    """The upright crop square (4,) around points (P, 2).
+    """The upright square (4,) around points (P, 2): ``margin`` times as large as their box.
 
-    Its side is ``margin`` times the longer side of the points' box; ``margin`` pixels where the
-    points coincide.
+    Its side is at least ``margin`` pixels.
     """
     square = BoxMap((0.0, 0.0), margin).squares(tight_boxes(points))[0]
     square[2] = max(square[2], margin)
@@ -249,28 +191,15 @@ def square_around(points: FloatArray, margin: float) -> FloatArray:
 
 
 def resize_matrix(size: tuple[int, int], new_size: tuple[int, int]) -> FloatArray:
-    """The matrix (2, 3) from pixels of an image to those of the resized image.
-
-    Args:
-        size: (width, height) of the image.
-        new_size: (width, height) of the resized image.
-    """
+    """The matrix (2, 3) from pixels of an image to those of the resized image, (width, height)."""
     x, y = np.divide(new_size, size)
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
 
 
 def cut_crop(image: Image, square: FloatArray, size: int) -> Image:
-    """Cut a crop out of an image; black outside of the image.
+    """Cut a crop (size, size, 3) out of an image (H, W, 3) uint8; black outside of the image.
 
     A face much larger than the crop is first downscaled by area averaging, to avoid aliasing.
-
-    Args:
-        image: (H, W, 3) uint8.
-        square: (4,) crop square.
-        size: side of the crop in pixels.
-
-    Returns:
-        (size, size, 3) uint8.
     """
     matrix = crop_matrix(square, size)
     scale = size / float(square[2])
@@ -286,19 +215,16 @@ def _downscale_around(
     edge = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], np.float64)
     corners = transform_points(invert(matrix), edge)
     height, width = image.shape[:2]
-    left, top = np.clip(np.floor(corners.min(axis=0)) - factor, 0, (width - 1, height - 1)).astype(
-        int
-    )
-    right, bottom = np.clip(
-        np.ceil(corners.max(axis=0)) + factor, (left + 1, top + 1), (width, height)
-    ).astype(int)
+    low = np.floor(corners.min(axis=0)) - factor
+    left, top = low.clip(0, (width - 1, height - 1)).astype(int)
+    high = np.ceil(corners.max(axis=0)) + factor
+    right, bottom = high.clip((left + 1, top + 1), (width, height)).astype(int)
     part = image[top:bottom, left:right]
     # Whole blocks only, so that the factor is exact; the last rows are repeated to fill them.
     pad_y, pad_x = -part.shape[0] % factor, -part.shape[1] % factor
     part = cv2.copyMakeBorder(part, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE)
-    small = cv2.resize(
-        part, (part.shape[1] // factor, part.shape[0] // factor), interpolation=cv2.INTER_AREA
-    )
+    new_size = part.shape[1] // factor, part.shape[0] // factor
+    small = cv2.resize(part, new_size, interpolation=cv2.INTER_AREA)
     # small -> image: x = factor (x' + 0.5) - 0.5 + left
     offset = (factor - 1) / 2
     to_image = np.array([[factor, 0, left + offset], [0, factor, top + offset], [0, 0, 1.0]])

@@ -17,6 +17,15 @@ from hihlandmark.errors import ImageError
 
 _SCHEME = re.compile(r"(data:|[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
 _URL_SAFE = "/%:@!$&'()*+,;=~?[]"
+_HANDLERS = (
+    request.ProxyHandler,
+    request.HTTPHandler,
+    request.HTTPSHandler,
+    request.HTTPRedirectHandler,
+    request.HTTPDefaultErrorHandler,
+    request.HTTPErrorProcessor,
+    request.UnknownHandler,
+)
 
 
 def is_url(text: str) -> bool:
@@ -25,15 +34,7 @@ def is_url(text: str) -> bool:
 
 
 def download(url: str, timeout: float, max_bytes: int) -> bytes:
-    """Download a file over http or https, following redirects.
-
-    Args:
-        url: the URL; spaces and other than ASCII characters are escaped.
-        timeout: limit in seconds, in total.
-        max_bytes: limit on the size.
-
-    Returns:
-        The content.
+    """Download a file over http or https, following redirects, within ``timeout`` seconds.
 
     Raises:
         ImageError: the scheme is another, the server cannot be reached or answers with an error, or
@@ -41,26 +42,21 @@ def download(url: str, timeout: float, max_bytes: int) -> bytes:
     """
     scheme = _SCHEME.match(url)
     if scheme and scheme[0].lower() not in ("http://", "https://"):
-        raise ImageError(
-            f"URL {url[:80]!r} has scheme {scheme[0]!r}: only http and https are read; "
-            "pass a local file as a path, and data as bytes"
-        )
+        raise ImageError(f"URL {url[:80]!r} is neither http nor https; pass data as bytes")
     try:
         return _finish_within(timeout, lambda: _fetch(url, timeout, max_bytes))
     except ImageError:
         raise
     except HTTPError as error:
         error.close()
-        reason = f"the server answered {error.code} {error.reason}; check the URL"
-        raise ImageError(f"cannot download {url!r}: {reason}") from error
+        message = f"cannot download {url!r}: the server answered {error.code} {error.reason}"
+        raise ImageError(message) from error
     # futures.TimeoutError is a class of its own before Python 3.11.
     except (OSError, ValueError, HTTPException, futures.TimeoutError) as error:
-        cause = getattr(error, "reason", error)
+        cause: object = getattr(error, "reason", error)
         if isinstance(cause, (TimeoutError, futures.TimeoutError)):
-            reason = f"timeout after {timeout:g} s; pass a larger timeout"
-        else:
-            reason = f"{cause or type(cause).__name__}; check the URL and the network"
-        raise ImageError(f"cannot download {url!r}: {reason}") from error
+            cause = f"timeout after {timeout:g} s; pass a larger timeout"
+        raise ImageError(f"cannot download {url!r}: {cause}") from error
 
 
 def _finish_within(seconds: float, task: Callable[[], bytes]) -> bytes:
@@ -84,29 +80,17 @@ def _finish_within(seconds: float, task: Callable[[], bytes]) -> bytes:
 def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
     deadline = time.monotonic() + timeout
     source = f"URL {url!r}"
+    # A redirect could lead to file, ftp and data URLs, which urllib's default opener reads.
+    opener = request.OpenerDirector()
+    for handler in _HANDLERS:
+        opener.add_handler(handler())
     # Some hosts reject the user agent of urllib.
     query = request.Request(_ascii_url(url), headers={"User-Agent": "hihlandmark"})
-    with _http_opener().open(query, timeout=timeout) as response:
+    with opener.open(query, timeout=timeout) as response:
         if (response.length or 0) > max_bytes:
             raise _too_many_bytes(source, max_bytes)
         # read1 returns what has arrived, so the deadline is checked between two packets.
         return read_at_most(max_bytes, response.read1, source, deadline)
-
-
-def _http_opener() -> request.OpenerDirector:
-    """An opener without handlers for file, ftp and data URLs, to which a redirect could lead."""
-    opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
-        request.HTTPRedirectHandler,
-        request.HTTPDefaultErrorHandler,
-        request.HTTPErrorProcessor,
-        request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
 
 
 def _ascii_url(url: str) -> str:

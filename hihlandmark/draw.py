@@ -13,11 +13,8 @@ from PIL import Image as PillowImage
 
 from hihlandmark.arrays import FloatArray, Image
 
-SUB_PIXEL_BITS = 4
-"""OpenCV draws with fixed-point coordinates of this many fractional bits: 1/16 pixel."""
-
-LOW, HIGH = np.array([235, 70, 50]), np.array([60, 225, 90])
-"""RGB of a point with score 0 and with score 1."""
+SUB_PIXEL_BITS = 4  # OpenCV draws with fixed-point coordinates in units of 1/16 pixel
+LOW, HIGH = np.array([235, 70, 50]), np.array([60, 225, 90])  # RGB of scores 0 and 1
 CONTOUR = (90, 190, 255)
 BOX = (255, 205, 60)
 
@@ -27,32 +24,28 @@ class _HasContours(Protocol):
     def contours(self) -> Iterable[tuple[Sequence[int], bool]]: ...
 
 
-class DrawableFace(Protocol):
-    """What `draw_faces` needs of a face; `Face` has it."""
-
+class _DrawableFace(Protocol):
     @property
-    def points(self) -> FloatArray: ...  # noqa: D102
+    def points(self) -> FloatArray: ...
     @property
-    def scores(self) -> FloatArray: ...  # noqa: D102
+    def scores(self) -> FloatArray: ...
     @property
-    def box(self) -> FloatArray: ...  # noqa: D102
+    def box(self) -> FloatArray: ...
     @property
-    def track_id(self) -> int | None: ...  # noqa: D102
+    def track_id(self) -> int | None: ...
     @property
-    def layout(self) -> _HasContours: ...  # noqa: D102
+    def layout(self) -> _HasContours: ...
 
 
 def draw_faces(
     image: Image,
-    faces: Iterable[DrawableFace],
+    faces: Iterable[_DrawableFace],
     *,
     contours: bool = True,
     boxes: bool = False,
     numbers: bool = False,
 ) -> Image:
-    """Draw faces onto a copy of an image, points red to green by score.
-
-    Lines and points scale with the face.
+    """Draw faces onto a copy of an image: points from red to green by score, scaled with the face.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -76,9 +69,8 @@ def draw_faces(
         if contours:
             for indices, closed in face.layout.contours:
                 line = _fixed_point(face.points[list(indices)])
-                cv2.polylines(
-                    canvas, [line], closed, CONTOUR, thickness, cv2.LINE_AA, SUB_PIXEL_BITS
-                )
+                style = (CONTOUR, thickness, cv2.LINE_AA, SUB_PIXEL_BITS)
+                cv2.polylines(canvas, [line], closed, *style)
         draw_points(canvas, face.points, face.scores, radius=max(0.8, size / 130))
         if numbers:
             for index, point in enumerate(face.points):

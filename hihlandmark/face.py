@@ -1,7 +1,4 @@
-"""`Face` and `Faces`: landmarks, their exports, and how Jupyter shows them.
-
-Nothing here computes landmarks.
-"""
+"""`Face` and `Faces`: landmarks, their exports, and how Jupyter shows them."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -30,20 +28,18 @@ from hihlandmark.errors import ConfigurationError, HihlandmarkError
 from hihlandmark.image import ColorOrder, ImageInput, load_image
 from hihlandmark.layouts import Layout, get_conversion, get_layout
 
-CLOSE_UP_SIDE = 384
-"""Side in pixels of the image of one face in Jupyter."""
-LONGEST_SIDE = 960
-"""Longer side in pixels, at most, of an image with its faces in Jupyter."""
-BACKGROUND = 32
-"""Gray value behind faces whose image is gone."""
+# In Jupyter: the side in pixels of the image of one face, the longest side of an image with its
+# faces, and the gray value behind faces whose image is gone.
+CLOSE_UP_SIDE, LONGEST_SIDE, BACKGROUND = 384, 960, 32
 _MARGIN = 1.3  # side of a close-up, in longer sides of the points' box
+_BOX = ("x0", "y0", "x1", "y1")
 
 
 class ImageReference:
     """Where an image came from, to show it again without keeping it in memory.
 
-    The text of a path or URL is kept; of an array, tensor or PIL image a weak reference. Bytes and
-    files are not remembered. A copy or an unpickled reference remembers paths and URLs only.
+    Holds the text of a path or URL, or a weak reference to an array, tensor or PIL image, which
+    copies and pickles lose. Bytes and files are not remembered.
     """
 
     def __init__(self, image: ImageInput | None, color: ColorOrder = "rgb") -> None:
@@ -51,10 +47,8 @@ class ImageReference:
         self.color = color
         self._object: Any = None
         if self.path is None:
-            try:
+            with suppress(TypeError):  # bytes, None and many kinds of files
                 self._object = weakref.ref(image)
-            except TypeError:  # bytes, None and many kinds of files
-                self._object = None
 
     def load(self) -> Image | None:
         """The image (H, W, 3) RGB; None when it is gone or can no longer be read."""
@@ -100,13 +94,8 @@ class Face:
 
     def __post_init__(self) -> None:
         count = self.layout.size
-        shapes = {
-            "points": (count, 2),
-            "scores": (count,),
-            "covariance": (count, 2, 2),
-            "box": (4,),
-        }
-        for name, shape in shapes.items():
+        shapes: dict[str, tuple[int, ...]] = {"points": (count, 2), "scores": (count,)}
+        for name, shape in (shapes | {"covariance": (count, 2, 2), "box": (4,)}).items():
             array = np.array(getattr(self, name), np.float32)
             if array.shape != shape:
                 raise ConfigurationError(
@@ -134,10 +123,8 @@ class Face:
             return self.points[list(self.layout.parts[name])]
         if name in self.layout.point_names:
             return self.points[self.layout.point_names.index(name)]
-        raise KeyError(
-            f"{name!r} is neither a part nor a point of {self.layout.name}; "
-            f"parts: {', '.join(self.layout.parts)}"
-        )
+        parts = ", ".join(self.layout.parts)
+        raise KeyError(f"{name!r} is no part or point of {self.layout.name}; parts: {parts}")
 
     @property
     def interocular(self) -> float:
@@ -145,15 +132,10 @@ class Face:
         return float(self.layout.interocular(self.points))
 
     def to_layout(self, layout: int | str | Layout) -> Face:
-        """The same face in another layout, by the conversion tables of `layouts`.
+        """The same face in another layout, given by number of points, name or `Layout`.
 
-        Scores and covariances are combined with the table's weights.
-
-        Args:
-            layout: number of points, name or `Layout`.
-
-        Returns:
-            A face whose interpolated points are marked in ``approximate``.
+        Interpolated points are marked in ``approximate``. Scores and covariances are combined with
+        the weights of the conversion.
 
         Raises:
             ConfigurationError: there is no conversion to this layout.
@@ -163,17 +145,14 @@ class Face:
             return self
         table = get_conversion(self.layout, target)
         weights = table.matrix
-        return Face(
+        return replace(
+            self,
             points=weights @ self.points,
             scores=weights @ self.scores,
             # Errors of neighboring points are correlated, so averaging does not reduce variance.
             covariance=np.einsum("qp,pij->qij", weights, self.covariance),
-            box=self.box,
-            box_score=self.box_score,
             layout=target,
             approximate=~table.exact | (weights @ self.approximate > 0),
-            track_id=self.track_id,
-            image=self.image,
         )
 
     def _repr_png_(self) -> bytes:
@@ -195,11 +174,7 @@ class Face:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Face:
-        """The face that `to_dict` wrote.
-
-        Raises:
-            ConfigurationError: a field is missing or has another shape.
-        """
+        """The face that `to_dict` wrote. Raises `ConfigurationError` if a field is missing."""
         try:
             layout = get_layout(values["layout"])
             approximate = np.zeros(layout.size, bool)
@@ -212,9 +187,7 @@ class Face:
                 track_id=values.get("track_id"),
             )
         except KeyError as error:
-            raise ConfigurationError(
-                f"a face without {error}: pass a dictionary as Face.to_dict writes it"
-            ) from error
+            raise ConfigurationError(f"the dictionary of a face has no {error}") from error
 
     def to_json(self) -> str:
         """`to_dict` as one line of JSON."""
@@ -225,23 +198,11 @@ class Face:
         lines = [f"{x:.3f} {y:.3f}" for x, y in self.points + 1]
         return "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}", ""])
 
-    ROW_FIELDS: ClassVar[tuple[str, ...]] = (
-        "layout",
-        "point",
-        "name",
-        "x",
-        "y",
-        "score",
-        "x0",
-        "y0",
-        "x1",
-        "y1",
-        "box_score",
-    )
+    ROW_FIELDS: ClassVar = ("layout", "point", "name", "x", "y", "score", *_BOX, "box_score")
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One flat row per point with the keys `ROW_FIELDS`, for CSV files and data frames."""
-        box = dict(zip(("x0", "y0", "x1", "y1"), _rounded(self.box), strict=True))
+        box = dict(zip(_BOX, _rounded(self.box), strict=True))
         return [
             {
                 "layout": self.layout.name,
@@ -274,14 +235,9 @@ class Faces(list[Face]):
 
 
 def transform_face(face: Face, matrix: FloatArray) -> Face:
-    """A face after an affine transform of its image.
+    """A face after an affine transform (2, 3) of its image; its covariances stay as they are.
 
-    Args:
-        face: the face; its covariances stay as they are.
-        matrix: (2, 3), from pixels of the face's image to those of the transformed image.
-
-    Returns:
-        The face with transformed points. Its box holds the transformed corners of the old box.
+    The box holds the transformed corners of the old box.
     """
     corners = transform_points(matrix, face.box[[[0, 1], [2, 1], [0, 3], [2, 3]]])
     points = transform_points(matrix, face.points)
@@ -301,19 +257,18 @@ def _png_of_all(faces: Sequence[Face]) -> bytes:
     image = _image_of(faces[0])
     if image is None:
         return encode_png(_close_up(faces, None, LONGEST_SIDE // 2))
-    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
-    size = round(image.shape[1] * scale), round(image.shape[0] * scale)
+    height, width = image.shape[:2]
+    scale = min(1.0, LONGEST_SIDE / max(height, width))
+    size = round(width * scale), round(height * scale)
     small = np.asarray(PillowImage.fromarray(image).resize(size, PillowImage.Resampling.BOX))
-    to_small = resize_matrix((image.shape[1], image.shape[0]), size)
+    to_small = resize_matrix((width, height), size)
     return encode_png(draw_faces(small, [transform_face(face, to_small) for face in faces]))
 
 
 def _close_up(faces: Sequence[Face], image: Image | None, size: int) -> Image:
     """The square (size, size, 3) around the faces with some margin, points drawn."""
     square = square_around(np.concatenate([face.points for face in faces]), _MARGIN)
-    if image is None:
-        canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
-    else:
-        canvas = cut_crop(image, square, size)
+    gray = np.full((size, size, 3), BACKGROUND, np.uint8)
+    canvas = gray if image is None else cut_crop(image, square, size)
     to_square = crop_matrix(square, size)
     return draw_faces(canvas, [transform_face(face, to_square) for face in faces])

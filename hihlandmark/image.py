@@ -1,7 +1,7 @@
 """`load_image`: any kind of image as an upright RGB uint8 array (H, W, 3).
 
 Reading, decoding and checking live here, and every failure is an `ImageError`. Downloading is in
-`download`; cropping and normalizing for a network live elsewhere.
+`download`.
 """
 
 from __future__ import annotations
@@ -28,44 +28,31 @@ from hihlandmark.errors import ConfigurationError, ImageError
 if TYPE_CHECKING:
     import torch
 
+_Bytes: TypeAlias = bytes | bytearray | memoryview
 ImageInput: TypeAlias = Union[
-    str,
-    "os.PathLike[str]",
-    bytes,
-    bytearray,
-    memoryview,
-    IO[bytes],
-    Image.Image,
-    NDArray[Any],
-    "torch.Tensor",
+    str, os.PathLike[str], _Bytes, IO[bytes], Image.Image, NDArray[Any], "torch.Tensor"
 ]
 """What `load_image` reads: path, http(s) URL, bytes, binary file, PIL image, array, tensor."""
 
 ColorOrder = Literal["rgb", "bgr"]
 ChannelAxis = Literal["last", "first"]
 
-# Pillow reads more formats, but runs Ghostscript for EPS and GDI for WMF, which untrusted files
-# must not reach. HEIF and JXL are available when their Pillow plugins are registered. TGA has no
-# signature, so it is tried last.
+# Not EPS and WMF, for which Pillow runs Ghostscript and GDI. HEIF and JXL need their plugins. TGA
+# has no signature, so it is tried last.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL")
 FORMATS = (*_COMMON, "JPEG2000", "PPM", "QOI", "PSD", "TGA")
 
 # The value of full brightness by dtype name. Wide integers are mostly 8-bit values that went
 # through arithmetic; int8 is absent because it cannot hold them.
 WHITE_OF_DTYPE = {
-    "bool": 1.0,
     "uint8": 255.0,
     "uint16": 65535.0,
     **dict.fromkeys(("int16", "int32", "int64", "uint32", "uint64"), 255.0),
-    **dict.fromkeys(("float16", "float32", "float64"), 1.0),
+    **dict.fromkeys(("bool", "float16", "float32", "float64"), 1.0),
 }
 
-# Modes of PIL images that must not go through Pillow's own conversion to RGB, which clips them.
-# "I" is 32 bits wide, but is how 16-bit PNG and PPM files arrive.
-WHITE_OF_WIDE_MODE = {
-    **dict.fromkeys(("I", "I;16", "I;16L", "I;16B", "I;16N"), 65535.0),
-    "F": 1.0,
-}
+# Modes that Pillow's own conversion to RGB would clip. 16-bit PNG and PPM files arrive as "I".
+WHITE_OF_WIDE_MODE = dict.fromkeys(("I", "I;16", "I;16L", "I;16B", "I;16N"), 65535.0) | {"F": 1.0}
 
 # EXIF 2.32, tag 0x0112: what brings an image stored with this orientation upright.
 EXIF_ORIENTATION_TAG = 0x0112
@@ -79,8 +66,7 @@ UPRIGHT_TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Resizing floats with a bicubic or Lanczos kernel overshoots by up to a tenth; that is clipped.
-FLOAT_OVERSHOOT = 0.1
+FLOAT_OVERSHOOT = 0.1  # of floats resized with a bicubic or Lanczos kernel; clipped
 
 _log = logging.getLogger(__name__)
 
@@ -97,9 +83,9 @@ def load_image(
 ) -> NDArray[np.uint8]:
     """Read any kind of image as an upright RGB array.
 
-    EXIF orientation is applied. Transparent images are composited over white, as viewers show them;
-    an alpha of 0 everywhere is taken as unset and ignored. Of an animation, the first frame is
-    read (of a PIL image, its current frame). Color profiles are not applied, except LAB to sRGB.
+    EXIF orientation is applied. Transparent images are composited over white; an alpha of 0
+    everywhere is ignored as unset. Of an animation, the first frame is read (of a PIL image, the
+    current one). Color profiles are not applied, except LAB to sRGB.
 
     Args:
         image: a path; an http or https URL (a str: do not pass untrusted strings); the bytes of an
@@ -114,8 +100,7 @@ def load_image(
             Values outside 0..white are an error, but floats may exceed it by a tenth, which is
             clipped. An image almost black for its ``white`` is an error for floats with
             ``white`` > 1 (its range is probably 0..1), and logged as a warning otherwise.
-        max_pixels: limit on files and PIL images, checked before they are decoded, in place of
-            Pillow's limit.
+        max_pixels: limit on files and PIL images, checked before decoding; replaces Pillow's.
         timeout: limit on a download in seconds, in total.
         max_bytes: limit on a download, and on a file object that cannot seek.
 
@@ -126,33 +111,25 @@ def load_image(
         ImageError: the image cannot be read.
         ConfigurationError: another argument is invalid.
     """
-    _check_choice("color", color, ColorOrder)
-    _check_choice("channels", channels, ChannelAxis)
-    _check_positive(white=white, max_pixels=max_pixels, timeout=timeout, max_bytes=max_bytes)
+    for name, value, choices in (("color", color, ColorOrder), ("channels", channels, ChannelAxis)):
+        if value not in get_args(choices):
+            raise ConfigurationError(f"{name} must be one of {get_args(choices)}, not {value!r}")
+    limits = {"max_pixels": max_pixels, "timeout": timeout, "max_bytes": max_bytes}
+    for name, number in (limits if white is None else limits | {"white": white}).items():
+        if not isinstance(number, (int, float, np.number)) or not 0 < number < math.inf:
+            raise ConfigurationError(f"{name} must be a positive, finite number, not {number!r}")
     if _is_array(image):
         pixels = _as_array(image)
         source = f"array of shape {pixels.shape} and dtype {pixels.dtype}"
         pixels = _scale_to_uint8(_channels_last(pixels, channels, source), white, source)
-        return _to_rgb(_red_first(pixels, color))
+        if color == "bgr" and pixels.shape[-1] > 2:
+            pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
+        return _to_rgb(pixels)
     if isinstance(image, Image.Image):
         source = f"PIL image of mode {image.mode} and size {image.size}"
         return _to_rgb(_decode(image, source, white, max_pixels))
     with _opened(image, timeout, max_bytes) as (file, source):
         return _to_rgb(_decode(_identify(file, source), source, white, max_pixels))
-
-
-def _check_choice(name: str, value: object, choices: Any) -> None:
-    if value not in get_args(choices):
-        options = " or ".join(repr(choice) for choice in get_args(choices))
-        raise ConfigurationError(f"{name}={value!r} is unknown: pass {options}")
-
-
-def _check_positive(**values: object) -> None:
-    for name, value in values.items():
-        if value is None and name == "white":
-            continue
-        if not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-            raise ConfigurationError(f"{name}={value!r}: pass a positive, finite number")
 
 
 # --- sources: a seekable binary file, and how to name it in an error --------------------------
@@ -173,27 +150,10 @@ def _opened(image: object, timeout: float, max_bytes: int) -> Iterator[tuple[IO[
         source = f"file object of type {type(image).__name__}"
         yield _seekable(image, source, max_bytes), source
     else:
-        raise ImageError(_unsupported_kind(image))
-
-
-def _unsupported_kind(image: object) -> str:
-    kind = type(image).__name__
-    if image is None:
-        return "image is None: cv2.imread returns None when it cannot read a file; check its path"
-    if isinstance(image, (list, tuple)):
-        return f"image is a {kind}: pass one image at a time, or numpy.asarray(...) of pixel values"
-    return (
-        f"image is of type {kind}: pass a path, URL, bytes, binary file, PIL image, array or tensor"
-    )
-
-
-_PATH_ADVICE: dict[type[Exception], str] = {
-    FileNotFoundError: "check the path",
-    IsADirectoryError: "pass the image files in it one by one",
-    NotADirectoryError: "check the path",
-    PermissionError: "allow reading it",
-    ValueError: "check the path",
-}
+        raise ImageError(
+            f"image is of type {type(image).__name__}: pass one image as a path, URL, bytes, binary"
+            " file, PIL image, array or tensor (cv2.imread returns None if it cannot read a file)"
+        )
 
 
 def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -203,19 +163,17 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
         place = Path(os.fsdecode(path))
         mode = place.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(0, "Is a directory")
+            raise IsADirectoryError(0, "it is a directory; pass its files one by one")
         if not stat.S_ISREG(mode):
-            raise OSError(0, "Not a regular file; read it yourself and pass the bytes")
+            raise OSError(0, "it is not a regular file; pass its bytes")
         return place.open("rb")
     except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        advice = _PATH_ADVICE.get(type(error))
-        tail = f"; {advice}" if advice else ""
-        raise ImageError(f"cannot open {os.fspath(path)!r}: {reason}{tail}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"cannot open {os.fspath(path)!r}: {reason}") from error
 
 
 def _seekable(file: Any, source: str, max_bytes: int) -> IO[bytes]:
-    """The file at its start, or a copy (at most ``max_bytes``) of a file that cannot seek."""
+    """The file at its start, or a copy of a file that cannot seek."""
     try:
         try:
             file.seek(0)
@@ -236,8 +194,7 @@ def _seekable(file: Any, source: str, max_bytes: int) -> IO[bytes]:
 class _PillowLimit:
     """Lifts Pillow's global limit on pixels while any thread is inside ``with``.
 
-    ``max_pixels`` replaces it. It is lifted only where necessary, since the rest of the program may
-    rely on it.
+    ``max_pixels`` replaces it. The rest of the program may rely on it, so it is restored.
     """
 
     def __init__(self) -> None:
@@ -272,7 +229,7 @@ def _identify(file: IO[bytes], source: str) -> Image.Image:
     try:
         start = file.read(12)
         if not start:
-            raise ImageError(f"{source} is empty: it has 0 bytes; fetch or save it again")
+            raise ImageError(f"{source} is empty: it has 0 bytes")
         Image.init()
         with _pillow_limit:
             return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
@@ -280,8 +237,7 @@ def _identify(file: IO[bytes], source: str) -> Image.Image:
         raise
     except Exception as error:  # damaged headers make Pillow raise errors of many kinds
         raise ImageError(
-            f"{source} is not an image in a known format, or its header is damaged (it starts with "
-            f"{start!r}): save it as JPEG or PNG"
+            f"{source} is not an image of a known format or has a damaged header: {start!r}..."
         ) from error
 
 
@@ -291,11 +247,10 @@ def _decode(
     """Pixels (H, W, 1..4) of a PIL image, upright."""
     width, height = image.size
     if width * height == 0:
-        raise ImageError(f"{source} is empty: it has {width} x {height} pixels; save it again")
+        raise ImageError(f"{source} is empty: it has {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError(
-            f"{source} is too large: {width} x {height} pixels are more than {max_pixels}; "
-            "pass a larger max_pixels if you trust it"
+            f"{source} has {width} x {height} pixels: pass a larger max_pixels if you trust it"
         )
     try:
         with _pillow_limit if _pillow_limit.forbids(width * height) else nullcontext():
@@ -303,8 +258,7 @@ def _decode(
         pixels = np.array(_plain_mode(_upright(image)))
     except Exception as error:  # as in _identify; also MemoryError
         raise ImageError(
-            f"{source} cannot be decoded: {error or type(error).__name__}; "
-            "it is truncated or damaged: fetch or save it again"
+            f"{source} is truncated or damaged: {error or type(error).__name__}"
         ) from error
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     if image.mode in WHITE_OF_WIDE_MODE:
@@ -339,58 +293,45 @@ def _plain_mode(image: Image.Image) -> Image.Image:
 
 
 def _is_array(image: object) -> bool:
-    # A PIL image has __array_interface__ and, in some versions, __array__; a NumPy str has it too.
+    # PIL images have __array__ in some versions, and NumPy's str has it.
     return hasattr(image, "__array__") and not isinstance(image, (Image.Image, str, bytes))
 
 
 def _as_array(image: Any) -> NDArray[Any]:
     """A NumPy array of an array-like or of a tensor on any device."""
     try:
-        # If the image is a tensor, torch has been imported.
-        torch = sys.modules.get("torch")
+        torch = sys.modules.get("torch")  # imported, if the image is a tensor
         if torch is not None and isinstance(image, torch.Tensor):
-            # NumPy has no bfloat16.
-            image = image.float() if image.is_floating_point() else image
+            image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
             return image.numpy(force=True)
         return np.asarray(image)
     except Exception as error:  # sparse, quantized and meta tensors, each in its own way
         kind = type(image).__name__
-        raise ImageError(
-            f"image of type {kind} cannot become a NumPy array: {error}; convert it yourself"
-        ) from error
+        raise ImageError(f"image of type {kind} cannot become a NumPy array: {error}") from error
 
 
 def _channels_last(pixels: NDArray[Any], channels: ChannelAxis, source: str) -> NDArray[Any]:
     """The array as (H, W, C) with C from 1 to 4."""
     if pixels.size == 0:
-        raise ImageError(f"{source} is empty: pass an image of one pixel or more")
+        raise ImageError(f"{source} is empty")
     if pixels.ndim == 2:
         return pixels[..., None]
     if pixels.ndim != 3:
-        advice = "pass one image of a batch, such as batch[0]" if pixels.ndim == 4 else "reshape it"
-        raise ImageError(f"{source} has {pixels.ndim} dimensions instead of 2 or 3: {advice}")
+        advice = "; pass one image of a batch, such as batch[0]" if pixels.ndim == 4 else ""
+        raise ImageError(f"{source} has {pixels.ndim} dimensions instead of 2 or 3{advice}")
     arranged = np.moveaxis(pixels, 0, -1) if channels == "first" else pixels
     if arranged.shape[-1] > 4:
-        other: ChannelAxis = "last" if channels == "first" else "first"
-        axis_of_other = -1 if other == "last" else 0
-        fits = pixels.shape[axis_of_other] <= 4
-        advice = f"pass channels={other!r}" if fits else "pass gray, RGB or RGBA"
-        raise ImageError(f"{source} has {arranged.shape[-1]} channels instead of 1 to 4: {advice}")
+        other, axis = ("last", -1) if channels == "first" else ("first", 0)
+        advice = f"; pass channels={other!r}" if pixels.shape[axis] <= 4 else ""
+        raise ImageError(f"{source} has {arranged.shape[-1]} channels instead of 1 to 4{advice}")
     return arranged
-
-
-def _red_first(pixels: NDArray[np.uint8], color: ColorOrder) -> NDArray[np.uint8]:
-    if color == "rgb" or pixels.shape[-1] < 3:
-        return pixels
-    return pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
 
 
 def _scale_to_uint8(pixels: NDArray[Any], white: float | None, source: str) -> NDArray[np.uint8]:
     """Values 0..white of any supported dtype as 0..255, rounded."""
     name = pixels.dtype.name
     if name not in WHITE_OF_DTYPE:
-        known = ", ".join(WHITE_OF_DTYPE)
-        raise ImageError(f"{source}: the dtype is not supported; convert it to one of {known}")
+        raise ImageError(f"{source}: convert the dtype to one of {', '.join(WHITE_OF_DTYPE)}")
     white = white or WHITE_OF_DTYPE[name]
     _check_values(pixels, white, source)
     if name == "uint8" and white == 255:
@@ -404,13 +345,10 @@ def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
     is_float = pixels.dtype.kind == "f"
     low, high = float(pixels.min()), float(pixels.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageError(f"{source} contains NaN or infinite values: replace them first")
+        raise ImageError(f"{source} contains NaN or infinite values")
     overshoot = FLOAT_OVERSHOOT * white if is_float else 0
     if low < -overshoot:
-        raise ImageError(
-            f"{source} has negative values, down to {low:g}: undo the normalization by mean and "
-            "standard deviation, or shift it to start from 0"
-        )
+        raise ImageError(f"{source} has negative values, down to {low:g}: undo its normalization")
     if high > white + overshoot:
         likely = next((each for each in (255, 65535) if high <= each), None)
         advice = f"divide by {likely} or pass white={likely}" if likely else "pass white=..."
@@ -425,16 +363,12 @@ def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
 def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 1..4) gray, gray and alpha, RGB or RGBA as RGB over white, contiguous and writable."""
     if pixels.shape[-1] in (2, 4):
-        pixels = _over_white(pixels[..., :-1], pixels[..., -1:])
+        pixels, alpha = pixels[..., :-1], pixels[..., -1:]
+        # Screen capture APIs leave the fourth byte at 0; an invisible image is never meant.
+        if alpha.any() and alpha.min() < 255:
+            weight = alpha.astype(np.uint16)  # 255 * 255 + 127 still fits
+            over_white = (pixels * weight + 255 * (255 - weight) + 127) // 255
+            pixels = over_white.astype(np.uint8)
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     return np.require(pixels, np.uint8, ["C", "W"])
-
-
-def _over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    # Screen capture APIs leave the fourth byte at 0; an invisible image is never meant.
-    if not alpha.any() or alpha.min() == 255:
-        return pixels
-    # 255 * 255 + 127 still fits into 16 bits.
-    weight = alpha.astype(np.uint16)
-    return ((pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)

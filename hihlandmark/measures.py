@@ -10,9 +10,8 @@ import numpy as np
 from hihlandmark.arrays import FloatArray
 from hihlandmark.face import Face
 
-# A generic adult face in millimeters from the tip of the nose, x to the left of the person (right
-# in the image), y down, z away from the camera: rounded proportions of anthropometric tables. Real
-# faces differ from it, which limits the accuracy of pitch above all.
+# A generic adult face in millimeters from the tip of the nose: x right in the image, y down, z away
+# from the camera. Real faces differ from these rounded means, which limits the accuracy of pitch.
 _HEAD = {
     "nose_tip": (0.0, 0.0, 0.0),
     "nose_base_middle": (0.0, 12.0, 15.0),
@@ -45,17 +44,12 @@ def head_pose(
 ) -> HeadPose:
     """Estimate the head pose from nine points and a generic head (PnP, least squares).
 
-    Expect errors of about five degrees in yaw and roll, fifteen in pitch, and more beyond 60
-    degrees.
+    Errors are about 5 degrees in yaw and roll, 15 in pitch, and more beyond 60 degrees.
 
     Args:
         face: in a layout that has the nine points, such as 98 or 68.
         image_size: (width, height) of the image in pixels.
-        focal_length: in pixels; None: the longer side of the image, an angle of view of 53 degrees,
-            as of a phone's main camera.
-
-    Returns:
-        The pose.
+        focal_length: in pixels; None: the longer side of the image, as of a phone's main camera.
     """
     width, height = image_size
     focal = focal_length or max(width, height)
@@ -85,10 +79,7 @@ def _to_front(position: FloatArray) -> FloatArray:
 
 
 def eye_openness(face: Face) -> tuple[float, float]:
-    """Height over width of the left and the right eye (left in the image): a measure of blinks.
-
-    About 0.3 for an open and 0.1 for a closed eye.
-    """
+    """Height over width of the left and the right eye: about 0.3 open, 0.1 closed (a blink)."""
     left, right = (_height_to_width(face, f"{side}_eye") for side in ("left", "right"))
     return left, right
 
@@ -103,6 +94,7 @@ def mouth_openness(face: Face) -> float:
 def _height_to_width(face: Face, part: str) -> float:
     """Height over width of a part, relative to the line between its two corners."""
     outer, inner = face[f"{part}_outer_corner"], face[f"{part}_inner_corner"]
-    along = (inner - outer) / max(float(np.linalg.norm(inner - outer)), 1e-6)
+    width = max(float(np.linalg.norm(inner - outer)), 1e-6)
+    along = (inner - outer) / width
     across = (face[part] - outer) @ np.array([-along[1], along[0]])
-    return float(np.ptp(across) / max(float(np.linalg.norm(inner - outer)), 1e-6))
+    return float(np.ptp(across) / width)

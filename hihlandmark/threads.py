@@ -11,13 +11,11 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MOST_WORKERS = 8
-
 
 def default_workers() -> int:
     """One thread per core that this process may use, at most eight: each holds an image."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, _MOST_WORKERS)
+    return min(cores or 1, 8)
 
 
 def map_ahead(
@@ -25,16 +23,8 @@ def map_ahead(
 ) -> Iterator[Result]:
     """Like ``map``, computed by threads while the caller uses the previous result.
 
-    Items are taken in the caller's thread, ``workers`` of them ahead. A call's error is raised in
-    its place and ends the work. A sequence of one item is computed without a thread.
-
-    Args:
-        function: called with each item.
-        items: may be endless.
-        workers: number of threads.
-
-    Yields:
-        The results in the order of the items.
+    Items, which may be endless, are taken in the caller's thread, ``workers`` of them ahead. A
+    call's error is raised in its place and ends the work. One item is computed without a thread.
     """
     if isinstance(items, Sequence) and len(items) == 1:
         yield function(items[0])

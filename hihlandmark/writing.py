@@ -11,15 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write_path(path: Path) -> Iterator[Path]:
-    """A temporary file that replaces the path when the block ends without an error.
+    """An empty file in the same folder, which replaces ``path`` if the block ends without an error.
 
-    Creates the folder of the path.
-
-    Args:
-        path: the file to write.
-
-    Yields:
-        The path of an empty file in the same folder.
+    Creates the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -35,11 +29,6 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old or the new content, never a part.
-
-    Args:
-        path: the file to write; its folder is created.
-        content: the new content.
-    """
+    """Write a file and create its folder; readers see the old or the new content, never a part."""
     with atomic_write_path(path) as temporary:
         temporary.write_bytes(content)

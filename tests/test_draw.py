@@ -21,8 +21,7 @@ def test_points_are_drawn_with_sub_pixel_accuracy() -> None:
 
 def test_color_depends_on_the_score() -> None:
     canvas = np.zeros((20, 40, 3), np.uint8)
-    points = np.array([[10, 10], [30, 10]], np.float32)
-    draw_points(canvas, points, np.array([0.0, 1.0], np.float32), radius=4)
+    draw_points(canvas, np.array([[10.0, 10], [30, 10]]), np.array([0.0, 1.0]), radius=4)
     assert np.allclose(canvas[10, 10], LOW, atol=1)
     assert np.allclose(canvas[10, 30], HIGH, atol=1)
 

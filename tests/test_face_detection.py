@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import runpy
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,7 +17,6 @@ from hihlandmark.face_detection import (
     FACE_DETECTORS,
     CenterFaceDetector,
     Detections,
-    FaceDetector,
     MTCNNFaceDetector,
     best_boxes,
     given_boxes,
@@ -37,14 +32,6 @@ Image = NDArray[np.uint8]
 # Drawn by eye on the astronaut: chin, ears and the middle of the forehead.
 ASTRONAUT_FACE = (178, 62, 268, 172)
 ASTRONAUT_POINTS = np.array([(205, 100), (245, 102), (223, 128), (203, 139), (243, 140)])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +85,17 @@ def test_the_one_face_of_an_image_is_found(request, name):
     np.testing.assert_allclose(found.five_points[0], ASTRONAUT_POINTS, atol=6)
 
 
+@pytest.mark.parametrize("name", ["mtcnn", "centerface"])
 @pytest.mark.parametrize("factor", [0.5, 0.73, 4.0])  # 4: larger than detection_size
-def test_box_of_a_resized_image_maps_back_to_the_same_face(mtcnn, head, factor):
+def test_box_of_a_resized_image_maps_back_to_the_same_face(request, name, head, factor):
     large = resized(head, factor)
-    (original,), (found,) = mtcnn.detect([head]), mtcnn.detect([large])
+    original, found = request.getfixturevalue(name).detect([head, large])
     assert len(found) == 1
     assert_valid(found, large)
     back = (found.boxes[0] + 0.5) / factor - 0.5
-    np.testing.assert_allclose(back, original.boxes[0], atol=5)
+    np.testing.assert_allclose(back, original.boxes[0], atol=10)  # of a face of 110 pixels
     back = (found.five_points[0] + 0.5) / factor - 0.5
-    np.testing.assert_allclose(back, original.five_points[0], atol=3)
+    np.testing.assert_allclose(back, original.five_points[0], atol=6)
 
 
 def test_five_points_of_a_mirrored_image_are_mirrored(mtcnn, head):
@@ -125,41 +113,21 @@ def test_face_at_the_border_has_its_box_inside_of_the_image(mtcnn, head):
     assert found.boxes[0, 1] == 0
 
 
-def plain(height: int, width: int, value: int = 90) -> Image:
-    return np.full((height, width, 3), value, np.uint8)
-
-
 NOISE = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
-FACELESS = {
-    **{f"{h}x{w}": plain(h, w) for h, w in ((1, 1), (1, 300), (19, 19), (20, 20), (49, 21))},
-    **{f"{h}x{w}": plain(h, w) for h, w in ((10, 20000), (20000, 10))},
-    "black": plain(120, 160, 0),
-    "white": plain(120, 160, 255),
-    "noise": NOISE,
-    "stripes": np.tile(np.array([[[0], [255]]], np.uint8), (90, 60, 3)),
-}
+TINY = np.full((1, 1, 3), 90, np.uint8)
 
 
-@pytest.mark.parametrize("name", FACELESS)
-def test_images_without_a_face_give_empty_arrays(mtcnn, name):
-    image = FACELESS[name]
+@pytest.mark.parametrize(
+    "image", [TINY, NOISE[:1], NOISE[:19, :19], NOISE[:20, :20], NOISE[:49, :21], NOISE]
+)
+def test_images_without_a_face_give_empty_arrays(mtcnn, image):
     (found,) = mtcnn.detect([image])
     assert len(found) == 0
     assert_valid(found, image)
 
 
-def test_face_in_an_image_of_24_megapixels_is_found(head):
-    image = np.zeros((4000, 6000, 3), np.uint8)
-    image[500:1620, 700:1980] = resized(head, 4.0)
-    (found,) = MTCNNFaceDetector("cpu", detection_size=640).detect([image])
-    assert len(found) == 1
-    assert_valid(found, image)
-    face = np.array(ASTRONAUT_FACE) - (60, 0, 60, 0)
-    np.testing.assert_allclose(found.boxes[0], face * 4 + (700, 500, 700, 500), atol=50)
-
-
 def test_images_of_mixed_sizes_give_the_same_together_as_one_by_one(mtcnn, head):
-    images = [head, plain(1, 1), resized(head, 0.6), NOISE, head[:, ::-1]]
+    images = [head, TINY, resized(head, 0.6), NOISE, head[:, ::-1]]
     together = mtcnn.detect(images)
     assert [len(found) for found in together] == [1, 0, 1, 0, 1]
     for image, found in zip(images, together, strict=True):
@@ -195,22 +163,6 @@ def test_boxes_below_min_score_are_dropped(head):
     assert counts == {0.0: [1, 1], 0.5: [1, 0], 0.99: [0, 0]}
 
 
-def test_candidates_outside_of_the_image_are_dropped(head):
-    """P-Net moves candidates at the edges; here all of them, wholly out of the image."""
-    detector = MTCNNFaceDetector("cpu")
-    cascade = detector._cascade
-    propose = cascade._propose
-
-    def moved_away(pixels: Image) -> list[Any]:
-        moves, scores = propose(pixels)
-        return [np.full_like(moves, 100), scores]
-
-    cascade._propose = moved_away
-    (found,) = detector.detect([head])
-    assert len(found) == 0
-    assert found.five_points.shape == (0, 5, 2)
-
-
 def test_overlaps_are_relative_to_the_union_or_to_the_smaller_box():
     boxes = np.array([[0, 0, 4, 4], [2, 2, 4, 4], [2, 0, 6, 4], [4, 0, 8, 4.0]])
     np.testing.assert_allclose(overlaps(boxes, boxes[0]), [1, 1 / 4, 1 / 3, 0])
@@ -232,43 +184,20 @@ def test_best_boxes_equal_those_of_torchvision(count: int, overlap: float) -> No
     assert best_boxes(boxes, scores, overlap).tolist() == expected.tolist()
 
 
-@pytest.mark.slow
-def test_converted_networks_run_without_importing_torchvision() -> None:
-    MTCNNFaceDetector("cpu", runtime="openvino")  # converts, unless that was done before
-    code = (
-        "import sys; from hihlandmark.face_detection import MTCNNFaceDetector; "
-        "MTCNNFaceDetector('cpu', runtime='openvino'); "
-        "sys.exit(not {'facenet_pytorch', 'torchvision'}.isdisjoint(sys.modules))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_cascade_equals_the_search_of_facenet_pytorch(head):
     """The same networks and the same steps; candidates are resized a little differently."""
     from facenet_pytorch import MTCNN
 
     large = np.tile(cv2.resize(head, None, fx=2, fy=2), (1, 2, 1))
-    boxes, scores, points = MTCNN(keep_all=True, min_face_size=20).detect(large, landmarks=True)
+    expected = MTCNN(keep_all=True, min_face_size=20).detect(large, landmarks=True)
     found = Cascade(torch.device("cpu"), "torch").search(large, 20, 0.7)
-    assert len(boxes) == len(found.boxes)
-    order = np.argsort(boxes[:, 0].astype(float)), np.argsort(found.boxes[:, 0])
-    side = np.ptp(boxes[:, ::2].astype(float), axis=1).max()
-    for expected, got, tolerance in (
-        (boxes, found.boxes, 0.04 * side),
-        (points, found.five_points, 0.03 * side),
-        (scores, found.scores, 0.02),
-    ):
-        np.testing.assert_allclose(got[order[1]], expected[order[0]].astype(float), atol=tolerance)
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.37, 3.0])
-def test_centerface_box_of_a_resized_image_maps_back(centerface, head, factor):
-    (original,), (found,) = (
-        centerface.detect([head]),
-        centerface.detect([resized(head, factor)]),
+    expected, found = (
+        [each[np.argsort(every[0][:, 0].astype(float))].astype(float) for each in every]
+        for every in (expected, found)
     )
-    back = (found.boxes + 0.5) / factor - 0.5
-    np.testing.assert_allclose(back, original.boxes, atol=10)  # of a face of 110 pixels
+    side = np.ptp(expected[0][:, ::2], axis=1).max()
+    for each, got, tolerance in zip(expected, found, (0.04 * side, 0.02, 0.03 * side), strict=True):
+        np.testing.assert_allclose(got, each, atol=tolerance)
 
 
 def test_missing_package_of_centerface_is_an_error(monkeypatch):
@@ -308,19 +237,18 @@ def test_what_is_not_an_rgb_uint8_image_is_an_error(mtcnn, image, keyword):
         mtcnn.detect([image])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"detection_size": 10},
-        {"min_face": 0},
-        {"min_face": float("nan")},
-        {"min_score": 1.5},
-        {"device": "abacus"},
-    ],
-)
-def test_options_out_of_range_are_errors(options):
-    with pytest.raises(ConfigurationError, match=str(next(iter(options)))):
-        make_face_detector("mtcnn", **options)
+OUT_OF_RANGE = [
+    ("detection_size", 10),
+    ("min_face", np.nan),
+    ("min_score", 2),
+    ("device", "abacus"),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), OUT_OF_RANGE)
+def test_options_out_of_range_are_errors(option, value):
+    with pytest.raises(ConfigurationError, match=option):
+        make_face_detector("mtcnn", **{option: value})
 
 
 class FindsNothing:
@@ -333,10 +261,7 @@ class FindsNothing:
 def test_make_face_detector_builds_by_name_with_the_options_given():
     detector = make_face_detector("mtcnn", device="cpu", detection_size=320, min_face=50)
     assert isinstance(detector, MTCNNFaceDetector)
-    assert isinstance(detector, FaceDetector)
-    assert detector.name in FACE_DETECTORS
     assert (detector.detection_size, detector.min_face) == (320, 50)
-    assert detector.min_score == MTCNNFaceDetector("cpu").min_score
     assert make_face_detector(detector, device="cpu") is detector
     with pytest.raises(ConfigurationError, match="min_face"):
         make_face_detector(detector, min_face=30)
@@ -396,15 +321,12 @@ GOOD = [5, 6, 30, 40]
     ("boxes", "keyword"),
     [
         ([GOOD, [30, 6, 20, 40]], "box 1 .*xywh"),
-        ([GOOD, [5, 40, 30, 40]], "box 1 .*xyxy"),
         ([[5, 6, np.nan, 40], GOOD], "box 0 .*finite"),
         ([[5, 6, 1e300, 40]], "finite"),
         ([GOOD, [60, 6, 80, 40]], "box 1 .*outside"),
-        ([[5, -40, 30, -1]], "outside"),
         ([[0.1, 0.2, 0.5, 0.6]], "pixel"),
         ([[0, 0, 1e9, 1e9]], "times"),
         ([[5, 6, 30, 40, 0.9]], "shape"),
-        ([[GOOD]], "shape"),
         (None, "shape"),
         ([GOOD, [1, 2]], "numbers"),
         ("boxes", "numbers"),
@@ -415,26 +337,10 @@ def test_wrong_given_box_is_named(boxes, keyword):
         given_boxes(boxes, (50, 60))
 
 
-def random_boxes(count: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng(3)
-    low = rng.uniform(0, 200, (count, 2))
-    return np.concatenate([low, low + rng.uniform(30, 120, (count, 2))], axis=1)
-
-
 def test_fit_box_map_is_robust_to_outliers():
-    true_map = BoxMap((0.02, 0.13), 1.2)
-    boxes = random_boxes(40)
-    squares = true_map.squares(boxes)[:, :3]
-    np.testing.assert_allclose(fit_box_map(boxes, squares).squares(boxes)[:, :3], squares)
+    low = np.random.default_rng(3).uniform(0, 200, (40, 2))
+    boxes = np.concatenate([low, low + np.random.default_rng(4).uniform(30, 120, (40, 2))], axis=1)
+    squares = BoxMap((0.02, 0.13), 1.2).squares(boxes)[:, :3]
     squares[:10] += 500
     fitted = fit_box_map(boxes, squares)
     np.testing.assert_allclose([*fitted.shift, fitted.scale], [0.02, 0.13, 1.2], atol=1e-9)
-
-
-def test_map_fitted_with_mirrored_faces_is_symmetric():
-    script = Path(__file__).parents[1] / "benchmarks" / "fit_box_maps.py"
-    with_mirrored = runpy.run_path(str(script))["with_mirrored"]
-    boxes = random_boxes(40)
-    squares = BoxMap((0.05, -0.1), 1.3).squares(boxes)[:, :3]
-    fitted = fit_box_map(*with_mirrored(boxes, squares))
-    np.testing.assert_allclose([*fitted.shift, fitted.scale], [0, -0.1, 1.3], atol=1e-9)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
-import struct
 import sys
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -57,16 +54,10 @@ bright_images = small_images.filter(lambda original: original.max() > 2)
 @settings(max_examples=30, deadline=None)
 @given(small_images)
 def test_all_sources_give_the_same_pixels(original: NDArray[np.uint8]) -> None:
-    data = encode(Image.fromarray(original))
-    for source in (
-        data,
-        bytearray(data),
-        memoryview(data),
-        io.BytesIO(data),
-        Image.fromarray(original),
-    ):
+    pil = Image.fromarray(original)
+    data = encode(pil)
+    for source in (data, bytearray(data), memoryview(data), io.BytesIO(data), pil, original):
         np.testing.assert_array_equal(load_image(source), original)
-    np.testing.assert_array_equal(load_image(original), original)
 
 
 @pytest.mark.parametrize(
@@ -99,22 +90,14 @@ def test_file_object_is_read_from_its_start_and_left_open() -> None:
     assert not file.closed
 
 
-class Pipe:
-    """A stream that cannot seek and gives a few bytes at a time."""
-
-    def __init__(self, data: bytes) -> None:
-        self.left = io.BytesIO(data)
-
-    def read(self, size: int = -1) -> bytes:
-        return self.left.read(min(size, 11))
-
-
 def test_stream_that_cannot_seek_is_read_up_to_max_bytes() -> None:
-    stream: Any = Pipe(PNG)
-    np.testing.assert_array_equal(load_image(stream), PIXELS)
-    stream = Pipe(PNG)
+    def pipe() -> Any:
+        data = io.BytesIO(PNG)
+        return SimpleNamespace(read=lambda size: data.read(min(size, 11)))
+
+    np.testing.assert_array_equal(load_image(pipe()), PIXELS)
     with pytest.raises(ImageError, match="max_bytes"):
-        load_image(stream, max_bytes=20)
+        load_image(pipe(), max_bytes=20)
 
 
 # --- orientation --------------------------------------------------------------------------------
@@ -160,20 +143,14 @@ def test_damaged_exif_is_ignored(exif: bytes) -> None:
 
 # --- modes of encoded images --------------------------------------------------------------------
 
-GRAY = Image.fromarray(PIXELS).convert("L")
 WIDE = np.arange(54, dtype=np.uint16).reshape(6, 9) * 1200
 WIDE_AS_8_BIT = np.repeat(np.rint(WIDE / 257)[..., None], 3, axis=-1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX", "I", "PA"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX", "I"])
 def test_pil_mode_becomes_rgb(mode: str) -> None:
     flat = Image.new("RGB", (4, 3), (255, 255, 255))
-    original = {
-        "I": lambda: Image.new("I", (4, 3), 65535),
-        "PA": lambda: flat.convert("P").convert("PA"),
-    }.get(mode, lambda: flat.convert(mode))()
-    assert original.mode == mode
-    image = load_image(original)
+    image = load_image(Image.new("I", (4, 3), 65535) if mode == "I" else flat.convert(mode))
     assert image.shape == (3, 4, 3)
     assert image.min() >= 253
 
@@ -201,7 +178,6 @@ def test_transparent_palette_color_becomes_white() -> None:
     original = Image.new("P", (2, 1))
     original.putpalette([10, 20, 30, 200, 100, 50])
     original.putpixel((1, 0), 1)
-    assert load_image(encode(original)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
     transparent = encode(original, transparency=0)
     assert load_image(transparent).tolist() == [[[255, 255, 255], [200, 100, 50]]]
 
@@ -268,8 +244,8 @@ def test_gray_and_alpha_arrays() -> None:
     opaque = np.full_like(gray, 255)
     for array in (gray, gray[..., None], np.dstack([gray, opaque])):
         np.testing.assert_array_equal(load_image(array), expected)
-    np.testing.assert_array_equal(load_image(gray[None], channels="first"), expected)
-    np.testing.assert_array_equal(load_image(gray, channels="first"), expected)
+    for array in (gray, gray[None]):
+        np.testing.assert_array_equal(load_image(array, channels="first"), expected)
     bgra = np.dstack([PIXELS[..., ::-1], opaque])
     np.testing.assert_array_equal(load_image(bgra, color="bgr"), PIXELS)
 
@@ -307,71 +283,57 @@ def test_tensor_with_channels_first(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(image.astype(int), PIXELS, atol=tolerance)
 
 
-def test_black_images_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    for array in (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3))):
-        assert load_image(array).max() == 0
-    assert load_image(np.zeros((4, 4, 3)), white=255).max() == 0
-    assert caplog.records == []
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64"])
 def test_almost_black_integers_are_logged(dtype: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        load_image(np.eye(4).astype(dtype))
+    assert load_image(np.zeros((4, 4), dtype)).max() == 0
+    assert caplog.records == []
+    load_image(np.eye(4).astype(dtype))
     assert "almost black" in caplog.text
 
 
 # --- invalid input ----------------------------------------------------------------------------
 
 F32 = np.float32
-INVALID_ARRAYS: dict[str, tuple[Any, str]] = {
-    "scalar": (np.array(3.0), "0 dimensions"),
+CLOSED = Image.open(io.BytesIO(PNG))
+CLOSED.close()
+INVALID: dict[str, tuple[Any, str]] = {
     "batch": (PIXELS[None], r"batch\[0\]"),
     "no rows": (np.zeros((0, 5, 3), np.uint8), "empty"),
     "five channels": (np.zeros((6, 6, 5), np.uint8), "5 channels"),
     "channels first": (np.moveaxis(PIXELS, -1, 0), "channels='first'"),
     "objects": (PIXELS.astype(object), "dtype"),
-    "complex": (PIXELS.astype(complex), "dtype"),
     "int8": (np.ones((4, 4, 3), np.int8), "dtype"),
-    "records": (np.zeros((4, 4), [("a", "u1")]), "dtype"),
     "NaN": (np.full((4, 4, 3), np.nan, F32), "NaN"),
     "infinite": (np.full((4, 4, 3), -np.inf, np.float16), "infinite"),
     "float in 0..255": (PIXELS.astype(F32), "white=255"),
     "float in 0..65535": (WIDE.astype(F32), "65535"),
     "negative integers": (PIXELS.astype(int) - 200, "negative"),
     "integers above 255": (WIDE.astype(np.int32), "white=65535"),
-    "float tensor in 0..255": (torch.from_numpy(PIXELS).float(), "255"),
     "sparse tensor": (torch.eye(4).to_sparse(), "NumPy array"),
     "tensor on meta": (torch.empty(4, 4, 3, device="meta"), "Tensor"),
-}
-INVALID_FILES: dict[str, tuple[Any, str]] = {
     "none": (None, "cv2.imread"),
-    "number": (7, "int"),
     "list of arrays": ([PIXELS, PIXELS], "one image"),
     "no bytes": (b"", "empty"),
     "text": (b"<!DOCTYPE html><html></html>", "DOCTYPE"),
     "header only": (PNG[:8], "header"),
     "EPS, which runs a program": (encode(Image.fromarray(PIXELS), "EPS"), "not an image"),
+    "closed PIL image": (CLOSED, "closed"),
     "truncated PNG": (PNG[:-30], "truncated"),
     "truncated JPEG": (encode(Image.fromarray(PIXELS), "JPEG")[:-10], "truncated"),
-    "truncated WebP": (encode(Image.fromarray(PIXELS), "WEBP")[:-20], "damaged"),
     "truncated GIF": (encode(Image.fromarray(PIXELS), "GIF")[:-60], "truncated|damaged"),
     "empty PIL image": (Image.new("RGB", (0, 4)), "empty"),
     "32-bit PIL image": (Image.new("I", (4, 4), 70000), "65535"),
-    "empty file object": (io.BytesIO(), "empty"),
     "text file object": (io.StringIO("image"), "binary"),
     "file scheme": ("file:///etc/hostname", "http"),
     "data URL": ("data:image/png;base64,AAAA", "bytes"),
     "URL with a bad host": ("http://[::1/a.jpg", "download"),
     "empty path": ("", "directory"),
     "null in the path": ("a\0.jpg", "null"),
-    "overlong path": ("a" * 5000, "too long"),
     "path below a file": (f"{__file__}/a.jpg", "Not a directory"),
     "source code": (__file__, "not an image"),
     "missing file": ("ñ missing.jpg", r"ñ missing\.jpg"),
     "directory": (Path(__file__).parent, "directory"),
 }
-INVALID = INVALID_ARRAYS | INVALID_FILES
 
 
 @pytest.mark.filterwarnings("error")
@@ -388,7 +350,7 @@ def test_invalid_input_is_an_image_error(image: Any, keyword: str) -> None:
         (PIXELS / 255, {"white": 255}, "white=1"),
         (WIDE, {"white": 4095}, "4095"),
         (PNG, {"max_pixels": 53}, "max_pixels"),
-        (GRAY, {"max_pixels": 53}, "max_pixels"),
+        (Image.fromarray(PIXELS), {"max_pixels": 53}, "max_pixels"),
     ],
 )
 def test_input_that_does_not_fit_the_options_is_an_image_error(
@@ -399,28 +361,10 @@ def test_input_that_does_not_fit_the_options_is_an_image_error(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_special_and_unreadable_files_are_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_named_pipe_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="regular"):
         load_image(tmp_path / "pipe")
-    path = tmp_path / "secret.png"
-    path.write_bytes(PNG)
-    path.chmod(0)
-    if os.access(path, os.R_OK):  # the superuser reads everything
-        error = PermissionError(13, "Permission denied")
-        monkeypatch.setattr(Path, "open", Mock(side_effect=error))
-    with pytest.raises(ImageError, match="Permission denied"):
-        load_image(path)
-
-
-def test_closed_files_and_images_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(PNG)
-    for closed in (io.BytesIO(PNG), Image.open(tmp_path / "a.png")):
-        closed.close()
-        with pytest.raises(ImageError, match=r"closed|decoded"):
-            load_image(closed)
 
 
 @settings(max_examples=150, deadline=None)
@@ -442,44 +386,36 @@ def test_damaged_bytes_give_an_image_or_an_image_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("option", "values"),
     [
-        {"color": "RGB"},
-        {"color": ["rgb"]},
-        {"channels": "chw"},
-        {"white": 0},
-        {"white": float("nan")},
-        {"white": "255"},
-        {"max_pixels": None},
-        {"max_pixels": 0},
-        {"timeout": -1},
-        {"max_bytes": 0},
+        ("color", ["RGB", ["rgb"]]),
+        ("channels", ["chw"]),
+        ("white", [0, float("nan"), "255"]),
+        ("max_pixels", [0, None]),
+        ("timeout", [-1]),
+        ("max_bytes", [0]),
     ],
-    ids=str,
 )
-def test_wrong_arguments_are_configuration_errors(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(options))):
-        load_image(PIXELS, **options)
+def test_wrong_arguments_are_configuration_errors(option: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ConfigurationError, match=option):
+            load_image(PIXELS, **{option: value})
 
 
 # --- decompression bombs ------------------------------------------------------------------------
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be large."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + checksum
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+# A PNG without pixels whose header claims 100,000 x 100,000 of them.
+BOMB = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000186a0000186a0080200000027309c9f"
+    "0000000849444154789c030000000001480689d2"
+)
 
 
 @pytest.mark.filterwarnings("error")
 def test_decompression_bomb_is_an_error_before_decoding() -> None:
     with pytest.raises(ImageError, match="max_pixels"):
-        load_image(bomb(100_000, 100_000))
+        load_image(BOMB)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
@@ -511,72 +447,50 @@ def test_limit_of_pillow_is_restored_by_many_threads(
 # --- URLs ---------------------------------------------------------------------------------------
 
 
-BODIES = {"image": PNG, "page": b"<html>please log in</html>", "nothing": b""}
-REDIRECTS = {
-    "moved": "/image",
-    "loop": "/loop",
-    "tofile": Path(__file__).as_uri(),
-    "toftp": "ftp://127.0.0.1/image.png",
+ANSWERS: dict[str, tuple[dict[str, Any], bytes]] = {
+    "image": ({"Content-Length": len(PNG)}, PNG),
+    "escaped/two%20w%C3%B6rds.png?q=%C3%B1": ({}, PNG),
+    "page": ({}, b"<html>please log in</html>"),
+    "nothing": ({}, b""),
+    "cut": ({"Content-Length": len(PNG)}, PNG[:-30]),
+    "claimslarge": ({"Content-Length": 10**12}, b""),
+    "islarge": ({}, bytes(200_000)),
+    "moved": ({"Location": "/image"}, b""),
+    "loop": ({"Location": "/loop"}, b""),
+    "tofile": ({"Location": Path(__file__).as_uri()}, b""),
+    "toftp": ({"Location": "ftp://127.0.0.1/image.png"}, b""),
 }
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers by the first part of the path: an image, or one of many failures."""
+    """Answers by the path: an image, or one of many failures."""
 
     def do_GET(self) -> None:
-        name = self.path.split("/")[1].split("?")[0]
+        name = self.path[1:]
         # The client gives up on some, as it should.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            if name in BODIES:
-                self.reply(BODIES[name])
-            elif name in REDIRECTS:
-                self.start(302, Location=REDIRECTS[name])
+            if self.headers["User-Agent"] != "hihlandmark":
+                self.send_error(403)
             elif name.isdigit():
                 self.send_error(int(name))
+            elif name == "notHTTP":
+                self.wfile.write(b"\0\1\2\r\n\r\n")
+            elif name == "silence":
+                time.sleep(1)
+            elif name.startswith("drip"):
+                if name == "drip":
+                    self.send_response(200)
+                    self.end_headers()
+                for _ in range(20):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
             else:
-                getattr(self, f"answer_{name}")()
-
-    def start(self, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-
-    def reply(self, body: bytes, length: int | None = None) -> None:
-        self.start(Content_Length=str(len(body) if length is None else length))
-        self.wfile.write(body)
-
-    def answer_escaped(self) -> None:
-        is_escaped = self.path == "/escaped/two%20w%C3%B6rds.png?q=%C3%B1"
-        self.reply(PNG if is_escaped else b"")
-
-    def answer_agent(self) -> None:
-        self.reply(PNG if self.headers["User-Agent"] == "hihlandmark" else b"")
-
-    def answer_cut(self) -> None:
-        self.reply(PNG[:-30], length=len(PNG))
-
-    def answer_claimslarge(self) -> None:
-        self.reply(b"", length=10**12)
-
-    def answer_islarge(self) -> None:
-        self.start()
-        self.wfile.write(bytes(200_000))
-
-    def answer_silence(self) -> None:
-        time.sleep(1)
-
-    def answer_drip(self) -> None:
-        self.start()
-        self.answer_dripheader()
-
-    def answer_dripheader(self) -> None:
-        for _ in range(20):
-            self.wfile.write(b"x")
-            time.sleep(0.05)
-
-    def answer_notHTTP(self) -> None:
-        self.wfile.write(b"\0\1\2\r\n\r\n")
+                headers, body = ANSWERS[name]
+                self.send_response(302 if "Location" in headers else 200)
+                for header, value in headers.items():
+                    self.send_header(header, str(value))
+                self.end_headers()
+                self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -596,7 +510,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1,*.invalid")
 
 
-@pytest.mark.parametrize("path", ["/image", "/moved", "/agent", "/escaped/two wörds.png?q=ñ#top"])
+@pytest.mark.parametrize("path", ["/image", "/moved", "/escaped/two wörds.png?q=ñ#top"])
 def test_url_is_downloaded(host: str, path: str) -> None:
     np.testing.assert_array_equal(load_image(host + path), PIXELS)
     np.testing.assert_array_equal(load_image(host.replace("http", "HTTP") + path), PIXELS)
@@ -606,7 +520,6 @@ def test_url_is_downloaded(host: str, path: str) -> None:
     ("path", "message"),
     [
         ("/404", "404"),
-        ("/500", "500"),
         ("/loop", "302"),
         ("/tofile", "file:"),
         ("/toftp", "ftp"),

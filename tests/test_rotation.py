@@ -7,14 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 import hihlandmark.crop
-from hihlandmark import Detector, Face, ImageError
+from hihlandmark import Detector, Face
 from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
 from hihlandmark.face_detection import AnyRotationFaceDetector, Detections
-from hihlandmark.face_detection.any_rotation import (
-    ROTATIONS,
-    rotate_image,
-    transform_detections,
-)
+from hihlandmark.face_detection.any_rotation import ROTATIONS, rotate_image, transform_detections
 from hihlandmark.pipeline import Found
 
 Image = NDArray[np.uint8]
@@ -70,11 +66,6 @@ def test_face_at_another_angle_is_found_once_at_the_nearest_rotation() -> None:
     assert len(found) == 1
     assert np.allclose(found.angles, np.deg2rad(135))
     assert np.allclose((found.boxes[0, :2] + found.boxes[0, 2:]) / 2, (130, 50), atol=1)
-
-
-def test_gray_array_is_an_image_error() -> None:
-    with pytest.raises(ImageError, match="H, W, 3"):
-        AnyRotationFaceDetector(FindsUprightDrawings()).detect([np.zeros((9, 9), np.uint8)])
 
 
 @pytest.mark.parametrize(
@@ -159,9 +150,7 @@ def test_rotated_face_is_cropped_upright_when_refined(
 def test_any_rotation_works_with_given_boxes(
     quarters: int, head: Image, upright: Face, any_rotation: Detector
 ) -> None:
-    square = np.array([119.5, 99.5, 240, -quarters * np.pi / 2])
-    truth = transform_points(crop_matrix(square, 240), upright.points)
-    image = cut_crop(head, square, 240)
+    image, truth = rotated_head(head, upright, 90 * quarters)
     (face,) = any_rotation.predict(image, boxes=tight_boxes(truth), box_kind="landmarks")
     assert error(face, truth, upright) < 0.03
 

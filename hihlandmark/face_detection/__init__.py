@@ -38,9 +38,8 @@ def register_face_detector(name: str, factory: Callable[..., FaceDetector]) -> N
     """Make a face detector known to `make_face_detector` and `Detector`.
 
     Args:
-        name: the name that users pass, and the key of its box map in the model cards.
-        factory: a class or function, called with ``device`` and ``runtime``, and with those of
-            ``detection_size``, ``min_face`` and ``min_score`` that the user has set.
+        name: what users pass, and the key of its box map in the model cards.
+        factory: called with ``device``, ``runtime``, and the other options that the user has set.
     """
     FACE_DETECTORS[name] = factory
 
@@ -56,19 +55,14 @@ def make_face_detector(
 ) -> FaceDetector:
     """Make a face detector by its name.
 
-    Options that are None keep the default of the detector's class.
-
     Args:
-        detector: a name in `FACE_DETECTORS`, or an object, which is returned as it is. An object
-            keeps its device and its options.
+        detector: a name in `FACE_DETECTORS`, or an object, which is returned as it is.
         device: where its networks run.
         runtime: what runs its networks, see `Detector`.
-        detection_size: longest side in pixels of the image that is searched.
+        detection_size: longest side in pixels of the image that is searched. None, here and for the
+            other options: the default of the face detector.
         min_face: side in pixels of the smallest face wanted.
         min_score: the confidence threshold of its boxes, 0..1.
-
-    Returns:
-        The face detector.
 
     Raises:
         ConfigurationError: the name is unknown, the object is not a `FaceDetector`, or an option is
@@ -78,17 +72,11 @@ def make_face_detector(
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(detector, str):
         if detector not in FACE_DETECTORS:
-            raise ConfigurationError(
-                f"there is no face detector {detector!r}; choose one of "
-                f"{', '.join(map(repr, FACE_DETECTORS))}, or pass an object with name and detect()"
-            )
+            choices = ", ".join(map(repr, FACE_DETECTORS))
+            raise ConfigurationError(f"unknown face detector {detector!r}; choose one of {choices}")
         return FACE_DETECTORS[detector](device=device, runtime=runtime, **given)
     if isinstance(detector, type) or not isinstance(detector, FaceDetector):
-        raise ConfigurationError(
-            f"{detector!r} is not a face detector: it needs an attribute name and a method detect()"
-        )
+        raise ConfigurationError(f"{detector!r} is no face detector with a name and detect()")
     if given:
-        raise ConfigurationError(
-            f"{', '.join(given)} cannot be set for a face detector object: pass them to its class"
-        )
+        raise ConfigurationError(f"pass {', '.join(given)} to the class of the face detector")
     return detector

@@ -1,7 +1,4 @@
-"""What a face detector is, and the steps that every detector shares.
-
-Each detector has a file beside this one.
-"""
+"""What a face detector is, and the steps that every detector shares."""
 
 from __future__ import annotations
 
@@ -24,15 +21,13 @@ class Detections:
     The arrays are read-only float32 copies of what is given.
 
     Attributes:
-        boxes: (F, 4) float32, bounding boxes, xyxy.
-        scores: (F,) float32 in 0..1.
-        five_points: (F, 5, 2) float32: left eye, right eye, tip of the nose, left and right corner
-            of the mouth, where left is left in the image; None when the detector has no such
-            points.
-        angles: (F,) float32: about how far each face is rotated clockwise, in radians: the image
-            was rotated counter-clockwise by this angle when the face was found. Boxes and points
-            are in pixels of the image as given; left and right are those of the rotated image.
-            None when no rotated images were searched.
+        boxes: (F, 4) bounding boxes, xyxy.
+        scores: (F,) in 0..1.
+        five_points: (F, 5, 2) left eye, right eye, tip of the nose, left and right corner of the
+            mouth, where left is left in the (rotated) image; None when the detector has none.
+        angles: (F,) radians by which the image was rotated counter-clockwise when the face was
+            found, so about how far the face is rotated clockwise. None for a search of the upright
+            image alone. Boxes and points are in pixels of the image as given.
 
     Raises:
         ConfigurationError: an array has another shape.
@@ -45,19 +40,14 @@ class Detections:
 
     def __post_init__(self) -> None:
         count = len(self.scores)
-        shapes = {
-            "boxes": (count, 4),
-            "scores": (count,),
-            "five_points": (count, 5, 2),
-            "angles": (count,),
-        }
-        for name, shape in shapes.items():
+        sizes = {"boxes": (4,), "scores": (), "five_points": (5, 2), "angles": ()}
+        for name, size in sizes.items():
             if getattr(self, name) is None:
                 continue
             array = np.array(getattr(self, name), np.float32)
-            if array.shape != shape:
+            if array.shape != (count, *size):
                 raise ConfigurationError(
-                    f"{name} of {count} detections must have shape {shape}, not {array.shape}"
+                    f"{name} must have shape {(count, *size)}, not {array.shape}"
                 )
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -87,15 +77,9 @@ class FaceDetector(Protocol):
     name: str
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
-        """Find the faces of images.
+        """The faces of each of the RGB images (H, W, 3) uint8 of any mixed sizes, best first.
 
         An image gives the same detections whatever other images are in the call.
-
-        Args:
-            images: RGB images (H, W, 3) uint8 of any mixed sizes.
-
-        Returns:
-            The `Detections` of each image, best first.
 
         Raises:
             ImageError: an array is not such an image.
@@ -107,14 +91,11 @@ def check_image(image: Image) -> None:
     """Raise `ImageError` for what is not an RGB image (H, W, 3) uint8 with at least one pixel."""
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
         found = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        problem = f"need an array of shape (H, W, 3), not {found}"
-    elif image.dtype != np.uint8:
-        problem = f"need uint8 values in 0..255, not {image.dtype}"
-    elif image.size == 0:
-        problem = f"an array of shape {image.shape} has no pixel"
-    else:
-        return
-    raise ImageError(f"cannot search for faces: {problem}. hihlandmark.load_image converts images")
+        raise ImageError(f"need an RGB array of shape (H, W, 3), not {found}: use load_image")
+    if image.dtype != np.uint8:
+        raise ImageError(f"need uint8 values in 0..255, not {image.dtype}: use load_image")
+    if image.size == 0:
+        raise ImageError(f"an array of shape {image.shape} has no pixel")
 
 
 def check_options(

@@ -15,21 +15,11 @@ from hihlandmark.face_detection.base import Detections
 
 OverlapArea = Literal["union", "smaller"]
 
-# Larger than the image by this factor, a box holds no face that is visible in it.
-_LARGEST_BOX = 10
-
 
 def overlaps(boxes: FloatArray, box: FloatArray, relative_to: OverlapArea = "union") -> FloatArray:
-    """The overlap of boxes with one box.
+    """The common area (F,) of boxes (F, 4) with one box (4,), relative to another area: 0..1.
 
-    Args:
-        boxes: (F, 4) xyxy.
-        box: (4,) xyxy.
-        relative_to: the area that the common area is divided by: "union" (IoU), or "smaller", the
-            smaller of the two boxes.
-
-    Returns:
-        (F,) in 0..1.
+    That is the area of the "union" of the two boxes (IoU), or of the "smaller" one.
     """
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     common = np.maximum(sides, 0).prod(axis=1)
@@ -39,10 +29,7 @@ def overlaps(boxes: FloatArray, box: FloatArray, relative_to: OverlapArea = "uni
 
 
 def best_boxes(
-    boxes: FloatArray,
-    scores: FloatArray,
-    max_overlap: float,
-    relative_to: OverlapArea = "union",
+    boxes: FloatArray, scores: FloatArray, max_overlap: float, relative_to: OverlapArea = "union"
 ) -> IndexArray:
     """Non-maximum suppression: leave out boxes that overlap too much with a better one.
 
@@ -85,29 +72,23 @@ def given_boxes(boxes: Any, image_shape: tuple[int, ...]) -> Detections:
     Raises:
         ConfigurationError: a box has a number that is not finite, x1 <= x0 or y1 <= y0, is less
             than a pixel wide or high, lies outside of the image, or is more than ten times as large
-            as the image. The message names the first such box.
+            as the image. Names the first such box.
     """
     array = _to_array(boxes)
     height, width = image_shape[:2]
     low, high = array[:, :2], array[:, 2:]
+    size = f"the image of {width} x {height} pixels"
     # In this order, because each check assumes that the earlier ones have passed.
     problems = {
-        "has a number that is not finite: exclude such boxes": ~np.isfinite(array).all(axis=1),
-        "has x1 <= x0 or y1 <= y0: expected xyxy; convert xywh to (x, y, x + w, y + h)": (
-            (high <= low).any(axis=1)
-        ),
-        "is less than a pixel wide or high: expected pixels; multiply "
-        "relative coordinates (0..1) by the image's width and height": (high - low < 1).any(axis=1),
-        f"lies wholly outside of the image, which is {width} wide and {height} high: give pixels "
-        "of this image": ((high <= -0.5) | (low >= np.array([width, height]) - 0.5)).any(axis=1),
-        f"is more than {_LARGEST_BOX} times as large as the image, which is {width} wide and "
-        f"{height} high: give pixels of this image": (
-            high - low > _LARGEST_BOX * max(height, width)
-        ).any(axis=1),
+        "has a number that is not finite": ~np.isfinite(array),
+        "has x1 <= x0 or y1 <= y0; expected xyxy, not xywh": high <= low,
+        "is less than a pixel wide or high; expected pixels, not 0..1": high - low < 1,
+        f"lies outside of {size}": (high <= -0.5) | (low >= np.array([width, height]) - 0.5),
+        f"is more than 10 times as large as {size}": high - low > 10 * max(height, width),
     }
     for problem, wrong in problems.items():
         if wrong.any():
-            index = int(wrong.argmax())
+            index = int(wrong.any(axis=1).argmax())
             numbers = ", ".join(f"{number:g}" for number in array[index])
             raise ConfigurationError(f"box {index} of {len(array)}, ({numbers}), {problem}")
     return Detections(array, np.ones(len(array), np.float32))
@@ -121,15 +102,9 @@ def _to_array(boxes: Any) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             array = np.asarray(boxes, np.float64).astype(np.float32)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"boxes must be numbers of shape (F, 4), xyxy in pixels; this cannot be read: {error}"
-        ) from error
-    if array.shape == (0,):
-        return array.reshape(0, 4)
-    if array.shape == (4,):
-        return array.reshape(1, 4)
+        raise ConfigurationError(f"boxes must be numbers of shape (F, 4): {error}") from error
+    if array.shape in ((0,), (4,)):
+        return array.reshape(-1, 4)
     if array.ndim != 2 or array.shape[1] != 4:
-        raise ConfigurationError(
-            f"boxes must have shape (F, 4), xyxy in pixels, or (4,) for one; got {array.shape}"
-        )
+        raise ConfigurationError(f"boxes must have shape (F, 4), xyxy in pixels, not {array.shape}")
     return array

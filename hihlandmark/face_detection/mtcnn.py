@@ -1,15 +1,13 @@
 """MTCNN (Zhang et al., arXiv 1604.02878) with the networks and weights of facenet-pytorch.
 
-facenet-pytorch's own search, ``detect_face``, spends most of its time outside of the networks, on
-one resize per candidate in PyTorch. Here candidates are cut by OpenCV, and the networks are run by
-any of the `runtimes`.
+Unlike in facenet-pytorch's own search, which is slower, candidates are cut by OpenCV, and the
+networks are run by any of the `runtimes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -30,34 +28,26 @@ from hihlandmark.runtimes.graph import ANY, PixelGraph
 from hihlandmark.runtimes.pytorch import resolve_device
 
 # Takes 0.63 of the time of images of 1024-1280 pixels at full size, and finds 93 % of the faces in
-# crowds (97 % of those of 40 pixels or more) and every portrait: benchmarks/face_detection.py.
+# crowds and every portrait: benchmarks/face_detection.py.
 DETECTION_SIZE = 800
-# With 40 instead, a third of the time is saved and almost half of the faces in crowds are lost.
-MIN_FACE = 20
-# Of the boxes with 0.7 to 0.9 on the same images, about half show no face; above, few.
-MIN_SCORE = 0.9
+MIN_FACE = 20  # with 40, it is faster by a third, and misses half of the faces in crowds
+MIN_SCORE = 0.9  # of the boxes with 0.7 to 0.9, about half show no face; above, few
 
 # The smallest face searched for, in pixels of the searched image: the default of the authors.
 _SMALLEST_SEARCHED = 20.0
 # The results count pixels from 1, as in Matlab, and boxes end at the centers of the pixels that
-# they hold. Also measured: faces searched at half the size came back 1.1 pixels further right and
-# down, in boxes 1.3 pixels smaller.
+# they hold. Faces searched at half the size come back 1.1 pixels further right and down.
 _BOX_OFFSET = np.array([-1.5, -1.5, -0.5, -0.5])
 _POINT_OFFSET = -1.0
 
-_WINDOW = 12
-"""Side in pixels of the receptive field of one output cell of P-Net."""
-_STRIDE = 2
-# From each level of the pyramid to the next one: half of the area, as published.
-_PYRAMID_FACTOR = 0.709
-# Scores at which P-Net and R-Net let a candidate pass. P-Net's is 0.6 as published: with 0.7 R-Net
-# has a quarter less to do, and of 556 faces one fewer is found.
+# Side in pixels of the receptive field of one output cell of P-Net, and distance of two of them.
+_WINDOW, _STRIDE = 12, 2
+_PYRAMID_FACTOR = 0.709  # to the next level: half of the area, as published
+# Scores at which P-Net (0.6 as published, for one more face of 556) and R-Net let a candidate pass.
 _EARLY_THRESHOLDS = (0.7, 0.7)
 # Maximum overlap of two candidates: within a level, then within the image.
 _OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE = 0.5, 0.7
-_REFINED_SIZE, _OUTPUT_SIZE = 24, 48
-# Candidates per batch of R-Net and O-Net, to limit memory.
-_BATCH_SIZE = 512
+_BATCH_SIZE = 512  # of R-Net and O-Net, to limit memory
 
 
 class MTCNNFaceDetector:
@@ -68,11 +58,9 @@ class MTCNNFaceDetector:
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`.
         runtime: what runs the networks, see `Detector`.
-        detection_size: longest side in pixels of the image that is searched; a larger image is
-            downscaled to it by area averaging.
-        min_face: side in pixels, in the image as given, of the smallest face wanted: boxes whose
-            longer side is shorter are dropped. The larger, the faster. Faces below 20 pixels in
-            the downscaled image are not found.
+        detection_size: longest side in pixels to which larger images are downscaled.
+        min_face: side in pixels, in the image as given, of the smallest face wanted. The larger,
+            the faster. Faces below 20 pixels in the downscaled image are not found.
         min_score: confidence threshold: boxes with a lower score (0..1) are dropped.
 
     Raises:
@@ -111,14 +99,6 @@ class MTCNNFaceDetector:
         return upscale_detections(boxes, scores, points, factors, image, self.min_face)
 
 
-class Candidates(NamedTuple):
-    """Boxes (F, 4) xyxy, scores (F,) and five points (F, 5, 2) in pixels counted from 1."""
-
-    boxes: FloatArray
-    scores: FloatArray
-    five_points: FloatArray
-
-
 class _OnPixels(nn.Module):
     """One of the networks, from pixels (N, H, W, 3) uint8."""
 
@@ -128,9 +108,8 @@ class _OnPixels(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What facenet-pytorch's network returns; the probabilities of a face come last."""
-        outputs: tuple[torch.Tensor, ...] = self.network(
-            (pixels.permute(0, 3, 1, 2).float() - 127.5) / 128
-        )
+        normalized = (pixels.permute(0, 3, 1, 2).float() - 127.5) / 128
+        outputs: tuple[torch.Tensor, ...] = self.network(normalized)
         return outputs
 
 
@@ -138,10 +117,6 @@ class Cascade:
     """Proposals (P-Net), refinement (R-Net) and output (O-Net), section II of the paper.
 
     Coordinates are the original's: pixels counted from 1, as in Matlab.
-
-    Args:
-        device: where the networks run.
-        runtime: a name in `runtimes.RUNTIMES`, or "auto".
     """
 
     def __init__(self, device: torch.device, runtime: str = "auto") -> None:
@@ -155,21 +130,22 @@ class Cascade:
 
             return make_run(runtime, make_graph, f"{name} {release}", device)
 
-        refined, output = _REFINED_SIZE, _OUTPUT_SIZE
         self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves", "scores")
-        self._refine = run_of("RNet", (ANY, refined, refined, 3), "moves", "scores")
-        self._output = run_of("ONet", (ANY, output, output, 3), "moves", "five_points", "scores")
+        self._refine = run_of("RNet", (ANY, 24, 24, 3), "moves", "scores")
+        self._output = run_of("ONet", (ANY, 48, 48, 3), "moves", "five_points", "scores")
 
-    def search(self, image: Image, smallest: float, threshold: float) -> Candidates:
-        """The faces of an image (H, W, 3) of ``smallest`` pixels or more, scores above 0..1."""
+    def search(
+        self, image: Image, smallest: float, threshold: float
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Boxes (F, 4), scores (F,) and five points (F, 5, 2) of faces of ``smallest`` pixels."""
         boxes = self._proposals(image, smallest)
-        boxes, (moves, scores) = _classify(image, boxes, self._refine, _REFINED_SIZE)
+        boxes, (moves, scores) = _classify(image, boxes, self._refine, 24)
         passed = scores[:, 1] > _EARLY_THRESHOLDS[1]
         boxes, moves, scores = boxes[passed], moves[passed], scores[passed, 1]
         best = best_boxes(boxes, scores, _OVERLAP_IN_IMAGE)
         boxes = _squares(_regressed(boxes[best], moves[best]))
 
-        boxes, (moves, points, scores) = _classify(image, boxes, self._output, _OUTPUT_SIZE)
+        boxes, (moves, points, scores) = _classify(image, boxes, self._output, 48)
         passed = scores[:, 1] > threshold
         boxes, moves, scores = boxes[passed], moves[passed], scores[passed, 1]
         # Five abscissae, then five ordinates.
@@ -178,7 +154,7 @@ class Cascade:
         boxes = _regressed(boxes, moves)
         # As published, relative to the smaller box; boxes include their last pixel.
         best = best_boxes(boxes + np.array([0, 0, 1, 1]), scores, _OVERLAP_IN_IMAGE, "smaller")
-        return Candidates(boxes[best], scores[best], points[best])
+        return boxes[best], scores[best], points[best]
 
     def _proposals(self, image: Image, smallest: float) -> FloatArray:
         """P-Net over the pyramid: square boxes (F, 4)."""
@@ -192,12 +168,9 @@ class Cascade:
             row, column = np.nonzero(score >= _EARLY_THRESHOLDS[0])
             low = np.stack([column, row], axis=1) * _STRIDE + 1
             scale = np.array([level.shape[1] / width, level.shape[0] / height])
-            boxes = np.concatenate(
-                [np.floor(low / scale), np.floor((low + _WINDOW - 1) / scale)], axis=1
-            )
-            found = np.concatenate(
-                [boxes, score[row, column][:, None], moves[0, :, row, column]], axis=1
-            )
+            boxes = np.floor(np.concatenate([low / scale, (low + _WINDOW - 1) / scale], axis=1))
+            passed = score[row, column][:, None], moves[0, :, row, column]
+            found = np.concatenate([boxes, *passed], axis=1)
             levels.append(found[best_boxes(boxes, found[:, 4], _OVERLAP_IN_LEVEL)])
         found = np.concatenate([np.zeros((0, 9)), *levels])
         found = found[best_boxes(found[:, :4], found[:, 4], _OVERLAP_IN_IMAGE)]

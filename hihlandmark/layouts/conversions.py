@@ -27,8 +27,7 @@ class Conversion:
     terms: tuple[Terms, ...]
     """For each of the Q target points, the source points that it is the weighted mean of."""
     exact: BoolArray = field(repr=False)
-    """(Q,) read-only: True where both schemes define the same point, False where the point is
-    interpolated."""
+    """(Q,) read-only: whether both layouts define the same point, or it is interpolated."""
 
     @classmethod
     def from_tables(
@@ -46,9 +45,6 @@ class Conversion:
             exact: target index -> source index, of points that are the same in both layouts.
             interpolated: target index -> {source index: weight}. A point that is in neither table
                 is the mirror image of one in this table.
-
-        Returns:
-            The conversion; `register_conversion` makes it known.
         """
         source, target = get_layout(source), get_layout(target)
         terms: dict[int, Terms] = {point: ((index, 1.0),) for point, index in exact.items()}
@@ -75,18 +71,8 @@ class Conversion:
         return {int(point): self.terms[point][0][0] for point in np.flatnonzero(self.exact)}
 
     def __call__(self, points: ArrayLike) -> FloatArray:
-        """Convert points.
-
-        Args:
-            points: (..., P, 2) in the source layout, in any unit.
-
-        Returns:
-            (..., Q, 2) in the target layout.
-
-        Raises:
-            ConfigurationError: the points are not those of the source layout.
-        """
-        points = checked_points(self.source.name, self.source.size, points)
+        """Convert points (..., P, 2) of the source to (..., Q, 2) of the target layout."""
+        points = checked_points(points, self.source.size)
         means = [
             np.sum([weight * points[..., index, :] for index, weight in terms], axis=0)
             for terms in self.terms
@@ -99,27 +85,13 @@ CONVERSIONS: dict[tuple[Layout, Layout], Conversion] = {}
 
 
 def register_conversion(conversion: Conversion) -> Conversion:
-    """Make a conversion known to `get_conversion`, `convert` and `Face.to_layout`.
-
-    Args:
-        conversion: the conversion; it takes the place of an earlier one of the same layouts.
-
-    Returns:
-        The same conversion.
-    """
+    """Make a conversion known to `get_conversion`; it replaces one of the same layouts."""
     CONVERSIONS[conversion.source, conversion.target] = conversion
     return conversion
 
 
 def get_conversion(source: int | str | Layout, target: int | str | Layout) -> Conversion:
     """The conversion between two layouts, which may be the same.
-
-    Args:
-        source: the layout of the points given.
-        target: the layout of the points wanted.
-
-    Returns:
-        The conversion.
 
     Raises:
         ConfigurationError: a layout is unknown, or there is no conversion between the two.
@@ -130,7 +102,7 @@ def get_conversion(source: int | str | Layout, target: int | str | Layout) -> Co
     if (source, target) not in CONVERSIONS:
         available = ", ".join(f"{s.name} -> {t.name}" for s, t in CONVERSIONS)
         raise ConfigurationError(
-            f"{source.name} cannot be converted to {target.name}. Available: {available}."
+            f"{source.name} cannot be converted to {target.name}; available: {available}"
         )
     return CONVERSIONS[source, target]
 
@@ -138,20 +110,13 @@ def get_conversion(source: int | str | Layout, target: int | str | Layout) -> Co
 def convert(
     points: ArrayLike, source: int | str | Layout, target: int | str | Layout
 ) -> tuple[FloatArray, BoolArray]:
-    """Points of one layout in another one, and which of them are exact.
+    """Points (..., P, 2) of one layout as a new array (..., Q, 2) of another, or of the same.
 
-    Args:
-        points: (..., P, 2) in any unit.
-        source: the layout of the points.
-        target: the layout wanted, which may be the same.
-
-    Returns:
-        A new array (..., Q, 2), and (Q,) bool: True where both schemes define the same point, False
-        where it is interpolated from its neighbors.
+    Also returns (Q,) bool: True where both layouts define the same point, False where it is
+    interpolated from its neighbors.
 
     Raises:
-        ConfigurationError: a layout is unknown, there is no conversion, or the points are not those
-            of the source layout.
+        ConfigurationError: there is no conversion, or the points are not those of ``source``.
     """
     conversion = get_conversion(source, target)
     return conversion(points), conversion.exact
@@ -161,9 +126,9 @@ def _same(targets: Iterable[int], sources: Iterable[int]) -> dict[int, int]:
     return dict(zip(targets, sources, strict=True))
 
 
-# No face is annotated in two of the schemes, so what is exact was decided from their definitions
-# and from where the points lie on average between the ends of their own part, measured on the
-# near-frontal training faces (d: inter-ocular distance). Weights fit those positions, to 0.05.
+# No face is annotated in two schemes. What is exact follows from their definitions and from where
+# the points lie on average between the ends of their own part of near-frontal training faces (d:
+# inter-ocular distance). Weights fit those positions, to 0.05.
 _98_TO_68 = Conversion.from_tables(
     WFLW98,
     W300_68,

@@ -22,11 +22,10 @@ from hihlandmark.errors import ConfigurationError
 
 
 class Contour(NamedTuple):
-    """A line through points of a face, for drawing."""
+    """A line through points of a face, for drawing; a closed one returns to its first point."""
 
     indices: tuple[int, ...]
     closed: bool
-    """Whether the line returns from the last point to the first."""
 
 
 # Compared by identity: there is one object per layout, and copies and pickles resolve to it.
@@ -43,8 +42,7 @@ class Layout:
     """Regions of the face; every point is in exactly one."""
     contours: tuple[Contour, ...]
     ocular_pair: tuple[int, int]
-    """The points whose distance normalizes errors: outer eye corners, left then right. FIVE5 has
-    no eye corners and uses its pupils."""
+    """The points whose distance normalizes errors: outer eye corners or, in FIVE5, pupils."""
     pupils: tuple[tuple[int, ...], tuple[int, ...]]
     """Two sets of points, left then right, whose means are the pupil centers."""
     mean_shape: NDArray[np.float64]
@@ -75,14 +73,7 @@ class Layout:
         return tuple((i, int(j)) for i, j in enumerate(self.mirror) if i < j)
 
     def interocular(self, points: FloatArray) -> FloatArray:
-        """The distance between the outer eye corners, by which errors are normalized.
-
-        Args:
-            points: (..., P, 2) in any unit.
-
-        Returns:
-            (...) in the same unit.
-        """
+        """Distances (...) of the outer eye corners of points (..., P, 2); they normalize errors."""
         left, right = self.ocular_pair
         return np.linalg.norm(points[..., left, :] - points[..., right, :], axis=-1)
 
@@ -112,21 +103,13 @@ LAYOUTS: dict[str, Layout] = {}
 def register_layout(layout: Layout) -> Layout:
     """Make `get_layout` find a layout by its name, its aliases and its number of points.
 
-    Args:
-        layout: the layout; its name replaces nothing that is registered.
-
-    Returns:
-        The same layout.
-
     Raises:
         ConfigurationError: another layout has the name or one of the aliases.
     """
     names = {_key(name) for name in (layout.name, *layout.aliases)}
     for known in LAYOUTS.values():
         if known is not layout and names & set(map(_key, (known.name, *known.aliases))):
-            raise ConfigurationError(
-                f"{layout.name} cannot be registered: {known.name} has the same name or alias"
-            )
+            raise ConfigurationError(f"{layout.name} shares a name or alias with {known.name}")
     LAYOUTS[layout.name] = layout
     return layout
 
@@ -140,13 +123,7 @@ def get_layout(layout: int | str | Layout) -> Layout:
     """The layout with a number of points (98, "98"), a name ("WFLW98") or an alias ("300w").
 
     Case, spaces, hyphens and underscores in names do not matter. Of layouts with the same number of
-    points, the number means the first.
-
-    Args:
-        layout: number, name or alias; a `Layout` is returned as it is.
-
-    Returns:
-        The layout.
+    points, the number means the first. A `Layout` is returned as it is.
 
     Raises:
         ConfigurationError: there is no such layout.
@@ -161,7 +138,7 @@ def get_layout(layout: int | str | Layout) -> Layout:
         f"{known.size} or {', '.join(map(repr, (known.name, *known.aliases)))}"
         for known in LAYOUTS.values()
     )
-    raise ConfigurationError(f"Unknown layout {layout!r}. Choose one of: {choices}.")
+    raise ConfigurationError(f"unknown layout {layout!r}; choose one of: {choices}")
 
 
 def mirror_points(
@@ -174,29 +151,20 @@ def mirror_points(
         layout: the layout of the points, or a mirror table (P,) such as `Layout.mirror`.
         width: width of the image in pixels.
 
-    Returns:
-        A new array (..., P, 2).
-
     Raises:
         ConfigurationError: the points are not those of the layout.
     """
-    if isinstance(layout, np.ndarray):
-        table = layout
-        points = checked_points(f"This mirror table of {table.size}", table.size, points)
-    else:
-        layout = get_layout(layout)
-        table, points = layout.mirror, checked_points(layout.name, layout.size, points)
-    mirrored = points[..., table, :]
+    table = layout if isinstance(layout, np.ndarray) else get_layout(layout).mirror
+    mirrored = checked_points(points, table.size)[..., table, :]
     mirrored[..., 0] = width - 1 - mirrored[..., 0]
     return mirrored
 
 
-def checked_points(scheme: str, size: int, points: ArrayLike) -> FloatArray:
+def checked_points(points: ArrayLike, size: int) -> FloatArray:
     """Points (..., P, 2) as floats. Raises `ConfigurationError` unless P is ``size``."""
     array = np.asarray(points)
     if array.shape[-2:] != (size, 2):
         raise ConfigurationError(
-            f"{scheme} needs points of shape (..., {size}, 2), got {array.shape}. "
-            "Pass the layout in which the points are."
+            f"points of this layout have the shape (..., {size}, 2), not {array.shape}"
         )
     return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
