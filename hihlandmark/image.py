@@ -40,7 +40,7 @@ ChannelAxis = Literal["last", "first"]
 # Not EPS and WMF, for which Pillow runs Ghostscript and GDI. HEIF and JXL need their plugins. TGA
 # has no signature, so it is tried last.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL")
-FORMATS = (*_COMMON, "JPEG2000", "PPM", "QOI", "PSD", "TGA")
+IMAGE_FORMATS = (*_COMMON, "JPEG2000", "PPM", "QOI", "PSD", "TGA")
 
 # The value of full brightness by dtype name. Wide integers are mostly 8-bit values that went
 # through arithmetic; int8 is absent because it cannot hold them.
@@ -232,7 +232,7 @@ def _identify(file: IO[bytes], source: str) -> Image.Image:
             raise ImageError(f"{source} is empty: it has 0 bytes")
         Image.init()
         with _pillow_limit:
-            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+            return Image.open(file, formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
     except ImageError:
         raise
     except Exception as error:  # damaged headers make Pillow raise errors of many kinds

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import write_data
+from builders import write_data
 from numpy.typing import NDArray
 from skimage.data import astronaut as skimage_astronaut
 

@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from miniature import as_toml, tiny
+from builders import as_toml, tiny
 
 from hihlandmark import ConfigurationError
 from hihlandmark.models.registry import architecture_of, build_model

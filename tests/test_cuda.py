@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import batches, small, tiny, write_teacher
+from builders import batches, small, tiny, write_teacher
 from skimage.data import astronaut
 
 from hihlandmark import Detector

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from miniature import PLAIN
+from builders import PLAIN
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result

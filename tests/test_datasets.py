@@ -6,37 +6,27 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from builders import (
+    HEADERS,
+    SOCCER,
+    WFLW_TEST,
+    WFLW_TRAIN,
+    cofw_file,
+    pts,
+    shape,
+    text_file,
+    text_of,
+    wflw_line,
+    write_image,
+)
 from PIL import Image
 
 from hihlandmark.datasets import dataset_splits, read_faces
 from hihlandmark.datasets.faces import StoredImage
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import COFW29, W300_68, WFLW98
-
-
-def shape(count: int, offset: float = 0.0) -> np.ndarray:
-    """Some points (P, 2) within an image of 60 x 40."""
-    return np.stack([np.linspace(5, 50, count), np.linspace(30, 8, count)], axis=-1) + offset
-
-
-def write_image(path: Path, seed: int = 0, width: int = 60, height: int = 40) -> np.ndarray:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
-def text_of(points: np.ndarray) -> str:
-    return " ".join(f"{value:.6f}" for value in points.ravel())
-
-
-def text_file(path: Path, *lines: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(line + "\n" for line in lines).encode())
-    return path
 
 
 def assert_second_is_bad(folder: Path, split: str, count: int, source: str, keyword: str) -> None:
@@ -52,21 +42,13 @@ def assert_second_is_bad(folder: Path, split: str, count: int, source: str, keyw
 
 # ---------------------------------------------------------------------------------------- WFLW
 
-TRAIN = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt"
-TEST = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
-SOCCER = "37--Soccer/37_Soccer_soccer_ball_37_45.png"
-
-
-def wflw_line(offset: float = 0, flags: str = "0 0 0 0 0 0", image: str = SOCCER) -> str:
-    return f"{text_of(shape(98, offset))} 4 7 51 31 {flags} {image}"
-
 
 @pytest.fixture
 def wflw(tmp_path: Path) -> Path:
     write_image(tmp_path / "WFLW_images" / SOCCER)
-    text_file(tmp_path / TRAIN, wflw_line())
+    text_file(tmp_path / WFLW_TRAIN, wflw_line())
     lines = [wflw_line(1, "1 0 0 1 0 0"), wflw_line(2, "0 0 0 0 0 1"), wflw_line(3)]
-    text_file(tmp_path / TEST, *lines)
+    text_file(tmp_path / WFLW_TEST, *lines)
     return tmp_path
 
 
@@ -92,7 +74,7 @@ def test_a_subset_is_read_by_its_name(wflw: Path) -> None:
 
 
 def test_wflw_test_list_without_flags_uses_the_subset_lists(wflw: Path) -> None:
-    (wflw / TEST).unlink()
+    (wflw / WFLW_TEST).unlink()
     lines = [f"{text_of(shape(98, offset))} {SOCCER}" for offset in (1, 2, 3)]
     lists = wflw / "WFLW_annotations" / "list_98pt_test"
     text_file(lists / "list_98pt_test.txt", *lines)
@@ -115,18 +97,18 @@ def test_wflw_test_list_without_flags_uses_the_subset_lists(wflw: Path) -> None:
     ids=["NaN", "text", "a column less", "no image", "a flag of 2"],
 )
 def test_a_bad_line_of_wflw_is_skipped_or_raised(wflw: Path, line: str, keyword: str) -> None:
-    text_file(wflw / TRAIN, wflw_line(1), line, wflw_line(2))
+    text_file(wflw / WFLW_TRAIN, wflw_line(1), line, wflw_line(2))
     assert_second_is_bad(wflw, "train", 2, "list_98pt_rect_attr_train.txt, line 2", keyword)
 
 
 def test_an_error_quotes_some_messages_when_all_samples_are_skipped(wflw: Path) -> None:
-    text_file(wflw / TRAIN, *["1 2 x.jpg"] * 7)
+    text_file(wflw / WFLW_TRAIN, *["1 2 x.jpg"] * 7)
     with pytest.raises(DataError, match=r"all 7 samples(.|\n)*line 1: (.|\n)*2 more"):
         read_faces(wflw, "train")
 
 
 def test_missing_parts_of_wflw_are_named(wflw: Path) -> None:
-    (wflw / TRAIN).unlink()
+    (wflw / WFLW_TRAIN).unlink()
     assert dataset_splits(wflw)[1][0] == "test"
     with pytest.raises(DataError, match=r"list_98pt_rect_attr_train\.txt"):
         read_faces(wflw, "train")
@@ -140,23 +122,6 @@ def test_missing_parts_of_wflw_are_named(wflw: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------- 300-W
-
-HEADERS = {
-    "one blank": "version: 1\nn_points: 68\n{\n",
-    "two blanks": "version: 1\nn_points:  68\n{\n",
-    "no blanks": "version:1\nn_points:68\n{\n",
-}
-
-
-def pts(path: Path, offset: float = 0, header: str = HEADERS["one blank"], **kinds) -> np.ndarray:
-    """A .pts file and its image; returns the points as stored in the file."""
-    points = shape(kinds.get("count", 68), offset)
-    body = "".join(f"{x:.6f} {y:.6f}\n" for x, y in points)
-    text = kinds.get("edit", lambda t: t)(f"{header}{body}}}\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.replace("\n", kinds.get("newline", "\n")).encode())
-    write_image(path.with_suffix(kinds.get("suffix", ".jpg")))
-    return points
 
 
 @pytest.fixture
@@ -236,24 +201,6 @@ def test_a_missing_part_of_300w_is_named(w300: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- COFW
-
-
-def cofw_file(path: Path, images: list[np.ndarray], **changes) -> np.ndarray:
-    """A MATLAB v7.3 file as MATLAB writes it; returns the shapes (N, 87) in it."""
-    suffix = "Tr" if "train" in path.name else "T"
-    count = len(images)
-    shapes = np.array([[*shape(29, i).T.ravel(), *[0.0] * 28, 1.0] for i in range(count)])
-    shapes = changes.get("shapes", lambda s: s)(shapes)
-    boxes = np.tile([10.0, 12.0, 30.0, 20.0], (count, 1))
-    with h5py.File(path, "w", userblock_size=512) as file:
-        cell = file.create_dataset(f"Is{suffix}", (1, count), h5py.ref_dtype)
-        for i, pixels in enumerate(images):
-            cell[0, i] = file.create_dataset(f"#refs#/{i}", data=pixels.T).ref
-        file[changes.get("key", f"phis{suffix}")] = shapes.T
-        file[f"bboxes{suffix}"] = boxes.T
-    with path.open("r+b") as raw:
-        raw.write(b"MATLAB 7.3 MAT-file".ljust(512))
-    return shapes
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 import typer
+from builders import tiny, write_set
 from hub_server import local_hub
-from miniature import tiny, write_set
 
 import hihlandmark.errors
 from hihlandmark import (

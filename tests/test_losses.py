@@ -16,7 +16,6 @@ from hihlandmark.training.losses import (
     direction_loss,
     expected_points,
     heatmap_mse,
-    smooth_l1,
     soft_label_cross_entropy,
     star,
     unbiased_spread,
@@ -83,11 +82,6 @@ def test_wing_equals_its_equation(x: float, y: float) -> None:
 def of_length(length: float) -> float:
     """Smooth L1 that is quadratic below 0.315 cells."""
     return length**2 / 0.63 if length < 0.315 else length - 0.1575
-
-
-@pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (0.1, -0.2), (0.2, 0.25), (3.0, -4.0)])
-def test_smooth_l1_is_applied_to_the_length(x: float, y: float) -> None:
-    assert smooth_l1(row(x, y)).item() == pytest.approx(of_length(math.hypot(x, y)), rel=1e-12)
 
 
 @pytest.mark.parametrize("degrees", [0, 37, 90, 200])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import PLAIN, batches, small
+from builders import PLAIN, batches, small
 
 from hihlandmark import ConfigurationError, Detector
 from hihlandmark.layouts import COFW29, WFLW98, Contour

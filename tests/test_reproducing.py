@@ -6,9 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_datasets import SOCCER, cofw_file, pts, text_file, wflw_line, write_image
-from test_datasets import TEST as WFLW_TEST
-from test_datasets import TRAIN as WFLW_TRAIN
+from builders import (
+    SOCCER,
+    WFLW_TEST,
+    WFLW_TRAIN,
+    cofw_file,
+    pts,
+    text_file,
+    wflw_line,
+    write_image,
+)
 from typer.testing import CliRunner
 
 from hihlandmark.cli import app

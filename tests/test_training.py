@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import (
+from builders import (
     PLAIN,
     as_toml,
     batches,

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from miniature import PLAIN, batches, tiny, write_set
+from builders import PLAIN, batches, tiny, write_set
 
 from hihlandmark import ConfigurationError
 from hihlandmark.datasets import read_faces

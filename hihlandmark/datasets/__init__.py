@@ -1,7 +1,7 @@
 """Reads annotated faces in their published formats as `AnnotatedFaces`.
 
 One module per format, each with ``recognize``, ``splits`` and ``read``; adding a format is adding a
-module and a row to `FORMATS`.
+module and a row to `DATASET_FORMATS`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, OnBadSampl
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.layouts import get_layout
 
-__all__ = ["FORMATS", "AnnotatedFace", "AnnotatedFaces", "dataset_splits", "read_faces"]
+__all__ = ["DATASET_FORMATS", "AnnotatedFace", "AnnotatedFaces", "dataset_splits", "read_faces"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Format:
+class DatasetFormat:
     """How data sets of one format are recognized and read."""
 
     recognized_by: str
@@ -34,13 +34,17 @@ class Format:
 
 
 # In the order in which they are tried.
-FORMATS: Mapping[str, Format] = {
-    "project": Format("annotations.jsonl", project.recognize, project.splits, project.read),
-    "packed": Format("pack.json", packed.recognize, packed.splits, packed.read),
-    "wflw": Format("WFLW_annotations/ and WFLW_images/", wflw.recognize, wflw.splits, wflw.read),
-    "cofw": Format("COFW_{train,test}_color.mat", cofw.recognize, cofw.splits, cofw.read),
-    "w300": Format("afw/, helen/, lfpw/, ibug/, 300W/", w300.recognize, w300.splits, w300.read),
-    "lists": Format("lists of crops, SPLIT.txt", lists.recognize, lists.splits, lists.read),
+DATASET_FORMATS: Mapping[str, DatasetFormat] = {
+    "project": DatasetFormat("annotations.jsonl", project.recognize, project.splits, project.read),
+    "packed": DatasetFormat("pack.json", packed.recognize, packed.splits, packed.read),
+    "wflw": DatasetFormat(
+        "WFLW_annotations/ and WFLW_images/", wflw.recognize, wflw.splits, wflw.read
+    ),
+    "cofw": DatasetFormat("COFW_{train,test}_color.mat", cofw.recognize, cofw.splits, cofw.read),
+    "w300": DatasetFormat(
+        "afw/, helen/, lfpw/, ibug/, 300W/", w300.recognize, w300.splits, w300.read
+    ),
+    "lists": DatasetFormat("lists of crops, SPLIT.txt", lists.recognize, lists.splits, lists.read),
 }
 SHOWN = 5  # messages that an error quotes
 
@@ -58,7 +62,7 @@ def read_faces(
     Args:
         folder: of the data set.
         split: such as "test", or "test/pose" for the faces of a subset.
-        format: a key of `FORMATS`; "auto" recognizes it by the files in the folder.
+        format: a key of `DATASET_FORMATS`; "auto" recognizes it by the files in the folder.
         layout: name of the points' layout, where the data set does not define it or has several.
         on_bad_sample: "skip" leaves out samples with a wrong number of points, with NaN or without
             image, and lists them in ``skipped``; "raise" raises.
@@ -74,7 +78,7 @@ def read_faces(
     with suppress(ConfigurationError):  # names of schemes that are no layouts stay as they are
         layout = layout and get_layout(layout).name
     whole, _, subset = split.partition("/")
-    faces = FORMATS[name].read(folder, whole, layout, Samples(on_bad_sample))
+    faces = DATASET_FORMATS[name].read(folder, whole, layout, Samples(on_bad_sample))
     _check_any(folder, split, faces)
     if not subset:
         return faces
@@ -93,12 +97,14 @@ def dataset_splits(folder: Path, format: str = "auto") -> tuple[str, list[str]]:
     Arguments and errors are those of `read_faces`.
     """
     name = _find_format(Path(folder), format)
-    return name, FORMATS[name].splits(Path(folder))
+    return name, DATASET_FORMATS[name].splits(Path(folder))
 
 
 def _find_format(folder: Path, format: str) -> str:
-    if format != "auto" and format not in FORMATS:
-        raise ConfigurationError(f"no format {format!r}; there is auto, {', '.join(FORMATS)}")
+    if format != "auto" and format not in DATASET_FORMATS:
+        raise ConfigurationError(
+            f"no format {format!r}; there is auto, {', '.join(DATASET_FORMATS)}"
+        )
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}: choose the folder of a data set")
@@ -107,12 +113,12 @@ def _find_format(folder: Path, format: str) -> str:
     inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
     inside = [name for name in inside[:100] if _recognized(folder / name) is not None]
     advice = f"; choose one of the data sets in it: {', '.join(inside)}" if inside else ""
-    known = "; ".join(f"{name}: {row.recognized_by}" for name, row in FORMATS.items())
+    known = "; ".join(f"{name}: {row.recognized_by}" for name, row in DATASET_FORMATS.items())
     raise DataError(f"{folder} has no known format ({known}){advice}")
 
 
 def _recognized(folder: Path) -> str | None:
-    return next((name for name, row in FORMATS.items() if row.recognize(folder)), None)
+    return next((name for name, row in DATASET_FORMATS.items() if row.recognize(folder)), None)
 
 
 def _check_any(folder: Path, split: str, faces: AnnotatedFaces) -> None:
