@@ -250,7 +250,8 @@ def _decode(
         raise ImageError(f"{source} is empty: it has {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError(
-            f"{source} has {width} x {height} pixels: pass a larger max_pixels if you trust it"
+            f"{source} has {width} x {height} pixels, more than max_pixels={max_pixels}: "
+            "pass a larger limit if you trust it"
         )
     try:
         with _pillow_limit if _pillow_limit.forbids(width * height) else nullcontext():

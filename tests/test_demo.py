@@ -543,7 +543,7 @@ def test_several_faces_and_errors(open_page: Callable[..., Page], pair: bytes) -
     give(page, "broken.png", b"\xff\xd8\xff<b>no image</b>")
     wait_for(page, "broken.png: image of 18 bytes is not an image")
     give(page, "wide.png", wide.getvalue())
-    wait_for(page, "20000 x 1000 pixels are more than 2000000")
+    wait_for(page, "20000 x 1000 pixels, more than max_pixels=2000000")
     assert page.locator("#whole img").count() == 0
     give(page, "wall.png", encode_png(np.full((90, 120, 3), 128, np.uint8)))
     wait_for(page, "wall.png, 120 × 90 pixels: no face found. Try")
