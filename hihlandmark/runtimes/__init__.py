@@ -148,7 +148,8 @@ def make_runtime(
 
         return TorchRuntime(make_graph(), device, precision, compiled=compiled)
     size = card.configuration["input_size"]
-    key = f"{layout} {decoding!r} {card.sha256}"
+    # Everything that `make_graph` puts into the file.
+    key = f"{layout} {card.normalization!r} {decoding!r} {card.crop.pixel_origin} {card.sha256}"
     run = _converted_run(name, lambda: make_graph().on_pixels(size), key, device, precision)
     return ConvertedRuntime(name, run, precision)
 
