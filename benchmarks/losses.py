@@ -2,7 +2,7 @@
 
     python benchmarks/losses.py --data DIR --runs DIR --json OUT
 
-The data folder has ``w300``, ``wflw98`` and ``cofw29``. Each of `SETTINGS` trains ``hih-small``
+The data folder has ``w300``, ``wflw98`` and ``cofw29``. Each of `SETTINGS` trains ``hih-small-v1``
 from the same initial weights on the same batches; only the losses differ. The figures are
 inter-ocular errors in per cent after the run, on faces that were not used for training. So short a
 run shows which loss trains fast, not which one ends best. A stopped run is resumed.
@@ -58,7 +58,7 @@ SMALL_RUN = (
 
 
 def overrides(setting: Setting, steps: int) -> list[str]:
-    """The changes to the configuration ``hih-small``."""
+    """The changes to the configuration ``hih-small-v1``."""
     stage = (
         f"crop_size = 128, batch_size = 24, learning_rate = 2e-3, warmup_steps = {min(100, steps)}"
     )
@@ -74,7 +74,7 @@ def overrides(setting: Setting, steps: int) -> list[str]:
 def measure(setting: Setting, changes: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """The setting and its errors in per cent by split."""
     run = arguments.runs / f"{setting.integer}-{setting.decimal}-{setting.point}"
-    configuration = read_configuration("hih-small", changes)
+    configuration = read_configuration("hih-small-v1", changes)
     with progress_bar("faces") as bar:
         summary = train(configuration, arguments.data, run, device=arguments.device, progress=bar)
     return {**setting._asdict(), "nme": {name: 100 * nme for name, nme in summary.nme.items()}}

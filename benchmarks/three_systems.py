@@ -2,7 +2,7 @@
 
     python benchmarks/three_systems.py --data DIR --runs DIR --json OUT
 
-The data folder has the sets of the configuration ``hih-small``. Each of `SYSTEMS` is trained from
+The data folder has the sets of the configuration ``hih-small-v1``. Each of `SYSTEMS` is trained from
 random weights with its own configuration, the stages of `STAGES` and the same batches. Its
 averaged weights are exported to ``RUNS/NAME/weights`` and measured as by `hihlandmark eval`,
 without flip test and shape prior. Milliseconds per face are those of network and decoding in
@@ -34,7 +34,7 @@ from hihlandmark.training.export import export
 from hihlandmark.training.trainer import train
 from hihlandmark.weights import load_model
 
-SYSTEMS = ("hih-small", "adnet-small", "awing-small")
+SYSTEMS = ("hih-small-v1", "adnet-small", "awing-small")
 STAGES = (
     "{steps = 1200, crop_size = 128, batch_size = 16, learning_rate = 2e-3, warmup_steps = 100}",
     "{steps = 450, crop_size = 256, batch_size = 12, learning_rate = 1e-3, warmup_steps = 50}",

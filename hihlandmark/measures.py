@@ -9,6 +9,7 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray
 from hihlandmark.face import Face
+from hihlandmark.layouts import Layout
 
 # A generic adult face in millimeters from the tip of the nose: x right in the image, y down, z away
 # from the camera. Real faces differ from these rounded means, which limits the accuracy of pitch.
@@ -79,9 +80,64 @@ def _to_front(position: FloatArray) -> FloatArray:
 
 
 def eye_openness(face: Face) -> tuple[float, float]:
-    """Height over width of the left and the right eye: about 0.3 open, 0.1 closed (a blink)."""
-    left, right = (_height_to_width(face, f"{side}_eye") for side in ("left", "right"))
+    """Openness of the left and the right eye: about 0.3 open, below 0.1 closed (a blink).
+
+    It is the mean distance between points of the upper and the lower lid over the distance between
+    the corners of the eye.
+    """
+    left, right = lid_openness(face.points.astype(np.float64), face.layout).tolist()
     return left, right
+
+
+def lid_openness(points: FloatArray, layout: Layout) -> FloatArray:
+    """`eye_openness` (..., 2) of points (..., P, 2); NaN where a point is unknown.
+
+    Also NaN in layouts without eyelids.
+    """
+    lids = np.full((*points.shape[:-2], 2), np.nan)
+    for number, eye in enumerate(_eyes(layout)):
+        # Around the eye: from one corner over the upper lid to the other one and back.
+        half = len(eye) // 2
+        pairs = [(eye[k], eye[-k]) for k in range(1, half)]
+        upper, lower = np.array(pairs).T
+        gaps = np.linalg.norm(points[..., upper, :] - points[..., lower, :], axis=-1)
+        lids[..., number] = gaps.mean(axis=-1)
+    return lids / np.maximum(eye_widths(points, layout), 1e-6)
+
+
+def eye_widths(points: FloatArray, layout: Layout) -> FloatArray:
+    """Distances (..., 2) between the corners of both eyes of points (..., P, 2)."""
+    widths = np.full((*points.shape[:-2], 2), np.nan)
+    for number, eye in enumerate(_eyes(layout)):
+        first, second = eye[0], eye[len(eye) // 2]
+        widths[..., number] = np.linalg.norm(
+            points[..., second, :] - points[..., first, :], axis=-1
+        )
+    return widths
+
+
+def pupil_offsets(points: FloatArray, layout: Layout) -> FloatArray | None:
+    """Offsets (..., 2) of the pupils from the middle of their eyes, in corner distances.
+
+    Positive towards the right side of an upright face in the image. None in layouts without pupils.
+    """
+    eyes = _eyes(layout)
+    if not eyes or any(len(pupil) != 1 for pupil in layout.pupils):
+        return None
+    offsets = []
+    for eye, (pupil,) in zip(eyes, layout.pupils, strict=True):
+        first, second = points[..., eye[0], :], points[..., eye[len(eye) // 2], :]
+        axis = second - first
+        offset = points[..., pupil, :] - (first + second) / 2
+        square = np.maximum((axis**2).sum(axis=-1), 1e-12)
+        offsets.append((offset * axis).sum(axis=-1) / square)
+    return np.stack(offsets, axis=-1)
+
+
+def _eyes(layout: Layout) -> list[tuple[int, ...]]:
+    """The points of the left and the right eye, around each; [] in layouts without eyelids."""
+    eyes = [layout.parts.get(f"{side}_eye", ()) for side in ("left", "right")]
+    return eyes if all(len(eye) >= 4 for eye in eyes) else []
 
 
 def mouth_openness(face: Face) -> float:
@@ -89,12 +145,3 @@ def mouth_openness(face: Face) -> float:
     upper, lower = face["inner_upper_lip_middle"], face["inner_lower_lip_middle"]
     width = float(np.linalg.norm(face["right_mouth_corner"] - face["left_mouth_corner"]))
     return float(np.linalg.norm(upper - lower)) / max(width, 1e-6)
-
-
-def _height_to_width(face: Face, part: str) -> float:
-    """Height over width of a part, relative to the line between its two corners."""
-    outer, inner = face[f"{part}_outer_corner"], face[f"{part}_inner_corner"]
-    width = max(float(np.linalg.norm(inner - outer)), 1e-6)
-    along = (inner - outer) / width
-    across = (face[part] - outer) @ np.array([-along[1], along[0]])
-    return float(np.ptp(across) / width)

@@ -111,11 +111,8 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
     ``noise`` is in root mean square distances of a shape's points from its center. Modes that vary
     less are left out.
     """
-    aligned: FloatArray = np.asarray(shapes, np.float64)
-    mean = _normalized(aligned[0])
-    for _ in range(5):  # generalized Procrustes analysis (Gower 1975)
-        aligned = transform_points(similarities(aligned, mean), aligned)
-        mean = _normalized(aligned.mean(axis=0))
+    mean = procrustes_mean(shapes)
+    aligned = transform_points(similarities(shapes, mean), shapes)
     deviations = (aligned - mean).reshape(len(aligned), -1)
     deviations -= deviations.mean(axis=0)
     _, sizes, directions = np.linalg.svd(deviations, full_matrices=False)
@@ -123,6 +120,15 @@ def fit_shape_prior(shapes: FloatArray, noise: float = 0.02) -> ShapePrior:
     kept = deviation > noise
     modes = (deviation[kept, None] * directions[kept]).reshape(-1, *mean.shape)
     return ShapePrior(mean, modes, noise)
+
+
+def procrustes_mean(shapes: FloatArray) -> FloatArray:
+    """The mean (P, 2) of shapes (N, P, 2) by generalized Procrustes analysis (Gower 1975)."""
+    mean = _normalized(np.asarray(shapes[0], np.float64))
+    for _ in range(5):
+        aligned = transform_points(similarities(shapes, mean), shapes)
+        mean = _normalized(aligned.mean(axis=0))
+    return mean
 
 
 def _normalized(shape: FloatArray) -> FloatArray:

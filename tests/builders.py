@@ -79,7 +79,7 @@ def tiny(**changes: Any) -> TrainingConfiguration:
     """Six steps of a network of a few thousand parameters on crops of 64 pixels and more."""
     values: dict[str, Any] = {
         "name": "tiny",
-        "model": "hih-small",
+        "model": "hih-small-v1",
         "network": {"features": 8, "depth": 3, "decimal_features": 8, "input_size": 128},
         "sets": [{"folder": name, "share": 1} for name in POINTS],
         "stages": [

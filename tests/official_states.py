@@ -46,7 +46,7 @@ def official_weights(shapes: Shapes, seed: int = 2104, gain: float = 1) -> dict[
         shape, layer = shapes[name], name.rpartition(".")[2]
         if layer == "num_batches_tracked":
             weights[name] = torch.tensor(1000)
-        elif len(shape) == 4:
+        elif len(shape) == 4 or (len(shape) == 2 and layer == "weight"):
             reach = gain * (6 / np.prod(shape[1:])) ** 0.5  # as He et al. do before a ReLU
             weights[name] = stream.between(-reach, reach, shape)
         elif layer == "weight":  # of batch norms: less than 1, since every residual block adds

@@ -34,7 +34,7 @@ def test_arcface_crops_have_the_five_points_of_the_template(
     assert aligned.image.shape == (112, 112, 3)
     placed = five_points(faces[layout]) @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
     expected = np.array([(38.3, 51.7), (73.5, 51.5), (56, 71.7), (41.5, 92.4), (70.7, 92.2)])
-    assert np.abs(placed - expected).max() < 6
+    assert np.abs(placed - expected).max() < 7
     # The crop and its matrix agree.
     inside = cv2.warpAffine(astronaut, aligned.matrix, (112, 112))
     assert np.abs(aligned.image.astype(int) - inside).mean() < 8

@@ -98,7 +98,7 @@ def test_a_file_can_extend_another(file: Path) -> None:
     assert changed.name == "more"
     assert changed.loss == tiny().loss.model_copy(update={"point": "star", "point_weight": 0.1})
     assert changed.sets == tiny().sets
-    assert read_configuration("hih-mixed").sets == read_configuration("hih-small").sets
+    assert read_configuration("hih-mixed").sets == read_configuration("hih-small-v1").sets
     more.write_text('extends = "more.toml"\n')
     with pytest.raises(ConfigurationError, match="extends"):
         read_configuration(more)

@@ -89,10 +89,10 @@ def test_every_decoder_gives_the_same_points(decoder: Decoder) -> None:
         torch.testing.assert_close(other.cpu(), one, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("model", ["hih-small", "adnet-small", "awing-small"])
+@pytest.mark.parametrize("model", ["hih-small-v1", "adnet-small", "awing-small"])
 def test_losses_are_the_same(model: str, data: Path, tmp_path: Path) -> None:
     with_teacher = {"distillation": {"weights": str(write_teacher(tmp_path))}}
-    configuration = tiny(**with_teacher) if model == "hih-small" else small(model)
+    configuration = tiny(**with_teacher) if model == "hih-small-v1" else small(model)
     batch = batches(data)[4][0]  # crops of 128 pixels, the teacher's input size
 
     def losses(device: torch.device) -> torch.Tensor:

@@ -127,7 +127,7 @@ def test_show_takes_the_augmentation_of_a_configuration(data: Path, tmp_path: Pa
     config = tmp_path / "run.toml"
     augmentation = "".join(f"{name} = 0\n" for name in PLAIN)
     config.write_text(
-        'name = "x"\nmodel = "hih-small"\ncanonical_scale = 0.7\n[[sets]]\n'
+        'name = "x"\nmodel = "hih-small-v1"\ncanonical_scale = 0.7\n[[sets]]\n'
         f"[[stages]]\nsteps = 1\n[augmentation]\n{augmentation}"
     )
     out = tmp_path / "sheet.png"

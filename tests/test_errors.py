@@ -109,7 +109,8 @@ def small_detector(folder: Path, **options: Any) -> Detector:
     card = find_weights().card
     small = {"stacks": 1, "features": 8, "decimal_features": 8, "layouts": {"COFW29": 29}}
     card = card.model_copy(update={"configuration": {**card.configuration, **small}})
-    weights = save_weights(folder, card, build_model("hih", card.configuration).state_dict())
+    network = build_model(card.architecture, card.configuration)
+    weights = save_weights(folder, card, network.state_dict())
     return Detector(weights=weights, device="cpu", runtime="torch", **options)
 
 
@@ -287,7 +288,7 @@ DATA_SETS: list[Case] = [
 
 
 def distill(weights: str, student: str = "hih") -> None:
-    model = f"{student}-small"
+    model = {"hih": "hih-small-v1", "adnet": "adnet-small"}[student]
     built = ARCHITECTURES[student].configuration(**configuration_of(model, ["COFW29"]))
     read_teacher(Distillation(weights=weights), tiny(model=model), built, torch.device("cpu"))
 
@@ -309,7 +310,7 @@ RUN = (tiny(), Plan(tiny(), 9), {"COFW29": 28})
 """A run that expects a point less than the layout has."""
 LATE = ["first_stage=99"]
 TRAINING: list[Case] = [
-    (ConfigurationError, "adnet", lambda _: distill("hih-small", student="adnet")),
+    (ConfigurationError, "adnet", lambda _: distill("hih", student="adnet")),
     (ConfigurationError, "adnet", lambda _: distill("adnet-small")),
     (WeightsError, "nowhere", lambda _: distill("nowhere")),
     (ConfigurationError, "29", lambda folder: TrainingBatches(*RUN, [faces(folder)])),
@@ -322,7 +323,7 @@ TRAINING: list[Case] = [
     (TrainingError, "content", load_other_checkpoint),
     (TrainingError, "checkpoint", lambda folder: load_checkpoint(folder / LAST)),
     (DataError, "card.shapes", lambda folder: faces_and_mirror_images(faces(folder))),
-    (ConfigurationError, "first_stage", lambda _: read_configuration("hih-small", LATE)),
+    (ConfigurationError, "first_stage", lambda _: read_configuration("hih-small-v1", LATE)),
 ]
 
 

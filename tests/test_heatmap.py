@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hihlandmark import heatmap
-from hihlandmark.heatmap import to_distributions
+from hihlandmark.heatmap import decode_nested, encode_nested, to_distributions
+from hihlandmark.models.base import NestedHeatmaps
 from hihlandmark.weights.card import Decoder
 
 STRIDE, CELLS, BINS = 4, 64, 8
@@ -156,3 +157,70 @@ def test_cuda_decodes_as_the_cpu() -> None:
     on_cpu = decode(targets.integer, targets.decimal).points
     on_cuda = decode(targets.integer.cuda(), targets.decimal.cuda()).points
     assert torch.allclose(on_cpu, on_cuda.cpu(), atol=1e-3)
+
+
+# Nested heatmaps.
+
+NESTED_STRIDE, NESTED_CELLS = 8, 24
+
+
+def nested_heatmaps(points: torch.Tensor, top: int = 4) -> NestedHeatmaps:
+    """The scores of a network that has learned its targets perfectly, of points (N, P, 2)."""
+    anywhere = torch.zeros(*points.shape[:-1], 1, dtype=torch.long)
+    targets = encode_nested(points, anywhere, NESTED_CELLS, stride=NESTED_STRIDE)
+    cells = targets.integer.flatten(-2).topk(top, dim=-1).indices
+    targets = encode_nested(points, cells, NESTED_CELLS, stride=NESTED_STRIDE)
+    return NestedHeatmaps(
+        targets.integer.clamp(min=1e-12).log(), cells, targets.decimal.clamp(min=1e-12).log()
+    )
+
+
+inner = st.floats(16, 175)
+
+
+@settings(max_examples=100, deadline=None)
+@given(x=inner, y=inner)
+def test_nested_heatmaps_recover_any_point(x: float, y: float) -> None:
+    points = torch.tensor([[[x, y]]])
+    for decoder in ("argmax", "soft"):
+        found = decode_nested(nested_heatmaps(points), decoder, stride=NESTED_STRIDE)
+        assert (found.points - points).abs().max() < 0.3  # a neighbor may cut its Gaussian off
+        assert found.mass.item() > 0.99
+        # The decimal target has a standard deviation of one bin: 1 pixel.
+        deviations = found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        assert ((deviations > 0.6) & (deviations < 1.3)).all()
+
+
+def test_nested_points_at_the_border_stay_in_the_crop() -> None:
+    points = torch.tensor([[[-0.5, -0.5], [191.4, 191.4]]])
+    found = decode_nested(nested_heatmaps(points), "soft", stride=NESTED_STRIDE)
+    assert (found.points - points).abs().max() < 1
+
+
+def test_nested_covariance_and_mass_show_two_candidates() -> None:
+    points = torch.tensor([[[60.0, 100.0], [130.0, 100.0]]])
+    heatmaps = nested_heatmaps(points)
+    one, other = (heatmaps.integer[:, i].exp() for i in (0, 1))
+    cells = torch.stack([heatmaps.cells[:, 0, :2], heatmaps.cells[:, 1, :2]], dim=2)[:, None]
+    both = NestedHeatmaps(
+        ((0.6 * one + 0.4 * other)[:, None]).log(),
+        cells.flatten(2),
+        torch.stack([heatmaps.decimal[:, 0, :2], heatmaps.decimal[:, 1, :2]], 2).flatten(1, 2)[
+            :, None
+        ],
+    )
+    found = decode_nested(both, "soft", stride=NESTED_STRIDE)
+    assert found.points[0, 0, 0].item() == pytest.approx(60, abs=0.5)
+    assert 0.5 < found.mass.item() < 0.7
+    assert found.covariance[0, 0, 0, 0].item() == pytest.approx(0.4 * 70**2, rel=0.1)
+    assert found.covariance[0, 0, 1, 1].item() < 5
+
+
+def test_decimals_reach_beyond_their_cell() -> None:
+    points = torch.tensor([[[80.0, 80.0]]])  # the center of cell (10, 10) is (83.5, 83.5)
+    neighbor = torch.tensor([[[10 * NESTED_CELLS + 9]]])
+    targets = encode_nested(points, neighbor, NESTED_CELLS, stride=NESTED_STRIDE)
+    assert targets.reachable.all()
+    far = encode_nested(points, neighbor - 3, NESTED_CELLS, stride=NESTED_STRIDE)
+    assert not far.reachable.any()
+    assert targets.decimal.sum(dim=-1) == pytest.approx(torch.ones(1, 1, 1, 2))

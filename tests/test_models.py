@@ -14,7 +14,9 @@ from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
 from hihlandmark.models.base import Heatmaps, LandmarkNetwork
+from hihlandmark.models.efficientnet import pad_same
 from hihlandmark.models.hih import HIH
+from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import (
     ARCHITECTURES,
     LAYOUT_POINTS,
@@ -30,6 +32,7 @@ ITS_OWN: dict[str, dict[str, object]] = {
     "hih": {"decimal_features": 8, "decimal_bins": 4, "unused_shortcuts": True},
     "adnet": {"edges": SMALL_EDGES, "unused_shortcuts": True, "blur_pool": True},
     "awing": {},
+    "nested": {"encoder": "efficientnet-lite0", "stride": 8, "decimal_features": 8},
 }
 
 
@@ -89,11 +92,16 @@ def test_models_of_the_registry_give_heatmaps_of_every_layout(
     name: str, layouts: list[str] | None
 ) -> None:
     configuration = configuration_of(name, layouts)
+    size = configuration["input_size"]
     with torch.inference_mode():
-        heatmaps = on_meta(name, layouts).eval()(torch.empty(2, 3, 256, 256, device="meta"))
+        heatmaps = on_meta(name, layouts).eval()(torch.empty(2, 3, size, size, device="meta"))
 
     assert list(heatmaps) == list(configuration["layouts"])
     for layout, points in configuration["layouts"].items():
+        if MODELS[name].architecture == "nested":
+            assert heatmaps[layout].integer.shape == (2, points, 24, 24)
+            assert heatmaps[layout].decimal.shape == (2, points, 4, 2, 16)
+            continue
         assert heatmaps[layout].integer.shape == (2, points, 64, 64)
         decimal = heatmaps[layout].decimal
         if MODELS[name].architecture == "hih":
@@ -114,16 +122,15 @@ def test_every_row_of_the_registry_builds_and_survives_json() -> None:
         assert entry.configuration.items() <= configuration.items()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_small_models_answer_every_layout_from_16_mib_in_half_precision(architecture: str) -> None:
-    name = f"{architecture}-small"
-    model = build_model(architecture, configuration_of(name)).half()
+@pytest.mark.parametrize("name", ["hih-small", "hih-small-v1", "adnet-small", "awing-small"])
+def test_small_models_answer_every_layout_from_16_mib_in_half_precision(name: str) -> None:
+    model = build_model(MODELS[name].architecture, configuration_of(name)).half()
     assert list(configuration_of(name)["layouts"]) == list(LAYOUT_POINTS)
     assert len(save(model.state_dict())) <= 16 * 2**20
 
 
 def test_configuration_of_refuses_unknown_names() -> None:
-    with pytest.raises(ConfigurationError, match="unknown model 'hi'; there are hih, hih-small"):
+    with pytest.raises(ConfigurationError, match="unknown model 'hi'; there are hih, hih-small-v1"):
         configuration_of("hi")
     with pytest.raises(ConfigurationError, match="unknown layout 'AFLW19'; there are WFLW98, "):
         configuration_of("hih", ["AFLW19"])
@@ -153,8 +160,8 @@ def test_build_model_refuses_missing_and_unknown_fields() -> None:
         ({"auxiliary_layouts": None}, "layouts and auxiliary_layouts must map"),
         ({"unused_shortcuts": 1}, "unused_shortcuts=1 is neither"),
         ({"features": 18}, "features=18 is not a multiple of 4"),
-        ({"input_size": 66}, "input_size=66 is not a multiple of 4"),
-        ({"input_size": 2}, "input_size=2 is not a multiple of 4"),
+        ({"input_size": 66}, "input_size=66 is not a multiple of 16"),
+        ({"input_size": 2}, "input_size=2 is not a multiple of 16"),
         ({"depth": 5}, "input_size=64 is not a multiple of .* depth=5"),
         ({"decimal_bins": 8}, "input_size=64 is not 16, 32, 64... times decimal_bins=8"),
         ({"decimal_bins": 3}, "times decimal_bins=3"),
@@ -188,6 +195,24 @@ def test_build_model_refuses_impossible_values(change: dict[str, object], messag
 def test_build_model_refuses_edges_of_other_points(edges: object, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         build_model("adnet", small_configuration_of("adnet", edges=edges))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": "resnet"}, "encoder='resnet' is not one of efficientnet-lite0"),
+        ({"stride": 6}, "stride=6 is not 4, 8 or 16"),
+        ({"stride": 8.0}, "stride=8.0 must be whole"),
+        ({"input_size": 80}, "input_size=80 is not a multiple of 32"),
+        ({"stride": 16, "input_size": 96}, "input_size=96 is not a multiple of 64"),
+        ({"decimal_features": 0}, "decimal_features=0 must be whole"),
+    ],
+)
+def test_build_model_refuses_impossible_values_of_nested(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        build_model("nested", small_configuration_of("nested", **change))
 
 
 def test_build_model_refuses_impossible_values_of_adnet() -> None:
@@ -338,6 +363,46 @@ def test_gradient_reaches_every_parameter_of_awing() -> None:
     assert isinstance(loss, torch.Tensor)
     loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def build_small_nested() -> Nested:
+    torch.manual_seed(0)
+    model = build_model("nested", small_configuration_of("nested", depth=1))
+    assert isinstance(model, Nested)
+    return model
+
+
+def test_gradient_reaches_every_parameter_of_nested() -> None:
+    model = build_small_nested()
+    features = model.features(torch.randn(2, 3, 64, 64))
+    loss = torch.zeros(())
+    for layout, points in {"WFLW98": 98, "COFW29": 29, "189": 189}.items():
+        cells = torch.randint(64, (2, points, 3))
+        maps = [model.integer(layout, each, n) for n, each in enumerate(features.stacks)]
+        maps.append(model.decimal(layout, features, cells))
+        loss = loss + sum((each - 1).square().mean() for each in maps)
+    loss.backward()
+    assert {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()} == set()
+
+
+def test_nested_gives_the_layouts_that_are_wanted_and_reads_their_best_cells() -> None:
+    model = build_small_nested().eval()
+    crops = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        both, one = model(crops), model(crops, ["COFW29"])
+
+    assert list(both) == ["WFLW98", "COFW29"]
+    assert list(one) == ["COFW29"]
+    integer, cells, _ = one["COFW29"]
+    torch.testing.assert_close(integer, both["COFW29"].integer)
+    assert torch.equal(cells[..., 0], integer.flatten(2).argmax(dim=-1))
+
+
+def test_encoder_pads_as_tensorflow_does() -> None:
+    padded = pad_same(torch.ones(1, 1, 4, 4), kernel_size=3, stride=2)
+    assert padded.shape == (1, 1, 5, 5)
+    assert padded[0, 0, 0].tolist() == [1, 1, 1, 1, 0]
+    assert pad_same(torch.ones(1, 1, 4, 4), kernel_size=5, stride=2).shape == (1, 1, 7, 7)
 
 
 def test_unused_shortcuts_add_parameters_and_change_nothing_else() -> None:

@@ -140,7 +140,7 @@ def exact_maps(model: str, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     places = (batch.points - 1.5) / 4
     columns, rows = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="xy")
     x, y = places[..., 0, None, None], places[..., 1, None, None]
-    sigma = small(model).loss.integer_sigma
+    sigma = small(model).loss.integer_sigma or 1.25
     right = torch.exp(-0.5 * ((columns - x).square() + (rows - y).square()) / sigma**2)
     if model == "awing-small":
         lines = LineMaps(WFLW98.contours, 98)(places[:, WFLW], 16, 1.0)

@@ -27,14 +27,14 @@ from official_states import (
 )
 
 from hihlandmark.errors import WeightsError
-from hihlandmark.heatmap import decode
+from hihlandmark.heatmap import decode, decode_nested
 from hihlandmark.layouts import get_layout
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
 from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.hih import HIH
 from hihlandmark.models.registry import LAYOUT_POINTS, build_model, configuration_of
-from hihlandmark.weights.convert import from_adnet, from_awing, from_hih
+from hihlandmark.weights.convert import from_adnet, from_awing, from_hih, from_prototype
 
 FROM_OFFICIAL = {"hih": from_hih, "adnet": from_adnet, "awing": from_awing}
 
@@ -118,6 +118,22 @@ def test_awing_computes_what_the_official_implementation_does() -> None:
         )
         # The center of their top-left pixel is (0.5, 0.5).
         np.testing.assert_allclose(found.points.numpy() + 0.5, expected, rtol=0, atol=1e-4)
+
+
+def test_nested_network_finds_the_points_of_its_prototype() -> None:
+    weights = official_weights(official_shapes("nested"), seed=2026)
+    configuration, state = from_prototype(weights)
+    model = build_model("nested", configuration).eval()
+    model.load_state_dict(state, strict=True)
+
+    with torch.inference_mode():
+        heatmaps = model(RandomStream(98).between(-2, 2, (1, 3, 192, 192)))
+
+    for layout, points in LAYOUT_POINTS.items():
+        for decoder in ("mean", "argmax", "soft"):
+            found = decode_nested(heatmaps[layout], decoder, stride=8).points[0]
+            expected = golden("nested")[f"{decoder}_{points}"]
+            np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_configurations_have_the_released_values(data: str) -> None:
 
 @pytest.mark.parametrize("model", ["adnet-small", "awing-small"])
 def test_small_configurations_differ_in_model_and_losses_only(model: str) -> None:
-    ours, hih = read_configuration(model), read_configuration("hih-small")
+    ours, hih = read_configuration(model), read_configuration("hih-small-v1")
     differing = {
         name for name in type(hih).model_fields if getattr(ours, name) != getattr(hih, name)
     }

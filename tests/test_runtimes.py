@@ -49,11 +49,18 @@ DECODINGS = {
     "hih": Decoding(decoder="local_soft_argmax", activation="softmax", stride=4),
     "adnet": Decoding(decoder="mean", activation="linear", stride=4),
     "awing": Decoding(decoder="quarter_shift", activation="linear", stride=4),
+    "nested": Decoding(decoder="soft", activation="softmax", stride=8),
+}
+MODELS = {
+    "hih": "hih-small-v1",
+    "adnet": "adnet-small",
+    "awing": "awing-small",
+    "nested": "hih-small",
 }
 ARCHITECTURES = sorted(DECODINGS)
 SLOWER = [
-    "hih",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "hih"),
+    "nested",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "nested"),
 ]
 """One architecture in the fast tests of conversions, which take seconds each."""
 
@@ -61,7 +68,7 @@ SLOWER = [
 def tiny_model(architecture: str) -> LoadedModel:
     """A narrow network with random weights and lively batch norms, and its card."""
     torch.manual_seed(5)
-    configuration = configuration_of(f"{architecture}-small", ["COFW29"])
+    configuration = configuration_of(MODELS[architecture], ["COFW29"])
     configuration |= {"features": 16, "depth": 2, "input_size": SIZE}
     if architecture == "hih":
         configuration |= {"decimal_features": 8, "decimal_bins": 4}
@@ -139,7 +146,7 @@ def test_every_runtime_gives_the_points_of_the_network_for_any_batch(
 
 def test_points_of_several_layouts_come_from_one_run() -> None:
     torch.manual_seed(5)
-    configuration = configuration_of("hih-small", ["COFW29", "W300_68"])
+    configuration = configuration_of("hih-small-v1", ["COFW29", "W300_68"])
     configuration |= {"features": 16, "depth": 2, "input_size": SIZE}
     configuration |= {"decimal_features": 8, "decimal_bins": 4}
     network = build_model("hih", configuration).eval()

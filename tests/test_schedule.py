@@ -13,7 +13,7 @@ def configuration(*stages: Stage, first_stage: int = 1) -> TrainingConfiguration
     return TrainingConfiguration.model_validate(
         {
             "name": "plan",
-            "model": "hih-small",
+            "model": "hih-small-v1",
             "sets": [{}],
             "stages": [stage.model_dump() for stage in stages],
             "first_stage": first_stage,

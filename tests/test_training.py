@@ -346,9 +346,9 @@ def test_initial_weights_must_fit(data: Path, tmp_path: Path) -> None:
 # Self-training and distillation
 
 
-@pytest.mark.parametrize("model", ["hih-small", "adnet-small", "awing-small"])
+@pytest.mark.parametrize("model", ["hih-small-v1", "adnet-small", "awing-small"])
 def test_pseudo_labels_move_with_the_crop_and_are_weighted(model: str) -> None:
-    configuration = tiny() if model == "hih-small" else small(model)
+    configuration = tiny() if model == "hih-small-v1" else small(model)
     settings = SelfTraining.model_validate(
         {"sets": [{}], "layouts": ["COFW29", "WFLW98"], "weight": 0.5}
     )
@@ -474,7 +474,9 @@ def test_the_command_trains_and_its_weights_predict(data: Path, tmp_path: Path) 
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "4 steps" in result.output
-    detector = Detector(29, "hih-small", weights=tmp_path / "weights" / "tiny.json", device="cpu")
+    detector = Detector(
+        29, "hih-small-v1", weights=tmp_path / "weights" / "tiny.json", device="cpu"
+    )
     assert detector.card.license == "research only"
     assert detector.card.decoding == decoding_of(configuration)
     assert detector.box_map("landmarks").scale == pytest.approx(1.4707 * 1.2 / 1.4, abs=1e-3)
@@ -489,4 +491,4 @@ def test_the_command_trains_and_its_weights_predict(data: Path, tmp_path: Path) 
 
 def test_missing_data_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="w300"):
-        run(read_configuration("hih-small"), tmp_path, tmp_path / "run")
+        run(read_configuration("hih-small-v1"), tmp_path, tmp_path / "run")

@@ -77,7 +77,7 @@ def maps_of(detector: Detector, crop: Image) -> dict[str, FloatArray]:
 def draw_heatmaps() -> Any:
     """A row for each system: the crop overlaid with a map."""
     rows = {
-        "HIH": Detector(LAYOUT, model="hih-small"),
+        "HIH": Detector(LAYOUT, model="hih-small-v1"),
         "ADNet": Detector(LAYOUT, model="adnet-small"),
         "Adaptive Wing": Detector(LAYOUT, model="awing-small"),
     }

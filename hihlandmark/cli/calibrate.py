@@ -10,6 +10,7 @@ import typer
 from hihlandmark.cli.options import (
     DeviceOption,
     ModelOption,
+    PrecisionOption,
     WeightsOption,
     make_detector,
     progress_bar,
@@ -47,6 +48,15 @@ def calibrate(
         str | None,
         typer.Option("--annotated", help="Layout of the labels, where the data set has several."),
     ] = None,
+    held_out: Annotated[
+        int,
+        typer.Option(
+            "--held-out",
+            metavar="N",
+            min=0,
+            help="Use only the N faces that held_out = N of a training configuration leaves out.",
+        ),
+    ] = 0,
     method: Annotated[
         Literal["logistic", "isotonic"],
         typer.Option("--method", help="isotonic adds a rising table to logistic."),
@@ -70,6 +80,7 @@ def calibrate(
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Fit scores and covariances to the errors on a split, and report how well they fit."""
     import json
@@ -92,7 +103,11 @@ def calibrate(
     target = None if dry_run else card_to_write(files, out)
     splits = list(dict.fromkeys(split))  # no face is in two folds
     faces = _read_splits(data, splits, data_format, annotated)
-    detector = make_detector(layout or faces.layout, model, weights=weights, device=device)
+    if held_out:
+        _, faces = faces.split(held_out)
+    detector = make_detector(
+        layout or faces.layout, model, weights=weights, device=device, precision=precision
+    )
     if diagram is None and target is not None:
         diagram = target.with_name(f"{target.stem}-{detector.layout.size}-reliability.png")
     if diagram is not None:
@@ -114,6 +129,7 @@ def calibrate(
     }
     if target is not None:
         options = [f"--data DATA/{data.resolve().name}", *(f"--split {name}" for name in splits)]
+        options += [f"--held-out {held_out}"] if held_out else []
         options += [f"--layout {detector.layout.size}", f"--method {method}"]
         figure = Figure(
             split=summary["split"],

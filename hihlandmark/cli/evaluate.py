@@ -13,6 +13,7 @@ from hihlandmark.cli.options import (
     FaceDetectorOption,
     FlipTestOption,
     ModelOption,
+    PrecisionOption,
     RuntimeOption,
     ShapePriorOption,
     WeightsOption,
@@ -57,12 +58,13 @@ def evaluate_split(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
+    precision: PrecisionOption = "auto",
     face_detector: FaceDetectorOption = "mtcnn",
     batch_size: BatchSizeOption = None,
     flip_test: FlipTestOption = True,
     shape_prior: ShapePriorOption = True,
     decoder: Annotated[
-        Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"] | None,
+        Literal["argmax", "soft", "local_soft_argmax", "quarter_shift", "mean"] | None,
         typer.Option(help="How heatmaps become points; default: the model card's."),
     ] = None,
     out: Annotated[
@@ -97,6 +99,7 @@ def evaluate_split(
         weights=weights,
         device=device,
         runtime=runtime,
+        precision=precision,
         face_detector=face_detector,
         refine=refine,
         batch_size=batch_size,
@@ -130,6 +133,7 @@ def evaluate_split(
         "refine": refine,
         "decoder": decoder or detector.card.decoding.decoder,
         "runtime": detector.runtime.name,
+        "precision": detector.runtime.precision,
         "flip_test": detector.landmarker.flip_test,
         "shape_prior": detector.landmarker.shape_prior is not None,
     }

@@ -67,6 +67,23 @@ class AnnotatedFaces:
     def __iter__(self) -> Iterator[AnnotatedFace]:
         return iter(self.faces)
 
+    def split(self, held_out: int) -> tuple[AnnotatedFaces, AnnotatedFaces]:
+        """All but ``held_out`` faces, and these, which are the same ones every time.
+
+        Raises `ConfigurationError` unless both parts have faces.
+        """
+        if not 0 < held_out < len(self):
+            raise ConfigurationError(
+                f"held_out must be 1 to {len(self) - 1} of the {len(self)} faces of {self.name}, "
+                f"not {held_out}"
+            )
+        order = np.random.default_rng(0).permutation(len(self))
+        held, rest = order[:held_out], np.sort(order[held_out:])
+        return (
+            replace(self, faces=[self.faces[i] for i in rest]),
+            replace(self, faces=[self.faces[i] for i in held]),
+        )
+
 
 class BadSample(Exception):
     """One sample of a data set does not follow its format."""

@@ -19,6 +19,7 @@ from hihlandmark.datasets.inspection import Tile, contact_sheet
 from hihlandmark.draw import encode_png
 from hihlandmark.errors import missing_extra
 from hihlandmark.evaluation.corruptions import FAILING, Robustness, RobustnessCurve
+from hihlandmark.evaluation.eyes import eye_figures
 from hihlandmark.evaluation.metrics import (
     Evaluation,
     area_under_curve,
@@ -79,6 +80,11 @@ def summarize(
         "parts": {
             part: _per_cent(float(mean_of_found(errors[:, list(indices)])), 3)
             for part, indices in layout.parts.items()
+        },
+        "eyes": {
+            name: {"value": each.value, "interval": each.interval, "eyes": each.eyes}
+            for name, each in eye_figures(evaluation).items()
+            if np.isfinite([each.value, *each.interval]).all()  # JSON has no NaN
         },
         "points": point_figures(evaluation),
         "skipped": list(evaluation.skipped),
@@ -203,6 +209,12 @@ def tables(report: Report) -> list[Table]:
         Table("Parts", ("part", "NME"), parts),
         Table("Worst points", ("point", "name", "NME"), points),
     ]
+    if report["eyes"]:
+        figures = [
+            (name, f"{each['value']:.3f}", _range_text(each["interval"]), each["eyes"])
+            for name, each in report["eyes"].items()
+        ]
+        result.append(Table("Eyes", ("", "value", "95 %", "eyes"), figures))
     for curve in report.get("jitter", ()):
         refine = f"refine {curve['refine']}"
         result += [
@@ -243,6 +255,10 @@ def _text(value: float | None) -> str:
 
 def _interval_text(bounds: Sequence[float | None]) -> str:
     return "" if None in bounds else "–".join(map(_text, bounds))
+
+
+def _range_text(bounds: Sequence[float]) -> str:
+    return "–".join(f"{bound:.3f}" for bound in bounds)
 
 
 def notes(report: Report) -> list[str]:

@@ -113,11 +113,13 @@ class ADNet(LandmarkNetwork):
         self.merge_points = layers(c.stacks - 1, c.points, c.features)
         self.auxiliary_heads = auxiliary_heads(c)
 
-    def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
+    def forward(
+        self, crops: torch.Tensor, layouts: Sequence[str] | None = None
+    ) -> dict[str, Heatmaps]:
+        """Crops (N, 3, S, S), normalized -> `Heatmaps` of the layouts, from the last stack."""
         maps, _ = self.forward_stacks(crops)
         attended = self.by_layout(maps[-1].attended)
-        return {name: Heatmaps(points, None) for name, points in attended.items()}
+        return {name: Heatmaps(attended[name], None) for name in layouts or attended}
 
     def forward_stacks(self, crops: torch.Tensor) -> tuple[list[StackMaps], torch.Tensor]:
         """What training supervises: the maps of every stack, the last one's features (N, C, h, h).

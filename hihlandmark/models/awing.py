@@ -9,6 +9,7 @@ own besides is the loss: ``training/losses.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +52,13 @@ class AWing(LandmarkNetwork):
         )
         self.auxiliary_heads = auxiliary_heads(c)
 
-    def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
+    def forward(
+        self, crops: torch.Tensor, layouts: Sequence[str] | None = None
+    ) -> dict[str, Heatmaps]:
+        """Crops (N, 3, S, S), normalized -> `Heatmaps` of the layouts, from the last stack."""
         predictions, _ = self.forward_stacks(crops)
         maps = self.by_layout(predictions[-1][:, : self.configuration.points])
-        return {name: Heatmaps(points, None) for name, points in maps.items()}
+        return {name: Heatmaps(maps[name], None) for name in layouts or maps}
 
     def forward_stacks(self, crops: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """What training supervises.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +11,21 @@ from torch import nn
 
 from hihlandmark.errors import ConfigurationError
 
+DECIMAL_BINS = 8
+"""Bins a side of a cell of the decimal heatmaps of nested networks."""
+DECIMAL_MARGIN = 4
+"""Bins beyond each border of a cell, so that a neighboring cell can also reach the point."""
+DECIMAL_EXTENT = DECIMAL_BINS + 2 * DECIMAL_MARGIN
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfiguration:
     """What fixes the shape of every parameter of a stacked-hourglass network.
 
     ``stacks`` hourglasses of ``depth`` halvings with ``features`` channels. ``input_size``: side of
-    the square crop in pixels. ``layouts`` maps a layout's name to its number of points, in the
-    order of the channels. ``auxiliary_layouts`` are heads used in training only: they read the last
-    stack's features, feed nothing back, and are dropped from packaged weights.
+    the square crop in pixels. ``stride``: crop pixels a side of a heatmap cell. ``layouts`` maps a
+    layout's name to its number of points, in the order of the channels. ``auxiliary_layouts`` are
+    heads used in training only: they feed nothing back, and are dropped from packaged weights.
 
     Raises `ConfigurationError` for values that no network can have.
     """
@@ -30,6 +36,7 @@ class NetworkConfiguration:
     input_size: int
     layouts: Mapping[str, int]
     auxiliary_layouts: Mapping[str, int]
+    stride: int = field(default=4, init=False)  # the stems of all three papers halve twice
 
     def __post_init__(self) -> None:
         if problems := list(self.problems()):
@@ -37,9 +44,9 @@ class NetworkConfiguration:
             raise ConfigurationError(f"no {name} network can be built: {'; '.join(problems)}")
 
     @property
-    def stride(self) -> int:
-        """Crop pixels a side of a heatmap cell: the stem halves twice."""
-        return 4
+    def crop_multiple(self) -> int:
+        """Crops have a side of a multiple of this number of pixels."""
+        return self.stride * 2**self.depth
 
     @property
     def heatmap_size(self) -> int:
@@ -71,10 +78,10 @@ class NetworkConfiguration:
             yield "layouts is empty"
         if self.features % 4:
             yield f"features={self.features} is not a multiple of 4"
-        if self.input_size % self.stride or halvings(self.heatmap_size) < self.depth:
+        if self.input_size % self.crop_multiple:
             yield (
-                f"input_size={self.input_size} is not a multiple of {self.stride} * 2**depth with "
-                f"depth={self.depth}"
+                f"input_size={self.input_size} is not a multiple of {self.crop_multiple}, for "
+                f"stride {self.stride} and depth={self.depth}"
             )
 
 
@@ -99,6 +106,26 @@ class Heatmaps(NamedTuple):
         return Heatmaps(self.integer.float(), decimal)
 
 
+class NestedHeatmaps(NamedTuple):
+    """Raw output of a nested network for one layout of P points.
+
+    ``integer``: (N, P, h, h), scores over cells of the crop. ``cells``: (N, P, K), the K best
+    cells, row by row, best first. ``decimal``: (N, P, K, 2, `DECIMAL_EXTENT`), scores over the bins
+    of x and of y inside of each of them and `DECIMAL_MARGIN` bins around it.
+    """
+
+    integer: torch.Tensor
+    cells: torch.Tensor
+    decimal: torch.Tensor
+
+    def float(self) -> NestedHeatmaps:
+        """In float32."""
+        return NestedHeatmaps(self.integer.float(), self.cells, self.decimal.float())
+
+
+AnyHeatmaps = Heatmaps | NestedHeatmaps
+
+
 def normalize(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Crops (N, S, S, 3) uint8 RGB -> (N, 3, S, S) float32 with mean (3,) 0 and std (3,) 1."""
     return ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -110,8 +137,10 @@ class LandmarkNetwork(nn.Module):
     configuration: NetworkConfiguration
     auxiliary_heads: nn.ModuleDict
 
-    def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
+    def forward(
+        self, crops: torch.Tensor, layouts: Sequence[str] | None = None
+    ) -> Mapping[str, AnyHeatmaps]:
+        """Crops (N, 3, S, S), normalized -> heatmaps of the last stack by layout; None: of all."""
         raise NotImplementedError
 
     def by_layout(self, maps: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import nn
@@ -164,7 +163,7 @@ class DownBlock(nn.Module):
 class Hourglass(nn.Module):
     """One hourglass (Newell et al., arXiv 1603.06937): ``depth`` halvings with skip branches.
 
-    ``pool`` halves the resolution; bilinear up-sampling aligns the corners, as HIH does.
+    ``pool`` halves the resolution, ``upsample`` doubles it.
     """
 
     def __init__(
@@ -173,27 +172,24 @@ class Hourglass(nn.Module):
         features: int,
         block: Block,
         pool: nn.Module,
-        upsampling: Literal["bilinear", "nearest"],
+        upsample: nn.Module,
     ) -> None:
         super().__init__()
         self.upper = block(features, features)
         self.pool = pool
         self.down = block(features, features)
         self.inner: nn.Module = (
-            Hourglass(depth - 1, features, block, pool, upsampling)
+            Hourglass(depth - 1, features, block, pool, upsample)
             if depth > 1
             else block(features, features)
         )
         self.up = block(features, features)
-        self.upsampling, self.align_corners = upsampling, upsampling == "bilinear" or None
+        self.upsample = upsample
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` -> same shape; H and W are multiples of ``2**depth``."""
         lower = self.up(self.inner(self.down(self.pool(x))))
-        lower = nn.functional.interpolate(
-            lower, scale_factor=2, mode=self.upsampling, align_corners=self.align_corners
-        )
-        return self.upper(x) + lower
+        return self.upper(x) + self.upsample(lower)
 
 
 BOUNDARY_THRESHOLD = 0.05
@@ -261,7 +257,7 @@ class CoordHourglass(nn.Module):
     ) -> None:
         super().__init__()
         self.coordinates = CoordConv(features, features, boundary=boundary)
-        self.hourglass = Hourglass(depth, features, block, pool, "nearest")
+        self.hourglass = Hourglass(depth, features, block, pool, nn.Upsample(scale_factor=2))
         self.residual = block(features, features)
         self.linear = ConvBlock(features, features, bias=True)
 

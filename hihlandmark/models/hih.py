@@ -8,7 +8,7 @@ configuration.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,7 +56,8 @@ class Stack(nn.Module):
 
     def __init__(self, depth: int, features: int, points: int, block: Block) -> None:
         super().__init__()
-        self.hourglass = Hourglass(depth, features, block, nn.MaxPool2d(2), "bilinear")
+        upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.hourglass = Hourglass(depth, features, block, nn.MaxPool2d(2), upsample)
         self.residual = block(features, features)
         self.linear = ConvBlock(features, features)
         self.predict = nn.Conv2d(features, points, 1)
@@ -120,11 +121,13 @@ class HIH(LandmarkNetwork):
         )
         self.auxiliary_heads = auxiliary_heads(c)
 
-    def forward(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalized -> `Heatmaps` of every layout, from the last stack."""
+    def forward(
+        self, crops: torch.Tensor, layouts: Sequence[str] | None = None
+    ) -> dict[str, Heatmaps]:
+        """Crops (N, 3, S, S), normalized -> `Heatmaps` of the layouts, from the last stack."""
         integers, decimal, _ = self.forward_stacks(crops)
-        decimals = self.by_layout(decimal)
-        return {n: Heatmaps(m, decimals[n]) for n, m in self.by_layout(integers[-1]).items()}
+        maps, decimals = self.by_layout(integers[-1]), self.by_layout(decimal)
+        return {name: Heatmaps(maps[name], decimals[name]) for name in layouts or maps}
 
     def forward_stacks(
         self, crops: torch.Tensor

@@ -18,6 +18,7 @@ from hihlandmark.models.adnet import ADNet, ADNetConfiguration
 from hihlandmark.models.awing import AWing, AWingConfiguration
 from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.hih import HIH, HIHConfiguration
+from hihlandmark.models.nested import Nested, NestedConfiguration
 
 Row = TypeVar("Row")
 
@@ -44,6 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hih": Architecture(HIHConfiguration, HIH),
     "adnet": Architecture(ADNetConfiguration, ADNet),
     "awing": Architecture(AWingConfiguration, AWing),
+    "nested": Architecture(NestedConfiguration, Nested),
 }
 """By the name that a model card gives."""
 
@@ -58,7 +60,7 @@ _PAPER: Mapping[str, Any] = MappingProxyType(
         "auxiliary_layouts": {},
     }
 )
-# One set of features for all layouts, small enough to be packaged.
+# One set of features for all layouts.
 _SMALL: Mapping[str, Any] = MappingProxyType(
     {**_PAPER, "stacks": 1, "features": 128, "layouts": dict(LAYOUT_POINTS)}
 )
@@ -68,8 +70,21 @@ MODELS: dict[str, ModelEntry] = {
     "hih": ModelEntry(
         "hih", {**_PAPER, "decimal_features": 384, "decimal_bins": 8, "unused_shortcuts": True}
     ),
-    "hih-small": ModelEntry(
+    "hih-small-v1": ModelEntry(
         "hih", {**_SMALL, "decimal_features": 128, "decimal_bins": 8, "unused_shortcuts": False}
+    ),
+    # The second generation, packaged: cells of 8 pixels, with decimals read at the best ones.
+    "hih-small": ModelEntry(
+        "nested",
+        {
+            **_SMALL,
+            "encoder": "efficientnet-lite0",
+            "input_size": 192,
+            "stride": 8,
+            "stacks": 2,
+            "depth": 2,
+            "decimal_features": 256,
+        },
     ),
     # ADNet (Huang et al., arXiv 2109.05721), as released.
     "adnet": ModelEntry("adnet", {**_PAPER, "unused_shortcuts": True}),
@@ -130,11 +145,11 @@ def build_model(architecture: str, configuration: Mapping[str, object]) -> Landm
     configuration, and for values that no network can have.
     """
     known = _row(ARCHITECTURES, architecture, "architecture")
-    names = {field.name for field in fields(known.configuration)}
+    names = {field.name for field in fields(known.configuration) if field.init}
     required = {
         field.name
         for field in fields(known.configuration)
-        if field.default is MISSING and field.default_factory is MISSING
+        if field.init and field.default is MISSING and field.default_factory is MISSING
     }
     problems = {
         "missing": sorted(required - configuration.keys()),

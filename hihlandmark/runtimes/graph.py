@@ -6,14 +6,14 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hihlandmark.heatmap import Decoded, decode_heatmaps
-from hihlandmark.models.base import Heatmaps, normalize
+from hihlandmark.models.base import AnyHeatmaps, normalize
 from hihlandmark.weights.card import Decoding, Normalization
 
 ANY = -1
@@ -37,6 +37,7 @@ class PixelGraph(NamedTuple):
         return torch.zeros(
             [(37 if axis else 2) if n == ANY else n for axis, n in enumerate(self.shape)],
             dtype=torch.uint8,
+            device="cpu",
         )
 
 
@@ -44,7 +45,7 @@ class CropGraph(nn.Module):
     """A network in evaluation mode: crops as cut -> decoded points of one or more layouts.
 
     Args:
-        network: maps normalized crops to the `Heatmaps` of each layout.
+        network: maps normalized crops to the heatmaps of each layout.
         layouts: names of the layouts to decode; their points are concatenated in this order.
         normalization: mean and standard deviation of the card.
         decoding: how heatmaps are decoded.
@@ -65,23 +66,24 @@ class CropGraph(nn.Module):
         super().__init__()
         self.network, self.layouts = network, tuple(layouts)
         self.decoding, self.pixel_origin = decoding, pixel_origin
-        self.register_buffer("mean", torch.tensor(normalization.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(normalization.std), persistent=False)
+        plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        self.register_buffer("mean", torch.tensor(normalization.mean, **plain), persistent=False)
+        self.register_buffer("std", torch.tensor(normalization.std, **plain), persistent=False)
         self.eval()
 
     def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Crops (N, S, S, 3) uint8 RGB -> points (N, P, 2), covariance and mass, see `Decoded`."""
         return tuple(self.decode(self.heatmaps(crops)))
 
-    def heatmaps(self, crops: torch.Tensor) -> list[Heatmaps]:
-        """Crops (N, S, S, 3) uint8 RGB -> the raw `Heatmaps` of each layout, float32."""
-        raw = self.network(normalize(crops, self.mean, self.std))
+    def heatmaps(self, crops: torch.Tensor) -> list[AnyHeatmaps]:
+        """Crops (N, S, S, 3) uint8 RGB -> the raw heatmaps of each layout, float32."""
+        raw = self.network(normalize(crops, self.mean, self.std), self.layouts)
         return [raw[layout].float() for layout in self.layouts]
 
-    def decode(self, heatmaps: Sequence[Heatmaps]) -> Decoded:
-        """The raw `Heatmaps` of each layout -> the points of all."""
+    def decode(self, heatmaps: Sequence[AnyHeatmaps]) -> Decoded:
+        """The raw heatmaps of each layout -> the points of all."""
         found = [
-            decode_heatmaps(Heatmaps(*each), self.decoding, pixel_origin=self.pixel_origin)
+            decode_heatmaps(each, self.decoding, pixel_origin=self.pixel_origin)
             for each in heatmaps
         ]
         if len(found) == 1:

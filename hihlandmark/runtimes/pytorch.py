@@ -11,9 +11,10 @@ from torch import nn
 
 from hihlandmark.arrays import Image
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.models.base import Heatmaps
+from hihlandmark.models.base import AnyHeatmaps
 from hihlandmark.runtimes.base import CropLandmarks, Outputs, Precision, Run
 from hihlandmark.runtimes.graph import CropGraph
+from hihlandmark.torch_state import prediction_state
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         has_mps = torch.backends.mps.is_available()
         chosen = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
         logger.info("device: %s", chosen)
+        require_usable(torch.device(chosen))
         return torch.device(chosen)
     try:
         resolved = torch.device(device)
@@ -46,7 +48,26 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             f"device {str(resolved)!r} is not available; this machine has {', '.join(present)}. "
             "Use device='auto' to take one of them"
         )
+    require_usable(resolved)
     return resolved
+
+
+def require_usable(device: torch.device) -> None:
+    """Raise `ConfigurationError` for a GPU in a process that was forked after CUDA had started."""
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise ConfigurationError(
+            f"{device} cannot be used in a forked process: start it by 'spawn' or 'forkserver'"
+        )
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 natively: a CPU by AMX or AVX512-BF16, or a GPU."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 class TorchRuntime:
@@ -75,14 +96,14 @@ class TorchRuntime:
     ) -> None:
         self.device, self.precision = device, precision
         self.graph = graph.to(device).to(memory_format=torch.channels_last)
-        self._heatmaps: Callable[[torch.Tensor], list[Heatmaps]] = self.graph.heatmaps
+        self._heatmaps: Callable[[torch.Tensor], list[AnyHeatmaps]] = self.graph.heatmaps
         self._compiled = compiled
         if compiled:
             mode = "reduce-overhead" if device.type == "cuda" else None
             self._heatmaps = torch.compile(self.graph.heatmaps, dynamic=False, mode=mode)
         self.largest_batch: int | None = None
 
-    @torch.inference_mode()
+    @prediction_state()
     def __call__(self, crops: Image) -> CropLandmarks:
         """Crops (N, S, S, 3) uint8 RGB -> `CropLandmarks` in float32."""
         size = self.largest_batch or len(crops)
@@ -105,6 +126,7 @@ class TorchRuntime:
         return CropLandmarks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _run(self, crops: Image) -> CropLandmarks:
+        require_usable(self.device)
         count = len(crops)
         if self._compiled:
             missing = (1 << (count - 1).bit_length()) - count
@@ -116,15 +138,18 @@ class TorchRuntime:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             heatmaps = self._heatmaps(batch)
         decoded = self.graph.decode(heatmaps)
-        return CropLandmarks(*(each[:count].cpu().numpy() for each in decoded))
+        return CropLandmarks(*(each[:count].float().cpu().numpy() for each in decoded))
 
 
 def run_module(module: nn.Module, device: torch.device | str = "cpu") -> Run:
     """A module itself, in PyTorch."""
+    device = torch.device(device)
     module = module.to(device)
 
     def run(pixels: Image) -> Outputs:
-        with torch.inference_mode():
-            return [each.cpu().numpy() for each in module(torch.from_numpy(pixels).to(device))]
+        require_usable(device)
+        with prediction_state():
+            outputs = module(torch.from_numpy(pixels).to(device))
+            return [each.float().cpu().numpy() for each in outputs]
 
     return run

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from hihlandmark.crop import CANONICAL_SCALE, BoxMap, canonical_crop
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.models.registry import configuration_of
+from hihlandmark.models.registry import MODELS, configuration_of
 from hihlandmark.weights.card import DataSource
 
 if sys.version_info >= (3, 11):
@@ -53,6 +53,9 @@ class FaceSet(_Table):
     format: str = "auto"
     layout: str | None = None
     """Name of the layout; None: the data set's own."""
+    held_out: int = Field(0, ge=0)
+    """This many faces of the split, the same ones every time, are not trained on: training uses the
+    others, validation and calibration these. 0: all are used by both."""
 
     @property
     def title(self) -> str:
@@ -73,6 +76,9 @@ class TrainingSet(FaceSet):
     """None: all. For layouts with points outside of jaw and brows."""
     ignored: PointNumbers = ()
     """Points that are not trained."""
+    mesh: str | None = None
+    """File of meshes of these images, relative to the data folder: see `mesh`. With the layout
+    MESH478, the meshes are the only labels."""
 
 
 class Stage(_Table):
@@ -82,6 +88,7 @@ class Stage(_Table):
     epochs: float | None = Field(None, gt=0)
     """Instead of ``steps``: the faces of all sets are counted once an epoch."""
     crop_size: int = Field(256, ge=16)
+    """In pixels; a `TrainingConfiguration` fills in the network's input size where it is missing."""
     batch_size: int = Field(16, ge=1)
     """Faces per process, step and accumulated batch."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -111,8 +118,9 @@ class Loss(_Table):
     """Loss of the means of heatmaps; of ADNet's landmarks."""
     decimal_weight: float = Field(0.5, ge=0)
     point_weight: float = Field(0.0, ge=0)
-    integer_sigma: float = Field(1.25, gt=0)
-    """Standard deviation of the integer target in cells. The paper uses 1.5 with MSE."""
+    integer_sigma: float | None = Field(None, gt=0)
+    """Standard deviation of the integer target in cells; None: 0.7 for nested networks, whose cells
+    are larger, 1.25 for others. The paper uses 1.5 with MSE."""
     sub_cell: bool = False
     """Center the Gaussians of Adaptive Wing on the exact point instead of on its cell."""
     line_sigma: float = Field(1.0, gt=0)
@@ -121,6 +129,23 @@ class Loss(_Table):
     """Weight of ADNet's edge and point maps."""
     shared_weight: float = Field(0.3, ge=0)
     """Weight of the points that a face trains in layouts other than its own."""
+
+
+class Mesh(_Table):
+    """How the meshes of the sets are used."""
+
+    weight: float = Field(0.5, ge=0)
+    """Weight of the vertices, which train the auxiliary layout MESH478, and of pupils."""
+    mapped_weight: float = Field(0.4, ge=0)
+    """Weight of inner points of other layouts, mapped linearly from the mesh; half of it in COFW29,
+    whose few labels make the map rough."""
+    worst: float = Field(5.0, gt=0)
+    """Largest disagreement in % of the inter-ocular distance between a mesh and that of the
+    mirrored image."""
+    worst_mapped: float = Field(3.5, gt=0)
+    """Likewise of meshes whose points are mapped."""
+    rare_times: int = Field(3, ge=1)
+    """How often faces with shut eyes or averted gaze are drawn, against once for other faces."""
 
 
 class Optimizer(_Table):
@@ -227,6 +252,7 @@ class TrainingConfiguration(_Table):
     """Stages before this one, counted from 1, are skipped."""
     augmentation: Augmentation = Augmentation()
     loss: Loss = Loss()
+    mesh: Mesh = Mesh()
     optimizer: Optimizer = Optimizer()
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay of the moving average of the weights, which is exported; 0: the last weights."""
@@ -239,6 +265,21 @@ class TrainingConfiguration(_Table):
     """Steps between two checkpoints and two lines of the log."""
     seed: int = 1
     card: Card = Card()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_crop_sizes(cls, values: Any) -> Any:
+        model = values.get("model") if isinstance(values, dict) else None
+        if model not in MODELS or not isinstance(values.get("stages"), (list, tuple)):
+            return values  # other checks name what is wrong
+        network = values.get("network")
+        changed = network.get("input_size") if isinstance(network, dict) else None
+        size = changed or MODELS[model].configuration["input_size"]
+        stages = [
+            {"crop_size": size, **stage} if isinstance(stage, dict) else stage
+            for stage in values["stages"]
+        ]
+        return {**values, "stages": stages}
 
     @model_validator(mode="after")
     def _has_the_first_stage(self) -> TrainingConfiguration:
@@ -258,6 +299,7 @@ class TrainingConfiguration(_Table):
         """The values that change the weights; they must be equal to resume a run."""
         excluded: dict[str, Any] = dict.fromkeys(("validation", "card", "save_every"), True)
         # Without a teacher the whole table is left out, so that older runs can be resumed.
+        excluded["mesh"] = True if not any(each.mesh for each in self.sets) else {}
         excluded["distillation"] = True if self.distillation is None else {"weights"}
         return self.model_dump_json(exclude=excluded)
 

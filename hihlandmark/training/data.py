@@ -20,8 +20,20 @@ from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import generator
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
-from hihlandmark.layouts import EXACT_98_29, EXACT_98_68
-from hihlandmark.training.config import FaceSet, TrainingConfiguration, TrainingSet
+from hihlandmark.layouts import EXACT_98_29, EXACT_98_68, LAYOUTS, get_layout
+from hihlandmark.training.config import FaceSet, Mesh, TrainingConfiguration, TrainingSet
+from hihlandmark.training.mesh import (
+    IRISES,
+    MESH,
+    OUTLINE_VERTICES,
+    MeshLabels,
+    MeshMap,
+    fit_mesh_maps,
+    inner_points,
+    mesh_faces,
+    oversampled,
+    read_mesh,
+)
 from hihlandmark.training.schedule import Draw, MixtureSampler, Plan
 
 logger = logging.getLogger(__name__)
@@ -58,6 +70,7 @@ class UnlabeledBatch(NamedTuple):
 class Sample(NamedTuple):
     """A face: image (H, W, 3), points (P, 2), NaN where unknown, and square (4,) of its crop."""
 
+    name: str
     image: Image
     points: FloatArray
     square: FloatArray
@@ -103,7 +116,7 @@ class _Faces:
             square = self.box_maps[draw.set_number].squares(tight_boxes(box))[0]
             points = face.points.copy()
             points[list(training_set.ignored)] = np.nan
-            return Sample(image, points, square, unreadable)
+            return Sample(face.name, image, points, square, unreadable)
         raise DataError(
             f"{MAX_UNREADABLE} images in a row of {faces.name} cannot be read. Is it complete?"
         )
@@ -123,6 +136,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         unlabeled: of each set of ``self_training``.
         process: index of this process out of ``processes``.
         processes: number of processes.
+        meshes: of each set of the configuration; None: of none.
 
     Raises:
         ConfigurationError: a set has a layout that the run does not train.
@@ -137,6 +151,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         unlabeled: Sequence[AnnotatedFaces] = (),
         process: int = 0,
         processes: int = 1,
+        meshes: Sequence[MeshLabels | None] | None = None,
     ) -> None:
         self.configuration, self.plan, self.layouts = configuration, plan, dict(layouts)
         for each in faces:
@@ -153,6 +168,22 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         starts = np.cumsum([0, *self.layouts.values()]).tolist()
         self.starts = dict(zip(self.layouts, starts, strict=False))
         self.shared = shared_points(self.starts)
+        mirrors = {name: known.mirror for name, known in LAYOUTS.items()}
+        mirrors |= {each.layout: each.mirror for each in faces}
+        self.meshes = meshes or [None] * len(faces)
+        for mesh in self.meshes:
+            if mesh is not None:
+                mirrors[MESH] = mesh.mirror
+        self.mirror = np.concatenate(
+            [
+                # Of a layout without a face there is nothing to mirror.
+                start + (mirrors[name] if name in mirrors else np.arange(self.layouts[name]))
+                for name, start in self.starts.items()
+            ]
+        )
+        self.maps: dict[str, MeshMap] = {}
+        if any(self.meshes):
+            self.maps = fit_mesh_maps(faces, self.meshes, configuration.mesh.worst)
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
@@ -175,30 +206,70 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         """One row of a `Batch`."""
         draw = self.faces.sampler.draw(number)
         rng = generator(self.configuration.seed, *draw)
-        image, points, square, unreadable = self.faces.load(draw)
-        faces = self.faces.faces[draw.set_number]
+        name, image, own, square, unreadable = self.faces.load(draw)
+        points, weights = self._labels(draw.set_number, name, own, square)
         other = partial(self._other_crop, rng, size)
-        crop, points, _ = self.configuration.augmentation.crop(
-            image, points, faces.mirror, square, size, rng, other
+        crop, points, flipped = self.configuration.augmentation.crop(
+            image, points, self.mirror, square, size, rng, other
         )
+        if flipped:
+            weights = weights[self.mirror]
         with np.errstate(invalid="ignore"):  # unknown points are NaN
             known = np.asarray(((points >= -0.5) & (points < size - 0.5)).all(axis=-1))
-        points = np.nan_to_num(points)
+        weights = np.where(known, weights, 0).astype(np.float32)
+        points = np.nan_to_num(points).astype(np.float32)
+        return crop, points, weights, np.int64(unreadable)
+
+    def _labels(
+        self, set_number: int, name: str, own: FloatArray, square: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Points (P, 2), NaN where unknown, and weights (P,) of all layouts for a face.
+
+        The face's own label counts most, then points that layouts share, then those from a mesh.
+        """
+        layout = self.faces.faces[set_number].layout
         total = sum(self.layouts.values())
-        all_points, weights = np.zeros((total, 2), np.float32), np.zeros(total, np.float32)
-        own = slice(self.starts[faces.layout], self.starts[faces.layout] + len(points))
-        all_points[own], weights[own] = points, known
-        source, target = self.shared[faces.layout]
-        all_points[target] = points[source]
-        weights[target] = known[source] * self.configuration.loss.shared_weight
-        return crop, all_points, weights, np.int64(unreadable)
+        points, weights = np.full((total, 2), np.nan), np.zeros(total)
+        place = self._place(layout)
+        points[place] = own
+        settings, mesh = self.configuration.mesh, self.meshes[set_number]
+        weights[place] = settings.weight if layout == MESH else 1.0
+        source, target = self.shared[layout]
+        points[target], weights[target] = own[source], self.configuration.loss.shared_weight
+        vertices = mesh.of(name, square, settings.worst) if mesh else None
+        if mesh is None or vertices is None:
+            return points, weights
+
+        def add(index: slice | IndexArray, found: FloatArray, weight: float) -> None:
+            missing = np.isnan(points[index]).any(axis=-1)
+            points[index] = np.where(missing[:, None], found, points[index])
+            weights[index] = np.where(missing, weight, weights[index])
+
+        if MESH in self.starts:
+            add(self._place(MESH), vertices, settings.weight)
+        if mesh.disagreement[mesh.rows[name]] > settings.worst_mapped:
+            return points, weights
+        for other, mapping in self.maps.items():
+            start, inner = self.starts[other], inner_points(other)
+            # The maps pull pupils to the middle of the eye: the irises are pupils themselves.
+            pupils = np.array([pair[0] for pair in get_layout(other).pupils if len(pair) == 1])
+            if len(pupils) == len(IRISES):
+                add(start + pupils, vertices[list(IRISES)], settings.weight)
+            share = 0.5 if other == "COFW29" else 1.0
+            mapped = mapping(vertices)[inner]
+            add(start + np.flatnonzero(inner), mapped, share * settings.mapped_weight)
+        return points, weights
+
+    def _place(self, layout: str) -> slice:
+        """Where a layout's points lie in the row of all points."""
+        return slice(self.starts[layout], self.starts[layout] + self.layouts[layout])
 
     def _pair(self, number: int, size: int) -> tuple[Any, ...]:
         """One row of an `UnlabeledBatch`: two crops of the same image, which may be mirrored."""
         draw = self.unlabeled.sampler.draw(number)
         rng = generator(self.configuration.seed + 1, *draw)
         augmentation = self.configuration.augmentation
-        image, _, square, _ = self.unlabeled.load(draw)
+        _, image, _, square, _ = self.unlabeled.load(draw)
         if rng.random() < augmentation.flip:
             image = np.ascontiguousarray(image[:, ::-1])
             square = square * (-1, 1, 1, -1) + (image.shape[1] - 1, 0, 0, 0)
@@ -224,7 +295,26 @@ def _stack(rows: list[tuple[Any, ...]]) -> list[torch.Tensor]:
 def read_face_set(data: Path, face_set: FaceSet) -> AnnotatedFaces:
     """Read the faces of a set of a configuration; its folder is relative to ``data``."""
     folder = data / face_set.folder
-    return read_faces(folder, face_set.split, format=face_set.format, layout=face_set.layout)
+    faces = read_faces(folder, face_set.split, format=face_set.format, layout=face_set.layout)
+    if not face_set.held_out:
+        return faces
+    rest, held = faces.split(face_set.held_out)
+    return rest if isinstance(face_set, TrainingSet) else held
+
+
+def read_training_set(
+    data: Path, training_set: TrainingSet, settings: Mesh
+) -> tuple[AnnotatedFaces, MeshLabels | None]:
+    """Read the faces of a training set, and their meshes if it has any."""
+    if training_set.mesh is None:
+        return read_face_set(data, training_set), None
+    mesh = read_mesh(data / training_set.mesh)
+    if training_set.layout == MESH:
+        folder = data / training_set.folder
+        faces = mesh_faces(folder, training_set.split, mesh, settings.worst)
+    else:
+        faces = read_face_set(data, training_set)
+    return oversampled(faces, mesh, settings.rare_times), mesh
 
 
 def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedFaces:
@@ -255,6 +345,8 @@ def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedF
 def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> FloatArray:
     """The known points (K, 2) that the crop contains; one of (0, 0) where none is known."""
     chosen = training_set.box_points
+    if training_set.layout == MESH:
+        chosen = OUTLINE_VERTICES
     points = face.points if chosen is None else face.points[list(chosen)]
     known = points[np.isfinite(points).all(axis=-1)]
     return known if len(known) else np.zeros((1, 2))

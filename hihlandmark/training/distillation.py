@@ -10,7 +10,9 @@ import torch
 
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork, NetworkConfiguration
-from hihlandmark.models.hih import HIH, HIHConfiguration
+from hihlandmark.models.hih import HIHConfiguration
+from hihlandmark.models.nested import NestedConfiguration
+from hihlandmark.models.registry import architecture_of
 from hihlandmark.runtimes.graph import CropGraph
 from hihlandmark.training.config import Distillation, SelfTraining, TrainingConfiguration
 from hihlandmark.training.data import Batch, UnlabeledBatch
@@ -32,18 +34,22 @@ def read_teacher(
         ConfigurationError: the heatmaps of teacher and student are not comparable cell by cell.
     """
     name = f"distillation.weights={settings.weights!r}"
-    if not isinstance(student, HIHConfiguration):
+    architecture = architecture_of(configuration.model)
+    if not isinstance(student, (HIHConfiguration, NestedConfiguration)):
         raise ConfigurationError(
-            f"distillation needs an HIH network, {configuration.model} is none: remove the table"
+            f"distillation needs an HIH or nested network, {configuration.model} is none: remove "
+            "the table"
         )
     try:
-        loaded = load_model(settings.weights, model="hih")  # of a folder with several
+        # The model is for a folder with several.
+        loaded = load_model(settings.weights, model=configuration.model)
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
     network, card = loaded.network, loaded.card
-    if not isinstance(network, HIH):
+    assert isinstance(network, LandmarkNetwork)
+    if card.architecture != architecture:
         raise ConfigurationError(
-            f"{name} has architecture {card.architecture!r}: choose a teacher of 'hih'"
+            f"{name} has architecture {card.architecture!r}: choose a teacher of {architecture!r}"
         )
     problems = list(_problems(card, network.configuration, configuration, student))
     if problems:
@@ -61,9 +67,9 @@ def read_teacher(
 
 def _problems(
     card: ModelCard,
-    teacher: HIHConfiguration,
+    teacher: NetworkConfiguration,
     configuration: TrainingConfiguration,
-    student: HIHConfiguration,
+    student: NetworkConfiguration,
 ) -> Iterator[str]:
     """The reasons why the softmaxes of both networks' heatmaps are not comparable."""
     if card.normalization != NORMALIZATION:
@@ -75,8 +81,9 @@ def _problems(
         yield f"loss.integer={configuration.loss.integer!r} is no distribution: use cross_entropy"
     elif card.decoding != own:
         yield f"its decoding is {card.decoding}, ours {own}"
-    if teacher.decimal_bins != student.decimal_bins:
-        yield f"it has {teacher.decimal_bins} decimal bins a side, ours {student.decimal_bins}"
+    bins, own_bins = (getattr(each, "decimal_bins", None) for each in (teacher, student))
+    if bins != own_bins:
+        yield f"it has {bins} decimal bins a side, ours {own_bins}"
     sizes = [stage.crop_size for stage in configuration.stages[configuration.first_stage - 1 :]]
     if teacher.input_size not in sizes:
         yield f"it is trained on crops of {teacher.input_size} pixels, and no stage has them"

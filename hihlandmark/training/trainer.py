@@ -37,6 +37,7 @@ from hihlandmark.training.data import (
     TrainingBatches,
     UnlabeledBatch,
     read_face_set,
+    read_training_set,
     usable_faces,
 )
 from hihlandmark.training.distillation import PseudoLabeler, read_teacher
@@ -98,7 +99,11 @@ def train(
         TrainingError: a checkpoint is damaged or cannot be written, or the loss is not finite.
     """
     accelerator = _accelerator(configuration.optimizer, device, run)
-    sets = [usable_faces(each, read_face_set(data, each)) for each in configuration.sets]
+    read = [read_training_set(data, each, configuration.mesh) for each in configuration.sets]
+    meshes = [mesh for _, mesh in read]
+    sets = [
+        usable_faces(each, faces) for each, (faces, _) in zip(configuration.sets, read, strict=True)
+    ]
     settings = configuration.self_training
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
     network = build_training_network(configuration)
@@ -113,7 +118,9 @@ def train(
     group = processes * configuration.optimizer.accumulation
     plan = Plan(configuration, sum(map(len, sets)), group)
     layouts = {**own.layouts, **own.auxiliary_layouts}
-    batches = TrainingBatches(configuration, plan, layouts, sets, unlabeled, process, processes)
+    batches = TrainingBatches(
+        configuration, plan, layouts, sets, unlabeled, process, processes, meshes
+    )
     teacher = None
     if configuration.distillation:
         teacher = read_teacher(configuration.distillation, configuration, own, accelerator.device)
@@ -153,11 +160,11 @@ def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetw
         raise ConfigurationError(
             f"self_training.layouts: the network does not predict {', '.join(sorted(unknown))}"
         )
-    multiple = own.stride * 2**own.depth
     for number, stage in enumerate(configuration.stages):
-        if stage.crop_size % multiple:
+        if stage.crop_size % own.crop_multiple:
             raise ConfigurationError(
-                f"stages.{number}.crop_size={stage.crop_size} is not a multiple of {multiple}"
+                f"stages.{number}.crop_size={stage.crop_size} is not a multiple of "
+                f"{own.crop_multiple}"
             )
     if configuration.init_std:
         for module in network.modules():

@@ -40,7 +40,7 @@ NEAR = 0.05
 MAX_KNOTS = 20
 """More knots would follow the noise of a validation split of some hundred faces."""
 
-Decoder = Literal["argmax", "local_soft_argmax", "quarter_shift", "mean"]
+Decoder = Literal["argmax", "soft", "local_soft_argmax", "quarter_shift", "mean"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 Activation = Literal["softmax", "linear"]
 

@@ -1,9 +1,9 @@
-"""State dicts of the official implementations as configurations and state dicts of our networks.
+"""State dicts of other implementations as configurations and state dicts of our networks.
 
 HIH: github.com/starhiking/HeatmapInHeatmap; ADNet: github.com/huangyangyu/ADNet; Adaptive Wing:
 github.com/protossw512/AdaptiveWingLoss. Stacks, features, depth and points follow from names and
-shapes; crops are 256 pixels wide, as in the released configurations. All functions raise as
-`OfficialState.translate`.
+shapes; crops are 256 pixels wide, as in the released configurations. Beside them the prototype of
+our nested network. All functions raise as `OfficialState.translate`.
 """
 
 from __future__ import annotations
@@ -320,6 +320,73 @@ def from_awing(state_dict: Mapping[str, torch.Tensor]) -> Converted:
     return configuration, theirs.translate("awing", configuration, (*_AWING_RULES, *levels))
 
 
+_PROTOTYPE_AUXILIARY = re.compile(r"(\.|^)(86|189|70|478)(\.|$)")
+# Blocks of its encoder are numbered through.
+_PROTOTYPE_BLOCKS = [
+    (level, block) for level, n in enumerate((1, 2, 2, 6, 5)) for block in range(n)
+]
+
+_PROTOTYPE_RULES: Rules = (
+    (r"^encoder\.stem\.0\.", "backbone.net._conv_stem."),
+    (r"^encoder\.stem\.1\.", "backbone.net._bn0."),
+    (r"^(encoder\..*)\.expand\.0\.", r"\1._expand_conv."),
+    (r"^(encoder\..*)\.expand\.1\.", r"\1._bn0."),
+    (r"^(encoder\..*)\.depthwise\.0\.", r"\1._depthwise_conv."),
+    (r"^(encoder\..*)\.depthwise\.1\.", r"\1._bn1."),
+    (r"^(encoder\..*)\.project\.0\.", r"\1._project_conv."),
+    (r"^(encoder\..*)\.project\.1\.", r"\1._bn2."),
+    *(
+        (rf"^encoder\.levels\.{level}\.{block}\.", f"backbone.net._blocks.{number}.")
+        for number, (level, block) in enumerate(_PROTOTYPE_BLOCKS)
+    ),
+    (r"\.residual\.([01])\.([01])\.", r".f.\1.\2."),
+    (r"\.residual\.2\.0\.", ".f.2."),
+    (r"\.residual\.2\.1\.", ".f.3."),
+    (r"^up_path\.lateral\.", "lateral."),
+    (r"^up_path\.residual\.(\d+)\.residual\.", r"smooth.\1.f."),
+    (r"^up_path\.residual\.", "smooth."),
+    (r"^up_path\.context\.", "whole."),
+    (r"^up_path\.position\.", "place."),
+    (r"^up_path\.body\.", "body."),
+    (r"^stacks\.(\d+)\.merge_predictions\.", r"merge.\1."),
+    (r"^stacks\.(\d+)\.hourglass\.", r"again.\1.0."),
+    (r"^stacks\.(\d+)\.residual\.", r"again.\1.1."),
+    (r"\.upper\.", ".skip."),
+    (r"^decimal_features\.", ""),
+    *(
+        (rf"^heads\.{layout}\.{ours}", theirs.format(points))
+        for layout, points in LAYOUT_POINTS.items()
+        for ours, theirs in (
+            (r"integer\.1\.", "integer.{}."),
+            (r"integer\.0\.", "early.0.{}."),
+            ("embedding$", "name.{}"),
+            ("weight$", "decimal.{}"),
+            ("bias$", "decimal_bias.{}"),
+        )
+    ),
+)
+
+
+def from_prototype(state_dict: Mapping[str, torch.Tensor]) -> Converted:
+    """Convert a state dict of the prototype of the nested network, with two stacks.
+
+    The heads that it has for training only are left out.
+    """
+    theirs = OfficialState(state_dict)
+    theirs.tensors = {
+        name.replace("._depthwise_conv.m.", "._depthwise_conv."): tensor
+        for name, tensor in theirs.tensors.items()
+        if not _PROTOTYPE_AUXILIARY.search(name)
+    }
+    configuration = configuration_of("hih-small")
+    weights = theirs.translate("nested", configuration, _PROTOTYPE_RULES)
+    # Its predictions are merged with the 68 points first.
+    order, merged = (68, 98, 29), "stacks.0.merge_predictions.weight"
+    parts = dict(zip(order, weights[merged].split(order, dim=1), strict=True))
+    weights[merged] = torch.cat([parts[p] for p in configuration["layouts"].values()], dim=1)
+    return configuration, weights
+
+
 _STATE_DICTS = ("state_dict", "net")
 """Keys of the state dict in checkpoints that hold more than that."""
 _SAVE = "save one by torch.save(model.state_dict(), PATH) with its authors' code"
@@ -340,6 +407,8 @@ def convert_checkpoint(
 ) -> Path:
     """Convert a checkpoint of the HIH, ADNet or Adaptive Wing authors to safetensors and a card.
 
+    Also one of the prototype of the nested network, whose three layouts are kept.
+
     The names of its tensors tell the system. The card states its decoding, normalization and crop.
 
     The checkpoint is a pickle of a state dict, alone or in a dict as "state_dict" or "net", its
@@ -355,10 +424,12 @@ def convert_checkpoint(
         configuration, state = system.from_official(state)
     except (ConfigurationError, WeightsError) as error:
         raise WeightsError(f"{checkpoint} is not a checkpoint of {system.name}: {error}") from error
-    (found,) = configuration["layouts"]
-    if layout is not None and found != layout:
-        raise WeightsError(f"{checkpoint} has the layout {found}, not {layout}: leave layout out.")
-    maps = _official_crop(found, system.crop_layout or found, system.crop)
+    found = list(configuration["layouts"])
+    if layout is not None and layout not in found:
+        raise WeightsError(
+            f"{checkpoint} has the layout {', '.join(found)}, not {layout}: leave layout out."
+        )
+    maps = _official_crop(found, system.crop_layout or found[0], system.crop)
     card = ModelCard(
         name=name,
         architecture=system.architecture,
@@ -434,6 +505,17 @@ SYSTEMS = (
         crop=BoxMap((0.0, -0.136), 1.48),
         crop_layout="WFLW98",
     ),
+    _OfficialSystem(
+        name="the nested prototype",
+        architecture="nested",
+        layer="backbone.net._conv_stem.",
+        from_official=from_prototype,
+        normalization=Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        decoding=Decoding(decoder="soft", activation="softmax", stride=8),
+        pixel_origin=0.5,
+        crop=CANONICAL_CROP["landmarks:WFLW98"],
+        crop_layout="WFLW98",
+    ),
 )
 
 
@@ -448,7 +530,7 @@ def _system_of(state: Mapping[str, torch.Tensor], checkpoint: Path) -> _Official
     )
 
 
-def _official_crop(layout: str, crop_layout: str, square: BoxMap) -> dict[str, BoxMap]:
+def _official_crop(layouts: Collection[str], crop_layout: str, square: BoxMap) -> dict[str, BoxMap]:
     """The maps from each kind of box to the crop that ``square`` gives for ``crop_layout``."""
     # Its place in the canonical square, whose place in all kinds of boxes is known.
     canonical = CANONICAL_CROP[f"landmarks:{crop_layout}"]
@@ -456,7 +538,8 @@ def _official_crop(layout: str, crop_layout: str, square: BoxMap) -> dict[str, B
     offset = np.subtract(square.shift, canonical.shift) / canonical.scale
     maps = {}
     for kind, box_map in CANONICAL_CROP.items():
-        if kind == f"landmarks:{layout}" or not kind.startswith("landmarks:"):
+        kind_name, _, layout = kind.partition(":")
+        if kind_name != "landmarks" or layout in layouts:
             x, y = np.round(box_map.shift + offset * box_map.scale, 4).tolist()
             maps[kind] = BoxMap((x, y), round(box_map.scale * ratio, 4))
     return maps

@@ -9,12 +9,14 @@ from hihlandmark.training.objectives.adnet import ADNetObjective
 from hihlandmark.training.objectives.awing import AWingObjective
 from hihlandmark.training.objectives.base import NORMALIZATION, Objective, Teacher
 from hihlandmark.training.objectives.hih import HIHObjective
+from hihlandmark.training.objectives.nested import NestedObjective
 from hihlandmark.weights.card import Decoding
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "hih": HIHObjective,
     "adnet": ADNetObjective,
     "awing": AWingObjective,
+    "nested": NestedObjective,
 }
 """By name of the architecture; `register_objective` adds one."""
 

@@ -12,8 +12,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import gaussian
 from hihlandmark.layouts import Contour, get_layout
-from hihlandmark.models.base import Heatmaps, LandmarkNetwork
-from hihlandmark.models.hih import HIH
+from hihlandmark.models.base import AnyHeatmaps, LandmarkNetwork
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import HEATMAP_LOSSES, POINT_LOSSES, PointLoss, contour_normals
@@ -28,12 +27,12 @@ NORMALIZATION = Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network, in evaluation mode, whose heatmaps are the targets of `HIHObjective`.
+    """A trained network, in evaluation mode, whose heatmaps are targets of a student.
 
     It is not a module, so that it is neither trained, nor saved, nor sent to other processes.
     """
 
-    network: HIH
+    network: LandmarkNetwork
     layouts: tuple[str, ...]
     """Layouts that it teaches."""
     weight: float
@@ -47,10 +46,9 @@ class Teacher:
         return sum(self.network.configuration.layouts[name] for name in self.layouts)
 
     @torch.no_grad()
-    def __call__(self, crops: torch.Tensor) -> dict[str, Heatmaps]:
-        """Crops (N, 3, S, S), normalized -> raw `Heatmaps` of the layouts that it teaches."""
-        heatmaps = self.network(crops)
-        return {name: heatmaps[name] for name in self.layouts}
+    def __call__(self, crops: torch.Tensor) -> Mapping[str, AnyHeatmaps]:
+        """Crops (N, 3, S, S), normalized -> raw heatmaps of the layouts that it teaches."""
+        return self.network(crops, self.layouts)
 
 
 class Objective(nn.Module):
@@ -66,6 +64,7 @@ class Objective(nn.Module):
     names: ClassVar[tuple[str, ...]]
     """Names of the K losses of `forward`."""
     supports_distillation: ClassVar[bool] = False
+    usual_integer_sigma: ClassVar[float] = 1.25
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -73,8 +72,11 @@ class Objective(nn.Module):
     def __init__(self, network: Any, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__()
         if teacher is not None and not self.supports_distillation:
-            raise ConfigurationError("distillation needs an HIH network: remove the table")
+            raise ConfigurationError(
+                "distillation needs an HIH or nested network: remove the table"
+            )
         self.network, self.loss, self.teacher = network, loss, teacher
+        self.integer_sigma = loss.integer_sigma or self.usual_integer_sigma
         self.integer_loss = named_loss(HEATMAP_LOSSES, loss.integer, "loss.integer")
         self.register_buffer("mean", torch.tensor(NORMALIZATION.mean), persistent=False)
         self.register_buffer("std", torch.tensor(NORMALIZATION.std), persistent=False)
@@ -96,6 +98,12 @@ class Objective(nn.Module):
         """The losses (K,) of `names`: weighted sums over a batch, divided by ``totals``."""
         raise NotImplementedError
 
+    def teacher_of(self, crop_size: int) -> Teacher | None:
+        """The teacher, if it was trained on crops of this size: on others it is inaccurate."""
+        if self.teacher and self.teacher.network.configuration.input_size == crop_size:
+            return self.teacher
+        return None
+
     @property
     def shipped(self) -> slice:
         """The predicted layouts' points among all points; auxiliary ones follow them."""
@@ -114,7 +122,7 @@ class Objective(nn.Module):
         ``centers`` (B, p, 2) are those of the target Gaussians; the center of cell c is c.
         """
         taught = weights > 0
-        targets = gaussian(centers[taught], maps.shape[-1], self.loss.integer_sigma)
+        targets = gaussian(centers[taught], maps.shape[-1], self.integer_sigma)
         return (self.integer_loss(maps[taught].float(), targets) * weights[taught]).sum()
 
     def auxiliary_sum(

@@ -8,7 +8,7 @@ import torch
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import DECIMAL_SIGMA, gaussian, to_distributions
-from hihlandmark.models.base import normalize
+from hihlandmark.models.base import Heatmaps, normalize
 from hihlandmark.models.hih import HIH
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
@@ -45,7 +45,7 @@ class HIHObjective(Objective):
     def totals(self, batch: Batch) -> torch.Tensor:
         """Sums of weights (3,) of all points, of the predicted ones, and of the teacher's."""
         weights = batch.weights
-        teacher = self._teacher_of(batch.crops.shape[1])
+        teacher = self.teacher_of(batch.crops.shape[1])
         distilled = weights.new_tensor(len(weights) * teacher.points if teacher else 0)
         return torch.stack([weights.sum(), weights[:, self.shipped].sum(), distilled])
 
@@ -93,7 +93,7 @@ class HIHObjective(Objective):
         The gradient is that of Hinton et al., arXiv 1503.02531, equation 2, at temperature 1.
         """
         total = torch.zeros((), device=crops.device)
-        teacher = self._teacher_of(crops.shape[-1])
+        teacher = self.teacher_of(crops.shape[-1])
         if teacher is None:
             return total
         stacks = [self.network.by_layout(maps) for maps in integers]
@@ -101,13 +101,8 @@ class HIHObjective(Objective):
         for name, taught in teacher(crops).items():
             for stack in stacks:
                 total = total + csc(stack[name], taught.integer).sum() / len(stacks)
-            assert taught.decimal is not None  # the teacher is an HIH network
+            assert isinstance(taught, Heatmaps)  # the teacher is an HIH network
+            assert taught.decimal is not None
             decimal = csc(own_decimals[name], taught.decimal).sum()
             total = total + self.loss.decimal_weight * decimal
         return total
-
-    def _teacher_of(self, crop_size: int) -> Teacher | None:
-        """The teacher, if it was trained on crops of this size: on others it is inaccurate."""
-        if self.teacher and self.teacher.network.configuration.input_size == crop_size:
-            return self.teacher
-        return None

@@ -1,0 +1,242 @@
+"""The nested heatmap network: p(point) = p(cell) p(fraction | cell).
+
+The second generation of HIH (Lan et al., arXiv 2104.03100). The integer heatmap is coarse, and the
+decimal heatmap is predicted from the features of one cell: "if the point is in this cell, where in
+it?". The down path of the first hourglass is a pretrained encoder, its up path ends at the grid;
+further hourglasses on the grid follow, with intermediate supervision, and predictions merged back
+as in HIH. docs/concepts/heatmaps.md has the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from hihlandmark.models.base import (
+    DECIMAL_EXTENT,
+    LandmarkNetwork,
+    NestedHeatmaps,
+    NetworkConfiguration,
+)
+from hihlandmark.models.blocks import Bottleneck, ConvBlock, Hourglass
+from hihlandmark.models.efficientnet import EfficientNetLite
+
+ENCODERS: Mapping[str, Callable[[], EfficientNetLite]] = {
+    "efficientnet-lite0": EfficientNetLite,
+}
+"""By name: modules with the features of a crop at strides 2, 4, 8, 16 and 32."""
+ENCODER_STRIDE = 32
+TOP_CELLS = 4
+"""Cells of the integer heatmap whose decimal heatmaps are read."""
+FINE_FEATURES = 32
+"""Channels of a fine level before it is brought to the grid."""
+MERGED_SCALE = 8.0
+"""Factor of the probabilities that are merged back: with 1 they would hardly weigh."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestedConfiguration(NetworkConfiguration):
+    """`NetworkConfiguration` of `Nested`.
+
+    ``encoder``: a name in `ENCODERS`. ``stride``: crop pixels a side of a cell. ``stacks``: the
+    encoder with its up path, and ``stacks - 1`` hourglasses on the grid. ``decimal_features``:
+    channels between the features of a cell and its decimal heatmaps.
+    """
+
+    encoder: str
+    stride: int = field()
+    decimal_features: int
+
+    @property
+    def crop_multiple(self) -> int:
+        """Crops have a side of a multiple of this number of pixels."""
+        return max(ENCODER_STRIDE, super().crop_multiple)
+
+    def _problems_of_sizes(self) -> Iterator[str]:
+        if self.encoder not in ENCODERS:
+            yield f"encoder={self.encoder!r} is not one of {', '.join(ENCODERS)}"
+        if self.stride not in (4, 8, 16):
+            yield f"stride={self.stride} is not 4, 8 or 16"
+        else:
+            yield from super()._problems_of_sizes()
+
+
+class Features(NamedTuple):
+    """What the heads of all layouts read, all (N, C, h, h).
+
+    ``stacks``: features of each stack for the integer heatmaps. ``decimal``: for the decimals.
+    """
+
+    stacks: list[torch.Tensor]
+    decimal: torch.Tensor
+
+
+class UpPath(nn.Module):
+    """From the encoder's coarse levels to the grid, with the context of the whole crop."""
+
+    def __init__(self, channels: Sequence[int], features: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(count, features, 1) for count in channels)
+        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels[-1], features, 1))
+        self.residual = nn.ModuleList(Bottleneck(features, features) for _ in channels[:-1])
+        self.position = nn.Conv2d(2, features, 1)
+        self.body = Bottleneck(features, features)
+
+    def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Levels from the grid's stride to stride 32 -> features (N, C, h, h) on the grid."""
+        x = self.lateral[-1](levels[-1]) + self.context(levels[-1])
+        for lateral, residual, level in reversed(
+            list(zip(self.lateral, self.residual, levels, strict=False))
+        ):
+            x = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = residual(x + lateral(level))
+        size = x.shape[-1]
+        centers = (torch.arange(size, device=x.device, dtype=x.dtype) + 0.5) / size * 2 - 1
+        place = torch.stack([centers.expand(size, size), centers[:, None].expand(size, size)])
+        return self.body(x + self.position(place[None]))
+
+
+class GridStack(nn.Module):
+    """An hourglass on the grid that also sees the integer heatmaps of the stack before."""
+
+    def __init__(self, depth: int, features: int, points: int) -> None:
+        super().__init__()
+        self.merge_predictions = nn.Conv2d(points, features, 1)
+        upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.hourglass = Hourglass(depth, features, Bottleneck, nn.MaxPool2d(2), upsample)
+        self.residual = Bottleneck(features, features)
+
+    def forward(self, x: torch.Tensor, integer: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, h), integer heatmaps (N, P, h, h) -> features (N, C, h, h)."""
+        probabilities = integer.flatten(2).softmax(dim=-1).view_as(integer) * MERGED_SCALE
+        merged = x + self.merge_predictions(probabilities.to(x.dtype))
+        return x + self.residual(self.hourglass(merged))
+
+
+class DecimalFeatures(nn.Module):
+    """Features for the decimals: those of the grid and the finer levels of the encoder.
+
+    With the coarse features alone, the decimal heatmap is less accurate than the mean of the
+    integer heatmap.
+    """
+
+    def __init__(self, fine_channels: Sequence[int], features: int) -> None:
+        super().__init__()
+        self.coarse = ConvBlock(features, features)
+        self.fine = nn.ModuleList()
+        for level, channels in enumerate(fine_channels):
+            ratio = 2 ** (len(fine_channels) - level)
+            strided = nn.Conv2d(
+                FINE_FEATURES, features, 2 * ratio, ratio, padding=ratio // 2, bias=False
+            )
+            norm = nn.BatchNorm2d(features)
+            self.fine.append(nn.Sequential(ConvBlock(channels, FINE_FEATURES), strided, norm))
+        self.mix = nn.Sequential(nn.ReLU(), Bottleneck(features, features))
+
+    def forward(self, x: torch.Tensor, fine_levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Features (N, C, h, h) of the last stack and finer levels -> (N, C, h, h)."""
+        x = self.coarse(x)
+        for fine, level in zip(self.fine, fine_levels, strict=True):
+            x = x + fine(level)
+        return self.mix(x)
+
+
+class NestedHead(nn.Module):
+    """The layers of one layout of P points."""
+
+    def __init__(self, points: int, configuration: NestedConfiguration) -> None:
+        super().__init__()
+        c = configuration
+        self.integer = nn.ModuleList(nn.Conv2d(c.features, points, 1) for _ in range(c.stacks))
+        self.embedding = nn.Parameter(torch.randn(points, c.features) * 0.02)
+        outputs = 2 * DECIMAL_EXTENT
+        self.weight = nn.Parameter(torch.randn(points, c.decimal_features, outputs) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(points, outputs))
+
+    def decimal(self, features: torch.Tensor, cells: torch.Tensor, read: nn.Module) -> torch.Tensor:
+        """Decimal heatmaps at cells.
+
+        Args:
+            features: (N, C, h, h), of `Features`.
+            cells: (N, P, K), row by row.
+            read: from the features of a cell to ``decimal_features`` channels.
+
+        Returns:
+            (N, P, K, 2, `DECIMAL_EXTENT`), scores over x and over y.
+        """
+        count, points, top = cells.shape
+        by_cell = features.flatten(2).transpose(1, 2)
+        index = cells.reshape(count, points * top, 1).expand(-1, -1, by_cell.shape[-1])
+        at_cells = by_cell.gather(1, index).unflatten(1, (points, top))
+        x = read(at_cells + self.embedding[:, None].to(at_cells.dtype))
+        scores = torch.einsum("npkc,pco->npko", x, self.weight.to(x.dtype))
+        return (scores.float() + self.bias[:, None]).unflatten(-1, (2, DECIMAL_EXTENT))
+
+
+class Nested(LandmarkNetwork):
+    """An encoder, an integer heatmap on a coarse grid, and decimal heatmaps at the best cells."""
+
+    def __init__(self, configuration: NestedConfiguration) -> None:
+        super().__init__()
+        c = configuration
+        self.configuration: NestedConfiguration = c
+        self.encoder = ENCODERS[c.encoder]()
+        channels = self.encoder.channels
+        self.grid_level = c.stride.bit_length() - 2
+        self.up_path = UpPath(channels[self.grid_level :], c.features)
+        self.stacks = nn.ModuleList(
+            GridStack(c.depth, c.features, c.points) for _ in range(c.stacks - 1)
+        )
+        self.decimal_features = DecimalFeatures(channels[: self.grid_level], c.features)
+        self.read = nn.Sequential(
+            nn.LayerNorm(c.features), nn.Linear(c.features, c.decimal_features), nn.GELU()
+        )
+        self.heads = nn.ModuleDict({n: NestedHead(points, c) for n, points in c.layouts.items()})
+        self.auxiliary_heads = nn.ModuleDict(
+            {n: NestedHead(points, c) for n, points in c.auxiliary_layouts.items()}
+        )
+
+    def forward(
+        self, crops: torch.Tensor, layouts: Sequence[str] | None = None
+    ) -> dict[str, NestedHeatmaps]:
+        """Crops (N, 3, S, S), normalized -> `NestedHeatmaps` of the layouts."""
+        features = self.features(crops)
+        found = {}
+        for name in self.configuration.layouts if layouts is None else layouts:
+            integer = self.integer(name, features.stacks[-1])
+            cells = integer.flatten(2).topk(TOP_CELLS, dim=-1).indices
+            found[name] = NestedHeatmaps(integer, cells, self.decimal(name, features, cells))
+        return found
+
+    def features(self, crops: torch.Tensor) -> Features:
+        """Crops (N, 3, S, S), normalized -> what the heads read."""
+        # Encoder: strides 2 to 32.
+        levels = self.encoder(crops)
+        # Up path: to the grid.
+        x = self.up_path(levels[self.grid_level :])
+        stacks = [x]
+        # Further stacks: each refines the features with the prediction before.
+        for number, stack in enumerate(self.stacks):
+            predictions = [self.integer(name, x, number) for name in self.heads]
+            x = stack(x, torch.cat(predictions, dim=1))
+            stacks.append(x)
+        return Features(stacks, self.decimal_features(x, levels[: self.grid_level]))
+
+    def integer(self, layout: str, features: torch.Tensor, stack: int = -1) -> torch.Tensor:
+        """A stack's features (N, C, h, h) -> integer heatmaps (N, P, h, h) of a layout."""
+        heatmaps: torch.Tensor = self._head(layout).integer[stack](features)
+        return heatmaps
+
+    def decimal(self, layout: str, features: Features, cells: torch.Tensor) -> torch.Tensor:
+        """Decimal heatmaps of a layout at cells, see `NestedHead.decimal`."""
+        return self._head(layout).decimal(features.decimal, cells, self.read)
+
+    def _head(self, layout: str) -> NestedHead:
+        heads = self.heads if layout in self.heads else self.auxiliary_heads
+        head = heads[layout]
+        assert isinstance(head, NestedHead)
+        return head

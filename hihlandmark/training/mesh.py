@@ -1,0 +1,215 @@
+"""Labels of a face mesh: as a layout for training only, and mapped to the inner points of others.
+
+The mesh has the 478 vertices of MediaPipe's attention mesh. A file ``NAME.npz`` holds ``names``
+(N,), of images as in the data set, ``points`` (N, 478, 2) in 1/64 pixel, and ``disagreement`` (N,),
+the mean distance in % of the inter-ocular distance between the mesh of an image and that of its
+mirror image. ``flip.npy`` beside it is the mirror table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
+from hihlandmark.crop import invert, similarities, tight_boxes, transform_points
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.image import load_image
+from hihlandmark.layouts import Layout, get_layout
+from hihlandmark.shape_prior import procrustes_mean
+
+MESH = "MESH478"
+VERTICES = 478
+# Vertices at the 68 points of 300-W: the tight box around them is that of the other layouts.
+OUTLINE_VERTICES = (
+    *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),
+    *(71, 63, 105, 66, 107, 336, 296, 334, 293, 301),
+)
+OUTER_EYE_CORNERS = (33, 263)
+IRISES = (468, 473)
+# Corners of an eye, its iris, and pairs of vertices on both lids.
+EYES = (
+    (33, 133, 468, ((160, 144), (158, 153))),
+    (362, 263, 473, ((385, 380), (387, 373))),
+)
+SHUT_BELOW = 0.13
+"""Lid distance over corner distance below which an eye is shut."""
+AVERTED_ABOVE = 0.11
+"""Distance of the irises from the middle of the eyes, in corner distances, of an averted gaze."""
+OUTER_PARTS = ("jaw", "brow")
+"""Parts on which annotators and mesh do not agree well enough."""
+_RIDGE = {"W300_68": 1e-4}
+_USUAL_RIDGE = 3e-3
+_SAME_FACE = (0.12, 0.75)
+"""A mesh belongs to a labeled face if their crops lie within this share of a side, and the smaller
+side is more than this share of the larger one."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeshLabels:
+    """The meshes of the images of one set.
+
+    Attributes:
+        rows: by name of the image: the row in the arrays.
+        points: (N, 478, 2) in pixels of the image.
+        disagreement: (N,) in % of the inter-ocular distance.
+        mirror: (478,), see `Layout.mirror`.
+    """
+
+    rows: Mapping[str, int]
+    points: FloatArray
+    disagreement: FloatArray
+    mirror: IndexArray
+
+    def of(self, name: str, square: FloatArray, worst: float) -> FloatArray | None:
+        """The points (478, 2) of the face in a crop square (4,), None if not good enough."""
+        row = self.rows.get(name)
+        if row is None or self.disagreement[row] > worst:
+            return None
+        own = mesh_square(self.points[row])
+        distance, ratio = _SAME_FACE
+        if np.linalg.norm(own[:2] - square[:2]) >= distance * square[2]:
+            return None
+        return self.points[row] if ratio < own[2] / square[2] < 1 / ratio else None
+
+
+def read_mesh(path: Path) -> MeshLabels:
+    """Read the meshes of a set. Raises `DataError` for a damaged file."""
+    flip = path.with_name("flip.npy")
+    try:
+        with np.load(path) as file:
+            names, points = file["names"].tolist(), file["points"] / 64.0
+            disagreement = file["disagreement"].astype(np.float64)
+        mirror = np.load(flip).astype(np.intp)
+    except Exception as error:  # a damaged zip can raise anything
+        raise DataError(f"{path} or {flip.name} cannot be read: {error}. Copy it again") from error
+    count = len(names)
+    shapes = (points.shape, disagreement.shape, mirror.shape)
+    is_involution = mirror.shape == (VERTICES,) and (
+        np.array_equal(np.sort(mirror), np.arange(VERTICES))
+        and np.array_equal(mirror[mirror], np.arange(VERTICES))
+    )
+    if shapes != ((count, VERTICES, 2), (count,), (VERTICES,)) or not is_involution:
+        raise DataError(f"{path} holds no meshes of {VERTICES} vertices, or {flip} no mirror table")
+    rows = {str(name): row for row, name in enumerate(names)}
+    return MeshLabels(rows, points, disagreement, mirror)
+
+
+def mesh_faces(folder: Path, split: str, mesh: MeshLabels, worst: float) -> AnnotatedFaces:
+    """The images of a folder whose mesh is good enough, with the mesh as their label."""
+    faces = [
+        AnnotatedFace(name, partial(load_image, folder / name), mesh.points[row], split)
+        for name, row in mesh.rows.items()
+        if mesh.disagreement[row] <= worst
+    ]
+    return AnnotatedFaces(folder.name, MESH, mesh.mirror, faces)
+
+
+def mesh_square(points: FloatArray, scale: float = 1.4) -> FloatArray:
+    """The canonical crop square (4,) around a mesh (478, 2)."""
+    x0, y0, x1, y1 = tight_boxes(points[list(OUTLINE_VERTICES)])
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0) * scale, 0.0])
+
+
+def oversampled(faces: AnnotatedFaces, mesh: MeshLabels, times: int) -> AnnotatedFaces:
+    """The faces, those with shut eyes or averted gaze ``times`` times."""
+    chosen: list[AnnotatedFace] = []
+    for face in faces:
+        row = mesh.rows.get(face.name)
+        rare = row is not None and is_rare(mesh.points[row])
+        chosen += [face] * (times if rare else 1)
+    return replace(faces, faces=chosen)
+
+
+def is_rare(points: FloatArray) -> bool:
+    """Whether an eye of a mesh (478, 2) is shut, or its gaze averted."""
+    openness, aside = [], []
+    for start, end, iris, lids in EYES:
+        axis = points[end] - points[start]
+        width = float(np.linalg.norm(axis)) + 1e-6
+        upper, lower = np.array(lids).T
+        distances = np.linalg.norm(points[upper] - points[lower], axis=-1)
+        openness.append(distances.mean() / width)
+        middle = (points[start] + points[end]) / 2
+        aside.append(float((points[iris] - middle) @ axis) / width**2)
+    return bool(min(openness) < SHUT_BELOW or abs(np.mean(aside)) > AVERTED_ABOVE)
+
+
+@dataclass(frozen=True, eq=False)
+class MeshMap:
+    """A linear map from meshes to the points of a layout, after a similarity alignment.
+
+    Attributes:
+        mean: (478, 2), the shape that meshes are aligned to.
+        center: (478 * 2,) and ``target`` (P * 2,): means of aligned meshes and points.
+        weights: (478 * 2, P * 2).
+    """
+
+    mean: FloatArray
+    center: FloatArray
+    target: FloatArray
+    weights: FloatArray
+
+    def __call__(self, mesh: FloatArray) -> FloatArray:
+        """Mesh (478, 2) -> points (P, 2) in the same pixels."""
+        transform = similarities(mesh[None], self.mean)
+        aligned = transform_points(transform, mesh[None]).ravel()
+        points = ((aligned - self.center) @ self.weights + self.target).reshape(1, -1, 2)
+        found: FloatArray = transform_points(invert(transform), points)[0]
+        return found
+
+
+def fit_mesh_map(meshes: FloatArray, points: FloatArray, ridge: float) -> MeshMap:
+    """Fit the map by ridge regression to meshes (N, 478, 2) and points (N, P, 2), N >= 2."""
+    mean = procrustes_mean(meshes)
+    transforms = similarities(meshes, mean)
+    sources = transform_points(transforms, meshes).reshape(len(meshes), -1)
+    targets = transform_points(transforms, points).reshape(len(points), -1)
+    center, target = sources.mean(axis=0), targets.mean(axis=0)
+    sources, targets = sources - center, targets - target
+    gram = sources @ sources.T + ridge * len(meshes) * np.eye(len(meshes))
+    return MeshMap(mean, center, target, sources.T @ np.linalg.solve(gram, targets))
+
+
+def fit_mesh_maps(
+    sets: Sequence[AnnotatedFaces], meshes: Sequence[MeshLabels | None], worst: float
+) -> dict[str, MeshMap]:
+    """The map to each built-in layout of which two or more labeled faces have a good mesh."""
+    pairs: dict[str, tuple[list[FloatArray], list[FloatArray]]] = {}
+    for faces, mesh in zip(sets, meshes, strict=True):
+        if mesh is None or not inner_points(faces.layout).any():
+            continue
+        sources, targets = pairs.setdefault(faces.layout, ([], []))
+        for face in {face.name: face for face in faces}.values():
+            row = mesh.rows.get(face.name)
+            if row is None or mesh.disagreement[row] > worst:
+                continue
+            own = mesh.points[row]
+            left, right = own[list(OUTER_EYE_CORNERS)]
+            offset = own.mean(axis=0) - face.points.mean(axis=0)  # NaN where a point is unknown
+            if np.linalg.norm(offset) < np.linalg.norm(right - left):
+                sources.append(own)
+                targets.append(face.points)
+    return {
+        layout: fit_mesh_map(np.array(sources), np.array(targets), _RIDGE.get(layout, _USUAL_RIDGE))
+        for layout, (sources, targets) in pairs.items()
+        if len(sources) >= 2
+    }
+
+
+def inner_points(layout: str) -> BoolArray:
+    """(P,) bool: the points of a built-in layout that a mesh labels well; none of other layouts."""
+    try:
+        known: Layout = get_layout(layout)
+    except ConfigurationError:  # a scheme that is no `Layout`
+        return np.zeros(0, bool)
+    inner = np.ones(known.size, bool)
+    for part, indices in known.parts.items():
+        if any(outer in part for outer in OUTER_PARTS):
+            inner[list(indices)] = False
+    return inner

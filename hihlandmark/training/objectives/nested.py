@@ -1,0 +1,136 @@
+"""The objective of the nested network: integer heatmaps of every stack, decimals at some cells."""
+
+from __future__ import annotations
+
+import torch
+
+from hihlandmark.errors import ConfigurationError
+from hihlandmark.heatmap import NESTED_INTEGER_SIGMA, encode_nested
+from hihlandmark.models.base import NestedHeatmaps, normalize
+from hihlandmark.models.nested import Features, Nested
+from hihlandmark.training.config import Loss
+from hihlandmark.training.data import Batch
+from hihlandmark.training.objectives.base import Objective, Teacher
+from hihlandmark.weights.card import Decoding
+
+EARLY_WEIGHT = 0.5
+"""Weight of the integer heatmaps of all stacks but the last."""
+CELL_JITTER = 0.25
+"""The second cell of a point is that of the point moved by up to this many cells."""
+
+
+class NestedObjective(Objective):
+    """`Objective` of `Nested`.
+
+    Each layout counts by its share of the faces, whatever its number of points.
+    """
+
+    names = ("integer", "decimal", "distillation")
+    supports_distillation = True
+    usual_integer_sigma = NESTED_INTEGER_SIGMA
+
+    def __init__(self, network: Nested, loss: Loss, teacher: Teacher | None = None) -> None:
+        if (loss.integer, loss.decimal, loss.point) != ("cross_entropy", "cross_entropy", "none"):
+            raise ConfigurationError(
+                "a nested network is trained with loss.integer and loss.decimal 'cross_entropy' "
+                f"and loss.point 'none', not {loss.integer!r}, {loss.decimal!r}, {loss.point!r}"
+            )
+        super().__init__(network, loss, teacher)
+        layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
+        self.counts = list(layouts.values())
+        self.layouts = list(layouts)
+
+    @staticmethod
+    def decoding(loss: Loss, stride: int) -> Decoding:
+        """The mean of the best cell and of the mixture."""
+        return Decoding(decoder="soft", activation="softmax", stride=stride)
+
+    def totals(self, batch: Batch) -> torch.Tensor:
+        """(3, L): of each layout the weights of points and of faces, and the number of faces."""
+        groups = batch.weights.split(self.counts, dim=1)
+        points = torch.stack([each.sum() for each in groups])
+        faces = torch.stack([each.amax(dim=1).sum() for each in groups])
+        return torch.stack([points, faces, torch.full_like(faces, len(batch.weights))])
+
+    def weigh(self, losses: torch.Tensor) -> torch.Tensor:
+        """The losses (3,) of `forward` -> the total loss."""
+        distilled = self.teacher.weight if self.teacher else 0.0
+        return losses @ losses.new_tensor((1.0, self.loss.decimal_weight, distilled))
+
+    def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
+        """The losses (3,) of `names`: KL divergences from the targets, and from the teacher's."""
+        crops = normalize(batch.crops, self.mean, self.std)
+        features = self.network.features(crops)
+        size = features.decimal.shape[-1]
+        points = batch.points.split(self.counts, dim=1)
+        weights = batch.weights.split(self.counts, dim=1)
+        point_total, face_total, count = totals
+        shares = face_total / count.clamp(min=1) / point_total.clamp(min=1e-6)
+        labeled = torch.zeros(2, device=batch.points.device)
+        for number, layout in enumerate(self.layouts):
+            # Also without a face of the layout: every process must have gradients of every head.
+            faces = (weights[number] > 0).any(dim=1)
+            cells = training_cells(points[number][faces], size, self.network.configuration.stride)
+            targets = encode_nested(
+                points[number][faces],
+                cells,
+                size,
+                stride=self.network.configuration.stride,
+                integer_sigma=self.integer_sigma,
+            )
+            weight = weights[number][faces] * targets.inside
+            integer = torch.zeros((), device=batch.points.device)
+            for stack, maps in enumerate(features.stacks):
+                scores = self.network.integer(layout, maps[faces], stack)
+                divergence = _kl(scores.float().flatten(2), targets.integer.flatten(2))
+                is_last = stack == len(features.stacks) - 1
+                integer = integer + (1 if is_last else EARLY_WEIGHT) * (divergence * weight).sum()
+            read = features._replace(decimal=features.decimal[faces])
+            scores = self.network.decimal(layout, read, cells)
+            divergence = _kl(scores.float(), targets.decimal).sum(dim=-1)
+            reachable = targets.reachable * weight[..., None] / cells.shape[-1]
+            decimal = (divergence * reachable).sum()
+            labeled = labeled + shares[number] * torch.stack([integer, decimal])
+        distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
+        return torch.cat([labeled, distilled[None]])
+
+    def _distillation_sum(self, crops: torch.Tensor, features: Features) -> torch.Tensor:
+        """KL divergences from the teacher, a mean over points and layouts, summed over faces.
+
+        Decimals are compared at the teacher's best cells, by its probabilities of these cells.
+        """
+        total = torch.zeros((), device=crops.device)
+        teacher = self.teacher_of(crops.shape[-1])
+        if teacher is None:
+            return total
+        for layout, taught in teacher(crops).items():
+            assert isinstance(taught, NestedHeatmaps)  # the teacher is a nested network
+            target = taught.integer.float().flatten(2).softmax(dim=-1)
+            for stack, maps in enumerate(features.stacks):
+                is_last = stack == len(features.stacks) - 1
+                scores = self.network.integer(layout, maps, stack).float().flatten(2)
+                weight = 1 if is_last else EARLY_WEIGHT
+                total = total + weight * _kl(scores, target).mean(dim=1).sum()
+            scores = self.network.decimal(layout, features, taught.cells).float()
+            divergence = _kl(scores, taught.decimal.float().softmax(dim=-1)).sum(dim=-1)
+            at_cells = target.gather(-1, taught.cells)
+            decimal = (divergence * at_cells).sum(dim=-1).mean(dim=1).sum()
+            total = total + self.loss.decimal_weight * decimal
+        return total / len(teacher.layouts)
+
+
+def training_cells(points: torch.Tensor, size: int, stride: int) -> torch.Tensor:
+    """The cells (N, P, 2) of points (N, P, 2) in crop pixels: the true one, and one near by.
+
+    The jitter is taken from the later digits of the point, so that a resumed run repeats it.
+    """
+    u = (points + 0.5) / stride
+    jitter = ((u * 997) % 1 * 2 - 1) * CELL_JITTER
+    cells = torch.stack([u, u + jitter], dim=2).floor().clamp(0, size - 1).long()
+    return cells[..., 1] * size + cells[..., 0]
+
+
+def _kl(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL divergence of softmax(scores) (..., n) from the target (..., n), 0 where that is empty."""
+    entropy = torch.xlogy(target, target).sum(dim=-1)
+    return entropy - (target * scores.log_softmax(dim=-1)).sum(dim=-1)

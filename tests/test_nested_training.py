@@ -1,0 +1,257 @@
+"""The objective of the nested network, and labels from a face mesh."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import PLAIN, as_toml, tiny, write_data, write_set
+from typer.testing import CliRunner
+
+from hihlandmark import ConfigurationError, DataError, Detector
+from hihlandmark.cli import app
+from hihlandmark.layouts import W300_68, WFLW98
+from hihlandmark.models.nested import Nested
+from hihlandmark.training.config import TrainingConfiguration
+from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
+from hihlandmark.training.mesh import (
+    MESH,
+    OUTLINE_VERTICES,
+    fit_mesh_map,
+    inner_points,
+    is_rare,
+    mesh_square,
+    read_mesh,
+)
+from hihlandmark.training.objectives import Teacher, make_objective
+from hihlandmark.training.objectives.nested import training_cells
+from hihlandmark.training.schedule import Plan
+from hihlandmark.training.trainer import build_training_network
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE, VERTICES = 64, 478
+
+
+def nested(**changes: Any) -> TrainingConfiguration:
+    """Two steps of a narrow nested network on crops of 64 pixels, without augmentation."""
+    values = {
+        "model": "hih-small",
+        "network": {"features": 8, "depth": 1, "decimal_features": 8, "input_size": SIZE},
+        "stages": [{"steps": 2, "batch_size": 2, "learning_rate": 1e-3}],
+        "augmentation": PLAIN,
+    }
+    return tiny(**{**values, **changes})
+
+
+def write_mesh(folder: Path, names: list[str], points: np.ndarray, disagreement: float = 1) -> Path:
+    """A file of meshes (N, 478, 2), with a mirror table that swaps neighbors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "set.npz"
+    rows = np.round(points * 64).astype(np.int16)
+    np.savez(path, names=names, points=rows, disagreement=np.full(len(names), disagreement))
+    np.save(folder / "flip.npy", np.arange(VERTICES) ^ 1)
+    return path
+
+
+def some_mesh(center: float = 60.0, size: float = 70.0) -> np.ndarray:
+    """A mesh whose outline is a square around the center."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-0.4, 0.4, (VERTICES, 2))
+    points[list(OUTLINE_VERTICES[:4])] = [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]
+    return points * size + center
+
+
+def test_crop_size_of_a_stage_is_that_of_the_network() -> None:
+    assert nested().stages[0].crop_size == SIZE
+
+
+@pytest.mark.slow
+def test_a_nested_network_is_trained_exported_and_used(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    calibration = [{"of": "COFW29", "folder": "COFW29", "split": "val"}]
+    configuration = nested(card={"license": "test", "calibration": calibration})
+    (tmp_path / "run.toml").write_text(as_toml(configuration))
+    arguments = ["train", str(tmp_path / "run.toml"), "--data", str(data), "--workers", "0"]
+    arguments += ["--out", str(tmp_path / "run"), "--export", str(tmp_path / "weights")]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    detector = Detector(29, weights=tmp_path / "weights", device="cpu", runtime="torch")
+    found = detector.predict_crops(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+    assert found.points.shape == (1, 29, 2)
+    assert detector.card.decoding.decoder == "soft"
+    assert detector.card.decoding.stride == 8
+
+
+def test_losses_that_a_nested_network_does_not_have_are_errors() -> None:
+    configuration = nested(loss={"integer": "mse"})
+    with pytest.raises(ConfigurationError, match="cross_entropy"):
+        make_objective(configuration, build_training_network(configuration))
+
+
+def batch_of_one(points: np.ndarray, place: slice, total: int = 195) -> Batch:
+    rows, weights = torch.zeros(1, total, 2), torch.zeros(1, total)
+    rows[0, place], weights[0, place] = torch.from_numpy(points).float(), 1
+    crops = torch.full((1, SIZE, SIZE, 3), 90, dtype=torch.uint8)
+    return Batch(crops, rows, weights, torch.zeros(1, dtype=torch.int64))
+
+
+def test_nested_network_learns_one_face_by_heart() -> None:
+    torch.manual_seed(0)
+    configuration = nested()
+    objective = make_objective(configuration, build_training_network(configuration))
+    batch = batch_of_one(WFLW98.mean_shape * 45 + 32, slice(0, 98))
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    totals, losses = objective.totals(batch), []
+    for _ in range(12):
+        found = objective(batch, totals)
+        losses.append(found.detach())
+        optimizer.zero_grad()
+        objective.weigh(found).backward()
+        optimizer.step()
+    first, last = losses[0], losses[-1]
+    assert (last[:2] < 0.9 * first[:2]).all()
+    assert first[2] == 0, "there is no teacher"
+
+
+def test_a_layout_counts_by_its_faces_and_not_by_its_points() -> None:
+    configuration = nested()
+    objective = make_objective(configuration, build_training_network(configuration)).eval()
+    wide, narrow = slice(0, 98), slice(166, 195)
+    one = batch_of_one(WFLW98.mean_shape * 45 + 32, wide)
+    other = batch_of_one(np.full((29, 2), 30.0), narrow)
+    both = Batch(*map(torch.cat, zip(one, other, strict=True)))
+    with torch.no_grad():
+        separate = [objective(batch, objective.totals(batch)) for batch in (one, other)]
+        together = objective(both, objective.totals(both))
+    torch.testing.assert_close(together, (separate[0] + separate[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_is_its_own_perfect_teacher() -> None:
+    configuration = nested()
+    network = build_training_network(configuration).eval()
+    assert isinstance(network, Nested)
+    teacher = Teacher(network, ("WFLW98", "COFW29"), 1.0, "digest")
+    batch = batch_of_one(WFLW98.mean_shape * 45 + 32, slice(0, 98))
+
+    def distilled(student: torch.nn.Module) -> float:
+        objective = make_objective(configuration, student, teacher).eval()  # type: ignore[arg-type]
+        with torch.no_grad():
+            return float(objective(batch, objective.totals(batch))[2])
+
+    torch.manual_seed(5)
+    other = build_training_network(nested(seed=5)).eval()
+    # The first stack has its own head, which the last one teaches.
+    assert 0 <= distilled(network) < distilled(other)
+
+
+def test_training_cells_are_the_true_one_and_one_near_by() -> None:
+    points = torch.rand(4, 50, 2) * 64 - 0.5
+    cells = training_cells(points, 8, 8)
+    true = ((points + 0.5) / 8).floor().clamp(0, 7)
+    found = torch.stack([cells % 8, cells // 8], dim=-1)
+    assert torch.equal(found[:, :, 0].float(), true)
+    assert (found[:, :, 1] - true).abs().max() <= 1
+    assert torch.equal(cells, training_cells(points, 8, 8)), "a resumed run repeats them"
+
+
+# Meshes
+
+
+def test_a_linear_relation_between_mesh_and_points_is_found() -> None:
+    rng = np.random.default_rng(1)
+    shapes = some_mesh() + rng.normal(0, 1, (40, VERTICES, 2))
+    points = shapes[:, :68] * 0.5 + shapes[:, 68:136] * 0.5
+    mapping = fit_mesh_map(shapes, points, ridge=1e-6)
+    turned = shapes[0] @ np.array([[0.0, 2.0], [-2.0, 0.0]]) + 7
+    expected = points[0] @ np.array([[0.0, 2.0], [-2.0, 0.0]]) + 7
+    np.testing.assert_allclose(mapping(turned), expected, atol=0.2)
+
+
+def test_labels_come_from_the_face_then_from_other_layouts_then_from_the_mesh(
+    tmp_path: Path,
+) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
+    names = [f"train_{i}.png" for i in range(3)]
+    rng = np.random.default_rng(2)
+    meshes = some_mesh() + rng.normal(0, 0.5, (3, VERTICES, 2))
+    write_mesh(tmp_path / "mesh", names, meshes)
+    configuration = nested(
+        sets=[{"folder": "set", "mesh": "mesh/set.npz"}], auxiliary_layouts={MESH: VERTICES}
+    )
+    faces, mesh = read_training_set(tmp_path, configuration.sets[0], configuration.mesh)
+    layouts = {"WFLW98": 98, "W300_68": 68, MESH: VERTICES}
+    plan = Plan(configuration, len(faces))
+    batch, _ = TrainingBatches(configuration, plan, layouts, [faces], meshes=[mesh])[0]
+    own, shared = batch.weights[:, 98:166], batch.weights[:, :98]
+    assert (own == 1).all(), "the mesh does not replace the face's own label"
+    assert set(shared[0].tolist()) == {0.0, np.float32(configuration.loss.shared_weight)}
+    assert (batch.weights[:, 166:] == configuration.mesh.weight).all()
+    scale = SIZE / mesh_square(meshes[0])[2]
+    spread = float(batch.points[0, 166:].std() / meshes[0].std())
+    assert spread == pytest.approx(scale, rel=0.1)
+
+
+def test_meshes_alone_are_a_training_set(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
+    write_mesh(tmp_path / "mesh", ["train_0.png", "train_1.png"], np.stack([some_mesh()] * 2))
+    configuration = nested(sets=[{"folder": "set", "layout": MESH, "mesh": "mesh/set.npz"}])
+    faces, _ = read_training_set(tmp_path, configuration.sets[0], configuration.mesh)
+    assert faces.layout == MESH
+    assert {face.name for face in faces} == {"train_0.png", "train_1.png"}
+    assert faces[0].load_image().shape == (120, 120, 3)
+
+
+@pytest.mark.parametrize("damage", ["cut", "vertices", "flip", "missing"])
+def test_damaged_mesh_files_are_errors(damage: str, tmp_path: Path) -> None:
+    count = 10 if damage == "vertices" else VERTICES
+    path = write_mesh(tmp_path, ["a.png"], np.zeros((1, count, 2)))
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif damage == "flip":
+        np.save(tmp_path / "flip.npy", np.zeros(VERTICES, int))
+    elif damage == "missing":
+        path.unlink()
+    with pytest.raises(DataError, match=r"mesh|read"):
+        read_mesh(path)
+
+
+def test_shut_eyes_and_averted_gazes_are_rare() -> None:
+    points = np.zeros((VERTICES, 2))
+    for _, second, iris, lids in (
+        (33, 133, 468, ((160, 144), (158, 153))),
+        (362, 263, 473, ((385, 380), (387, 373))),
+    ):
+        points[second] = (30, 0)
+        points[iris] = (15, 0)
+        for upper, lower in lids:
+            points[upper], points[lower] = (15, -5), (15, 5)
+    assert not is_rare(points)
+    shut = points.copy()
+    shut[[160, 158]] = shut[[144, 153]] = (15, 0)
+    assert is_rare(shut)
+    averted = points.copy()
+    averted[[468, 473]] += (5, 0)
+    assert is_rare(averted)
+
+
+def test_inner_points_are_nose_eyes_and_mouth() -> None:
+    assert np.flatnonzero(inner_points("W300_68")).tolist() == list(range(27, 68))
+    assert not inner_points("SCUT86").any()
+
+
+def test_held_out_faces_are_the_others_of_training(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60, faces=6)
+    configuration = nested(
+        sets=[{"folder": "set", "held_out": 2}],
+        validation={"sets": [{"folder": "set", "held_out": 2}]},
+    )
+    from hihlandmark.training.data import read_face_set
+
+    trained = {face.name for face in read_face_set(tmp_path, configuration.sets[0])}
+    held = {face.name for face in read_face_set(tmp_path, configuration.validation.sets[0])}
+    assert (len(trained), len(held)) == (4, 2)
+    assert not trained & held
+    with pytest.raises(ConfigurationError, match="held_out"):
+        read_face_set(tmp_path, nested(sets=[{"folder": "set", "held_out": 6}]).sets[0])
