@@ -42,9 +42,8 @@ DECIMAL_SIGMA = 1.0
 WINDOW = 5
 """Radius in cells of the window that ``local_soft_argmax`` averages over. A target fits into three;
 an uncertain network spreads further."""
-MASS_RADIUS = 0.03
-"""Of nested networks: the mass is the probability within this share of the crop's side. With 0.05
-it is nearly 1 for most points, and the calibration error of 68 points rises from 2.5 to 3.1 %."""
+MASS_RADIUS = 0.05
+"""Of nested networks: the mass is the probability within this share of the crop's side."""
 MIXTURE_REACH = 2
 """Cells farther than this from the best one have no part in the mean of ``soft``."""
 
@@ -224,7 +223,7 @@ def decode(
             mean, _ = _moments(_symmetric(window, cell, integer.shape[-1]))
             cell = cell + mean - WINDOW
         fraction, spread = _fraction(decimal, decoder, bin_center, decimal_sigma)
-        u, covariance = cell + fraction, covariance + spread
+        u, covariance = cell.to(integer.dtype) + fraction, covariance + spread
     if align_corners:
         size = integer.shape[-1]
         u = (u - 0.5) * (size / (size - 1))

@@ -22,8 +22,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 MEDIAN_CHI2 = 2 * np.log(2)
 """Median of the squared Mahalanobis distance of a 2-D Gaussian."""
-RIDGE = 1e-3
-"""Keeps the fit finite when every point of a small split is near."""
+RIDGE = 1e-4
+"""On standardized features. Keeps the fit finite when every point of a small split is near."""
 SMALLEST_VARIANCE = 1e-6
 """In squared crop pixels: makes the covariance of a heatmap with a single cell invertible."""
 FOLDS = 5
@@ -203,12 +203,18 @@ def _fit_logistic(features: FloatArray, near: BoolArray) -> FloatArray:
         from scipy.optimize import minimize
 
     sign = np.where(near, 1.0, -1.0)
+    # The ridge must not depend on the scale of the features, which are strongly correlated.
+    mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    mean[0], std[0] = 0, 1  # the constant
+    standardized = (features - mean) / std
 
     def negative_log_likelihood(weights: FloatArray) -> float:
-        losses = np.logaddexp(0, -sign * (features @ weights))
+        losses = np.logaddexp(0, -sign * (standardized @ weights))
         return float(losses.mean() + RIDGE * np.square(weights).sum())
 
-    return minimize(negative_log_likelihood, np.zeros(features.shape[1])).x
+    weights: FloatArray = minimize(negative_log_likelihood, np.zeros(features.shape[1])).x / std
+    weights[0] -= mean @ weights
+    return weights
 
 
 def _fit_knots(scores: FloatArray, near: BoolArray) -> tuple[tuple[float, float], ...]:
