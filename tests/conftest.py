@@ -56,7 +56,7 @@ def astronaut() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def detector_of() -> Callable[[int], Detector]:
     """Points of a layout -> the detector with the packaged weights, made once."""
-    return cache(lambda layout: Detector(layout, device="cpu"))
+    return cache(lambda layout: Detector(layout, device="cpu", precision="fp32"))
 
 
 @pytest.fixture(scope="session")

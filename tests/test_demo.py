@@ -337,6 +337,34 @@ def test_no_call_returns_another_file(address: str, secret: tuple[Path, bytes], 
     assert token not in answer
 
 
+def test_no_event_and_no_api_endpoint_returns_another_file(
+    address: str, secret: tuple[Path, bytes], png: bytes
+) -> None:
+    path, token = secret
+    (uploaded,) = json.loads(upload(address, png)[1])
+    marked = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+    good = [{"path": uploaded, "meta": marked["meta"]}, 68, "hih-small", []]
+    for function in functions(address):
+        values = [*good, None][: len(function["inputs"])]
+        for payload in payloads(str(path)):
+            data = f'{json.dumps(values)}, "event_data": {payload}'
+            assert token not in call(address, function["id"], data)
+        for name in (str(function["id"]), function["api_name"] or "predict"):
+            for place in ("call", "run", "api", "call/v2"):
+                body = json.dumps({"data": [marked] * len(values), "value": marked})
+                target = f"/gradio_api/{place}/{name}"
+                answer = fetch(address, target, body.encode())[1]
+                if b"event_id" in answer:
+                    answer += fetch(address, f"{target}/{json.loads(answer)['event_id']}")[1]
+                    for file in re.findall(rb'/gradio_api/file=[^"\\]+', answer):
+                        answer += fetch(address, quote(file.decode(), safe="/=%"))[1]
+                assert token not in answer
+                assert b"face of" not in answer, "the secret image was read"
+    folder = Path(uploaded).parents[1]
+    copies = [each for each in folder.rglob("*") if each.is_file() and token in each.read_bytes()]
+    assert copies == []
+
+
 def test_no_address_returns_another_file(
     address: str, secret: tuple[Path, bytes], png: bytes
 ) -> None:

@@ -92,7 +92,7 @@ def collage(image: Pixels, count: int) -> Pixels:
 
 
 def test_many_images_give_the_same_as_one_by_one(astronaut: Pixels) -> None:
-    detector = Detector(98, device="cpu", batch_size=4)
+    detector = Detector(98, device="cpu", precision="fp32", batch_size=4)
     images = [
         astronaut,
         np.zeros((50, 60, 3), np.uint8),
@@ -119,7 +119,7 @@ def test_images_are_read_as_they_are_needed(astronaut: Pixels) -> None:
             read += 1
             yield astronaut
 
-    detector = Detector(98, device="cpu", batch_size=2, refine=0)
+    detector = Detector(98, device="cpu", precision="fp32", batch_size=2, refine=0)
     results = detector.predict_many(endless(), workers=2)
     assert [len(next(results)) for _ in range(3)] == [1, 1, 1]  # type: ignore[arg-type]
     assert read <= 8
@@ -162,14 +162,14 @@ def test_a_box_of_few_points_needs_a_larger_crop(detector_of: DetectorOf) -> Non
 
 
 def test_refining_corrects_a_bad_box(astronaut: Pixels) -> None:
-    good = Detector(98, device="cpu", refine=1)
+    good = Detector(98, device="cpu", precision="fp32", refine=1)
     (face,) = good.predict(astronaut)
     box = tight_boxes(face.points)
     side = (box[2:] - box[:2]).max()
     bad = box + np.array([0.12, 0.1, 0.12, 0.1], np.float32) * side
     errors = []
     for refine in (0, 2):
-        detector = Detector(98, device="cpu", refine=refine)
+        detector = Detector(98, device="cpu", precision="fp32", refine=refine)
         (found,) = detector.predict(astronaut, boxes=bad, box_kind="landmarks")
         errors.append(np.linalg.norm(found.points - face.points, axis=1).mean())
     assert errors[1] < errors[0]
@@ -208,7 +208,7 @@ def test_the_network_runs_no_more_often_than_the_box_needs(
 
 def test_both_decoders_find_the_same_face(astronaut: Pixels, detector_of: DetectorOf) -> None:
     (face,) = detector_of(98).predict(astronaut)
-    (other,) = Detector(98, device="cpu", decoder="argmax").predict(astronaut)
+    (other,) = Detector(98, device="cpu", precision="fp32", decoder="argmax").predict(astronaut)
     distance = np.linalg.norm(face.points - other.points, axis=1).mean()
     assert 0 < distance < 0.1 * face.interocular
 
@@ -236,7 +236,9 @@ class OneBox:
 
 
 def test_a_custom_face_detector_is_used(astronaut: Pixels) -> None:
-    (face,) = Detector(98, device="cpu", face_detector=OneBox()).predict(astronaut)
+    (face,) = Detector(98, device="cpu", precision="fp32", face_detector=OneBox()).predict(
+        astronaut
+    )
     assert face.box_score == 0.5
     assert face.box.tolist() == [180, 61, 267, 172]
 
@@ -288,7 +290,7 @@ def test_points_that_coincide_still_have_a_crop(astronaut: Pixels, detector_of: 
 
 
 def test_an_empty_heatmap_has_score_0_and_harms_no_other_point(astronaut: Pixels) -> None:
-    detector = Detector(68, "awing-small", device="cpu")
+    detector = Detector(68, "awing-small", device="cpu", precision="fp32")
     (face,) = detector.predict(astronaut)
     runtime, size = detector.runtime, detector.landmarker.crop_size
     # The tip of the nose and the corners of the mouth, which are symmetric.
@@ -315,7 +317,7 @@ def test_the_shape_prior_places_a_hidden_part_of_the_face(
     layout: int, astronaut: Pixels, detector_of: DetectorOf
 ) -> None:
     """A gray square over one eye: with the shape prior its points stay nearer to the true ones."""
-    with_prior = detector_of(layout).with_options(refine=0)
+    with_prior = Detector(layout, "adnet-small", device="cpu", precision="fp32", refine=0)
     plain = with_prior.with_options(shape_prior=False)
     assert plain.landmarker.shape_prior is None
     boxes = {"boxes": [[180, 61, 267, 172]], "box_kind": "mtcnn"}
@@ -334,9 +336,12 @@ def test_a_missing_shape_prior_is_an_error(tmp_path: Path) -> None:
     card = find_weights("hih-small").card
     network = load_model("hih-small").network
     save_weights(tmp_path, card, network.state_dict())
-    assert Detector(98, weights=tmp_path, device="cpu").landmarker.shape_prior is None
+    assert (
+        Detector(98, weights=tmp_path, device="cpu", precision="fp32").landmarker.shape_prior
+        is None
+    )
     with pytest.raises(ConfigurationError, match="shape prior"):
-        Detector(98, weights=tmp_path, device="cpu", shape_prior=True)
+        Detector(98, weights=tmp_path, device="cpu", precision="fp32", shape_prior=True)
 
 
 def test_options_are_changed_without_loading_the_network_again(
@@ -347,7 +352,7 @@ def test_options_are_changed_without_loading_the_network_again(
     assert quick.runtime is detector.runtime
     assert (quick.pipeline.refine, quick.landmarker.flip_test) == (0, False)
     assert detector.pipeline.refine == 1
-    fresh = Detector(68, device="cpu", refine=0, flip_test=False)
+    fresh = Detector(68, device="cpu", precision="fp32", refine=0, flip_test=False)
     np.testing.assert_array_equal(
         points_of(quick.predict(astronaut)), points_of(fresh.predict(astronaut))
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import os
+import re
+import struct
 import sys
 import threading
 import time
@@ -12,10 +15,12 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,8 +30,15 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from hihlandmark import Detector
 from hihlandmark.errors import ConfigurationError, ImageError
-from hihlandmark.image import EXIF_ORIENTATION_TAG, UPRIGHT_TRANSPOSE, load_image
+from hihlandmark.face_detection import make_face_detector
+from hihlandmark.image import (
+    EXIF_ORIENTATION_TAG,
+    UPRIGHT_TRANSPOSE,
+    load_image,
+    readable_formats,
+)
 
 
 def gradient(height: int = 6, width: int = 9) -> NDArray[np.uint8]:
@@ -291,11 +303,77 @@ def test_almost_black_integers_are_logged(dtype: str, caplog: pytest.LogCaptureF
     assert "almost black" in caplog.text
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_few_bits_in_16_bit_files_are_logged(
+    bits: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.linspace(0, 2**bits - 1, 300).reshape(10, 10, 3).astype(np.uint16)
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), values)
+    gray = encode(Image.fromarray(values[..., 0].copy()), "PNG")
+    for source in (values, gray, path):
+        caplog.clear()
+        load_image(source)
+        assert "almost black" in caplog.text
+    cv2.imwrite(str(path), values << (16 - bits))
+    caplog.clear()
+    load_image(path)
+    load_image(values, white=2**bits - 1)
+    assert caplog.records == []
+
+
+# --- other formats ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("format", "package"),
+    [
+        *(("MPO", None), ("JPEG2000", None), ("TGA", None), ("PSD", None), ("QOI", None)),
+        *(("AVIF", None), ("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")),
+    ],
+)
+def test_formats_of_cameras_and_programs_are_read(format: str, package: str | None) -> None:
+    if package is not None:
+        pytest.importorskip(package)
+    assert (format == "MPO") or format in readable_formats()
+    image = Image.fromarray(np.repeat(np.repeat(PIXELS, 16, axis=0), 16, axis=1))
+    if format == "PSD":
+        header = b"8BPS\0\1" + bytes(6) + b"\0\3" + struct.pack(">IIHH", *image.size[::-1], 8, 3)
+        planes = np.moveaxis(np.array(image), -1, 0).tobytes()
+        data = header + bytes(12) + b"\0\0" + planes
+    else:
+        options = {"save_all": True, "append_images": [image]} if format == "MPO" else {}
+        data = encode(image, format, **options)
+    found = load_image(data).astype(int)
+    assert np.abs(found - np.array(image)).mean() < 5
+
+
+def test_missing_plug_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    readable_formats()
+    monkeypatch.setattr("hihlandmark.image.readable_formats", lambda: ["JPEG", "PNG"])
+    for name in ("HEIF", "JXL"):
+        monkeypatch.delitem(Image.OPEN, name, raising=False)
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    for data, name in ((heic, r"\[heif\]"), (b"\xff\x0a" + bytes(30), "jxl")):
+        with pytest.raises(ImageError, match=name):
+            load_image(data)
+
+
 # --- invalid input ----------------------------------------------------------------------------
 
 F32 = np.float32
 CLOSED = Image.open(io.BytesIO(PNG))
 CLOSED.close()
+with Image.open(io.BytesIO(PNG)) as LEFT:
+    pass
+with io.BytesIO(PNG) as _file:
+    ORPHAN = Image.open(_file)
+
+
+async def _read_later(size: int = -1) -> bytes:
+    return PNG
+
+
 INVALID: dict[str, tuple[Any, str]] = {
     "batch": (PIXELS[None], r"batch\[0\]"),
     "no rows": (np.zeros((0, 5, 3), np.uint8), "empty"),
@@ -317,7 +395,12 @@ INVALID: dict[str, tuple[Any, str]] = {
     "text": (b"<!DOCTYPE html><html></html>", "DOCTYPE"),
     "header only": (PNG[:8], "header"),
     "EPS, which runs a program": (encode(Image.fromarray(PIXELS), "EPS"), "not an image"),
-    "closed PIL image": (CLOSED, "closed"),
+    "closed PIL image": (CLOSED, "is closed"),
+    "PIL image after its with block": (LEFT, "is closed"),
+    "PIL image of a closed file": (ORPHAN, "is closed"),
+    "base64": (base64.b64encode(PNG * 9).decode(), "b64decode"),
+    "base64 of two names": (base64.urlsafe_b64encode(PNG * 9).decode(), "b64decode"),
+    "asynchronous file": (SimpleNamespace(read=_read_later), "await"),
     "truncated PNG": (PNG[:-30], "truncated"),
     "truncated JPEG": (encode(Image.fromarray(PIXELS), "JPEG")[:-10], "truncated"),
     "truncated GIF": (encode(Image.fromarray(PIXELS), "GIF")[:-60], "truncated|damaged"),
@@ -358,6 +441,78 @@ def test_input_that_does_not_fit_the_options_is_an_image_error(
 ) -> None:
     with pytest.raises(ImageError, match=keyword):
         load_image(image, **options)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "a" * 500_000,
+        "no/such/folder/" * 30_000,
+        base64.b64encode(bytes(400_000)).decode(),
+        "data:image/png;base64," + "A" * 500_000,
+        "file:///" + "a" * 500_000,
+        "http://127.0.0.1:1/" + "a" * 500_000,
+        "http://[" + "a" * 500_000,
+        b"a" * 500_000,
+    ],
+    ids=lambda image: str(image[:20]),
+)
+def test_long_inputs_are_not_echoed(image: str | bytes) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_image(image, timeout=2)
+    assert len(str(caught.value)) < 1000
+
+
+ONE_IMAGE: list[Any] = ["a.jpg", Path("a.jpg"), PNG, PIXELS, PIXELS[..., 0]]
+ONE_IMAGE += [torch.from_numpy(PIXELS), Image.fromarray(PIXELS), io.BytesIO(PNG)]
+
+
+@pytest.mark.parametrize("image", ONE_IMAGE, ids=lambda image: type(image).__name__)
+def test_one_image_in_place_of_many_is_an_error(image: Any, detector: Detector) -> None:
+    with pytest.raises(ImageError, match="one image"):
+        detector.predict_many(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (np.moveaxis(PIXELS, -1, 0), {"channels": "first"}),
+        (PIXELS.astype(np.float32), {"white": 255}),
+        (WIDE // 16, {"white": 4095}),
+        (np.moveaxis(PIXELS[..., ::-1], -1, 0) / 1, {"channels": "first", "white": 255}),
+    ],
+)
+def test_predict_takes_what_its_errors_advise(
+    image: Any, options: dict[str, Any], detector: Detector
+) -> None:
+    assert detector.predict(image, **options) == []
+    assert list(detector.predict_many([image, image], **options)) == [[], []]
+
+
+@pytest.mark.parametrize("image", [image for image, _ in INVALID.values()], ids=INVALID)
+def test_errors_of_predict_name_its_own_arguments(image: Any, detector: Detector) -> None:
+    limited = detector.with_options()
+    known = {*signature(Detector).parameters, *signature(limited.predict).parameters}
+    with pytest.raises(ImageError) as caught:
+        limited.predict(image)
+    assert set(re.findall(r"\b([a-z_]+)=", str(caught.value))) <= known
+
+
+def test_options_of_another_kind_are_configuration_errors(detector: Detector) -> None:
+    odd: list[Any] = [float("nan"), [], "1", -1, True]
+    for value in odd:
+        for name in ("refine", "batch_size"):
+            with pytest.raises(ConfigurationError, match=name):
+                detector.with_options(**{name: value})
+        for name in ("min_face", "min_score", "detection_size"):
+            with pytest.raises(ConfigurationError, match=name):
+                make_face_detector(**{name: value}, device="cpu", runtime="torch")
+
+
+def test_workers_of_another_kind_are_configuration_errors(detector: Detector) -> None:
+    for value in (float("nan"), [], "2", 0, 1.5):
+        with pytest.raises(ConfigurationError, match="workers"):
+            detector.predict_many([PIXELS], workers=value)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -25,7 +25,7 @@ from hihlandmark import ConfigurationError, Face, ImageError
 from hihlandmark.cli import app
 from hihlandmark.io import Result, ResultFolder, Shard, Source, find_images, job, predict_sources
 from hihlandmark.layouts import get_layout
-from hihlandmark.writing import write_atomically
+from hihlandmark.writing import write_new
 
 SETTINGS = {"layout": "29", "weights": "1" * 64}
 FORMATS_OF_MANY = ["jsonl", "csv", "parquet"]
@@ -110,12 +110,13 @@ def test_kill_at_any_moment_neither_loses_nor_doubles_images(
     write(tmp_path, [result(letter) for letter in "abcd"], name, part_size=2)
     folder = ResultFolder(tmp_path, name, SETTINGS)
 
-    def write_and_die(path: Path, content: bytes) -> None:
+    def write_and_die(path: Path, content: bytes, temporary: Path) -> None:
         if moment == "after the file":
-            write_atomically(path, content)
+            write_new(path, content, temporary)
+        temporary.write_bytes(content)
         raise Killed
 
-    monkeypatch.setattr(job, "write_atomically", write_and_die)
+    monkeypatch.setattr(job, "write_new", write_and_die)
     for letter in "xy":
         folder.add(result(letter))
     with pytest.raises(Killed):
@@ -144,10 +145,10 @@ def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
 def test_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [result("a")])
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, temporary: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(job, "write_atomically", full)
+    monkeypatch.setattr(job, "write_new", full)
     with pytest.raises(OSError, match="space"):
         write(tmp_path, [result("b")], part_size=1)
     monkeypatch.undo()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import random
 import tarfile
+import threading
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pytest
 from PIL import Image
 
 from hihlandmark import ImageError
+from hihlandmark.image import readable_formats
 from hihlandmark.io import Source, find_images
 
 
@@ -149,3 +154,309 @@ def test_stamp_by_content_ignores_the_time(tmp_path: Path) -> None:
         (source,) = find(path)
         stamps.append(source.stamped_by_content().stamp)
     assert stamps[0] == stamps[1] != stamps[2]
+
+
+def problems(found: Iterable[Source]) -> list[str]:
+    return [source.problem for source in found if source.problem is not None]
+
+
+def within(seconds: float, task: Callable[[], Any]) -> Any:
+    """The result of a task that must not hang."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(task()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert results, "it hangs"
+    return results[0]
+
+
+def write_zip(path: Path, method: int = zipfile.ZIP_DEFLATED) -> bytearray:
+    """Three images of noise, a.png to c.png; returns the content."""
+    noise = random.Random(0)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name in "abc":
+            archive.writestr(f"{name}.png", png() + noise.randbytes(2000) * 2)
+    return bytearray(path.read_bytes())
+
+
+def set_field(content: bytearray, offset: int, value: int) -> None:
+    """Set a field of b.png in a zip file, both where its data is and in the directory."""
+    local = content.index(b"b.png") - 30 + offset
+    central = content.rindex(b"b.png") - 46 + offset + 2
+    content[local : local + 2] = content[central : central + 2] = value.to_bytes(2, "little")
+
+
+def damage(content: bytearray) -> None:
+    start = content.index(b"b.png") + 100
+    content[start : start + 1000] = bytes(1000)
+
+
+@pytest.mark.parametrize("method", [0, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        damage,
+        lambda content: set_field(content, 6, 1),  # encrypted
+        lambda content: set_field(content, 8, 99),  # an unknown method
+        lambda content: set_field(content, 8, 12),  # another method
+        lambda content: set_field(content, 8, 14),
+    ],
+)
+def test_damaged_member_of_a_zip_fails_alone(
+    tmp_path: Path, method: int, spoil: Callable[[bytearray], None]
+) -> None:
+    path = tmp_path / "images.zip"
+    content = write_zip(path, method)
+    original = bytes(content)
+    spoil(content)
+    path.write_bytes(content)
+    found = find(path)
+    if content != original:
+        (problem,) = problems(found)
+        assert "b.png" in problem
+    assert {"images.zip/a.png", "images.zip/c.png"} <= set(names(found))
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
+@pytest.mark.parametrize("length", [0, 1, 3, 10, 17, 40, 300, 600, 2000])
+def test_archive_cut_anywhere_is_a_problem(tmp_path: Path, mode: str, length: int) -> None:
+    path = tmp_path / f"cut.tar{mode[1:].replace(':', '.')}"
+    noise = random.Random(0)
+    write_tar(path, {f"{n}.png": noise.randbytes(2000) for n in range(3)}, mode)
+    path.write_bytes(path.read_bytes()[:length])
+    assert "cut.tar" in problems(find(path))[-1]
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".parquet"])
+def test_noise_in_archives_is_a_problem(tmp_path: Path, suffix: str) -> None:
+    noise = random.Random(0)
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".zip":
+        write_zip(whole)
+    elif suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"image": [png(), png(1)]}), whole)
+    else:
+        mode = {".tar": "w", ".tar.xz": "w:xz"}.get(suffix, "w:gz")
+        write_tar(whole, {"a.png": png(), "b.png": png(1)}, mode)
+    path = tmp_path / f"noise{suffix}"
+    for _ in range(100):
+        content = bytearray(whole.read_bytes())
+        for _ in range(noise.choice([1, 3, 30])):
+            content[noise.randrange(len(content))] = noise.randrange(256)
+        path.write_bytes(content[: noise.choice([len(content), noise.randrange(len(content))])])
+        for source in within(20, lambda: find(path)):
+            with suppress(ImageError):
+                source.load()
+
+
+def test_members_larger_than_the_limit_are_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("large.png", bytes(2_000_000))
+        archive.writestr("small.png", png())
+    write_tar(tmp_path / "a.tar.gz", {"large.png": bytes(2_000_000), "small.png": png()}, "w:gz")
+    table = pyarrow.table({"image": [bytes(2_000_000), png()]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for name in ("a.zip", "a.tar.gz", "a.parquet"):
+        found = list(find_images([str(tmp_path / name)], max_bytes=1_000_000))
+        assert len(names(found)) == 1
+        assert "max_bytes" in problems(found)[0]
+
+
+def test_sparse_member_of_a_tar_is_not_expanded(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.tar"
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("sparse.png")
+        info.size = 512
+        size = 100 * 2**30
+        info.pax_headers = {
+            "GNU.sparse.major": "0",
+            "GNU.sparse.minor": "1",
+            "GNU.sparse.size": str(size),
+            "GNU.sparse.map": "0,512",
+            "GNU.sparse.numblocks": "1",
+        }
+        archive.addfile(info, io.BytesIO(bytes(512)))
+        info = tarfile.TarInfo("after.png")
+        info.size = len(png())
+        archive.addfile(info, io.BytesIO(png()))
+    found = within(20, lambda: find(path))
+    assert names(found) == ["sparse.tar/after.png"]
+    assert "max_bytes" in problems(found)[0]
+
+
+@pytest.mark.parametrize("values", [["/etc/passwd", "http://127.0.0.1:9/a.png"], [1, 2], [[1], []]])
+def test_table_cells_that_are_not_bytes_are_problems(tmp_path: Path, values: list[Any]) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": values}), path)
+    found = find(path)
+    assert len(problems(found)) == len(values)
+    assert all("bytes" in problem for problem in problems(found))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"\xff/a.png", b"a\xed\xa0\x80.png"])
+def test_name_that_is_not_utf8_is_a_problem(tmp_path: Path, name: bytes) -> None:
+    path = os.path.join(os.fsencode(tmp_path), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    for each, content in ((path, png()), (os.fsencode(tmp_path) + b"/z.png", png())):
+        with open(each, "wb") as file:
+            file.write(content)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(path, os.fsdecode(name))
+        archive.add(tmp_path / "z.png", "z.png")
+    for found in (find(tmp_path), find(tmp_path / "a.tar"), find(f"{tmp_path}/**/*.[pj][np]g")):
+        (problem,) = problems(found)
+        assert "UTF-8" in problem
+        assert "\\udc" in problem
+        assert all(f"{s.path}{s.name}{s.problem}".encode() for s in found)
+        assert [Path(each).name for each in names(found)] == ["z.png"]
+
+
+def test_list_may_start_with_a_byte_order_mark_and_hold_bad_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    image = str(tmp_path / "a.png").encode()
+    (tmp_path / "list.txt").write_bytes(
+        b"\xef\xbb\xbf" + image + b"\r\ncaf\xe9.png\na\0b.png\n*\0.png\n@\0\n" + image + b"\n"
+    )
+    found = find(f"@{tmp_path}/list.txt")
+    assert names(found) == ["a.png", "a.png"]
+    assert "line 2" in problems(found)[0]
+    assert len(problems(found)) == 4
+    assert all(source.stamped_by_content() for source in found)
+
+
+def test_lists_that_name_each_other_end(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    own, first, second = (tmp_path / f"{name}.txt" for name in ("own", "first", "second"))
+    own.write_text(f"@{own}\n{tmp_path}/a.png\n")
+    first.write_text(f"@{second}\n@{tmp_path}/link.txt\n")
+    second.write_text(f"{tmp_path}/a.png\n@{first}\n")
+    (tmp_path / "link.txt").symlink_to(first)
+    for path, count in ((own, 1), (first, 2), (second, 2)):
+        found = within(20, lambda path=path: find(f"@{path}"))
+        assert names(found) == ["a.png"]
+        assert len(problems(found)) == count
+    for number in range(2000):
+        (tmp_path / f"{number}.txt").write_text(f"@{tmp_path}/{number + 1}.txt\n")
+    (problem,) = problems(within(20, lambda: find(f"@{tmp_path}/0.txt")))
+    assert ".txt" in problem
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize(
+    "name",
+    ["a.jpg", "a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz", "a.parquet", "l.txt"],
+)
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/random"])
+def test_what_is_not_a_regular_file_is_a_problem(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    prefixes = ["@"] if name == "l.txt" else ["", "file://", "local://"]
+    (tmp_path / "list.txt").write_text("".join(f"{prefix}{path}\n" for prefix in prefixes))
+    arguments = [f"{prefix}{path}" for prefix in prefixes] + [f"@{tmp_path}/list.txt"]
+    arguments += [str(tmp_path), f"{tmp_path}/a.*"] * (name == "a.jpg")
+    found = [
+        source.stamped_by_content()
+        for argument in arguments
+        for source in within(20, lambda argument=argument: find(argument))
+    ]
+    assert len(found) >= 2
+    for source in found:
+        assert source.problem is not None or source.stamp == ""
+        with pytest.raises(ImageError, match="not a regular file"):
+            source.load()
+
+
+def test_files_of_macos_beside_images_are_ignored(tmp_path: Path) -> None:
+    members = ("a.png", "._a.png", "__MACOSX/a.png", "sub/__MACOSX/._a.png", "sub/b.png")
+    for name in members:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png())
+    write_tar(tmp_path / "a.tar", dict.fromkeys(members, png()))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in members:
+            archive.writestr(name, png())
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    for name in members:
+        memory.pipe(f"/macos/{name}", png())
+    arguments = (tmp_path / "in", tmp_path / "a.tar", tmp_path / "a.zip", "memory://macos")
+    for argument in (*arguments, f"{tmp_path}/in/**/*.png"):
+        found = find(argument)
+        assert [Path(name).name for name in names(found)] == ["a.png", "b.png"]
+        assert not problems(found)
+
+
+UNUSUAL = {"JPEG2000": ".jp2", "TGA": ".tga", "MPO": ".mpo", "PSD": ".psd", "QOI": ".qoi"}
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "TGA", "MPO"])
+def test_unusual_formats_in_folders_are_read(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (30, 20), (200, 0, 0)).save(tmp_path / f"a{UNUSUAL[kind]}", kind)
+    (source,) = find(tmp_path)
+    assert source.load().shape == (20, 30, 3)
+
+
+def test_photoshop_and_qoi_files_in_folders_are_found(tmp_path: Path) -> None:
+    for name in ("a.psd", "b.qoi", "c.MPO"):
+        (tmp_path / name).write_bytes(b"damaged")
+    assert names(find(tmp_path)) == ["a.psd", "b.qoi", "c.MPO"]
+
+
+@pytest.mark.parametrize("name", ["a.HEIC", "b.heif", "c.jxl", "d.CR2", "e.nef"])
+def test_formats_without_a_package_are_named_as_skipped(tmp_path: Path, name: str) -> None:
+    if {".heic": "HEIF", ".heif": "HEIF", ".jxl": "JXL"}.get(
+        Path(name).suffix.lower()
+    ) in readable_formats():
+        pytest.skip("its package is installed")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for each in (name, "z.png"):
+        (folder / each).write_bytes(png())
+    write_tar(tmp_path / "a.tar", {name: png(), "z.png": png()})
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(folder / name, name)
+        archive.write(folder / "z.png", "z.png")
+    for path in (folder, tmp_path / "a.tar", tmp_path / "a.zip"):
+        found = find(path)
+        assert [(s.is_skipped, Path(s.path).name) for s in found] == [
+            (True, name),
+            (False, "z.png"),
+        ]
+        assert name in str(found[0].problem)
+    (folder / "z.png").unlink()
+    skipped, empty = find(folder)
+    assert (skipped.is_skipped, empty.is_skipped) == (True, False)
+
+
+def test_excluded_folder_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "out/b.png", "out/sub/c.png", "outer/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for pattern in (str(tmp_path), f"{tmp_path}/**/*.png", f"{tmp_path}/*"):
+        for exclude in (tmp_path / "out", f"{tmp_path}/outer/../out/", tmp_path / "link"):
+            found = {Path(s.path).name for s in find_images([pattern], exclude=exclude)}
+            assert found == {"a.png", "d.png"}
+
+
+class Unreliable:
+    """A file system whose calls fail in its own way."""
+
+    class Error(Exception):
+        pass
+
+    def __call__(self) -> bytes:
+        raise self.Error("throttled")
+
+
+def test_errors_of_remote_file_systems_are_image_errors() -> None:
+    source = Source("s3://bucket/a.png", "a.png", content=Unreliable())
+    with pytest.raises(ImageError, match="throttled"):
+        source.load()
+    assert source.stamped_by_content().stamp == ""
+    (source,) = find("nosuch://x")
+    assert "nosuch" in str(source.problem)

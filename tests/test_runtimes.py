@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hihlandmark import ConfigurationError, runtimes
+from hihlandmark import ConfigurationError, doctor, runtimes
 from hihlandmark.arrays import Image
 from hihlandmark.cli import app
 from hihlandmark.crop import BoxMap
@@ -25,15 +26,19 @@ from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes import (
     RUNTIMES,
     CropLandmarks,
+    Precision,
+    choose_precision,
     choose_runtime,
     export,
     make_runtime,
     register_runtime,
 )
 from hihlandmark.runtimes.graph import CropGraph, PixelGraph, folded
+from hihlandmark.runtimes.onnxruntime import provider_of
 from hihlandmark.runtimes.openvino import write_openvino
 from hihlandmark.runtimes.pytorch import TorchRuntime
-from hihlandmark.weights import LoadedModel, save_weights
+from hihlandmark.versions import version_of
+from hihlandmark.weights import LoadedModel, load_model, save_weights
 from hihlandmark.weights.card import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -195,6 +200,105 @@ def test_converted_networks_are_kept_for_the_next_time(
         make_runtime("openvino", model.network, "COFW29", card, CPU, decoding=decoding)
     assert len(written) == 3, "one for each set of weights and each decoding"
     assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == 3
+
+
+@pytest.mark.parametrize("damage", ["emptied", "changed", "deleted"])
+def test_a_damaged_conversion_is_converted_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path)
+    model, crops = tiny_model("awing"), some_crops(2)
+
+    def points() -> np.ndarray:
+        return make_runtime("openvino", model.network, "COFW29", model.card, CPU)(crops).points
+
+    expected = points()
+    for suffix in (".bin", ".xml", ".sha256"):
+        (path,) = tmp_path.glob(f"*{suffix}")
+        content = path.read_bytes()
+        path.unlink()  # the runtime has mapped it: not in place
+        if damage != "deleted":
+            half = len(content) // 2
+            path.write_bytes(b"" if damage == "emptied" else content[:half] + bytes(half))
+        np.testing.assert_array_equal(points(), expected)
+        assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_without_a_writable_cache_nothing_is_left_in_the_temporary_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setattr(runtimes, "_cache_folder", lambda package: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, crops = tiny_model("awing"), some_crops(2)
+    runtime = make_runtime(name, model.network, "COFW29", model.card, CPU)
+    # PyTorch itself keeps a folder "torchinductor_USER".
+    assert list(tmp_path.glob("hihlandmark*")) == []
+    assert_close(runtime(crops), plain(model, crops))
+
+
+def test_auto_takes_bf16_where_it_is_native_and_logs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for is_native, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(
+            "hihlandmark.runtimes.pytorch.has_native_bf16", lambda device, n=is_native: n
+        )
+        for name in ("torch", "openvino"):
+            with caplog.at_level(logging.INFO):
+                assert choose_precision("auto", name, CPU) == expected
+            assert f"precision: {expected}" in caplog.text
+        assert choose_precision("auto", "onnxruntime", CPU) == "fp32"
+        assert choose_precision("fp32", "torch", CPU) == "fp32"
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_decoding_is_exact_in_bf16(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions decoded in bf16 itself would be whole pixels or halves."""
+    pytest.importorskip(name)
+    monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path)
+    model = load_model("hih-small")
+    crops = export.drawn_faces("COFW29", model.card.configuration["input_size"], 8)
+
+    def points(precision: Precision) -> np.ndarray:
+        return make_runtime(name, model.network, "COFW29", model.card, CPU, precision)(crops).points
+
+    exact, mixed = points("fp32"), points("bf16")
+    large = mixed[mixed > 64]
+    rounded = torch.from_numpy(large).bfloat16().float().numpy()
+    assert np.abs(large - rounded).mean() > 0.05
+    assert np.median(np.linalg.norm(mixed - exact, axis=-1)) < 0.15
+
+
+def test_onnx_runtime_gets_the_index_of_the_device() -> None:
+    provider, options = provider_of(torch.device("cuda:1"))
+    assert (provider, options) == ("CUDAExecutionProvider", {"device_id": "1"})
+    assert provider_of(torch.device("cuda"))[1] == {"device_id": "0"}
+    assert provider_of(CPU) == ("CPUExecutionProvider", {})
+
+
+def test_missing_metadata_of_packages_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in programs that PyInstaller bundles."""
+    pytest.importorskip("openvino")
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("hihlandmark.versions.version", missing)
+    monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path)
+    assert version_of("torch") == torch.__version__
+    assert version_of("facenet-pytorch")
+    model = tiny_model("awing")
+    make_runtime("openvino", model.network, "COFW29", model.card, CPU)
+    for name in ("version", "requires", "metadata"):
+        monkeypatch.setattr(f"hihlandmark.doctor.{name}", missing)
+    doctor.report()
 
 
 def test_a_registered_runtime_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

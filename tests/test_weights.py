@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -647,3 +648,50 @@ def test_incomplete_official_checkpoint_is_refused_by_name(
     torch.save(state, tmp_path / "best.pth")
     with pytest.raises(WeightsError, match=f"missing: {lost}"):
         convert_checkpoint(tmp_path / "best.pth", tmp_path, "hih-cofw")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("configuration.layouts", -1),
+        ("configuration.layouts.WFLW98", -1),
+        ("configuration.layouts.WFLW98", 10**12),
+        ("configuration.layouts", {"WFLW98.a": 98}),
+        ("configuration.features", 1e30),
+        ("configuration.features", 10**30),
+        ("configuration.features", 4 * 10**9),
+        ("configuration.stacks", 1e30),
+        ("configuration.stacks", 10**30),
+        ("configuration.depth", 10**6),
+        ("configuration.input_size", 192 * 10**9),
+        ("configuration.encoder", ["a"]),
+        ("crop.boxes.mtcnn.scale", float("nan")),
+        ("crop.boxes.mtcnn.scale", 1e300),
+        ("crop.boxes.mtcnn.shift", [1e300, 0]),
+        ("normalization.std", [1e-300] * 3),
+        ("calibration.WFLW98.covariance_scale", 1e300),
+        ("file", "a" * 5000 + ".safetensors"),
+    ],
+)
+def test_absurd_values_of_a_card_are_errors(field: str, value: object, tmp_path: Path) -> None:
+    files = find_weights("hih-small")
+    values = json.loads(files.path.with_suffix(".json").read_text())
+    *parents, last = field.split(".")
+    place = values
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    shutil.copy(files.path, tmp_path)
+    (tmp_path / "hih-small.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 5000, "a" * 300 + "/b", "owner/name@" + "r" * 5000, "~nosuchuser/x", "a\0b"]
+)
+def test_names_that_no_file_can_have_are_errors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError) as caught:
+        find_weights(name)
+    assert len(str(caught.value)) < 1000

@@ -6,6 +6,7 @@ on stderr; 2 wrong usage.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -22,6 +23,7 @@ from hihlandmark.cli.predict import predict
 from hihlandmark.cli.train import train
 from hihlandmark.cli.video import video
 from hihlandmark.errors import HihlandmarkError, ImageError
+from hihlandmark.writing import FULL_DISK
 
 app = typer.Typer(
     help="Sub-pixel face landmarks with Heatmap-in-Heatmap networks.",
@@ -60,6 +62,9 @@ app.add_typer(weights.app, name="weights")
 
 def main() -> None:
     """Entry point of the console script: prints errors of the package as one line on stderr."""
+    # Paths may hold characters that the encoding of the terminal lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except HihlandmarkError as error:
@@ -70,8 +75,8 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL_DISK:
             raise
         # Such as a folder without write permission, or a full disk.
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)

@@ -22,6 +22,9 @@ def demo(
     layout: options.LayoutOption = "98",
     model: options.ModelOption = "hih-small",
     device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
+    max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,
+    max_bytes: options.MaxBytesOption = options.MAX_BYTES,
     web: Annotated[bool, Option("--web", help="Serve a page for the browser instead.")] = False,
     host: Annotated[str, Option(help=_HOST)] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="With --web: 0 for any free port.")] = 7860,
@@ -34,7 +37,11 @@ def demo(
     With --web, serve a page that does this with the images of a browser.
     """
     if not web:
-        _write(image, out, layout, model, device)
+        detector = options.make_detector(
+            layout, model, device=device, precision=precision,
+            max_pixels=max_pixels, max_bytes=max_bytes,
+        )  # fmt: skip
+        _write(image, out, detector)
         return
     if image is not None or out != _OUT:
         raise BadParameter("--web takes its images from the page and writes no files")
@@ -42,7 +49,7 @@ def demo(
     from hihlandmark.layouts import get_layout
 
     def make(layout: int, model: str) -> Detector:
-        return options.make_detector(layout, model, device=device)
+        return options.make_detector(layout, model, device=device, precision=precision)
 
     serve(
         make, layout=get_layout(layout).size, model=model, host=host, port=port,
@@ -50,16 +57,15 @@ def demo(
     )  # fmt: skip
 
 
-def _write(image: str | None, out: Path, layout: str, model: str, device: str) -> None:
+def _write(image: str | None, out: Path, detector: Detector) -> None:
     from hihlandmark.draw import draw_faces, encode_png
-    from hihlandmark.image import load_image
     from hihlandmark.io import Result, Source
     from hihlandmark.io.formats import write_jsonl
     from hihlandmark.writing import write_atomically
 
     name = Path(image).stem if image else "astronaut"
-    loaded = load_image(image or options.astronaut())
-    faces = options.make_detector(layout, model, device=device).predict(loaded)
+    loaded = detector.load_image(image or options.astronaut()).pixels
+    faces = detector.predict(loaded)
     drawn, record = out / f"{name}.landmarks.png", out / f"{name}.json"
     write_atomically(drawn, encode_png(draw_faces(loaded, faces)))
     result = Result(Source(image or "skimage.data.astronaut()", name), faces)

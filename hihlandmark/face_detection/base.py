@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.errors import ConfigurationError, ImageError, is_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +102,13 @@ def check_options(
     detection_size: int, min_face: float, min_score: float, smallest_size: float
 ) -> None:
     """Raise `ConfigurationError` for options of a face detector that are out of range."""
-    if not detection_size >= smallest_size:
+    if not (is_number(detection_size) and detection_size >= smallest_size):
         raise ConfigurationError(
             f"detection_size must be {smallest_size:.0f} pixels or more, not {detection_size}"
         )
-    if not min_face > 0:
+    if not (is_number(min_face) and min_face > 0):
         raise ConfigurationError(f"min_face must be more than 0 pixels, not {min_face}")
-    if not 0 <= min_score <= 1:
+    if not (is_number(min_score) and 0 <= min_score <= 1):
         raise ConfigurationError(f"min_score must lie in 0..1, not {min_score}")
 
 

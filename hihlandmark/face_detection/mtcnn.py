@@ -7,7 +7,6 @@ networks are run by any of the `runtimes`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import cv2
 import numpy as np
@@ -26,6 +25,7 @@ from hihlandmark.face_detection.boxes import best_boxes
 from hihlandmark.runtimes import Run, make_run
 from hihlandmark.runtimes.graph import ANY, PixelGraph
 from hihlandmark.runtimes.pytorch import resolve_device
+from hihlandmark.versions import version_of
 
 # Takes 0.63 of the time of images of 1024-1280 pixels at full size, and finds 93 % of the faces in
 # crowds and every portrait: benchmarks/face_detection.py.
@@ -120,7 +120,7 @@ class Cascade:
     """
 
     def __init__(self, device: torch.device, runtime: str = "auto") -> None:
-        release = version("facenet-pytorch")
+        release = version_of("facenet-pytorch")
 
         def run_of(name: str, shape: tuple[int, ...], *outputs: str) -> Run:
             def make_graph() -> PixelGraph:

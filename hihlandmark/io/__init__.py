@@ -1,7 +1,7 @@
 """Many images: their sources, the formats of results, and a folder of results that resumes."""
 
 from hihlandmark.io.formats import FORMATS, Result, to_record
-from hihlandmark.io.job import ResultFolder, Shard, predict_sources
+from hihlandmark.io.job import ResultFolder, Shard, predict_sources, settings_of
 from hihlandmark.io.sources import IMAGE_SUFFIXES, Source, find_images
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Source",
     "find_images",
     "predict_sources",
+    "settings_of",
     "to_record",
 ]

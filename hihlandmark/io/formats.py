@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hihlandmark.face import Face
-from hihlandmark.io.sources import Source, require_pyarrow
+from hihlandmark.io.sources import Source, escape, require_pyarrow
 from hihlandmark.layouts import Layout
 
 _FACE_BITS = 12
@@ -78,7 +78,7 @@ def write_csv(results: Iterable[Result]) -> bytes:
             writer.writerow(start)
         for number, face in enumerate(result.faces):
             writer.writerows(start | {"face": number} | row for row in face.to_rows())
-    return text.getvalue().encode()
+    return escape(text.getvalue()).encode()
 
 
 def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> bytes:
@@ -180,11 +180,12 @@ def _coco_category(layout: Layout) -> dict[str, Any]:
 def _image_columns(result: Result) -> dict[str, Any]:
     """The columns of a table that describe the image."""
     width, height = result.size or (None, None)
-    return {"image": result.source.path, "width": width, "height": height, "error": result.error}
+    error = None if result.error is None else escape(result.error)
+    return {"image": result.source.path, "width": width, "height": height, "error": error}
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+    return (escape(json.dumps(record, ensure_ascii=False)) + "\n").encode()
 
 
 class Format(NamedTuple):

@@ -1,19 +1,28 @@
 """Predict many images into a folder of results that survives being killed.
 
-The folder holds every image exactly once. Results are written in parts that are never changed. The
-file of a part is written under its final name, then its images are entered in the manifest in one
-transaction: from then on they are done. A part that is not in the manifest was left by a killed
-process and is removed.
+The folder holds every image exactly once. Results are written in parts that are never changed. A
+file is entered in the manifest with its SHA-256, written under its final name, and then its images
+are entered in one transaction: from then on they are done. A file without its images was left by a
+killed process and is removed. Other files are neither replaced nor removed: what is not in the
+manifest, or has other content than it says, belongs to somebody else.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import logging
+import os
+import re
+import secrets
 import sqlite3
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
@@ -24,19 +33,59 @@ from hihlandmark.io.formats import FORMATS, Result
 from hihlandmark.io.sources import Source
 from hihlandmark.pipeline import Found
 from hihlandmark.threads import default_workers, map_ahead
-from hihlandmark.writing import write_atomically
+from hihlandmark.writing import write_new
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
 
+logger = logging.getLogger(__name__)
+
+# An image's name is stored as `_name_key`. A file of a part has the image ''.
 _TABLES = """
+BEGIN;
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
     path TEXT PRIMARY KEY, name TEXT NOT NULL, stamp TEXT NOT NULL, part INTEGER NOT NULL,
     faces INTEGER NOT NULL, error TEXT
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS images_by_name ON images (name);
+CREATE TABLE IF NOT EXISTS files (
+    name TEXT PRIMARY KEY, image TEXT NOT NULL, part INTEGER NOT NULL, digest TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files_by_image ON files (image);
+COMMIT;
 """
+_UNFINISHED = """
+SELECT name, digest FROM files WHERE CASE image
+    WHEN '' THEN part NOT IN (SELECT part FROM images)
+    ELSE image NOT IN (SELECT path FROM images)
+END
+"""
+_TEMPORARY = ".temporary"  # the setting that names the file under which others are written
+_FIXED_SETTINGS = ("format", "shards")  # a folder cannot mix these
+
+# Names that Windows takes for devices, also with a suffix.
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$)\s*(\.|$)", re.IGNORECASE)
+# Errors of a file's name, not of the disk: they concern one image.
+_NAME_ERRORS = frozenset(
+    (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+)
+
+
+def settings_of(detector: Detector) -> dict[str, Any]:
+    """What the results of a detector depend on, as resolved, for `ResultFolder`."""
+    return {
+        "layout": detector.layout.name,
+        "model": detector.card.name,
+        "weights": detector.card.sha256,
+        "runtime": detector.runtime.name,
+        "precision": detector.runtime.precision,
+        "face_detector": detector.face_detector.name,
+        "refine": detector.pipeline.refine,
+        "any_rotation": detector.pipeline.any_rotation,
+        "flip_test": detector.landmarker.flip_test,
+        "shape_prior": detector.landmarker.shape_prior is not None,
+    }
 
 
 def predict_sources(
@@ -53,12 +102,11 @@ def predict_sources(
 
     def find(source: Source) -> Found[Result]:
         try:
-            image = source.load()
+            image, factor, size = source.load_by(detector.load_image)
         except ImageError as error:
             return Found(Result(source, error=str(error), model=model), None, Detections.none())
-        height, width = image.shape[:2]
-        result = Result(source, size=(width, height), model=model)
-        return Found(result, image, detector.find_faces(image))
+        result = Result(source, size=size, model=model)
+        return Found(result, image, detector.find_faces(image), factor)
 
     found = map_ahead(find, sources, workers or default_workers())
     box_map = detector.box_map(detector.face_detector.name)
@@ -91,16 +139,23 @@ class ResultFolder:
     Args:
         folder: created if it does not exist.
         output_format: a key of `FORMATS`.
-        settings: what the results depend on; a folder with other settings is refused.
+        settings: what the results depend on, such as `settings_of` a detector; a folder with other
+            settings is refused.
         shard: which part of the work this process does.
         part_size: images per part; a kill costs one part at most.
+        drawings: images get a drawing, named after them.
+        allow_mixed: take a folder with results of other settings.
 
     Attributes:
         done_before: images of `pending` that have a result from an earlier run.
         repeated: images of `pending` that were named before in this run.
+        failed: images that were read but whose files could not be written; each is logged with its
+            reason.
 
     Raises:
-        ConfigurationError: another process uses the folder, or it holds results of other settings.
+        ConfigurationError: another process uses the folder, or it holds results of other settings,
+            a damaged manifest, or files of somebody else and no manifest.
+        OSError: the folder cannot be written.
     """
 
     def __init__(
@@ -111,16 +166,23 @@ class ResultFolder:
         *,
         shard: Shard = Shard(),  # noqa: B008 - immutable
         part_size: int = 200,
+        drawings: bool = False,
+        allow_mixed: bool = False,
     ) -> None:
         self.folder, self.shard, self.part_size = folder, shard, part_size
         self.format = FORMATS[output_format]
-        self.repeated = self.done_before = 0
-        self._in_progress: dict[str, str] = {}  # path -> name of images that were handed out
+        self.repeated = self.done_before = self.failed = 0
+        self._has_files_of_images = drawings or self.format.of_image is not None
+        self._in_progress: dict[str, str] = {}  # path -> key of the name, of images handed out
+        self._paths: dict[str, str] = {}  # the inverse
         self._unwritten: list[Result] = []
-        folder.mkdir(parents=True, exist_ok=True)
         mark = f"-{shard.number}-of-{shard.total}" if shard.total > 1 else ""
         self._part_name = f"part{mark}-{{:06d}}{self.format.suffix}"
-        self._lock = FileLock(folder / f".lock{mark}", blocking=False)
+        self._manifest_path = folder / f".manifest{mark}.sqlite"
+        lock = folder / f".lock{mark}"
+        _refuse_files_of_others(folder, lock)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(lock, blocking=False)
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -129,10 +191,10 @@ class ResultFolder:
             ) from error
         try:
             self._refuse_other_shards()
-            self._manifest = _open_manifest(folder / f".manifest{mark}.sqlite")
-            (last,) = self._select("SELECT coalesce(max(part), 0) FROM images")
-            self._part = last + 1
-            self._begin_or_resume({**settings, "format": output_format, "shards": shard.total})
+            self._manifest = _open_manifest(self._manifest_path)
+            given = {**settings, "format": output_format, "shards": shard.total}
+            with _manifest_errors(self._manifest_path):
+                self._begin_or_resume(given, allow_mixed)
         except BaseException:
             self._lock.release()
             raise
@@ -153,7 +215,7 @@ class ResultFolder:
         """Select the images that have no result yet; an image that is named twice comes once.
 
         An image that must not get a result comes with a ``problem``: it was changed since it was
-        predicted, or its files would replace those of another.
+        predicted, or the names of its files are those of another image or not portable.
         """
         for source in sources:
             if source.problem is not None:
@@ -165,36 +227,74 @@ class ResultFolder:
             if source.path in self._in_progress:
                 self.repeated += 1
                 continue
-            row = self._select("SELECT stamp FROM images WHERE path = ?", source.path)
-            if row == (source.stamp,):
+            stamp = self._finished_stamp(source.path)
+            if stamp == source.stamp:
                 self.done_before += 1
-            elif row is not None:
+            elif stamp is not None:
                 problem = f"{source.path}: changed since it was predicted: use a new folder"
                 yield replace(source, problem=problem)
-            elif (other := self._same_name(source)) is not None:
-                problem = f"{source.path}: its results would replace those of {other}: "
-                problem += "name a folder above both, or use --format jsonl, csv or parquet"
-                yield replace(source, problem=problem)
+            elif (reason := self._name_problem(source)) is not None:
+                yield replace(source, problem=f"{source.path}: {reason}")
             else:
-                self._in_progress[source.path] = source.name
+                key = _name_key(source.name)
+                self._in_progress[source.path], self._paths[key] = key, source.path
                 yield source
 
-    def _select(self, query: str, *values: str) -> Any:
-        return self._manifest.execute(query, values).fetchone()
-
-    def _same_name(self, source: Source) -> str | None:
-        """Another image that is written to the same files, in formats with files per image."""
-        if self.format.of_image is None:
+    def _finished_stamp(self, path: str) -> str | None:
+        """The stamp of an image that has a result; a result that was deleted is forgotten."""
+        row = self._select("SELECT stamp FROM images WHERE path = ?", path)
+        if not row:
             return None
-        query = "SELECT path FROM images WHERE name = ? AND path != ?"
-        row = self._select(query, source.name, source.path)
-        same = (path for path, name in self._in_progress.items() if name == source.name)
-        return row[0] if row else next(same, None)
+        if self.format.of_image is not None:
+            files = self._select("SELECT name FROM files WHERE image = ?", path)
+            missing = [name for (name,) in files if not os.path.lexists(self.folder / name)]
+            if missing:
+                logger.warning("%s is missing: its image is predicted again", missing[0])
+                self._forget_image(path)
+                return None
+        (stamp,) = row[0]
+        return str(stamp)
 
-    def add(self, result: Result) -> None:
-        """Take the result of an image of `pending`; ``part_size`` of them are written as a part."""
-        if result.source.problem is None:
-            self._unwritten.append(result)
+    def _select(self, query: str, *values: str) -> list[Any]:
+        with _manifest_errors(self._manifest_path):
+            return self._manifest.execute(query, values).fetchall()
+
+    def _name_problem(self, source: Source) -> str | None:
+        """Why no files may be named after an image, in formats with files per image."""
+        if not self._has_files_of_images:
+            return None
+        parts = PurePath(source.name).parts
+        if ".." in parts or PurePath(source.name).is_absolute():
+            return "its name leads out of the folder of the results"
+        advice = "rename it, or use --format jsonl, csv or parquet without --draw"
+        if ":" in source.name or any(_DEVICE.match(part) for part in parts):
+            return f"Windows has no files with such a name: {advice}"
+        key = _name_key(source.name)
+        query = "SELECT path FROM images WHERE name = ? AND path != ?"
+        rows = self._select(query, key, source.path)
+        other = rows[0][0] if rows else self._paths.get(key)
+        if other is None:
+            return None
+        return (
+            f"its results would replace those of {other}, on some systems at least: name a folder "
+            f"above both, {advice}"
+        )
+
+    def add(self, result: Result, drawing: bytes | None = None) -> None:
+        """Take the result of an image of `pending`; ``part_size`` of them are written as a part.
+
+        Args:
+            result: the result; one with a ``problem`` is ignored.
+            drawing: a PNG file, written at once as ``NAME.landmarks.png``.
+        """
+        if result.source.problem is not None:
+            return
+        if drawing is not None:
+            name = f"{result.source.name}.landmarks.png"
+            if self._write_files([(name, result.source.path, drawing)]):
+                self.failed += 1
+                return
+        self._unwritten.append(result)
         if len(self._unwritten) >= self.part_size:
             self.flush()
 
@@ -202,71 +302,220 @@ class ResultFolder:
         """Write the results taken so far as a part; after an `OSError` earlier parts are kept."""
         if not self._unwritten:
             return
+        files: list[tuple[str, str, bytes]] = []
+        if self.format.of_many is not None:
+            while os.path.lexists(self.folder / self._part_name.format(self._part)):
+                self._part += 1  # the file is somebody else's
+            content = self.format.of_many(self._unwritten)
+            files.append((self._part_name.format(self._part), "", content))
+        elif self.format.of_image is not None:
+            for result in self._unwritten:
+                for suffix, content in self.format.of_image(result).items():
+                    files.append((result.source.name + suffix, result.source.path, content))
+        failed = self._write_files(files)
+        self.failed += sum(r.source.path in failed and r.error is None for r in self._unwritten)
         rows = [
-            (r.source.path, r.source.name, r.source.stamp, self._part, len(r.faces), r.error)
-            for r in self._unwritten
+            (s.path, _name_key(s.name), s.stamp, self._part, len(result.faces), result.error)
+            for result in self._unwritten
+            if (s := result.source).path not in failed
         ]
-        with self._manifest:  # an error in the block takes back the rows
+        with _manifest_errors(self._manifest_path), self._manifest:
             self._manifest.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
-            if self.format.of_many is not None:
-                write_atomically(self._part_file, self.format.of_many(self._unwritten))
-            elif self.format.of_image is not None:
-                for result in self._unwritten:
-                    target = self.folder / result.source.name
-                    for suffix, content in self.format.of_image(result).items():
-                        write_atomically(target.with_name(target.name + suffix), content)
         for result in self._unwritten:
-            self._in_progress.pop(result.source.path, None)
+            self._release(result.source.path)
         self._unwritten = []
         self._part += 1
 
-    @property
-    def _part_file(self) -> Path:
-        return self.folder / self._part_name.format(self._part)
+    def _write_files(self, files: Iterable[tuple[str, str, bytes]]) -> set[str]:
+        """Write new files, each with its name, image and content.
 
-    def _begin_or_resume(self, settings: Mapping[str, Any]) -> None:
+        Returns:
+            The images of those that cannot be written because of their names, which are logged.
+        """
+        failed: dict[str, str] = {}
+        new: list[tuple[str, str, bytes]] = []
+        for name, image, content in files:
+            if os.path.lexists(self.folder / name):
+                failed[image] = f"{name} exists and is not a result of this job"
+            else:
+                new.append((name, image, content))
+        claims = [
+            (name, image, self._part, hashlib.sha256(content).hexdigest())
+            for name, image, content in new
+        ]
+        with _manifest_errors(self._manifest_path), self._manifest:
+            self._manifest.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?)", claims)
+        for name, image, content in new:
+            if image in failed:
+                continue
+            try:
+                write_new(self.folder / name, content, self._temporary)
+            except OSError as error:
+                if error.errno not in _NAME_ERRORS or image == "":
+                    raise
+                failed[image] = f"{name} cannot be written ({error.strerror})"
+                with _manifest_errors(self._manifest_path), self._manifest:
+                    # It may be somebody else's.
+                    self._manifest.execute("DELETE FROM files WHERE name = ?", (name,))
+        for image, reason in failed.items():
+            self._forget_image(image)
+            self._release(image)
+            logger.warning("failed: %s: %s: rename it, or use a new folder", image, reason)
+        return set(failed)
+
+    def _release(self, path: str) -> None:
+        key = self._in_progress.pop(path, None)
+        if key is not None:
+            self._paths.pop(key, None)
+
+    def _forget_image(self, path: str) -> None:
+        """Remove the files of an image and its entry."""
+        with _manifest_errors(self._manifest_path), self._manifest:
+            rows = self._manifest.execute("SELECT name, digest FROM files WHERE image = ?", (path,))
+            self._remove_files(rows.fetchall())
+            self._manifest.execute("DELETE FROM images WHERE path = ?", (path,))
+
+    def _remove_files(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Remove files that have the content in the manifest, and the entries of all."""
+        for name, digest in rows:
+            path = self.folder / name
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if os.path.isfile(path) and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                    path.unlink()
+            self._manifest.execute("DELETE FROM files WHERE name = ?", (name,))
+
+    def _begin_or_resume(self, settings: Mapping[str, Any], allow_mixed: bool) -> None:
         """Store the settings in a new folder; refuse other settings in one that was begun.
 
-        What a kill left of the next part is removed, but no file of a folder that is new to us.
+        What a kill left of the next part is removed; a part that was deleted is forgotten.
         """
-        stored = dict(self._manifest.execute("SELECT name, value FROM settings").fetchall())
         given = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
-        if not stored:
-            if self.format.of_many is not None and self._part_file.exists():
-                raise ConfigurationError(
-                    f"{self._part_file} is not a result of this folder: choose another folder"
-                )
-            with self._manifest:
+        own = _settings_in(self._manifest)
+        stored = own or next(filter(None, map(_read_settings, _manifests(self.folder))), {})
+        if stored:
+            compared = _FIXED_SETTINGS if allow_mixed else given.keys() | stored.keys()
+            self._refuse_other_settings(stored, given, {*compared} - {_TEMPORARY})
+        with self._manifest:
+            if not own:
+                given[_TEMPORARY] = f".{secrets.token_hex(8)}.tmp"
                 self._manifest.executemany("INSERT INTO settings VALUES (?, ?)", given.items())
-            return
+            self._temporary = self.folder / (own or given)[_TEMPORARY]
+            self._temporary.unlink(missing_ok=True)
+            self._remove_files(self._manifest.execute(_UNFINISHED).fetchall())
+            parts = self._manifest.execute("SELECT name, part FROM files WHERE image = ''")
+            for name, part in parts.fetchall():
+                if not os.path.lexists(self.folder / name):
+                    logger.warning("%s is missing: its images are predicted again", name)
+                    self._manifest.execute("DELETE FROM images WHERE part = ?", (part,))
+                    self._manifest.execute("DELETE FROM files WHERE name = ?", (name,))
+            query = "SELECT coalesce(max(part), 0) FROM (SELECT part FROM images UNION ALL "
+            ((last,),) = self._manifest.execute(query + "SELECT part FROM files)").fetchall()
+        self._part = last + 1
+
+    def _refuse_other_settings(
+        self, stored: Mapping[str, str], given: Mapping[str, str], names: Iterable[str]
+    ) -> None:
         differences = [
             f"{name} was {stored.get(name)}, is {given.get(name)}"
-            for name in sorted(given.keys() | stored.keys())
+            for name in sorted(names)
             if stored.get(name) != given.get(name)
         ]
         if differences:
             raise ConfigurationError(
-                f"{self.folder} holds results of other settings: {', '.join(differences)}"
+                f"{self.folder} holds results of other settings: {', '.join(differences)}; use "
+                "another folder, or --allow-mixed (for all but format and shards)"
             )
-        if self.format.of_many is not None:
-            self._part_file.unlink(missing_ok=True)
-            for path in self.folder.glob(f".{self._part_file.name}.*"):
-                path.unlink()
 
     def _refuse_other_shards(self) -> None:
         ending = f"-of-{self.shard.total}.sqlite" if self.shard.total > 1 else ".manifest.sqlite"
-        for manifest in self.folder.glob(".manifest*.sqlite"):
+        for manifest in _manifests(self.folder):
             if not manifest.name.endswith(ending):
                 raise ConfigurationError(
                     f"{self.folder} was begun with another number of shards ({manifest.name})"
                 )
 
 
+def _name_key(name: str) -> str:
+    """Equal for names that are one on systems that ignore case or Unicode's normal forms."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return sorted(folder.glob(".manifest*.sqlite"))
+
+
+def _read_settings(path: Path) -> dict[str, str]:
+    """The settings in the manifest of any shard; {} where there are none."""
+    with closing(sqlite3.connect(path)) as manifest:
+        try:
+            return _settings_in(manifest)
+        except sqlite3.OperationalError:  # no such table
+            return {}
+
+
+def _settings_in(manifest: sqlite3.Connection) -> dict[str, str]:
+    return dict(manifest.execute("SELECT name, value FROM settings").fetchall())
+
+
+def _refuse_files_of_others(folder: Path, lock: Path) -> None:
+    """Raise `ConfigurationError` for a folder with visible files and no manifest of ours."""
+    if lock.is_file() and lock.stat().st_size:  # ours is empty, and locking would empty it
+        raise ConfigurationError(f"{lock} is not a file of this command: choose another folder")
+    # The file first: another shard may begin meanwhile, and it writes its manifest first.
+    other = _visible_file(folder)
+    if other is None:
+        return
+    for manifest in _manifests(folder):
+        try:
+            if _read_settings(manifest):
+                return
+        except sqlite3.DatabaseError:
+            return  # damaged, as is reported when it is opened
+    raise ConfigurationError(
+        f"{folder} holds files but no manifest of an earlier run, such as {other}: choose a new "
+        "folder"
+    )
+
+
+def _visible_file(folder: Path) -> Path | None:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in sorted(files):
+            if not name.startswith("."):
+                return Path(parent, name)
+    return None
+
+
 def _open_manifest(path: Path) -> sqlite3.Connection:
-    manifest = sqlite3.connect(path)
-    try:
-        manifest.executescript(_TABLES)
-    except sqlite3.DatabaseError as error:
-        manifest.close()
-        raise ConfigurationError(f"{path} is damaged ({error}): remove the folder") from error
+    with _manifest_errors(path):
+        manifest = sqlite3.connect(path)
+        try:
+            tables = {name for (name,) in manifest.execute("SELECT name FROM sqlite_master")}
+            if tables and not {"settings", "images", "files"} <= tables:
+                raise ConfigurationError(f"{path} is not a manifest: choose another folder")
+            manifest.executescript(_TABLES)
+            ((state,),) = manifest.execute("PRAGMA quick_check(1)").fetchall()
+            if state != "ok":
+                raise sqlite3.DatabaseError(state.splitlines()[-1])
+        except BaseException:
+            manifest.close()
+            raise
     return manifest
+
+
+@contextmanager
+def _manifest_errors(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite into ours, which name the manifest."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # such as a full disk, or a read-only folder
+        advice = "free space, or make the folder writable, and run the command again"
+        advice += "; what is finished is kept"
+        raise OSError(errno.EIO, f"{error}: {advice}", str(path)) from error
+    except sqlite3.IntegrityError:  # an image was added twice
+        raise
+    except sqlite3.DatabaseError as error:
+        raise ConfigurationError(
+            f"{path} is damaged ({error}): restore it from a copy, or use a new folder; the "
+            "results in this one are kept"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -12,18 +13,33 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import IO, Any, TypeVar
 
 from hihlandmark.arrays import Image
 from hihlandmark.errors import ConfigurationError, ImageError, missing_extra
-from hihlandmark.image import load_image
+from hihlandmark.image import MAX_BYTES, MAX_PIXELS, ImageInput, load_image, readable_formats
 
-_SUFFIXES = ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff"
-IMAGE_SUFFIXES = frozenset([*_SUFFIXES.split(), ".webp"])
+Loaded = TypeVar("Loaded")
+
+_SUFFIXES = (
+    ".apng .avif .avifs .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo "
+    ".pbm .pgm .png .pnm .ppm .psd .qoi .tga .tif .tiff .webp"
+)
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 """Suffixes of images in folders and archives. A file that is named itself may have any suffix."""
+# Pillow's format, and how to read it, by suffix: images that are named where they cannot be read.
+_HEIF = ("HEIF", "pip install 'hihlandmark[heif]'")
+_JXL = ("JXL", "pip install pillow-jxl-plugin")
+_RAW = ("", "convert it to JPEG or PNG")
+_OTHER_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heics", ".heif", ".heifs", ".hif"), _HEIF),
+    ".jxl": _JXL,
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), _RAW),
+}
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = (*_TAR_SUFFIXES, ".zip")
+_MACOS = "__MACOSX"  # folder of metadata in archives that macOS packed
 # Columns of Parquet files that may hold images; data sets of Hugging Face use the first.
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "content")
 
@@ -38,7 +54,9 @@ class Source:
         stamp: changes when the image does; "" where that is not known.
         content: the bytes of the image file or a function that reads them; None: `load_image`
             reads the path.
-        problem: why there is no image, such as an unreadable folder; None for an image.
+        problem: why there is no image, such as an unreadable folder; None for an image. A path
+            or name that is not UTF-8 is one: no format of results could hold it.
+        is_skipped: the problem is an image format for which a package is not installed.
     """
 
     path: str
@@ -46,32 +64,76 @@ class Source:
     stamp: str = ""
     content: bytes | Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
     problem: str | None = None
+    is_skipped: bool = False
 
-    def load(self) -> Image:
-        """Read the image (H, W, 3); raises `ImageError` if it cannot be read or there is none."""
+    def __post_init__(self) -> None:
+        path, name = escape(self.path), escape(self.name)
+        if (path, name) != (self.path, self.name):
+            problem = self.problem or f"{path}: its name is not UTF-8: rename it"
+            for attribute, value in (("path", path), ("name", name), ("problem", escape(problem))):
+                object.__setattr__(self, attribute, value)
+
+    def load(self, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image:
+        """Read the image (H, W, 3) within the limits of `load_image`.
+
+        Raises:
+            ImageError: it cannot be read, or there is none.
+        """
+        return self.load_by(partial(load_image, max_pixels=max_pixels, max_bytes=max_bytes))
+
+    def load_by(self, load: Callable[[ImageInput], Loaded]) -> Loaded:
+        """What ``load`` makes of the path or bytes of the image; raises as `load`."""
         if self.problem is not None:
             raise ImageError(self.problem)
         if self.content is None:
-            return load_image(self.path)
+            return load(self.path)
         try:
-            return load_image(self.content() if callable(self.content) else self.content)
-        except (ImageError, OSError) as error:
+            return load(self.content() if callable(self.content) else self.content)
+        except Exception as error:  # file systems of fsspec raise errors of many kinds
             raise ImageError(f"{self.path}: {error}") from error
 
     def stamped_by_content(self) -> Source:
         """The same source with the SHA-256 of its bytes as stamp; "" if they cannot be read."""
         if self.problem is not None:
             return self
+        if self.content is None:
+            return replace(self, stamp=_digest(self.path))
         try:
             content = self.content() if callable(self.content) else self.content
-            content = Path(self.path).read_bytes() if content is None else content
-        except OSError:
+        except Exception:  # as in load, which names it
             return replace(self, stamp="")
         return replace(self, stamp=hashlib.sha256(content).hexdigest())
 
 
-def find_images(paths: Iterable[str]) -> Iterator[Source]:
+def _digest(path: str) -> str:
+    try:
+        with _open_regular(path) as file:
+            digest = hashlib.sha256()
+            while block := file.read(2**20):
+                digest.update(block)
+            return digest.hexdigest()
+    except (OSError, ValueError):
+        return ""
+
+
+def escape(text: str) -> str:
+    r"""The text with what UTF-8 cannot express as ``\\udce9``, such as undecodable file names."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _open_regular(path: str) -> IO[bytes]:
+    """Open a regular file; raises OSError for others, which could block or never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is not a regular file")
+    return open(path, "rb")
+
+
+def find_images(
+    paths: Iterable[str], *, exclude: str | Path | None = None, max_bytes: int = MAX_BYTES
+) -> Iterator[Source]:
     """Find images in what a user names, in order.
+
+    Files of macOS beside images (``._a.jpg``, ``__MACOSX/``) are ignored.
 
     Args:
         paths: any of
@@ -82,6 +144,8 @@ def find_images(paths: Iterable[str]) -> Iterator[Source]:
             - Parquet files with a column of image bytes: "faces.parquet#12" is row 12;
             - "@list.txt": a file with one such path per line;
             - URLs that fsspec opens (s3://, gs://, hf://): files, globs and folders.
+        exclude: a folder that is left out of folders and globs, such as that of the results.
+        max_bytes: limit on an image in an archive, in a table or at a URL of fsspec.
 
     Yields:
         A `Source` per image. What holds no images or cannot be read is a source with a
@@ -90,124 +154,261 @@ def find_images(paths: Iterable[str]) -> Iterator[Source]:
     Raises:
         ConfigurationError: an optional package is not installed.
     """
-    for path in paths:
-        if path.startswith(("http://", "https://")):
-            yield Source(path, path.rstrip("/").rpartition("/")[2] or "image")
-        elif "://" in path:
-            yield from _remote(path)
-        elif os.path.lexists(path):
-            yield from _local(path)
-        elif path.startswith("@"):
-            yield from _listed(path[1:])
-        elif not glob.has_magic(path):
-            yield Source(path, Path(path).name)  # fails when it is read
-        elif matches := sorted(glob.glob(path, recursive=True)):
-            for match in matches:
-                yield from _local(match)
-        else:
-            yield _failure(path, "no file matches this pattern: check the path")
+    yield from _Finder(os.path.realpath(exclude) if exclude else None, max_bytes).find(paths, ())
 
 
-def _failure(path: str, problem: str) -> Source:
-    return Source(path, Path(path).name, problem=f"{path}: {problem}")
+def _failure(path: str, problem: object) -> Source:
+    return Source(path, PurePath(path).name, problem=f"{path}: {problem}")
 
 
-def _local(path: str) -> Iterator[Source]:
-    """A folder, an archive, a table, or an image with any suffix."""
-    lower = path.lower()
-    if os.path.isdir(path):
-        yield from _folder(path)
-    elif lower.endswith(_TAR_SUFFIXES):
-        yield from _archive(path, _tar_members)
-    elif lower.endswith(".zip"):
-        yield from _archive(path, _zip_members)
-    elif lower.endswith(".parquet"):
-        yield from _archive(path, _table_rows)
-    else:
-        yield Source(path, Path(path).name, _stamp(path))
+def _skipped(path: str) -> Source:
+    format_name, advice = _OTHER_SUFFIXES[PurePath(path).suffix.lower()]
+    problem = f"no package for {format_name} images is installed: {advice}"
+    return replace(
+        _failure(path, problem if format_name else f"not a format that is read: {advice}"),
+        is_skipped=True,
+    )
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+def _may_be_image(name: str) -> bool:
+    """Whether a name has the suffix of an image and is no file of macOS beside one."""
+    path = PurePath(name)
+    suffix = path.suffix.lower()
+    is_known = suffix in IMAGE_SUFFIXES or suffix in _OTHER_SUFFIXES
+    return is_known and not path.name.startswith("._") and _MACOS not in path.parts
+
+
+def _is_readable(path: str) -> bool:
+    """Whether Pillow and its installed plug-ins read images with this suffix."""
+    suffix = PurePath(path).suffix.lower()
+    return suffix not in _OTHER_SUFFIXES or _OTHER_SUFFIXES[suffix][0] in readable_formats()
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ImageError(f"larger than max_bytes={max_bytes}: pass a larger limit if you trust it")
 
 
 def _stamp(path: str) -> str:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else ""
 
 
-def _folder(folder: str) -> Iterator[Source]:
-    is_empty = True
-    unreadable: list[OSError] = []
-    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders.sort()
-        for file in filter(_is_image, sorted(files)):
-            is_empty = False
-            path = os.path.join(parent, file)
-            yield Source(path, os.path.relpath(path, folder), _stamp(path))
-    for error in unreadable:
-        problem = f"the folder cannot be read ({error.strerror}): change its permissions"
-        yield _failure(error.filename, problem)
-    if is_empty and not unreadable:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        yield _failure(folder, f"no image in this folder (suffixes {suffixes}): check the path")
+@dataclass(frozen=True)
+class _Finder:
+    """`find_images` with its options."""
 
+    exclude: str | None
+    max_bytes: int
 
-def _archive(path: str, members: Callable[[str], Iterator[Source]]) -> Iterator[Source]:
-    """The images in an archive or a table; of a damaged one those before the damage."""
-    is_empty = True
-    try:
-        for source in members(path):
-            is_empty = False
-            yield source
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
-        yield _failure(path, f"cannot be read to its end ({error}): repair or exclude it")
-    else:
-        if is_empty:
-            yield _failure(path, "no image in this archive: check the suffixes in it")
+    def find(self, paths: Iterable[str], lists: tuple[str, ...]) -> Iterator[Source]:
+        """The images of paths; ``lists`` are those that the paths stand in, the inmost last."""
+        for path in paths:
+            if path.lower().startswith(("http://", "https://")):
+                yield Source(path, re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "image")
+            elif path.lower().startswith(("file://", "local://")):
+                yield from self.find([path.partition("://")[2]], lists)
+            elif "://" in path:
+                yield from self._remote(path)
+            elif "\0" in path:
+                yield _failure(path, "not a path: it holds a NUL character")
+            elif os.path.lexists(path):
+                yield from self._local(path)
+            elif path.startswith("@"):
+                yield from self._listed(path[1:], lists)
+            elif not glob.has_magic(path):
+                yield Source(path, PurePath(path).name)  # fails when it is read
+            else:
+                yield from self._matching(path)
+
+    def _matching(self, pattern: str) -> Iterator[Source]:
+        matches = sorted(glob.glob(pattern, recursive=True))
+        for match in matches:
+            if not self._is_excluded(match) and _MACOS not in PurePath(match).parts:
+                yield from self._local(match)
+        if not matches:
+            yield _failure(pattern, "no file matches this pattern: check the path")
+
+    def _is_excluded(self, path: str) -> bool:
+        if self.exclude is None:
+            return False
+        real = os.path.realpath(path)
+        return real == self.exclude or real.startswith(os.path.join(self.exclude, ""))
+
+    def _local(self, path: str) -> Iterator[Source]:
+        """A folder, an archive, a table, or an image with any suffix."""
+        lower = path.lower()
+        if os.path.isdir(path):
+            yield from self._folder(path)
+        elif lower.endswith(_TAR_SUFFIXES):
+            yield from self._archive(path, self._tar_members)
+        elif lower.endswith(".zip"):
+            yield from self._archive(path, self._zip_members)
+        elif lower.endswith(".parquet"):
+            yield from self._archive(path, self._table_rows)
+        else:
+            yield Source(path, PurePath(path).name, _stamp(path))
+
+    def _folder(self, folder: str) -> Iterator[Source]:
+        is_empty = True
+        unreadable: list[OSError] = []
+        for parent, folders, files in os.walk(folder, onerror=unreadable.append):
+            folders[:] = [
+                each
+                for each in sorted(folders)
+                if each != _MACOS and not self._is_excluded(os.path.join(parent, each))
+            ]
+            for file in filter(_may_be_image, sorted(files)):
+                path = os.path.join(parent, file)
+                if _is_readable(path):
+                    is_empty = False
+                    yield Source(path, os.path.relpath(path, folder), _stamp(path))
+                else:
+                    yield _skipped(path)
+        for error in unreadable:
+            problem = f"the folder cannot be read ({error.strerror}): change its permissions"
+            yield _failure(error.filename, problem)
+        if is_empty and not unreadable:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            yield _failure(folder, f"no image in this folder (suffixes {suffixes}): check the path")
+
+    def _archive(self, path: str, members: Callable[[str], Iterator[Source]]) -> Iterator[Source]:
+        """The images in an archive or a table; of a damaged one those before the damage."""
+        is_empty = True
+        try:
+            for source in members(path):
+                is_empty = False
+                yield source
+        except ConfigurationError:
+            raise
+        except Exception as error:  # damaged archives lead to errors of many kinds
+            reason = str(error) or type(error).__name__
+            yield _failure(path, f"cannot be read to its end ({reason}): repair or exclude it")
+        else:
+            if is_empty:
+                yield _failure(path, "no image in this archive: check the suffixes in it")
+
+    def _member(
+        self, archive: str, member: str, stamp: str, size: int, read: Callable[[], bytes]
+    ) -> Source:
+        """An image in an archive, or why it cannot be read."""
+        path = f"{archive}/{member}"
+        if not _is_readable(member):
+            return _skipped(path)
+        _check_size(size, self.max_bytes)
+        return Source(path, _name_in(archive, member), stamp, read())
+
+    def _tar_members(self, path: str) -> Iterator[Source]:
+        with _open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            for member in archive:
+                if not (member.isfile() and _may_be_image(member.name)):
+                    continue
+                content = archive.extractfile(member)
+                assert content is not None  # it is a file
+                stamp = f"{member.size}-{member.mtime}"
+                try:
+                    yield self._member(path, member.name, stamp, member.size, content.read)
+                except ImageError as error:
+                    yield _failure(f"{path}/{member.name}", error)
+
+    def _zip_members(self, path: str) -> Iterator[Source]:
+        with _open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            for member in sorted(archive.infolist(), key=attrgetter("filename")):
+                name, size = member.filename, member.file_size
+                if member.is_dir() or not _may_be_image(name):
+                    continue
+                read = partial(archive.read, member)
+                try:
+                    yield self._member(path, name, f"{size}-{member.CRC}", size, read)
+                except Exception as error:  # damaged, encrypted, or packed by an unknown method
+                    yield _failure(f"{path}/{name}", f"cannot be read ({error}): pack it again")
+
+    def _table_rows(self, path: str) -> Iterator[Source]:
+        pyarrow = require_pyarrow()
+        stamp, number = _stamp(path), 0
+        with _open_regular(path) as file, pyarrow.parquet.ParquetFile(file) as table:
+            schema = table.schema_arrow
+            column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+            if column is None:
+                wanted, names = " or ".join(_IMAGE_COLUMNS), ", ".join(schema.names)
+                raise ValueError(f"no column named {wanted} in {names}")
+            for batch in table.iter_batches(batch_size=32, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    content = value.get("bytes") if isinstance(value, dict) else value
+                    row = f"{path}#{number}"
+                    if not isinstance(content, (bytes, type(None))):
+                        # A path or URL in a table could be that of any file of this machine.
+                        yield _failure(row, f"{column!r} must hold bytes of images")
+                    elif len(content or b"") > self.max_bytes:
+                        yield _failure(row, f"larger than max_bytes={self.max_bytes}")
+                    else:
+                        yield Source(row, _name_in(path, f"{number:08d}"), stamp, content or b"")
+                    number += 1
+
+    def _listed(self, path: str, lists: tuple[str, ...]) -> Iterator[Source]:
+        """The images of a list: UTF-8, with or without a byte order mark."""
+        place = os.path.realpath(path)
+        if place in lists or len(lists) > 20:
+            yield _failure(path, "this list names itself: remove the line")
+            return
+        try:
+            with _open_regular(path) as file:
+                for number, line in enumerate(file, 1):
+                    try:
+                        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    except UnicodeDecodeError:
+                        yield _failure(path, f"line {number} is not UTF-8: save the list as UTF-8")
+                        continue
+                    if text:
+                        yield from self.find([text], (*lists, place))
+        except (OSError, ValueError) as error:
+            yield _failure(path, f"the list cannot be read ({error}): it must be a text file")
+
+    def _remote(self, path: str) -> Iterator[Source]:
+        """Images at a URL of fsspec; they are downloaded when they are loaded."""
+        with missing_extra("folders"):
+            import fsspec
+        try:
+            system, inner = fsspec.core.url_to_fs(path)
+            if glob.has_magic(inner):
+                found = system.glob(inner)
+            elif system.isdir(inner):
+                found = list(filter(_may_be_image, system.find(inner)))
+            else:
+                found = [inner]
+            if not found:
+                yield _failure(path, "no image there: check the address and the suffixes")
+            for each in found:
+                is_below = each.startswith(inner.rstrip("/") + "/")
+                name = os.path.relpath(each, inner) if is_below else PurePath(each).name
+                yield self._remote_image(system, each, _name_in("", name))
+        except ImportError as error:
+            raise ConfigurationError(f"{path}: fsspec lacks a package: {error}") from error
+        except Exception as error:  # file systems raise errors of many kinds
+            reason = f"cannot be read ({error}): check the address and your access rights"
+            yield _failure(path, reason)
+
+    def _remote_image(self, system: Any, inner: str, name: str) -> Source:
+        url = system.unstrip_protocol(inner)
+        if not _is_readable(inner):
+            return _skipped(url)
+        details = system.info(inner)
+        try:
+            _check_size(details.get("size") or 0, self.max_bytes)
+        except ImageError as error:
+            return _failure(url, error)
+        known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
+        stamp = "-".join(str(value) for value in known if value is not None)
+        return Source(url, name, stamp, partial(system.cat_file, inner))
 
 
 def _name_in(archive: str, member: str) -> str:
     """A name for the output files of a member, always below the folder of the results."""
-    parts = [part for part in Path(member).parts if part not in ("..", os.sep, "/")]
-    return os.path.join(Path(archive).name, *parts)
-
-
-def _tar_members(path: str) -> Iterator[Source]:
-    with tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            if member.isfile() and _is_image(member.name):
-                content = archive.extractfile(member)
-                assert content is not None  # it is a file
-                stamp, name = f"{member.size}-{member.mtime}", _name_in(path, member.name)
-                yield Source(f"{path}/{member.name}", name, stamp, content.read())
-
-
-def _zip_members(path: str) -> Iterator[Source]:
-    with zipfile.ZipFile(path) as archive:
-        for member in sorted(archive.infolist(), key=attrgetter("filename")):
-            if not member.is_dir() and _is_image(member.filename):
-                stamp, name = f"{member.file_size}-{member.CRC}", _name_in(path, member.filename)
-                yield Source(f"{path}/{member.filename}", name, stamp, archive.read(member))
-
-
-def _table_rows(path: str) -> Iterator[Source]:
-    pyarrow = require_pyarrow()
-    stamp, number = _stamp(path), 0
-    with pyarrow.parquet.ParquetFile(path) as table:
-        names = table.schema_arrow.names
-        column = next((name for name in _IMAGE_COLUMNS if name in names), None)
-        if column is None:
-            raise ValueError(f"no column named {' or '.join(_IMAGE_COLUMNS)} in {', '.join(names)}")
-        for batch in table.iter_batches(batch_size=32, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                content = value.get("bytes") if isinstance(value, dict) else value
-                name = _name_in(path, f"{number:08d}")
-                yield Source(f"{path}#{number}", name, stamp, content or b"")
-                number += 1
+    parts = [part for part in PurePath(member).parts if part not in ("..", os.sep, "/")]
+    return os.path.join(PurePath(archive).name, *parts)
 
 
 def require_pyarrow() -> Any:
@@ -216,38 +417,3 @@ def require_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     return pyarrow
-
-
-def _listed(path: str) -> Iterator[Source]:
-    try:
-        with open(path, encoding="utf-8") as lines:
-            yield from find_images(filter(None, map(str.strip, lines)))
-    except (OSError, UnicodeDecodeError) as error:
-        yield _failure(path, f"the list cannot be read ({error}): it must be text in UTF-8")
-
-
-def _remote(path: str) -> Iterator[Source]:
-    """Images at a URL of fsspec; they are downloaded when they are loaded."""
-    with missing_extra("folders"):
-        import fsspec
-    try:
-        system, inner = fsspec.core.url_to_fs(path)
-        if glob.has_magic(inner):
-            found = system.glob(inner)
-        elif system.isdir(inner):
-            found = list(filter(_is_image, system.find(inner)))
-        else:
-            found = [inner]
-        if not found:
-            yield _failure(path, "no image there: check the address and the suffixes")
-        for each in found:
-            details = system.info(each)
-            known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
-            stamp = "-".join(str(value) for value in known if value is not None)
-            is_below = each.startswith(inner.rstrip("/") + "/")
-            name = _name_in("", os.path.relpath(each, inner) if is_below else Path(each).name)
-            yield Source(system.unstrip_protocol(each), name, stamp, partial(system.cat_file, each))
-    except ImportError as error:
-        raise ConfigurationError(f"{path}: fsspec lacks a package: {error}") from error
-    except (OSError, ValueError) as error:
-        yield _failure(path, f"cannot be read ({error}): check the address and your access rights")

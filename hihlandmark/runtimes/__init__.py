@@ -9,14 +9,24 @@ import hashlib
 import logging
 import os
 import tempfile
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.runtimes import onnxruntime, openvino
-from hihlandmark.runtimes.base import Backend, CropLandmarks, FileFormat, Precision, Run, Runtime
+from hihlandmark.runtimes.base import (
+    Backend,
+    CropLandmarks,
+    FileFormat,
+    Precision,
+    PrecisionChoice,
+    Run,
+    Runtime,
+)
+from hihlandmark.torch_state import default_torch_state
+from hihlandmark.versions import version_of
+from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +90,32 @@ def choose_runtime(name: str, device: torch.device) -> str:
     return name
 
 
+def choose_precision(precision: PrecisionChoice, runtime: str, device: torch.device) -> Precision:
+    """The precision of a name; "auto" takes bf16 where it is native and the runtime has it.
+
+    Args:
+        precision: "auto", "fp32" or "bf16".
+        runtime: a name in `RUNTIMES`.
+        device: where it runs.
+
+    Raises:
+        ConfigurationError: the runtime does not compute in the precision.
+    """
+    backend = RUNTIMES[runtime]
+    if precision == "auto":
+        from hihlandmark.runtimes.pytorch import has_native_bf16
+
+        is_faster = "bf16" in backend.precisions and has_native_bf16(device)
+        chosen: Precision = "bf16" if is_faster else "fp32"
+        logger.info("precision: %s", chosen)
+        return chosen
+    if precision not in backend.precisions:
+        raise ConfigurationError(
+            f"{backend.title} computes in {' or '.join(backend.precisions)}, not in {precision!r}"
+        )
+    return precision
+
+
 def is_exported_model(name: str) -> bool:
     """Whether a runtime's name is the path of a file that `export` wrote."""
     return bool(Path(name).suffix)
@@ -96,13 +132,14 @@ class ConvertedRuntime:
         return CropLandmarks(*self._run(crops))
 
 
+@default_torch_state()
 def make_runtime(
     name: str,
     network: nn.Module,
     layout: str,
     card: ModelCard,
     device: torch.device,
-    precision: Precision = "fp32",
+    precision: PrecisionChoice = "fp32",
     *,
     decoding: Decoding | None = None,
     compiled: bool = False,
@@ -115,7 +152,7 @@ def make_runtime(
         layout: name of the layout whose points are wanted.
         card: of the network.
         device: where it runs.
-        precision: "bf16" is for PyTorch and OpenVINO.
+        precision: "auto": see `choose_precision`.
         decoding: None: the card's.
         compiled: by ``torch.compile``; for PyTorch, which "auto" then takes.
 
@@ -128,13 +165,9 @@ def make_runtime(
 
         return exported_runtime(Path(name), layout, card, decoding, device)
     name = choose_runtime("torch" if compiled and name == "auto" else name, device)
-    backend = RUNTIMES[name]
     if compiled and name != "torch":
         raise ConfigurationError(f"compile is for runtime 'torch', not for {name!r}")
-    if precision not in backend.precisions:
-        raise ConfigurationError(
-            f"{backend.title} computes in {' or '.join(backend.precisions)}, not in {precision!r}"
-        )
+    precision = choose_precision(precision, name, device)
 
     def make_graph() -> CropGraph:
         from hihlandmark.runtimes.graph import CropGraph, folded
@@ -154,6 +187,7 @@ def make_runtime(
     return ConvertedRuntime(name, run, precision)
 
 
+@default_torch_state()
 def make_run(
     name: str, make_graph: Callable[[], PixelGraph], key: str, device: torch.device
 ) -> Run:
@@ -186,31 +220,53 @@ def _converted_run(
     file = RUNTIMES[name].file
     if file is None:
         raise ConfigurationError(f"runtime {name!r} reads no files: its row states none")
-    return file.run(_converted_file(file, make_graph, key), device, precision)
-
-
-def _converted_file(file: FileFormat, make_graph: Callable[[], PixelGraph], key: str) -> Path:
-    """The file of a converted graph, written unless an earlier conversion is kept."""
-    # Another release of the converter may write other files.
-    versions = [version(name) for name in ("hihlandmark", "torch", file.package)]
-    digest = hashlib.sha256(" ".join([key, *versions]).encode()).hexdigest()[:16]
     folder = _cache_folder(file.package)
-    path = folder / f"{digest}{file.suffix}"
-    if path.exists():
+    if folder is not None:
+        return file.run(_converted_file(file, make_graph, key, folder), device, precision)
+    # Windows does not remove a file that is in use.
+    with tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as name:
+        path = _converted_file(file, make_graph, key, Path(name))
+        return file.run(path, device, precision)
+
+
+def _converted_file(
+    file: FileFormat, make_graph: Callable[[], PixelGraph], key: str, folder: Path
+) -> Path:
+    """The file of a converted graph, written unless an earlier conversion is kept in the folder."""
+    # Another release of the converter may write other files.
+    versions = [version_of(name) for name in ("hihlandmark", "torch", file.package)]
+    digest = hashlib.sha256(" ".join([key, *versions]).encode()).hexdigest()[:16]
+    path, sums = folder / f"{digest}{file.suffix}", folder / f"{digest}.sha256"
+    if _is_intact(sums):
         return path
     logger.info("converting the network for %s, once: %s", file.package, path)
     # Under another name until it is complete: another process may look for it, or kill this one.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         file.write(make_graph(), Path(temporary) / path.name)
-        # OpenVINO's weights lie beside the .xml, which must not be found before them.
-        parts = Path(temporary).iterdir()
-        for part in sorted(parts, key=lambda each: each.suffix == file.suffix):
+        parts = sorted(Path(temporary).iterdir())
+        lines = [f"{hash_of(part)}  {part.name}\n" for part in parts]
+        for part in parts:
             part.replace(folder / part.name)
+    write_atomically(sums, "".join(lines).encode())
     return path
 
 
-def _cache_folder(package: str) -> Path:
-    """Where converted networks are kept; a temporary folder where the cache is not writable."""
+def _is_intact(sums: Path) -> bool:
+    """Whether the files beside a list, as ``sha256sum`` writes it, are as it states."""
+    try:
+        entries = [line.split("  ", 1) for line in sums.read_text(encoding="utf-8").splitlines()]
+        return bool(entries) and all(hash_of(sums.with_name(name)) == sha for sha, name in entries)
+    except (OSError, ValueError):
+        return False
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _cache_folder(package: str) -> Path | None:
+    """Where converted networks are kept; None where the cache is not writable."""
     from huggingface_hub import cached_assets_path
 
     try:
@@ -219,7 +275,7 @@ def _cache_folder(package: str) -> Path:
             return folder
     except OSError as error:
         logger.warning("converted networks cannot be kept: %s", error)
-        return Path(tempfile.mkdtemp(prefix="hihlandmark-"))
+        return None
 
 
 __all__ = [
@@ -228,8 +284,10 @@ __all__ = [
     "CropLandmarks",
     "FileFormat",
     "Precision",
+    "PrecisionChoice",
     "Run",
     "Runtime",
+    "choose_precision",
     "choose_runtime",
     "is_exported_model",
     "make_run",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hihlandmark.runtimes.graph import PixelGraph
 
 Precision = Literal["fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
 Outputs = list[FloatArray]
 Run = Callable[[Image], Outputs]
 """Runs a graph: pixels -> the arrays that it returns. May be called from several threads."""

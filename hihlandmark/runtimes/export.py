@@ -18,7 +18,9 @@ from hihlandmark.layouts import get_layout
 from hihlandmark.runtimes import RUNTIMES, ConvertedRuntime
 from hihlandmark.runtimes.base import FileFormat, Run
 from hihlandmark.runtimes.graph import CropGraph, folded
+from hihlandmark.runtimes.onnxruntime import import_onnxruntime
 from hihlandmark.runtimes.pytorch import run_module
+from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights import LoadedModel
 from hihlandmark.weights.card import Decoding, ModelCard
 
@@ -52,6 +54,7 @@ def export_formats() -> dict[str, tuple[str, FileFormat]]:
     }
 
 
+@default_torch_state()
 def export(
     weights: LoadedModel,
     layout: str,
@@ -182,6 +185,7 @@ def quantize(path: Path, crops: Image) -> None:
     Weights and activations are rounded within the ranges that they have on ``crops`` (N, S, S, 3);
     weights by channel, and to 7 bits, so that sums do not overflow on processors without VNNI.
     """
+    import_onnxruntime()
     with missing_extra("onnx"):
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from hihlandmark.arrays import Image
 from hihlandmark.errors import missing_extra
 from hihlandmark.runtimes.base import Backend, FileFormat, Outputs, Precision, Run
+from hihlandmark.runtimes.forks import ReopenedRun, keep_for_ever
+from hihlandmark.torch_state import default_torch_state, is_forked
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,7 @@ def write_openvino(graph: PixelGraph, path: Path) -> None:
 
     with missing_extra("openvino"):
         import openvino
-    with without_tracer_warnings():
+    with default_torch_state(), without_tracer_warnings():
         model = openvino.convert_model(
             graph.module, example_input=graph.example(), input=list(graph.shape)
         )
@@ -50,31 +53,47 @@ def run_openvino(
         precision: "fp32" or "bf16".
         shape: of the input, where the file's is wrong; -1 for any number.
     """
-    import torch
 
-    core = _openvino_core()
-    model = core.read_model(path)
-    if shape:
-        model.reshape(list(shape))
-    settings = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = core.compile_model(model, "CPU", settings)
-    request, lock = compiled.create_infer_request(), threading.Lock()
+    def open_() -> Run:
+        import torch
 
-    def run(pixels: Image) -> Outputs:
-        # One inference uses all threads, so concurrent calls lose little by waiting; with one
-        # request a call, the plugin failed once within 12,000 images (2026.4).
-        with lock:
-            found = request.infer({0: np.ascontiguousarray(pixels)})
-            return [np.array(found[output]) for output in compiled.outputs]
+        core = _openvino_core()
+        model = core.read_model(path)
+        if shape:
+            model.reshape(list(shape))
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if is_forked():  # in the caller's thread: OpenVINO takes over idle threads of the parent
+            settings["NUM_STREAMS"] = 0
+        compiled = core.compile_model(model, "CPU", settings)
+        request, lock = compiled.create_infer_request(), threading.Lock()
 
-    return run
+        def run(pixels: Image) -> Outputs:
+            # One inference uses all threads, so concurrent calls lose little by waiting; with one
+            # request a call, the plugin failed once within 12,000 images (2026.4).
+            with lock:
+                found = request.infer({0: np.ascontiguousarray(pixels)})
+                return [np.array(found[output]) for output in compiled.outputs]
+
+        return run
+
+    return ReopenedRun(open_)
 
 
 _core_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _core_lock
+    _core_lock = threading.Lock()
+    keep_for_ever(_make_core)  # with the core
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _openvino_core() -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 CAMERA = "camera:"
 SEQUENCE_RATE = 25.0  # frames per second of an image sequence
+TIMEOUT = 20.0  # seconds without data after which a stream or camera has ended
 # FFmpeg's input format for the cameras of a system, and its name for camera n.
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 
@@ -49,7 +53,8 @@ def read_frames(source: str | Path) -> Iterator[Frame]:
         The frames.
 
     Raises:
-        ImageError: this is not a video, or no frame can be read.
+        ImageError: this is not a video or not a regular file, no frame can be read, or a stream
+            sends nothing for 20 seconds at its start. One that stops later has ended.
         ConfigurationError: the extra ``video`` is not installed.
     """
     text, is_empty = str(source), True
@@ -74,15 +79,27 @@ def open_container(source: str) -> Any:
             raise ConfigurationError(f"{source}: cameras are supported on Linux and macOS only")
         kind, pattern = _CAMERAS[sys.platform]
         name = pattern.format(source[len(CAMERA) :])
+    else:
+        _refuse_special_file(source)
     try:
-        container = av.open(name, format=kind)
-    except (OSError, ValueError) as error:  # base classes of all FFmpeg errors
+        container = av.open(name, format=kind, timeout=TIMEOUT)
+    except (OSError, ValueError, av.error.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, av.error.ExitError):
+            reason = f"no data within {TIMEOUT:g} seconds"
         raise ImageError(f"{source}: cannot be opened as a video ({reason})") from error
     if not container.streams.video:
         container.close()
         raise ImageError(f"{source}: there is no video in this file, only sound or text")
     return container
+
+
+def _refuse_special_file(source: str) -> None:
+    """Raise `ImageError` for a pipe or device, which FFmpeg would wait for without a timeout."""
+    path = source.removeprefix("file://").removeprefix("file:")
+    with suppress(OSError, ValueError):  # a URL, or missing, which FFmpeg reports
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{source}: it is not a regular file")
 
 
 def frame_rate(source: str | Path) -> float:

@@ -40,6 +40,15 @@ NEAR = 0.05
 MAX_KNOTS = 20
 """More knots would follow the noise of a validation split of some hundred faces."""
 
+MAX_NAME = 200
+"""Characters of a name: file systems take no more than 255 bytes."""
+MAX_NUMBER = 1e6
+"""Larger numbers, of whatever field, are a mistake or an attack."""
+MAX_BOX_MAP = 100
+"""The largest scale and shift of a crop, in sides of the box."""
+CONFIGURATION_LIMITS = {"stacks": 100, "depth": 16, "input_size": 4096}
+"""The largest values of fields that loading and running a network would follow for hours."""
+
 Decoder = Literal["argmax", "soft", "local_soft_argmax", "quarter_shift", "mean"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 Activation = Literal["softmax", "linear"]
@@ -49,7 +58,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 WEIGHT_FILE = re.compile(rf"(?P<name>{NAME.pattern})\.safetensors")
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
-PositiveNumber = Annotated[StrictFloat, Field(gt=0)]
+PositiveNumber = Annotated[StrictFloat, Field(ge=1e-6, le=MAX_NUMBER)]
+Number = Annotated[StrictFloat, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 Probability = Annotated[StrictFloat, Field(ge=0, le=1)]
 Count = Annotated[StrictInt, Field(ge=0)]
 Knots = tuple[tuple[Probability, Probability], ...]
@@ -71,13 +81,15 @@ class _Part(BaseModel):
 class Normalization(_Part):
     """Mean and standard deviation of R, G and B in 0..1, applied before the network."""
 
-    mean: tuple[StrictFloat, StrictFloat, StrictFloat]
+    mean: tuple[Number, Number, Number]
     std: tuple[PositiveNumber, PositiveNumber, PositiveNumber]
 
 
-def _check_scale(box_map: BoxMap) -> BoxMap:
-    if box_map.scale <= 0:
-        raise ValueError("the scale must be above 0")
+def _check_box_map(box_map: BoxMap) -> BoxMap:
+    if not 0 < box_map.scale <= MAX_BOX_MAP:
+        raise ValueError(f"the scale must be above 0 and at most {MAX_BOX_MAP}")
+    if not all(abs(part) <= MAX_BOX_MAP for part in box_map.shift):
+        raise ValueError(f"the shift must be within {MAX_BOX_MAP} of 0")
     return box_map
 
 
@@ -91,8 +103,8 @@ class CropContract(_Part):
         boxes: the map to the crop for each kind of box, such as "mtcnn" or "landmarks:WFLW98".
     """
 
-    pixel_origin: StrictFloat
-    boxes: dict[str, Annotated[BoxMap, AfterValidator(_check_scale)]]
+    pixel_origin: Number
+    boxes: dict[str, Annotated[BoxMap, AfterValidator(_check_box_map)]]
 
 
 class Decoding(_Part):
@@ -109,7 +121,7 @@ class Decoding(_Part):
     decoder: Decoder
     activation: Activation
     stride: StrictInt = Field(ge=1, le=256)
-    bin_center: StrictFloat = 0.5
+    bin_center: Number = 0.5
     align_corners: StrictBool = False
 
 
@@ -130,10 +142,10 @@ class Calibration(_Part):
     (p, score): the score is interpolated between them, and constant beyond the first and the last.
     """
 
-    bias: StrictFloat = 0.0
-    spread: StrictFloat = -1.0
-    mass: StrictFloat = 1.0
-    covariance_scale: StrictFloat = Field(1.0, gt=0)
+    bias: Number = 0.0
+    spread: Number = -1.0
+    mass: Number = 1.0
+    covariance_scale: PositiveNumber = 1.0
     knots: Annotated[Knots, Field(max_length=MAX_KNOTS), AfterValidator(_check_rising)] = ()
 
     def scores(
@@ -197,7 +209,7 @@ class ModelCard(_Part):
         WeightsError: a field is missing, unknown or wrong. The message names it.
     """
 
-    name: Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
+    name: Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$", max_length=MAX_NAME)]
     architecture: Text
     configuration: dict[str, Any]
     normalization: Normalization
@@ -208,14 +220,20 @@ class ModelCard(_Part):
     calibration: dict[str, Calibration] = {}
     figures: tuple[Figure, ...] = ()
     # A name with a folder in it could lead outside of the folder of the card.
-    file: Annotated[str, StringConstraints(pattern=rf"^({NAME.pattern}\.safetensors)?$")] = ""
+    file: Annotated[
+        str, StringConstraints(pattern=rf"^({NAME.pattern}\.safetensors)?$", max_length=MAX_NAME)
+    ] = ""
     sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
 
     @field_validator("configuration")
     @classmethod
-    def _check_layouts(cls, configuration: dict[str, Any]) -> dict[str, Any]:
+    def _check_configuration(cls, configuration: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(configuration.get("layouts"), dict):
             raise ValueError("layouts must map names to numbers of points")
+        for name, limit in CONFIGURATION_LIMITS.items():
+            value = configuration.get(name, 1)
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ValueError(f"{name} must be a whole number from 1 to {limit}")
         return configuration
 
     @model_validator(mode="wrap")

@@ -18,6 +18,7 @@ import numpy as np
 
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.shape_prior import ShapePrior
+from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights.card import Figure, ModelCard
 from hihlandmark.weights.find import (
     DEFAULT_MODEL,
@@ -81,6 +82,7 @@ def _packaged_model(name: str) -> PackagedModel:
     return PackagedModel(name, tuple(card.configuration["layouts"]), size, card.license, nme)
 
 
+@default_torch_state()
 def load_model(
     weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
 ) -> LoadedModel:
@@ -92,15 +94,28 @@ def load_model(
         WeightsError: nothing was found, or the file does not fit the card.
         ConfigurationError: as `find_weights`.
     """
+    import torch
+
     from hihlandmark.models.registry import build_model
 
     files = find_weights(weights, model=model, revision=revision)
     state = read_weights(files)
     shape_priors = _pop_shape_priors(state, files)
+    arguments = files.card.architecture, files.card.configuration
     try:
-        network = build_model(files.card.architecture, files.card.configuration)
+        with torch.device("meta"):  # other shapes may need more memory than there is
+            build_model(*arguments).load_state_dict(state, assign=True)
+        network = build_model(*arguments)
         network.load_state_dict(state)
-    except (ConfigurationError, RuntimeError) as error:  # torch's lists the tensors at fault
+    # PyTorch's errors list the tensors at fault, or are about numbers that it cannot take.
+    except (
+        ConfigurationError,
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise WeightsError(
             f"The card ({files.card.architecture!r}) and the weights of {files.source} do not fit, "
             f"take both from one place: {textwrap.shorten(str(error), 400)}"

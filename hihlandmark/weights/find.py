@@ -57,6 +57,14 @@ def find_weights(
         ConfigurationError: a revision was given for something that is no repository.
     """
     text = model if weights is None else os.fspath(weights)
+    try:
+        return _find(weights, text, model, revision)
+    # Of the file system, or pathlib's for "~nobody" and for NUL.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"There are no weights {text!r:.100}: {error!s:.200}") from error
+
+
+def _find(weights: str | Path | None, text: str, model: str, revision: str | None) -> WeightFiles:
     packaged = weights is None or (isinstance(weights, str) and text in packaged_cards())
     path = Path(text).expanduser()
     is_weight_path = path.suffix.lower() in {".safetensors", ".json", *_PICKLES}
@@ -100,8 +108,8 @@ def _find_path(path: Path, model: str) -> WeightFiles:
         return _file_beside(card_path, str(card_path))
     if not path.is_file():
         raise WeightsError(
-            f"There are no weights {str(path)!r}: no such file or folder, no repository of the Hub "
-            f"(owner/name), and none of the packaged {abbreviate(packaged_cards(), 20)}."
+            f"There are no weights {str(path)!r:.200}: no such file or folder, no repository "
+            f"of the Hub (owner/name), and none of the packaged {abbreviate(packaged_cards(), 20)}."
         )
     card_path = path.with_suffix(".json")
     if path != card_path and not WEIGHT_FILE.fullmatch(path.name):
