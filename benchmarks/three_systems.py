@@ -2,8 +2,8 @@
 
     python benchmarks/three_systems.py --data DIR --runs DIR --json OUT
 
-The data folder has the sets of the configuration ``hih-small-v1``. Each of `SYSTEMS` is trained from
-random weights with its own configuration, the stages of `STAGES` and the same batches. Its
+The data folder has the sets of the configuration ``hih-small-v1``. Each of `SYSTEMS` is trained
+from random weights with its own configuration, the stages of `STAGES` and the same batches. Its
 averaged weights are exported to ``RUNS/NAME/weights`` and measured as by `hihlandmark eval`,
 without flip test and shape prior. Milliseconds per face are those of network and decoding in
 batches of `BATCH` crops, interleaved: the median, and the quartiles in brackets. A stopped run is
