@@ -122,7 +122,7 @@ class Detector:
         if decoder not in (None, *DECODERS):
             raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")
         check_positive(max_pixels=max_pixels, max_bytes=max_bytes)
-        self._limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+        self.limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
         self.layout = get_layout(layout)
         self.device = resolve_device(device)
         network, self.card, self._shape_priors = load_model(weights, model=model, revision=revision)
@@ -265,7 +265,7 @@ class Detector:
         white: float | None = None,
     ) -> ReducedImage:
         """Read an image within the limits of this detector; arguments as `predict`."""
-        return load_reduced(image, color=color, channels=channels, white=white, **self._limits)
+        return load_reduced(image, color=color, channels=channels, white=white, **self.limits)
 
     @overload
     def predict_many(

@@ -477,3 +477,142 @@ def test_invalid_arguments_are_named(
 ) -> None:
     with pytest.raises(ConfigurationError, match=keyword):
         read_faces(project_set(tmp_path, {}), split, **options)
+
+
+# ------------------------------------------------------------------- labels that cannot be right
+
+HUGE = "1" * 400
+DEEP = "[" * 100_000
+ENDLESS = "9" * 6000  # more digits than Python turns into an integer
+
+
+def wflw_with(tmp_path: Path, value: str) -> tuple[Path, str]:
+    write_image(tmp_path / "WFLW_images" / SOCCER)
+    bad = wflw_line().replace("50.000000", value)
+    text_file(tmp_path / WFLW_TEST, wflw_line(1), bad, wflw_line(2))
+    text_file(tmp_path / "WFLW_annotations/list_98pt_test/list_98pt_test_blur.txt", bad)
+    return tmp_path, "list_98pt_rect_attr_test.txt, line 2"
+
+
+def w300_with(tmp_path: Path, value: str) -> tuple[Path, str]:
+    for name in ("a", "c"):
+        pts(tmp_path / "ibug" / f"{name}.pts")
+    pts(tmp_path / "ibug" / "b.pts", edit=lambda text: text.replace("5.000000", value))
+    return tmp_path, "ibug/b.pts"
+
+
+def list_with(tmp_path: Path, value: str) -> tuple[Path, str]:
+    write_image(tmp_path / "test" / "a.png")
+    good = f"a.png {text_of(shape(68) / 100)}"
+    text_file(tmp_path / "test.txt", good, good.replace("0.500000", value), good)
+    return tmp_path, "test.txt, line 2"
+
+
+def project_with(tmp_path: Path, value: str) -> tuple[Path, str]:
+    project_set(tmp_path, {"split": "test"}, {"split": "test"}, {"split": "test"})
+    path = tmp_path / "annotations.jsonl"
+    first, second, third = path.read_text().splitlines()
+    text_file(path, first, second.replace("50.0", value), third)
+    return tmp_path, "annotations.jsonl, line 2"
+
+
+def cofw_with(tmp_path: Path, value: str) -> tuple[Path, str]:
+    def changed(shapes: np.ndarray) -> np.ndarray:
+        shapes[1, 3] = float(value)
+        return shapes
+
+    tmp_path.mkdir(exist_ok=True)
+    image = np.zeros((40, 60, 3), np.uint8)
+    cofw_file(tmp_path / "COFW_test_color.mat", [image] * 3, shapes=changed)
+    return tmp_path, "COFW_test_color.mat, face 2"
+
+
+FORMATS = [wflw_with, w300_with, list_with, project_with, cofw_with]
+SPLIT = {w300_with: "challenge"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", ["1e308", "-1e7", "NaN", "Infinity", HUGE, ENDLESS])
+@pytest.mark.parametrize("write", FORMATS)
+def test_a_number_that_is_no_coordinate_is_a_skipped_sample(
+    tmp_path: Path, write: Callable[[Path, str], tuple[Path, str]], value: str
+) -> None:
+    folder, source = write(tmp_path, value)
+    split = SPLIT.get(write, "test")
+    faces = read_faces(folder, split)
+    assert len(faces) == 2
+    assert [message.partition(": ")[0] for message in faces.skipped] == [source]
+    assert len(faces.skipped[0]) < 500
+    with pytest.raises(DataError, match=source):
+        read_faces(folder, split, on_bad_sample="raise")
+
+
+@pytest.mark.parametrize("write", [wflw_with, w300_with, project_with, cofw_with])
+def test_a_point_far_outside_of_its_image_is_an_image_error(
+    tmp_path: Path, write: Callable[[Path, str], tuple[Path, str]]
+) -> None:
+    """Every user of a data set skips and names images that cannot be read."""
+    near, _ = write(tmp_path / "near", "650")  # of an image of 60 x 40
+    faces = read_faces(near, SPLIT.get(write, "test"))
+    assert [face.load_image().shape for face in faces] == [(40, 60, 3)] * 3
+    far, _ = write(tmp_path / "far", "-650")
+    faces = read_faces(far, SPLIT.get(write, "test"))
+    assert (len(faces), faces.skipped) == (3, [])
+    copy = pickle.loads(pickle.dumps(faces))
+    with pytest.raises(ImageError, match="10 sides outside"):
+        copy[1].load_image()
+    assert copy[0].load_image().shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        DEEP,
+        json.dumps({"image": "images/a.png", "split": "train"})[:-1] + f', "points": {DEEP}',
+        '{"image": "images/a.png", "split": "train", "points": ' + "[" * 500 + "]" * 500 + "}",
+        '{"image": "images/a.png", "split": "train", "points": [[1, 2]], "rect": [1' + HUGE + "]}",
+        '{"image": "a\\u0000/b.png", "split": "train", "points": [[1, 2]]}',
+        '{"image": "\\ud800/b.png", "split": "train", "points": [[1, 2]]}',
+        '{"image": "images/a.png", "split": "train", "points": {"x": 1}}',
+    ],
+    ids=["deep", "deep points", "500 deep", "huge rect", "NUL", "surrogate", "an object"],
+)
+def test_an_odd_line_of_json_is_a_skipped_sample(tmp_path: Path, line: str) -> None:
+    project_set(tmp_path, {}, {})
+    with (tmp_path / "annotations.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert_second_is_bad(tmp_path, "train", 2, "annotations.jsonl, line 3", "")
+
+
+def test_a_deep_table_of_mirrored_points_is_an_error(tmp_path: Path) -> None:
+    project_set(tmp_path, {}, count=4)
+    for text in (DEEP, f'{{"4": {{"flip": [{HUGE}, 0, 2, 3]}}}}', '{"4": []}', "[]"):
+        (tmp_path / "points.json").write_text(text)
+        with pytest.raises(DataError, match="mirror table"):
+            read_faces(tmp_path, "train")
+
+
+def test_further_points_of_one_name_are_faces_where_images_may_show_several(
+    tmp_path: Path,
+) -> None:
+    project_set(tmp_path, {}, {"points": shape(29, 1).tolist()})
+    faces = read_faces(tmp_path, "train")
+    assert [face.name for face in faces] == ["images/a.png", "images/a.png#2"]
+
+
+def test_other_points_of_one_crop_are_skipped(tmp_path: Path) -> None:
+    write_image(tmp_path / "val" / "a.png")
+    lines = [f"a.png {text_of(shape(68, offset) / 100)}" for offset in (0, 1, 0)]
+    text_file(tmp_path / "val.txt", *lines)
+    assert_second_is_bad(tmp_path, "val", 2, "val.txt, line 2", "line 1 has other points")
+
+
+def test_a_second_pts_file_of_one_image_is_skipped(w300: Path) -> None:
+    text = (w300 / "ibug" / "image_092 _01.pts").read_text()
+    second = w300 / "ibug" / "image_092 _01.PTS"
+    if second.exists():
+        pytest.skip("the file system ignores case")
+    second.write_text(text)
+    faces = read_faces(w300, "challenge")
+    assert len(faces) == 1
+    assert "points of the same image" in faces.skipped[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -11,7 +13,7 @@ import pyarrow.parquet
 
 from hihlandmark.cli.predict import OutputFormat
 from hihlandmark.face import Face
-from hihlandmark.io import FORMATS, Result, Source
+from hihlandmark.io import FORMATS, Result, ResultFolder, Shard, Source
 from hihlandmark.io.formats import write_pts
 from hihlandmark.layouts import get_layout
 
@@ -63,9 +65,9 @@ def test_coco_has_what_its_tools_read() -> None:
     two, none, bad = record["images"]
     assert (two["file_name"], two["width"], two["height"]) == ("two", 640, 480)
     assert bad["error"] == "broken"
-    assert len({image["id"] for image in (two, none, bad)}) == 3
+    assert [image["id"] for image in (two, none, bad)] == [1, 2, 3]
     first, second = record["annotations"]
-    assert first["id"] != second["id"] < 2**63
+    assert (first["id"], second["id"]) == (1, 2)
     assert first["image_id"] == second["image_id"] == two["id"]
     assert first["bbox"] == [0, 0, 50, 50]
     points = np.reshape(first["keypoints"], (29, 3))
@@ -76,6 +78,42 @@ def test_coco_has_what_its_tools_read() -> None:
     assert category["keypoints"] == list(get_layout(29).point_names)
     assert np.array(category["skeleton"]).min() == 1
     assert np.array(category["skeleton"]).max() <= 29
+
+
+def coco_ids(folder: Path) -> tuple[list[int], list[int]]:
+    """The ids of all images and faces of a folder; every face belongs to an image of its part."""
+    images: list[int] = []
+    faces: list[int] = []
+    for part in sorted(folder.glob("*.coco.json")):
+        record = json.loads(part.read_text())
+        here = [image["id"] for image in record["images"]]
+        assert {face["image_id"] for face in record["annotations"]} <= set(here)
+        images, faces = images + here, faces + [face["id"] for face in record["annotations"]]
+    return images, faces
+
+
+def add_to(folder: Path, names: str, shard: Shard = Shard()) -> None:  # noqa: B008 - immutable
+    with ResultFolder(folder, "coco", {"layout": "29"}, shard=shard, part_size=2) as results:
+        for name in names:
+            results.add(replace(TWO, source=Source(name, name)))
+
+
+def test_coco_ids_count_up_in_a_folder(tmp_path: Path) -> None:
+    add_to(tmp_path, "abc")
+    add_to(tmp_path, "de")
+    assert coco_ids(tmp_path) == ([1, 2, 3, 4, 5], list(range(1, 11)))
+    (tmp_path / "part-000003.coco.json").unlink()
+    add_to(tmp_path, "de")  # made again, with new ids
+    assert coco_ids(tmp_path) == ([1, 2, 3, 6, 7], [*range(1, 7), *range(11, 15)])
+
+
+def test_coco_ids_of_shards_do_not_collide(tmp_path: Path) -> None:
+    add_to(tmp_path, "abc", Shard(1, 2))
+    add_to(tmp_path, "de", Shard(2, 2))
+    images, faces = coco_ids(tmp_path)
+    assert sorted(images) == [1, 2, 3, 4, 5]
+    assert len({*faces}) == 10
+    assert max(faces) == 11
 
 
 def test_csv_has_a_row_per_point_and_one_for_an_image_without_a_face() -> None:

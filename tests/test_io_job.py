@@ -88,14 +88,14 @@ def test_images_with_a_result_are_not_pending(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "json", "pts"])
 def test_changed_image_is_a_problem_and_its_result_stays(tmp_path: Path, name: str) -> None:
     write(tmp_path, [result("a", 2), result("b")], name)
-    before = {path: path.read_bytes() for path in tmp_path.glob("[!.]*")}
+    before = {path: path.read_bytes() for path in tmp_path.glob("[!._]*")}
     with ResultFolder(tmp_path, name, SETTINGS) as folder:
         (changed,) = folder.pending([*sources("a", "2"), *sources("b")])
         with pytest.raises(ImageError, match="changed"):
             changed.load()
         folder.add(Result(changed, error=changed.problem))
         assert folder.done_before == 1
-    assert {path: path.read_bytes() for path in tmp_path.glob("[!.]*")} == before
+    assert {path: path.read_bytes() for path in tmp_path.glob("[!._]*")} == before
 
 
 class Killed(BaseException):
@@ -251,8 +251,8 @@ def test_predict_continues_where_it_stopped(images: Path, tmp_path: Path) -> Non
     assert first.exit_code == 1
     assert "images: 2, faces: 1, failed: 1" in first.stderr
     again = CliRunner().invoke(app, command)
-    assert again.exit_code == 0
-    assert "images: 0, faces: 0, failed: 0, done before: 3" in again.stderr
+    assert again.exit_code == 1
+    assert "images: 0, faces: 0, failed: 0, done before: 3 (1 of them failed)" in again.stderr
     Image.new("RGB", (90, 60)).save(images / "nobody.png")
     changed = CliRunner().invoke(app, command)
     assert changed.exit_code == 1

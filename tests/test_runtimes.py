@@ -64,8 +64,8 @@ MODELS = {
 }
 ARCHITECTURES = sorted(DECODINGS)
 SLOWER = [
-    "nested",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "nested"),
+    "hih",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "hih"),
 ]
 """One architecture in the fast tests of conversions, which take seconds each."""
 
@@ -202,13 +202,14 @@ def test_converted_networks_are_kept_for_the_next_time(
     assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["emptied", "changed", "deleted"])
 def test_a_damaged_conversion_is_converted_again(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path)
-    model, crops = tiny_model("awing"), some_crops(2)
+    model, crops = tiny_model("hih"), some_crops(2)
 
     def points() -> np.ndarray:
         return make_runtime("openvino", model.network, "COFW29", model.card, CPU)(crops).points
@@ -232,7 +233,7 @@ def test_without_a_writable_cache_nothing_is_left_in_the_temporary_folder(
     pytest.importorskip(name)
     monkeypatch.setattr(runtimes, "_cache_folder", lambda package: None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    model, crops = tiny_model("awing"), some_crops(2)
+    model, crops = tiny_model("hih"), some_crops(2)
     runtime = make_runtime(name, model.network, "COFW29", model.card, CPU)
     # PyTorch itself keeps a folder "torchinductor_USER".
     assert list(tmp_path.glob("hihlandmark*")) == []
@@ -254,6 +255,7 @@ def test_auto_takes_bf16_where_it_is_native_and_logs_it(
         assert choose_precision("fp32", "torch", CPU) == "fp32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_decoding_is_exact_in_bf16(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -294,7 +296,7 @@ def test_missing_metadata_of_packages_is_no_error(
     monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path)
     assert version_of("torch") == torch.__version__
     assert version_of("facenet-pytorch")
-    model = tiny_model("awing")
+    model = tiny_model("hih")
     make_runtime("openvino", model.network, "COFW29", model.card, CPU)
     for name in ("version", "requires", "metadata"):
         monkeypatch.setattr(f"hihlandmark.doctor.{name}", missing)
@@ -433,13 +435,13 @@ def test_what_cannot_be_exported_is_an_error(tmp_path: Path) -> None:
 
 def test_export_command_writes_the_file_and_states_the_difference(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    model = tiny_model("awing")
+    model = tiny_model("hih")
     card = save_weights(tmp_path / "weights", model.card, model.network.state_dict())
     arguments = ["--to", "openvino", "--layout", "29", "--weights", str(card)]
     result = CliRunner().invoke(app, ["export", *arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "crop pixels" in result.output
-    assert (tmp_path / "out" / "awing-tiny-29.xml").exists()
+    assert (tmp_path / "out" / "hih-tiny-29.xml").exists()
 
 
 def test_compiled_batches_are_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,8 +396,8 @@ def test_distillation_is_the_mean_kl_divergence_from_the_teacher() -> None:
     taught[:, :98, 3, 5] = math.log(size**2 - 1)
     taught_bins[:, :, 1, 2] = math.log(63)
     places = {"WFLW98": slice(0, 98), "W300_68": slice(98, 166), "COFW29": slice(166, 195)}
-    trained.forward = lambda crops: {
-        name: Heatmaps(taught[:, place], taught_bins[:, place]) for name, place in places.items()
+    trained.forward = lambda crops, layouts: {
+        name: Heatmaps(taught[:, places[name]], taught_bins[:, places[name]]) for name in layouts
     }
     crops = torch.zeros(faces, 4 * size, 4 * size, 3, dtype=torch.uint8)
     nothing = torch.zeros(faces, 195)

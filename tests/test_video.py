@@ -51,31 +51,39 @@ def frames_at(images: list[Image], rate: float = 25.0) -> Iterator[Frame]:
 
 
 def write_video(
-    path: Path, images: list[Image], *, times: list[float] | None = None, sound: bool = False
+    path: Path,
+    images: list[Image],
+    *,
+    times: list[float] | None = None,
+    sound: str | None = None,
+    start: float = 0,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> Path:
     with av.open(str(path), "w") as output:
         video = output.add_stream("libx264", rate=25, options={"crf": "10", "g": "4"})
         video.height, video.width = images[0].shape[:2]
         video.pix_fmt = "yuv420p"
         video.codec_context.time_base = Fraction(1, 1000)
-        audio = output.add_stream("aac", rate=8000) if sound else None
+        video.codec_context.sample_aspect_ratio = pixel_aspect
+        audio = output.add_stream(sound, rate=8000, layout="mono") if sound else None
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.time_base = Fraction(1, 1000)
-            frame.pts = round(1000 * (times[number] if times else number / 25))
+            frame.pts = round(1000 * (start + (times[number] if times else number / 25)))
             output.mux(video.encode(frame))
         output.mux(video.encode())
         if audio is not None:
-            tone = np.sin(np.arange(4096) / 3).astype(np.float32)[None]
-            samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-            samples.sample_rate = 8000
+            tone = (8000 * np.sin(np.arange(4096) / 3)).astype(np.int16)[None]
+            samples = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+            samples.sample_rate, samples.time_base = 8000, Fraction(1, 8000)
+            samples.pts = round(8000 * start)
             output.mux([*audio.encode(samples), *audio.encode()])
     return path
 
 
 @pytest.fixture(scope="module")
 def clip(frames: list[Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames, sound=True)
+    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames, sound="aac")
 
 
 def test_frames_come_in_order_with_their_times(clip: Path, frames: list[Image]) -> None:
@@ -92,20 +100,24 @@ def test_variable_frame_rate_is_kept(frames: list[Image], tmp_path: Path) -> Non
     assert [frame.time for frame in read] == pytest.approx(times, abs=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("matrix", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
-)
-def test_frames_are_rotated_upright(
-    clip: Path, tmp_path: Path, matrix: tuple[int, ...], turns: int
-) -> None:
+def write_rotated(path: Path, clip: Path, matrix: tuple[int, ...]) -> Path:
     # The matrix of a track in an MP4 (ISO 14496-12, 8.3.2): a, b, u, c, d, v, x, y, w.
     content = bytearray(clip.read_bytes())
     start = content.index(b"tkhd") + 4 + 40
     a, b, c, d = (value * 0x10000 for value in matrix)
     numbers = np.array([a, b, 0, c, d, 0, 0, 0, 0x40000000], ">i4")
     content[start : start + 36] = numbers.tobytes()
-    rotated = tmp_path / "rotated.mp4"
-    rotated.write_bytes(content)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
+)
+def test_frames_are_rotated_upright(
+    clip: Path, tmp_path: Path, matrix: tuple[int, ...], turns: int
+) -> None:
+    rotated = write_rotated(tmp_path / "rotated.mp4", clip, matrix)
     for one, other in zip(read_frames(rotated), read_frames(clip), strict=True):
         np.testing.assert_array_equal(one.image, np.rot90(other.image, turns))
 
@@ -404,3 +416,153 @@ def test_video_command_draws_and_writes(
         app, ["video", str(clip), "--layout", "29", "--no-flip-test", "--frames", "2"]
     )
     assert [json.loads(line)["frame"] for line in printed.stdout.splitlines()] == [0, 1]
+
+
+def squeezed(images: list[Image]) -> list[Image]:
+    """The images at half the width, which pixels of 2:1 undo."""
+    return [cv2.resize(image, (140, 240), interpolation=cv2.INTER_AREA) for image in images]
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_faces_of_oblong_pixels_are_as_accurate(
+    frames: list[Image], tmp_path: Path, detector: Detector, is_rotated: bool
+) -> None:
+    images, aspect = squeezed(frames[:2]), Fraction(2)
+    path = tmp_path / "a.mp4"
+    if is_rotated:
+        images = [np.ascontiguousarray(np.rot90(image)) for image in images]
+        write_video(tmp_path / "b.mp4", images, pixel_aspect=1 / aspect)
+        write_rotated(path, tmp_path / "b.mp4", (0, 1, -1, 0))
+    else:
+        write_video(path, images, pixel_aspect=aspect)
+    (frame, (face,)), _ = track(path, detector, smooth=False)
+    assert (frame.image.shape, frame.pixel_aspect) == ((240, 140, 3), aspect)
+    ((_, (true,)),) = track(frames_at(frames[:1]), detector, smooth=False)
+    moved = (face.points + 0.5) * (2, 1) - 0.5 - true.points
+    assert np.linalg.norm(moved, axis=1).mean() < 0.03 * true.interocular
+    np.testing.assert_allclose(face.box[2:], face.points.max(axis=0), atol=0.01)
+    widths = face.covariance[:, 0, 0] / true.covariance[:, 0, 0]
+    assert np.median(widths) == pytest.approx(1 / 4, rel=0.3)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_annotated_video_keeps_the_pixel_aspect(
+    frames: list[Image], tmp_path: Path, suffix: str
+) -> None:
+    path = write_video(tmp_path / "a.mp4", squeezed(frames), pixel_aspect=Fraction(2))
+    out = tmp_path / f"out.{suffix}"
+    with AnnotatedVideo(out, path) as video:
+        for frame in read_frames(path):
+            video.add(frame.image, frame.time, frame.pixel_aspect)
+    (frame, *_) = read_frames(out)
+    assert (frame.image.shape, frame.pixel_aspect) == ((240, 140, 3), 2)
+
+
+def copied(path: Path, out: Path) -> Path:
+    with AnnotatedVideo(out, path) as video:
+        for frame in read_frames(path):
+            video.add(frame.image, frame.time)
+    return out
+
+
+def sound_of(path: Path) -> tuple[str, NDArray[np.floating], float]:
+    """Codec, samples of a channel, and time in seconds of the first one."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        parts = list(container.decode(stream))
+        samples = np.concatenate([np.atleast_2d(part.to_ndarray())[0] for part in parts])
+        return stream.codec_context.name, samples, float(parts[0].time or 0)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("pcm_mulaw", "mov"), ("adpcm_ms", "avi"), ("libopencore_amrnb", "3gp")],
+)
+def test_sound_that_mp4_cannot_hold_is_encoded_again(
+    frames: list[Image], tmp_path: Path, codec: str, suffix: str
+) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", frames, sound=codec)
+    name, samples, start = sound_of(copied(path, tmp_path / "out.mp4"))
+    assert name == "aac"
+    assert start == pytest.approx(0, abs=0.05)
+    assert 0.5 < len(samples) / 48_000 < 0.8  # blocks of ADPCM are filled up
+    assert np.abs(samples[4800:9600]).mean() > 0.05
+    assert len(list(read_frames(tmp_path / "out.mp4"))) == 12
+
+
+def test_sound_of_an_unknown_codec_is_left_out_with_a_warning(
+    frames: list[Image], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_video(tmp_path / "a.mov", frames, sound="pcm_mulaw")
+    path.write_bytes(path.read_bytes().replace(b"ulaw", b"????"))
+    copied(path, tmp_path / "out.mp4")
+    assert len(list(read_frames(tmp_path / "out.mp4"))) == 12
+    assert "out.mp4: the sound, or the rest of it, is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sound", "suffix"), [("aac", "ts"), ("libopencore_amrnb", "3gp"), ("pcm_mulaw", "mov")]
+)
+def test_damage_costs_packets_and_not_the_video(tmp_path: Path, sound: str, suffix: str) -> None:
+    images = [np.full((64, 64, 3), 20 * number, np.uint8) for number in range(12)]
+    whole = write_video(tmp_path / f"a.{suffix}", images, sound=sound).read_bytes()
+    damaged, out = tmp_path / f"b.{suffix}", tmp_path / "out.mp4"
+    rng, written = np.random.default_rng(0), 0
+    for _ in range(15):
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=20):
+            content[place] = rng.integers(256)
+        damaged.write_bytes(content)
+        try:
+            written += len(list(read_frames(copied(damaged, out)))) > 0
+        except ImageError:  # what FFmpeg cannot open, or without an intact frame
+            continue
+    assert written > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "suffix"),
+    [("a.ts", "aac", "mp4"), ("a.mkv", "aac", "mkv"), ("a.mov", "pcm_mulaw", "mp4")],
+)
+def test_a_recording_that_starts_late_begins_at_zero(
+    frames: list[Image], tmp_path: Path, name: str, sound: str, suffix: str
+) -> None:
+    path = write_video(tmp_path / name, frames, sound=sound, start=1000)
+    times = [frame.time for frame in read_frames(path)]
+    assert times == pytest.approx([i / 25 for i in range(12)], abs=0.15)
+    out = copied(path, tmp_path / f"out.{suffix}")
+    with av.open(str(out)) as container:
+        assert container.duration / av.time_base < 2
+        assert container.start_time == pytest.approx(0, abs=150_000)
+    assert sound_of(out)[2] == pytest.approx(0, abs=0.15)
+
+
+@pytest.mark.parametrize("suffix", ["webm", "gif", "doc", "txt", ""])
+def test_a_file_that_holds_no_h264_is_refused_before_the_work(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hihlandmark.cli.options.make_detector", None)
+    out = tmp_path / "new" / f"out.{suffix}"
+    result = CliRunner().invoke(app, ["video", "clip.mp4", "--out", str(out)])
+    assert isinstance(result.exception, ConfigurationError)
+    assert "use .mp4 or .mkv" in str(result.exception)
+    assert not out.parent.exists()
+
+
+def test_too_large_frames_are_refused(clip: Path, tmp_path: Path, frames: list[Image]) -> None:
+    with pytest.raises(ImageError, match="max_pixels=1000"):
+        next(read_frames(clip, max_pixels=1000))
+    PillowImage.fromarray(frames[0]).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="no frame"):
+        next(read_frames(tmp_path, max_pixels=1000))
+    result = CliRunner().invoke(app, ["video", str(clip), "--max-pixels", "1000"])
+    assert isinstance(result.exception, ImageError)
+
+
+def test_a_failing_encoder_leaves_no_file(tmp_path: Path) -> None:
+    video = AnnotatedVideo(tmp_path / "a.mp4")
+    video.add(np.zeros((32, 32, 3), np.uint8), 0)
+    video._video = None  # fails when the last frames are written
+    with pytest.raises(AttributeError):
+        video.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hihlandmark.cli.options import DeviceOption
+from hihlandmark.cli.options import DeviceOption, counted
 
 
 def train(
@@ -15,13 +15,15 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="A TOML file, or a shipped configuration: hih-small, hih-small-continued, "
-            "hih-small-distilled, hih-mixed, adnet-small, awing-small, or hih, adnet or awing with "
+            help="A TOML file, or a shipped configuration: hih-small, hih-small-v1, "
+            "hih-mixed, adnet-small, awing-small, or hih, adnet or awing with "
             "-wflw, -300w or -cofw.",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of the configuration's data sets.")],
-    run: Annotated[Path, typer.Option("--out", help="Folder of the run; resumes a run in it.")],
+    run: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the run; resumes a run in it.")
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Such as stages.0.steps=100; repeatable."),
@@ -60,12 +62,13 @@ def train(
         )
     if not PartialState().is_main_process:
         return
-    print(f"{summary.steps} steps; checkpoint: {summary.checkpoint}")
+    print(f"{counted(summary.steps, 'step')}; checkpoint: {summary.checkpoint}")
     for name, nme in summary.nme.items():
         print(f"  {name}: NME {100 * nme:.2f} %")
     if summary.skipped:
-        print(f"{len(summary.skipped)} samples skipped, the first: {summary.skipped[0]}")
+        print(f"{counted(len(summary.skipped), 'sample')} skipped, the first: {summary.skipped[0]}")
     if summary.replaced:
-        print(f"unreadable images were replaced by another face {summary.replaced} times")
+        times = counted(summary.replaced, "time")
+        print(f"unreadable images were replaced by another face {times}")
     if export is not None:
         print(f"weights: {export_weights(summary.checkpoint, chosen, data, export)}")

@@ -38,6 +38,8 @@ def video(
     precision: options.PrecisionOption = "auto",
     face_detector: options.FaceDetectorOption = "mtcnn",
     flip_test: options.FlipTestOption = True,
+    max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,
+    max_bytes: options.MaxBytesOption = options.MAX_BYTES,
     detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 10,
     smooth: Annotated[bool, Option(help="Smooth the points.")] = True,
     offline: Annotated[bool, Option("--offline", help=_OFFLINE)] = False,
@@ -52,14 +54,6 @@ def video(
     from hihlandmark.video import AnnotatedVideo, track, track_offline
     from hihlandmark.video.writing import JsonLinesFaces, open_faces
 
-    detector = options.make_detector(
-        layout, model, weights=weights, device=device, runtime=runtime, precision=precision,
-        face_detector=face_detector, flip_test=flip_test,
-    )  # fmt: skip
-    if offline:
-        tracked = track_offline(source, detector, detect_every=detect_every, frames=frames)
-    else:
-        tracked = track(source, detector, detect_every=detect_every, smooth=smooth)
     count = 0
     tracks: set[int | None] = set()
     with ExitStack() as stack:
@@ -69,13 +63,24 @@ def video(
             writer = stack.enter_context(open_faces(points))
         elif out is None:
             writer = JsonLinesFaces(sys.stdout)
+        # After the files: what cannot be written is an error before the network is loaded.
+        detector = options.make_detector(
+            layout, model, weights=weights, device=device, runtime=runtime, precision=precision,
+            face_detector=face_detector, flip_test=flip_test, max_pixels=max_pixels,
+            max_bytes=max_bytes,
+        )  # fmt: skip
+        if offline:
+            tracked = track_offline(source, detector, detect_every=detect_every, frames=frames)
+        else:
+            tracked = track(source, detector, detect_every=detect_every, smooth=smooth)
         try:
             for frame, faces in islice(tracked, frames):
                 count, tracks = count + 1, tracks | {face.track_id for face in faces}
                 if writer:
                     writer.add(frame, faces)
                 if annotated:
-                    annotated.add(draw_faces(frame.image, faces, boxes=True), frame.time)
+                    drawn = draw_faces(frame.image, faces, boxes=True)
+                    annotated.add(drawn, frame.time, frame.pixel_aspect)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
     written = " and ".join(str(path) for path in (out, points) if path)

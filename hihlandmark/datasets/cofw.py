@@ -25,9 +25,9 @@ from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.datasets.faces import (
     AnnotatedFace,
     AnnotatedFaces,
-    BadSample,
     Samples,
     check_layout,
+    check_near,
     unknown_split,
 )
 from hihlandmark.errors import DataError, ImageError, missing_extra
@@ -75,8 +75,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     for index, (shape, box) in enumerate(zip(shapes, boxes, strict=True)):
         source = f"{file.name}, face {index + 1}"
         with samples.reading(source):
-            if not np.isfinite(shape).all() or not np.isfinite(box).all():
-                raise BadSample("its points or its box contain NaN or infinity")
+            check_near("points or box", np.concatenate([shape, box]))
             x, y, occluded = shape.reshape(3, COFW29.size)
             corner = box[:2] - 1
             samples.add(

@@ -14,11 +14,17 @@ import numpy as np
 from PIL import Image as Pillow
 
 from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
+from hihlandmark.download import shorten
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.image import EXIF_ORIENTATION_TAG, load_image
 from hihlandmark.layouts import Layout
 
 OnBadSample = Literal["skip", "raise"]
+
+FARTHEST = 1e6
+"""Farthest coordinate, in pixels from the image's corner: no image is as large."""
+FARTHEST_SIDES = 10
+"""Farthest point outside of its image, in longer sides of the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +105,22 @@ class Samples:
         self._times_named: Counter[str] = Counter()
 
     def add(self, face: AnnotatedFace) -> None:
-        """Keep a face; further faces of one image get a number in their name."""
+        """Keep a face; further faces of one image get a number in their name.
+
+        Raises `BadSample` for points or a rectangle that cannot be those of an image. Points too
+        far outside of their image are an `ImageError` when it is loaded.
+        """
+        unknown = np.isnan(face.points).any(axis=1)
+        if unknown.all():
+            raise BadSample("none of its points is known")
+        check_near("points", face.points[~unknown])
+        if face.rectangle is not None:
+            check_near("rectangle", face.rectangle)
         self._times_named[face.name] += 1
         times = self._times_named[face.name]
-        self.faces.append(face if times == 1 else replace(face, name=f"{face.name}#{times}"))
+        name = face.name if times == 1 else f"{face.name}#{times}"
+        load_image = LabeledImage(face.load_image, face.points)
+        self.faces.append(replace(face, name=name, load_image=load_image))
 
     @contextmanager
     def reading(self, where: str) -> Iterator[None]:
@@ -120,13 +138,25 @@ class Samples:
         return AnnotatedFaces(name, layout.name, layout.mirror, self.faces, self.skipped, published)
 
 
-def finite_numbers(fields: Sequence[str], first_column: int = 1) -> FloatArray:
-    """Parse texts as finite numbers (N,). Raises `BadSample` with the column and its text."""
-    numbers = np.array([number_or_nan(text) for text in fields])
-    wrong = np.flatnonzero(~np.isfinite(numbers))
+def check_near(what: str, coordinates: FloatArray) -> None:
+    """Raises `BadSample` for coordinates that are NaN or too large."""
+    wrong = coordinates[~(np.abs(coordinates) <= FARTHEST)]
     if len(wrong):
-        where = f"{fields[wrong[0]]!r} in column {wrong[0] + first_column}"
-        raise BadSample(f"{where} is not a finite number")
+        raise BadSample(
+            f"a coordinate of its {what} is NaN or beyond {FARTHEST:g}: {wrong[0]:g}; repair it"
+        )
+
+
+def finite_numbers(fields: Sequence[str], first_column: int = 1) -> FloatArray:
+    """Parse texts as numbers (N,) that are no larger than coordinates can be.
+
+    Raises `BadSample` with the column and its text.
+    """
+    numbers = np.array([number_or_nan(text) for text in fields])
+    wrong = np.flatnonzero(~(np.abs(numbers) <= FARTHEST))
+    if len(wrong):
+        where = f"{shorten(fields[wrong[0]])} in column {wrong[0] + first_column}"
+        raise BadSample(f"{where} is not a number within {FARTHEST:g}")
     return numbers
 
 
@@ -169,7 +199,7 @@ def entry_names(folder: Path) -> list[str]:
     """The names of a folder's files and folders, sorted; none when it is not a folder."""
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):  # a name with NUL or without an encoding is a ValueError
         return []
 
 
@@ -198,6 +228,28 @@ class StoredImage:
                 return load_image(pillow)
             except ImageError as error:
                 raise ImageError(f"file {str(self.path)!r}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledImage:
+    """Reads an image, and refuses it where a label cannot be that of the image."""
+
+    load: Callable[[], Image]
+    points: FloatArray
+
+    def __call__(self) -> Image:
+        """(H, W, 3) uint8 RGB. Raises `ImageError`, also for points (P, 2) too far outside."""
+        image = self.load()
+        extent = np.array(image.shape[1::-1])
+        outside = np.maximum(-self.points, self.points - extent).max(axis=1)
+        far = np.flatnonzero(outside > FARTHEST_SIDES * extent.max())  # NaN is not
+        if len(far):
+            x, y = self.points[far[0]]
+            raise ImageError(
+                f"its point {far[0]} ({x:g}, {y:g}) lies more than {FARTHEST_SIDES} sides outside "
+                f"of the image of {extent[0]} x {extent[1]} pixels: repair the label"
+            )
+        return image
 
 
 def unknown_split(folder: Path, split: str, offered: Iterable[str]) -> ConfigurationError:

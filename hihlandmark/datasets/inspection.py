@@ -152,6 +152,7 @@ def before_and_after(
         tiles.append(Tile(image, face.points, face.name, colors))
         known = face.points[~np.isnan(face.points).any(axis=1)]
         square = to_square.squares(tight_boxes(known))[0]
+        square[2] = max(square[2], 1.0)  # of a face with one known point
         for column, (caption, changes) in enumerate(columns):
             rng = generator(seed, index, column)
             crop, points, flipped = changes.crop(

@@ -93,6 +93,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     counts = Counter(len(numbers) for _, (_, numbers) in lines)
     scheme = get_layout(layout) if layout else _layout_of(path, counts.most_common(1))
     files = ScannedFolders()
+    first: dict[str, tuple[int, FloatArray]] = {}
     for number, (image, numbers) in lines:
         source = f"{path.name}, line {number}"
         with samples.reading(source):
@@ -102,6 +103,9 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
                 raise BadSample(f"has {len(numbers)} numbers instead of {known}")
             if np.abs(coordinates - 0.5).max() > 0.5 + FARTHEST:
                 raise BadSample("its coordinates are not in 0..1 of the crop; are they in pixels?")
+            line, same = first.setdefault(image, (number, coordinates))
+            if not np.array_equal(coordinates, same):
+                raise BadSample(f"line {line} has other points for this crop")
             crop = _find_crop(folder, path, split, image, files)
             flags = extras[:FLAGS]
             has_flags = len(flags) == FLAGS and np.isin(flags, (0, 1)).all()

@@ -64,9 +64,12 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
         )
     sets = [packed for packed in sets if packed["layout"] == chosen]
     names = list(dict.fromkeys(packed["name"] for packed in sets))
-    for face in _faces(folder, split, chosen, several_sets=len(names) > 1):
-        samples.add(face)
     mirror = np.array(description["mirrors"][chosen], np.intp)
+    for row, face in _faces(folder, split, chosen, several_sets=len(names) > 1):
+        with samples.reading(f"{TABLE}, row {row}"):
+            if len(face.points) != len(mirror):
+                raise BadSample(f"has {len(face.points)} points instead of {len(mirror)}")
+            samples.add(face)
     return AnnotatedFaces(" + ".join(names), chosen, mirror, samples.faces, samples.skipped)
 
 
@@ -76,19 +79,20 @@ def describe(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         version, _, _ = description["version"], description["sets"], description["mirrors"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is missing or damaged ({error!r}): pack again") from error
     if version != VERSION:
         raise DataError(f"{path} is of version {version}, this package reads {VERSION}: pack again")
     return description
 
 
-def _faces(folder: Path, split: str, layout: str, several_sets: bool) -> list[AnnotatedFace]:
+def _faces(
+    folder: Path, split: str, layout: str, several_sets: bool
+) -> Iterator[tuple[int, AnnotatedFace]]:
     table = open_table(folder / TABLE)
     columns = table.remove_columns("image").with_format("arrow")[:]
     numbers = {name: columns.column(name).combine_chunks() for name in _ARRAYS}
     texts = {name: columns.column(name).to_pylist() for name in _TEXTS}
-    faces = []
     stamp = _stamp(folder / TABLE)
     for row in range(columns.num_rows):
         if (texts["split"][row], texts["layout"][row]) != (split, layout):
@@ -97,7 +101,8 @@ def _faces(folder: Path, split: str, layout: str, several_sets: bool) -> list[An
         subsets = set(texts["subsets"][row])
         if several_sets:
             subsets.add(texts["set"][row].lower())
-        faces.append(
+        yield (
+            row,
             AnnotatedFace(
                 name=texts["name"][row],
                 load_image=PackedCrop(folder / TABLE, row, stamp),
@@ -107,9 +112,8 @@ def _faces(folder: Path, split: str, layout: str, several_sets: bool) -> list[An
                 visible=None if visible is None else visible.to_numpy(zero_copy_only=False),
                 subsets=frozenset(subsets),
                 source=texts["source"][row],
-            )
+            ),
         )
-    return faces
 
 
 _ARRAYS = ("points", "visible", "rectangle")

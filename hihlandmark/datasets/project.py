@@ -114,8 +114,8 @@ def _rows(folder: Path, samples: Samples) -> list[tuple[int, dict[str, Any]]]:
 def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise BadSample(f"is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"is not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
         raise BadSample("is not a JSON object")
     for key in ("image", "split"):
@@ -152,7 +152,7 @@ def _mirror(folder: Path, layout: str, size: int) -> IndexArray:
         )
     try:
         mirror = np.array(json.loads(path.read_text(encoding="utf-8"))[str(size)]["flip"], np.intp)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path} has no mirror table {size!r} -> 'flip': {error!r}; add it"
         ) from error
@@ -174,8 +174,6 @@ def _points(points: Any, count: int) -> FloatArray:
     wrong = np.flatnonzero(known & ~np.isfinite(array).all(axis=1))
     if len(wrong):
         raise BadSample(f"point {wrong[0]} is {points[wrong[0]]}; write null for unknown points")
-    if not known.any():
-        raise BadSample("none of its points is known")
     return array
 
 
@@ -183,7 +181,7 @@ def _array(values: Any) -> FloatArray:
     """The values as an array of numbers; empty when they are none."""
     try:
         return np.array(values, np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return np.zeros(0)
 
 
@@ -192,7 +190,7 @@ def _rectangle(rect: Any) -> FloatArray | None:
         return None
     array = _array(rect)
     if array.shape != (4,) or not np.isfinite(array).all():
-        raise BadSample(f"its rect {rect} is not four numbers x0, y0, x1, y1")
+        raise BadSample("its rect is not four numbers x0, y0, x1, y1")
     return array
 
 

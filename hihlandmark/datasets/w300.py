@@ -28,6 +28,7 @@ from hihlandmark.datasets.faces import (
     check_layout,
     entry_names,
     finite_numbers,
+    number_or_nan,
     unknown_split,
 )
 from hihlandmark.errors import DataError
@@ -92,7 +93,12 @@ def _descend(folder: Path, path: str) -> Path | None:
 def _read_part(root: Path, folder: Path, split: str, subset: str | None, samples: Samples) -> None:
     names = [name for name in entry_names(folder) if not Path(name).stem.endswith("_mirror")]
     images = {Path(n).stem: n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES}
-    annotations = {Path(n).stem: n for n in names if Path(n).suffix.lower() == ".pts"}
+    annotations: dict[str, str] = {}
+    for name in (name for name in names if Path(name).suffix.lower() == ".pts"):
+        first = annotations.setdefault(Path(name).stem, name)
+        with samples.reading((folder / name).relative_to(root).as_posix()):
+            if first != name:
+                raise BadSample(f"{first} has points of the same image")
     for stem in sorted(images.keys() | annotations.keys()):
         path = folder / annotations.get(stem, f"{stem}.pts")
         source = path.relative_to(root).as_posix()
@@ -129,8 +135,8 @@ def read_pts(path: Path, count: int = W300_68.size) -> FloatArray:
         raise BadSample("has no coordinates between { and }: it is truncated or not a .pts file")
     fields = body.split()
     header_count = re.search(r"n_points\s*:\s*(\d+)", header)
-    if header_count is not None and int(header_count[1]) != count:
-        raise BadSample(f"has {header_count[1]} points instead of {count}")
+    if header_count is not None and number_or_nan(header_count[1]) != count:
+        raise BadSample(f"has {header_count[1][:20]} points instead of {count}")
     if len(fields) != 2 * count:
         raise BadSample(f"has {len(fields)} coordinates instead of {2 * count}")
     first_line = header.count("\n") + 2

@@ -82,7 +82,7 @@ def summarize(
             for part, indices in layout.parts.items()
         },
         "eyes": {
-            name: {"value": each.value, "interval": each.interval, "eyes": each.eyes}
+            name: {"value": each.value, "interval": list(each.interval), "eyes": each.eyes}
             for name, each in eye_figures(evaluation).items()
             if np.isfinite([each.value, *each.interval]).all()  # JSON has no NaN
         },

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +16,6 @@ import numpy as np
 from hihlandmark.face import Face
 from hihlandmark.io.sources import Source, escape, require_pyarrow
 from hihlandmark.layouts import Layout
-
-_FACE_BITS = 12
-"""COCO's id of an annotation is the image's id followed by these bits for the face."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,7 @@ class Result:
         size: width and height in pixels.
         error: why the image could not be read; None otherwise.
         model: ``model``, the name, and ``weights``, their SHA-256.
+        ids: numbers of the image and of each of its faces in a result folder, for COCO.
     """
 
     source: Source
@@ -39,6 +36,7 @@ class Result:
     size: tuple[int, int] | None = None
     error: str | None = None
     model: Mapping[str, str] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
 
 
 def to_record(result: Result) -> dict[str, Any]:
@@ -126,30 +124,41 @@ def face_row(face: Face) -> dict[str, Any]:
 def write_coco(results: Iterable[Result]) -> bytes:
     """COCO keypoints as JSON, with ``scores`` for the points of each face.
 
-    The ``id`` of an image is a hash of its path, so that several parts can be joined. All points
-    are marked as visible (2). An image that could not be read has an ``error``.
+    The ids are those of the results, so that the parts of a folder can be joined; results without
+    ids are numbered from 1 on. All points are marked as visible (2). An image that could not be
+    read has an ``error``.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     layouts: dict[str, Layout] = {}
-    for result in results:
-        digest = hashlib.sha256(os.fsencode(result.source.path)).digest()
-        image_id = int.from_bytes(digest[:8], "big") >> _FACE_BITS + 1
+    for result in numbered(results, count(1), count(1)):
+        image_id, *face_ids = result.ids
         columns = _image_columns(result)
         image = {"id": image_id, "file_name": columns.pop("image"), **columns}
         images.append({name: value for name, value in image.items() if value is not None})
-        for number, face in enumerate(result.faces):
+        for face, face_id in zip(result.faces, face_ids, strict=True):
             layouts[face.layout.name] = face.layout
-            annotations.append(_coco_annotation(face, image_id, number))
+            annotations.append(_coco_annotation(face, image_id, face_id))
     categories = [_coco_category(layout) for layout in layouts.values()]
     return _line({"images": images, "annotations": annotations, "categories": categories})
 
 
-def _coco_annotation(face: Face, image_id: int, number: int) -> dict[str, Any]:
+def numbered(
+    results: Iterable[Result], images: Iterator[int], faces: Iterator[int]
+) -> Iterator[Result]:
+    """The results, those without ids with the next of these."""
+    for result in results:
+        if result.ids:
+            yield result
+        else:
+            yield replace(result, ids=(next(images), *islice(faces, len(result.faces))))
+
+
+def _coco_annotation(face: Face, image_id: int, face_id: int) -> dict[str, Any]:
     x0, y0, x1, y1 = np.round(face.box.astype(float), 2).tolist()
     points = np.round(face.points.astype(float), 3)
     return {
-        "id": (image_id << _FACE_BITS) + number,
+        "id": face_id,
         "image_id": image_id,
         "category_id": face.layout.size,
         "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,8 +30,8 @@ from filelock import FileLock, Timeout
 
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection.base import Detections
-from hihlandmark.io.formats import FORMATS, Result
-from hihlandmark.io.sources import Source
+from hihlandmark.io.formats import FORMATS, Result, numbered
+from hihlandmark.io.sources import Source, escape
 from hihlandmark.pipeline import Found
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.writing import write_new
@@ -62,6 +63,7 @@ SELECT name, digest FROM files WHERE CASE image
 END
 """
 _TEMPORARY = ".temporary"  # the setting that names the file under which others are written
+_NEXT_IDS = ".next-ids"  # the setting with the next numbers of an image and a face
 _FIXED_SETTINGS = ("format", "shards")  # a folder cannot mix these
 
 # Names that Windows takes for devices, also with a suffix.
@@ -151,6 +153,9 @@ class ResultFolder:
         repeated: images of `pending` that were named before in this run.
         failed: images that were read but whose files could not be written; each is logged with its
             reason.
+        failed_before: images among ``done_before`` that could not be read.
+        failures: the text file that lists the images without faces because of an error, with the
+            reasons; written at the end. None where there are none, and before.
 
     Raises:
         ConfigurationError: another process uses the folder, or it holds results of other settings,
@@ -171,13 +176,20 @@ class ResultFolder:
     ) -> None:
         self.folder, self.shard, self.part_size = folder, shard, part_size
         self.format = FORMATS[output_format]
-        self.repeated = self.done_before = self.failed = 0
+        self.repeated = self.done_before = self.failed = self.failed_before = 0
+        self.failures: Path | None = None
+        self._problems: dict[str, str] = {}  # image -> why it gets no result
         self._has_files_of_images = drawings or self.format.of_image is not None
         self._in_progress: dict[str, str] = {}  # path -> key of the name, of images handed out
         self._paths: dict[str, str] = {}  # the inverse
         self._unwritten: list[Result] = []
+        self._next_ids = [shard.number, shard.number]  # of an image and a face
         mark = f"-{shard.number}-of-{shard.total}" if shard.total > 1 else ""
         self._part_name = f"part{mark}-{{:06d}}{self.format.suffix}"
+        # Readers of tables and data sets ignore names that begin with an underscore.
+        self._failures_name = f"_failed{mark}.txt"
+        if self.format.of_many is not None:
+            self.format.of_many(())  # a missing package is an error before the work
         self._manifest_path = folder / f".manifest{mark}.sqlite"
         lock = folder / f".lock{mark}"
         _refuse_files_of_others(folder, lock)
@@ -207,6 +219,7 @@ class ResultFolder:
         try:
             if not isinstance(error, OSError):  # such as a full disk
                 self.flush()
+                self._write_failures()
         finally:
             self._manifest.close()
             self._lock.release()
@@ -220,6 +233,7 @@ class ResultFolder:
         for source in sources:
             if source.problem is not None:
                 if self.shard.number == 1:
+                    self._problems[source.path] = source.problem
                     yield source
                 continue
             if not self.shard.holds(source.path):
@@ -227,33 +241,40 @@ class ResultFolder:
             if source.path in self._in_progress:
                 self.repeated += 1
                 continue
-            stamp = self._finished_stamp(source.path)
+            stamp, error = self._finished(source.path)
             if stamp == source.stamp:
                 self.done_before += 1
+                self.failed_before += error is not None
             elif stamp is not None:
                 problem = f"{source.path}: changed since it was predicted: use a new folder"
+                self._problems[source.path] = problem
                 yield replace(source, problem=problem)
             elif (reason := self._name_problem(source)) is not None:
-                yield replace(source, problem=f"{source.path}: {reason}")
+                problem = f"{source.path}: {reason}"
+                self._problems[source.path] = problem
+                yield replace(source, problem=problem)
             else:
                 key = _name_key(source.name)
                 self._in_progress[source.path], self._paths[key] = key, source.path
                 yield source
 
-    def _finished_stamp(self, path: str) -> str | None:
-        """The stamp of an image that has a result; a result that was deleted is forgotten."""
-        row = self._select("SELECT stamp FROM images WHERE path = ?", path)
+    def _finished(self, path: str) -> tuple[str | None, str | None]:
+        """The stamp and the error of an image that has a result, else None for both.
+
+        A result that was deleted is forgotten.
+        """
+        row = self._select("SELECT stamp, error FROM images WHERE path = ?", path)
         if not row:
-            return None
+            return None, None
         if self.format.of_image is not None:
             files = self._select("SELECT name FROM files WHERE image = ?", path)
             missing = [name for (name,) in files if not os.path.lexists(self.folder / name)]
             if missing:
                 logger.warning("%s is missing: its image is predicted again", missing[0])
                 self._forget_image(path)
-                return None
-        (stamp,) = row[0]
-        return str(stamp)
+                return None, None
+        stamp, image_error = row[0]
+        return str(stamp), image_error
 
     def _select(self, query: str, *values: str) -> list[Any]:
         with _manifest_errors(self._manifest_path):
@@ -306,7 +327,8 @@ class ResultFolder:
         if self.format.of_many is not None:
             while os.path.lexists(self.folder / self._part_name.format(self._part)):
                 self._part += 1  # the file is somebody else's
-            content = self.format.of_many(self._unwritten)
+            ids = (count(first, self.shard.total) for first in self._next_ids)
+            content = self.format.of_many(numbered(self._unwritten, *ids))
             files.append((self._part_name.format(self._part), "", content))
         elif self.format.of_image is not None:
             for result in self._unwritten:
@@ -321,10 +343,19 @@ class ResultFolder:
         ]
         with _manifest_errors(self._manifest_path), self._manifest:
             self._manifest.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._count_ids()
         for result in self._unwritten:
             self._release(result.source.path)
         self._unwritten = []
         self._part += 1
+
+    def _count_ids(self) -> None:
+        """Store the numbers after those of the written images and faces, which are never reused."""
+        counts = len(self._unwritten), sum(len(result.faces) for result in self._unwritten)
+        for index, number in enumerate(counts):
+            self._next_ids[index] += number * self.shard.total
+        row = (_NEXT_IDS, json.dumps(self._next_ids))
+        self._manifest.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", row)
 
     def _write_files(self, files: Iterable[tuple[str, str, bytes]]) -> set[str]:
         """Write new files, each with its name, image and content.
@@ -360,8 +391,26 @@ class ResultFolder:
         for image, reason in failed.items():
             self._forget_image(image)
             self._release(image)
-            logger.warning("failed: %s: %s: rename it, or use a new folder", image, reason)
+            self._problems[image] = f"{image}: {reason}: rename it, or use a new folder"
+            logger.warning("failed: %s", self._problems[image])
         return set(failed)
+
+    def _write_failures(self) -> None:
+        """List the images with errors, those of earlier runs as well.
+
+        In the manifest it is a part without images, which the next run removes.
+        """
+        errors = dict(self._select("SELECT path, error FROM images WHERE error IS NOT NULL"))
+        lines = sorted({**errors, **self._problems}.values())
+        path = self.folder / self._failures_name
+        if not lines:
+            return
+        if os.path.lexists(path):
+            logger.warning("%s exists and is not a file of this job: failures are not listed", path)
+            return
+        content = "".join(" ".join(line.split()) + "\n" for line in lines)
+        self._write_files([(path.name, "", escape(content).encode())])
+        self.failures = path
 
     def _release(self, path: str) -> None:
         key = self._in_progress.pop(path, None)
@@ -394,12 +443,13 @@ class ResultFolder:
         stored = own or next(filter(None, map(_read_settings, _manifests(self.folder))), {})
         if stored:
             compared = _FIXED_SETTINGS if allow_mixed else given.keys() | stored.keys()
-            self._refuse_other_settings(stored, given, {*compared} - {_TEMPORARY})
+            self._refuse_other_settings(stored, given, {*compared} - {_TEMPORARY, _NEXT_IDS})
         with self._manifest:
             if not own:
                 given[_TEMPORARY] = f".{secrets.token_hex(8)}.tmp"
                 self._manifest.executemany("INSERT INTO settings VALUES (?, ?)", given.items())
             self._temporary = self.folder / (own or given)[_TEMPORARY]
+            self._next_ids = json.loads(own.get(_NEXT_IDS, json.dumps(self._next_ids)))
             self._temporary.unlink(missing_ok=True)
             self._remove_files(self._manifest.execute(_UNFINISHED).fetchall())
             parts = self._manifest.execute("SELECT name, part FROM files WHERE image = ''")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from hihlandmark.arrays import Image
 from hihlandmark.errors import ConfigurationError, ImageError, missing_extra
+from hihlandmark.image import MAX_BYTES, MAX_PIXELS
 from hihlandmark.io.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 CAMERA = "camera:"
 SEQUENCE_RATE = 25.0  # frames per second of an image sequence
 TIMEOUT = 20.0  # seconds without data after which a stream or camera has ended
+_OBLONG = 8  # pixels that are longer than this many times their width come from wrong metadata
 # FFmpeg's input format for the cameras of a system, and its name for camera n.
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 
@@ -34,31 +37,42 @@ class Frame:
     Attributes:
         image: (H, W, 3) RGB, rotated as the video's metadata state.
         index: number from 0, broken frames not counted.
-        time: presentation time in seconds; frame rates may vary.
+        time: presentation time in seconds from the start of the video; frame rates may vary.
+        pixel_aspect: width of a pixel over its height, as displayed; 1 in most videos.
     """
 
     image: Image
     index: int
     time: float
+    pixel_aspect: Fraction = Fraction(1)
 
 
-def read_frames(source: str | Path) -> Iterator[Frame]:
+def read_frames(
+    source: str | Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> Iterator[Frame]:
     """Read the frames of a video as they are needed. Broken frames are skipped with a warning.
 
     Args:
         source: a file or a URL (rtsp://, http://) that FFmpeg reads; "camera:0", the first webcam;
             or an image sequence (a folder, a glob, an archive), played at 25 frames per second.
+        max_pixels: limit on a frame, checked before it is decoded.
+        max_bytes: limit on a file in an archive of images.
 
     Yields:
         The frames.
 
     Raises:
-        ImageError: this is not a video or not a regular file, no frame can be read, or a stream
-            sends nothing for 20 seconds at its start. One that stops later has ended.
+        ImageError: this is not a video or not a regular file, its frames are too large, none can be
+            read, or a stream sends nothing for 20 seconds at its start. One that stops later has
+            ended.
         ConfigurationError: the extra ``video`` is not installed.
     """
     text, is_empty = str(source), True
-    for frame in _images(text) if _is_sequence(text) else _decoded(text):
+    if _is_sequence(text):
+        frames = _images(text, max_pixels, max_bytes)
+    else:
+        frames = _decoded(text, max_pixels)
+    for frame in frames:
         is_empty = False
         yield frame
     if is_empty:
@@ -72,7 +86,7 @@ def open_container(source: str) -> Any:
         ImageError: it cannot be opened, or has no video.
         ConfigurationError: the extra ``video`` is not installed, or cameras are not supported here.
     """
-    av = _av()
+    av = import_av()
     name, kind = source, None
     if source.startswith(CAMERA):
         if sys.platform not in _CAMERAS:
@@ -91,6 +105,9 @@ def open_container(source: str) -> Any:
     if not container.streams.video:
         container.close()
         raise ImageError(f"{source}: there is no video in this file, only sound or text")
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise ImageError(f"{source}: its video is of an unknown codec: convert it to H.264")
     return container
 
 
@@ -110,17 +127,22 @@ def frame_rate(source: str | Path) -> float:
         return float(container.streams.video[0].average_rate or SEQUENCE_RATE)
 
 
+def start_time(container: Any) -> Fraction:
+    """When a video starts, in its own time; recordings may begin at any."""
+    return Fraction(container.start_time or 0, import_av().time_base)
+
+
 def _is_sequence(source: str) -> bool:
     """Whether the source is images: a folder, an archive, a glob, or image files."""
     images = (*IMAGE_SUFFIXES - {".gif"}, *ARCHIVE_SUFFIXES)
     return Path(source).is_dir() or source.lower().endswith(images)
 
 
-def _images(source: str) -> Iterator[Frame]:
+def _images(source: str, max_pixels: int, max_bytes: int) -> Iterator[Frame]:
     index = 0
-    for found in find_images([source]):
+    for found in find_images([source], max_bytes=max_bytes):
         try:
-            image = found.load()
+            image = found.load(max_pixels=max_pixels, max_bytes=max_bytes)
         except ImageError as error:
             logger.warning("skipped in the sequence: %s", error)
             continue
@@ -128,27 +150,45 @@ def _images(source: str) -> Iterator[Frame]:
         index += 1
 
 
-def _decoded(source: str) -> Iterator[Frame]:
+def _decoded(source: str, max_pixels: int) -> Iterator[Frame]:
     with open_container(source) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or SEQUENCE_RATE)
+        start, aspect = float(start_time(container)), _pixel_aspect(stream)
+        _check_size(source, stream.codec_context, max_pixels)
         broken = index = 0
         for frame in _intact_frames(container, stream):
             if frame is None:
                 broken += 1
                 continue
-            upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            time = index / rate if frame.time is None else frame.time
-            yield Frame(np.ascontiguousarray(upright), index, time)
+            _check_size(source, frame, max_pixels)
+            turns = round(frame.rotation / 90)
+            upright = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+            time = index / rate if frame.time is None else frame.time - start
+            yield Frame(upright, index, time, 1 / aspect if turns % 2 else aspect)
             index += 1
         if broken:
             logger.warning("%s: %d broken frames were skipped", source, broken)
 
 
+def _pixel_aspect(stream: Any) -> Fraction:
+    """Width over height of the stored pixels; 1 if unknown or implausible."""
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    return aspect if Fraction(1, _OBLONG) <= aspect <= _OBLONG else Fraction(1)
+
+
+def _check_size(source: str, frame: Any, max_pixels: int) -> None:
+    if frame.width * frame.height > max_pixels:
+        raise ImageError(
+            f"{source}: frames of {frame.width} x {frame.height} pixels are larger than "
+            f"max_pixels={max_pixels}: pass a larger limit if you trust it"
+        )
+
+
 def _intact_frames(container: Any, stream: Any) -> Iterator[Any]:
     """Frames as FFmpeg decodes them, None for a broken one."""
-    av = _av()
+    av = import_av()
     try:
         for packet in container.demux(stream):
             try:
@@ -160,7 +200,8 @@ def _intact_frames(container: Any, stream: Any) -> Iterator[Any]:
         logger.warning("the video ends early: %s", error)
 
 
-def _av() -> Any:
+def import_av() -> Any:
+    """PyAV, which logs nothing. Raises `ConfigurationError` without the extra ``video``."""
     with missing_extra("video"):
         import av
     # At other levels FFmpeg's threads take Python's lock to log. If a video is left in the middle,

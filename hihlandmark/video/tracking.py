@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.crop import crop_angles, tight_boxes
+from hihlandmark.crop import crop_angles, resize_matrix, tight_boxes, transform_points
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.face import Face
@@ -42,12 +42,13 @@ def track(
 ) -> Iterator[tuple[Frame, list[Face]]]:
     """Track the faces of a video. Memory does not grow with its length.
 
-    The source is one of `read_frames` or frames, the options are those of `FaceTracker`.
+    The source is one of `read_frames`, which is read within the limits of the detector, or frames;
+    the options are those of `FaceTracker`.
 
     Yields:
         Each frame with its faces, which have a ``track_id``. Errors as `read_frames`.
     """
-    frames = read_frames(source) if isinstance(source, str | Path) else source
+    frames = read_frames(source, **detector.limits) if isinstance(source, str | Path) else source
     tracker = FaceTracker(detector, detect_every=detect_every, smooth=smooth)
     for frame in frames:
         yield frame, tracker.update(frame)
@@ -83,7 +84,7 @@ def track_offline(
         for (index, number), face, points in zip(places, one, steady, strict=True):
             found[index][1][number] = _with_points(face, points)
     # A stream may continue where the first reading ended.
-    for frame, (_, faces) in zip(read_frames(source), found, strict=False):
+    for frame, (_, faces) in zip(read_frames(source, **detector.limits), found, strict=False):
         yield frame, faces
 
 
@@ -124,18 +125,19 @@ class FaceTracker:
 
     def update(self, frame: Frame) -> list[Face]:
         """The faces of the next frame, with a ``track_id``."""
-        if self._is_cut(frame.image):
+        image = _with_square_pixels(frame)
+        if self._is_cut(image):
             # A face in the same place of another scene is another face.
             self._ended_ids = self._highest_id
             self._tracker.reset()
             self._faces, self._until_search = [], 0
             self._filters.clear()
-        tracked = self._track_points(frame.image)
+        tracked = self._track_points(image)
         faces = [face for face in tracked if face.scores.mean() >= MIN_SCORE]
         if self._until_search == 0 or len(faces) < len(tracked):
             self.searches += 1
             self._until_search = self.detect_every
-            found = [_with_points(face, face.points) for face in self.detector.predict(frame.image)]
+            found = [_with_points(face, face.points) for face in self.detector.predict(image)]
             sure = [face for face in faces if face.scores.mean() >= _SURE_SCORE]
             unsure = [face for face in faces if face.scores.mean() < _SURE_SCORE]
             faces = [*sure, *found, *unsure]  # of overlapping faces the first is kept
@@ -144,7 +146,8 @@ class FaceTracker:
         distinct = best_boxes(boxes, np.ones(len(faces)), _SAME_FACE)
         self._faces = self._assign_ids([faces[index] for index in distinct])
         self._count += 1
-        return self._smoothed(frame.time) if self.smooth else list(self._faces)
+        faces = self._smoothed(frame.time) if self.smooth else list(self._faces)
+        return faces if image is frame.image else [_resized(face, image, frame) for face in faces]
 
     def _is_cut(self, image: Image) -> bool:
         small = cv2.resize(image, _SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -202,6 +205,26 @@ class FaceTracker:
             if self._count - last > _FORGET_AFTER:
                 del self._filters[track_id]
         return smoothed
+
+
+def _with_square_pixels(frame: Frame) -> Image:
+    """The image of a frame as it is displayed, enlarged along one side if pixels are oblong."""
+    aspect = frame.pixel_aspect
+    height, width = frame.image.shape[:2]
+    size = round(width * max(aspect, 1)), round(height / min(aspect, 1))
+    return frame.image if size == (width, height) else cv2.resize(frame.image, size)
+
+
+def _resized(face: Face, image: Image, frame: Frame) -> Face:
+    """A face of the resized image in pixels of the frame."""
+    matrix = resize_matrix(image.shape[1::-1], frame.image.shape[1::-1])
+    scale = matrix[:, :2]
+    return replace(
+        face,
+        points=transform_points(matrix, face.points),
+        covariance=scale @ face.covariance @ scale,
+        box=transform_points(matrix, face.box.reshape(2, 2)).ravel(),
+    )
 
 
 def _with_points(face: Face, points: FloatArray) -> Face:

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from hihlandmark.arrays import Image
-from hihlandmark.errors import ConfigurationError, missing_extra
+from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face import Face
 from hihlandmark.io.formats import face_columns, face_row
 from hihlandmark.io.sources import require_pyarrow
-from hihlandmark.video.frames import Frame, frame_rate, open_container
+from hihlandmark.video.frames import Frame, frame_rate, import_av, open_container, start_time
 from hihlandmark.writing import atomic_write_path
+
+logger = logging.getLogger(__name__)
 
 _CLOCK = Fraction(1, 90_000)  # time base, fine enough for every frame rate, also a variable one
 _TAIL = 1.0  # seconds of sound that are kept after the last frame starts
+_SOUND_RATE = 48_000  # of sound that is encoded again, in Hz
 
 
 class AnnotatedVideo:
     """Writes frames to an H.264 file with the sound of the original; a context manager.
 
-    The file appears under its name when it is complete. Presentation times are kept.
+    The file appears under its name when it is complete. Presentation times are kept. Sound that the
+    format cannot hold becomes AAC; what cannot be read of it is left out with a warning.
 
     Args:
         path: the file to write, such as .mp4 or .mkv.
         source: the original video, for sound and frame rate; None: no sound.
+
+    Raises:
+        ConfigurationError: the suffix of the path is not that of a format that holds H.264, or the
+            extra ``video`` is not installed.
     """
 
     def __init__(self, path: Path, source: str | Path | None = None) -> None:
         self.path = path
+        self._format = _format_of(path)
         self._replacing = atomic_write_path(path)
         self._partial = self._replacing.__enter__()
         # A camera or a stream cannot be opened twice.
@@ -51,24 +64,26 @@ class AnnotatedVideo:
     def __exit__(self, *raised: Any) -> None:
         try:
             if self._output is not None:
-                if raised[0] is None:
-                    self._output.mux(self._video.encode())
-                    self._copy_sound(until=float(self._last * _CLOCK) + _TAIL)
-                self._output.close()
-        finally:
-            self._replacing.__exit__(*raised)
+                with self._output:
+                    if raised[0] is None:
+                        self._write(self._video.encode())
+                        self._copy_sound(until=float(self._last * _CLOCK) + _TAIL)
+        except BaseException:
+            self._replacing.__exit__(*sys.exc_info())
+            raise
+        self._replacing.__exit__(*raised)
 
-    def add(self, image: Image, time: float) -> None:
-        """Append a frame (H, W, 3) with its presentation time in seconds.
+    def add(self, image: Image, time: float, pixel_aspect: Fraction = Fraction(1)) -> None:
+        """Append a frame.
 
-        Raises:
-            ConfigurationError: there is no video format with the suffix of the path.
+        Args:
+            image: (H, W, 3).
+            time: its presentation time in seconds.
+            pixel_aspect: as in `Frame`; that of the first frame is used.
         """
-        with missing_extra("video"):
-            import av
-
+        av = import_av()
         if self._output is None:
-            self._open(image)
+            self._open(image, pixel_aspect)
         height, width = self._video.height, self._video.width
         padded = np.zeros((height, width, 3), np.uint8)
         part = image[:height, :width]
@@ -78,18 +93,11 @@ class AnnotatedVideo:
         self._last = max(self._last + 1, round(time / _CLOCK))
         frame.pts, frame.time_base = self._last, _CLOCK
         self._copy_sound(until=time)
-        self._output.mux(self._video.encode(frame))
+        self._write(self._video.encode(frame))
 
-    def _open(self, image: Image) -> None:
-        import av
-
+    def _open(self, image: Image, pixel_aspect: Fraction) -> None:
         # FFmpeg does not see the suffix in the name of the unfinished file.
-        suffix = self.path.suffix[1:].lower()
-        container = {"mkv": "matroska", "m4v": "mp4"}.get(suffix, suffix)
-        try:
-            self._output = av.open(str(self._partial), "w", format=container)
-        except ValueError as error:
-            raise ConfigurationError(f"{self.path}: {error}: use .mp4 or .mkv") from error
+        self._output = import_av().open(str(self._partial), "w", format=self._format)
         rate = Fraction(frame_rate(self._source)).limit_denominator(1001) if self._source else 25
         self._video = self._output.add_stream("libx264", rate=rate)
         height, width = image.shape[:2]
@@ -97,32 +105,96 @@ class AnnotatedVideo:
         self._video.height, self._video.width = height + height % 2, width + width % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = _CLOCK
+        self._video.codec_context.sample_aspect_ratio = pixel_aspect
         if self._source and Path(self._source).is_file():
             self._sound = self._sound_of(str(self._source))
+            self._copy_sound(until=float("-inf"))
+        self._output.start_encoding()
+
+    def _write(self, packets: Iterable[Any]) -> None:
+        """Write packets. What is damaged is left out: FFmpeg names it some packets later."""
+        av = import_av()
+        for packet in packets:
+            try:
+                self._output.mux(packet)
+            except OSError:  # such as a full disk
+                raise
+            except av.error.FFmpegError as error:
+                logger.warning("%s: a damaged packet is left out: %s", self.path, error)
 
     def _sound_of(self, source: str) -> Iterator[tuple[float, Any]]:
-        """The sound packets of the original, with their times."""
+        """The sound packets of the original, or of its sound as AAC, with their times."""
         with open_container(source) as container:
             if not container.streams.audio:
                 return
-            original = container.streams.audio[0]
-            copied = self._output.add_stream_from_template(original)
+            original, start = container.streams.audio[0], start_time(container)
+            is_copied = self._can_hold(original)
+            if is_copied:
+                stream = self._output.add_stream_from_template(original)
+                packets = container.demux(original)
+            else:
+                stream = self._output.add_stream("aac", rate=_SOUND_RATE)
+                packets = _encoded(container.decode(original), stream)
             # Streams must exist before the first packet is written.
             yield float("-inf"), None
-            for packet in container.demux(original):
+            for packet in packets:
                 if packet.dts is not None:
-                    packet.stream = copied
+                    shift = round(start / packet.time_base)
+                    packet.dts -= shift
+                    packet.pts = packet.dts if packet.pts is None else packet.pts - shift
+                    packet.stream = stream
                     yield float(packet.dts * packet.time_base), packet
+
+    def _can_hold(self, sound: Any) -> bool:
+        """Whether the format holds the packets of a sound stream as they are."""
+        av = import_av()
+        try:
+            with av.open(io.BytesIO(), "w", format=self._format) as trial:
+                trial.add_stream_from_template(sound)
+                trial.start_encoding()
+        except (ValueError, av.error.FFmpegError):
+            return False
+        return True
 
     def _copy_sound(self, until: float) -> None:
         """Interleave sound with frames, for players and to limit memory."""
         while True:
-            self._next_sound = self._next_sound or next(self._sound, None)
+            self._next_sound = self._next_sound or self._read_sound()
             if self._next_sound is None or self._next_sound[0] > until:
                 return
             if self._next_sound[1] is not None:
-                self._output.mux(self._next_sound[1])
+                self._write([self._next_sound[1]])
             self._next_sound = None
+
+    def _read_sound(self) -> tuple[float, Any] | None:
+        """The next packet of the sound, with its time; None at its end or where it is damaged."""
+        try:
+            return next(self._sound, None)
+        except (ValueError, ImageError, import_av().error.FFmpegError) as error:
+            logger.warning("%s: the sound, or the rest of it, is left out: %s", self.path, error)
+            return None
+
+
+def _format_of(path: Path) -> str:
+    """FFmpeg's name of the format of a path. Raises `ConfigurationError`: it holds no H.264."""
+    av, suffix = import_av(), path.suffix[1:].lower()
+    name = {"mkv": "matroska", "m4v": "mp4"}.get(suffix, suffix)
+    try:
+        with av.open(io.BytesIO(), "w", format=name) as trial:
+            trial.add_stream("libx264", rate=25)
+    except (ValueError, av.error.FFmpegError) as error:
+        raise ConfigurationError(f"{path}: {error}: use .mp4 or .mkv") from error
+    return name
+
+
+def _encoded(frames: Iterable[Any], stream: Any) -> Iterator[Any]:
+    """The packets of sound frames, encoded for a stream."""
+    context = stream.codec_context
+    resampler = import_av().AudioResampler(context.format, context.layout, context.rate)
+    for frame in chain(frames, [None]):
+        for part in resampler.resample(frame):
+            yield from stream.encode(part)
+    yield from stream.encode()
 
 
 class JsonLinesFaces:
