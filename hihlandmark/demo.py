@@ -107,7 +107,7 @@ def draw_image(image: Image, faces: Sequence[Face], switches: Collection[str]) -
     """A copy of an image (H, W, 3) with its faces; boxes of several faces are numbered."""
     if len(faces) > 1:
         faces = [replace(face, track_id=number) for number, face in enumerate(faces, 1)]
-    options = {name: name in switches for name in SWITCHES}
+    options: dict[str, Any] = {name: name in switches for name in SWITCHES}
     options["numbers"] &= all(np.ptp(face.points, axis=0).max() >= NUMBERS_FROM for face in faces)
     return draw_faces(image, faces, **options)
 

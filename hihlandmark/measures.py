@@ -8,22 +8,37 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray
+from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
 from hihlandmark.layouts import Layout
 
-# A generic adult face in millimeters from the tip of the nose: x right in the image, y down, z away
-# from the camera. Real faces differ from these rounded means, which limits the accuracy of pitch.
+# A generic face in millimeters from the tip of the nose: x right in the image, y down, z away from
+# the camera. Fitted to the 300-W training faces by benchmarks/fit_head.py: of all symmetric heads
+# the one that reprojects best, turned so that the median pitch of frontal faces is 0. Real faces
+# differ from it, which limits the accuracy of pitch.
 _HEAD = {
     "nose_tip": (0.0, 0.0, 0.0),
-    "nose_base_middle": (0.0, 12.0, 15.0),
-    "left_eye_outer_corner": (-45.0, -32.0, 30.0),
-    "left_eye_inner_corner": (-17.0, -31.0, 23.0),
-    "right_eye_inner_corner": (17.0, -31.0, 23.0),
-    "right_eye_outer_corner": (45.0, -32.0, 30.0),
-    "left_mouth_corner": (-26.0, 34.0, 24.0),
-    "right_mouth_corner": (26.0, 34.0, 24.0),
-    "chin": (0.0, 80.0, 18.0),
+    "nose_base_middle": (0.0, 12.7, 13.2),
+    "left_eye_outer_corner": (-45.0, -36.5, 35.5),
+    "left_eye_inner_corner": (-19.3, -34.7, 31.3),
+    "right_eye_inner_corner": (19.3, -34.7, 31.3),
+    "right_eye_outer_corner": (45.0, -36.5, 35.5),
+    "left_mouth_corner": (-28.3, 31.3, 38.7),
+    "right_mouth_corner": (28.3, 31.3, 38.7),
+    "nose_bridge_top": (0.0, -37.5, 16.7),
+    "nose_bridge_upper": (0.0, -24.9, 11.5),
+    "nose_bridge_lower": (0.0, -12.6, 5.7),
+    "left_nose_base_outer": (-14.5, 8.0, 17.4),
+    "left_nose_base_inner": (-7.5, 10.5, 14.8),
+    "right_nose_base_inner": (7.5, 10.5, 14.8),
+    "right_nose_base_outer": (14.5, 8.0, 17.4),
+    "chin": (0.0, 79.5, 41.1),
 }
+HEAD_POINTS = tuple(_HEAD)
+HEAD = np.array(list(_HEAD.values()))
+FOCAL_LENGTH = 10.0
+"""The focal length that `head_pose` assumes, in longer sides of the box of these points. It
+reprojects the photographs of 300-W best."""
 
 
 class HeadPose(NamedTuple):
@@ -41,33 +56,62 @@ class HeadPose(NamedTuple):
 
 
 def head_pose(
-    face: Face, image_size: tuple[int, int], focal_length: float | None = None
+    face: Face, image_size: tuple[int, int] | None = None, focal_length: float | None = None
 ) -> HeadPose:
-    """Estimate the head pose from nine points and a generic head (PnP, least squares).
+    """Estimate the head pose from 9 to 16 points and a generic head (PnP, least squares).
 
+    Angles are relative to the line from the camera to the face, not to the axis of the lens.
     Errors are about 5 degrees in yaw and roll, 15 in pitch, and more beyond 60 degrees.
 
     Args:
-        face: in a layout that has the nine points, such as 98 or 68.
-        image_size: (width, height) of the image in pixels.
-        focal_length: in pixels; None: the longer side of the image, as of a phone's main camera.
+        face: in a layout with the names of our layouts for points on eyes, nose, mouth and chin.
+        image_size: (width, height) of the image in pixels. Needed with ``focal_length`` only: the
+            center of the image lies on the axis of the lens; None: the face does.
+        focal_length: in pixels; None: that of a camera about 1.2 m away from the face, whatever
+            the size of the image, which may have been cropped.
+
+    Raises:
+        ConfigurationError: the layout has fewer than six of the points.
     """
-    width, height = image_size
-    focal = focal_length or max(width, height)
-    camera = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
-    chin = face["jaw"][len(face["jaw"]) // 2]
-    points = np.array([chin if name == "chin" else face[name] for name in _HEAD], np.float64)
-    _, rotation, translation = cv2.solvePnP(
-        np.array(list(_HEAD.values())), points, camera, None, flags=cv2.SOLVEPNP_SQPNP
-    )
-    # Relative to the line from the camera to the face, not to the axis of the lens.
-    matrix = _to_front(np.asarray(translation[:, 0], np.float64)) @ cv2.Rodrigues(rotation)[0]
+    known = [name in face.layout.point_names for name in HEAD_POINTS]
+    if sum(known) < 6:
+        raise ConfigurationError(
+            f"{face.layout.name} has {sum(known)} of the points that head_pose needs at least 6 "
+            f"of: {', '.join(HEAD_POINTS)}"
+        )
+    points = head_points(face)
+    center = points.mean(axis=0)
+    if focal_length is None:
+        focal_length = float(FOCAL_LENGTH * np.ptp(points, axis=0).max())
+    elif image_size is not None:
+        center = (np.array(image_size) - 1) / 2
+    rotation, position = fit_head(HEAD[known], points, focal_length, center)
+    matrix = _to_front(position) @ rotation
     # The face looks along -z of the head; roll is the rotation of the head's x axis in the image.
     look = -matrix[:, 2]
     yaw = np.arctan2(look[0], -look[2])
     pitch = np.arctan2(-look[1], np.hypot(look[0], look[2]))
     roll = np.arctan2(matrix[1, 0], np.hypot(matrix[0, 0], matrix[2, 0]))
     return HeadPose(*np.rad2deg((yaw, pitch, roll)).tolist())
+
+
+def head_points(face: Face) -> FloatArray:
+    """The points (K, 2) of a face that are in `HEAD`, in its order."""
+    names = [name for name in HEAD_POINTS if name in face.layout.point_names]
+    return np.array([face[name] for name in names], np.float64)
+
+
+def fit_head(
+    head: FloatArray, points: FloatArray, focal_length: float, center: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """The rotation (3, 3) and position (3,) in which a head (K, 3) is seen at points (K, 2).
+
+    The axis of the lens goes through the pixel ``center`` (2,).
+    """
+    camera = np.array([[focal_length, 0, center[0]], [0, focal_length, center[1]], [0, 0, 1]])
+    _, rotation, position = cv2.solvePnP(head, points, camera, None, flags=cv2.SOLVEPNP_SQPNP)
+    matrix = np.asarray(cv2.Rodrigues(rotation)[0], np.float64)
+    return matrix, np.asarray(position[:, 0], np.float64)
 
 
 def _to_front(position: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ from hihlandmark.alignment import TEMPLATES, align, five_points
 from hihlandmark.crop import crop_matrix, rotate_points
 from hihlandmark.face import transform_face
 from hihlandmark.layouts import get_layout
-from hihlandmark.measures import _HEAD, eye_openness, head_pose, mouth_openness
+from hihlandmark.measures import HEAD, HEAD_POINTS, eye_openness, head_pose, mouth_openness
 
 LAYOUTS = (98, 68, 29)
 
@@ -82,12 +82,12 @@ def posed(yaw: float = 0, pitch: float = 0, roll: float = 0) -> Face:
     y, p, r = np.deg2rad((yaw, pitch, roll))
     about_y = np.array([[np.cos(y), 0, -np.sin(y)], [0, 1, 0], [np.sin(y), 0, np.cos(y)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(p), np.sin(p)], [0, -np.sin(p), np.cos(p)]])
-    head = np.array(list(_HEAD.values())) @ about_x.T @ about_y.T
+    head = HEAD @ about_x.T @ about_y.T
     head[:, :2] = rotate_points(head[None, :, :2], np.array([r]))[0]
     head += (0, 0, 600.0)
     seen = head[:, :2] / head[:, 2:] * 640 + (319.5, 239.5)
     points = np.zeros((68, 2))
-    points[[layout.point_names.index(name) for name in _HEAD]] = seen
+    points[[layout.point_names.index(name) for name in HEAD_POINTS]] = seen
     return Face(points, np.ones(68), np.zeros((68, 2, 2)), np.zeros(4), 1.0, layout)
 
 
@@ -95,7 +95,30 @@ def posed(yaw: float = 0, pitch: float = 0, roll: float = 0) -> Face:
     "angles", [(0, 0, 0), (30, 0, 0), (-50, 0, 0), (0, 20, 0), (0, -25, 0), (0, 0, 40)]
 )
 def test_head_pose_recovers_the_angles_of_the_generic_head(angles: tuple[float, ...]) -> None:
-    np.testing.assert_allclose(head_pose(posed(*angles), (640, 480)), angles, atol=0.01)
+    np.testing.assert_allclose(head_pose(posed(*angles), (640, 480), 640), angles, atol=0.01)
+
+
+def test_head_pose_needs_no_image_size(faces: dict[int, Face]) -> None:
+    for face in (*faces.values(), posed(20, 10, 5)):
+        np.testing.assert_allclose(head_pose(face), head_pose(face, (512, 512)), atol=3)
+    np.testing.assert_allclose(head_pose(posed(20, 10, 5)), (20, 10, 5), atol=4)
+
+
+def test_head_pose_is_that_of_a_cropped_and_resized_image(faces: dict[int, Face]) -> None:
+    cropped = transform_face(faces[98], np.array([[0.5, 0, -40], [0, 0.5, 7]]))
+    np.testing.assert_allclose(head_pose(cropped), head_pose(faces[98]), atol=0.01)
+
+
+def test_astronaut_looks_about_straight_ahead(faces: dict[int, Face]) -> None:
+    for face in faces.values():
+        np.testing.assert_allclose(head_pose(face), 0, atol=15)
+
+
+def test_mirrored_image_changes_the_sign_of_yaw(
+    astronaut: NDArray[np.uint8], detector_of: Callable[[int], Detector], faces: dict[int, Face]
+) -> None:
+    (mirrored,) = detector_of(98).predict(np.ascontiguousarray(astronaut[:, ::-1]))
+    assert head_pose(mirrored).yaw == pytest.approx(-head_pose(faces[98]).yaw, abs=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -2,19 +2,29 @@
 
 import csv
 import json
+import re
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from typer import Exit
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from hihlandmark import Detector, Face, HihlandmarkError
-from hihlandmark.cli import app
+from hihlandmark import ConfigurationError, Detector, Face, HihlandmarkError, __version__
+from hihlandmark.cli import app, options
 from hihlandmark.cli.export import crops_of_faces
+from hihlandmark.face_detection import FACE_DETECTORS
 from hihlandmark.io import find_images
+from hihlandmark.runtimes import RUNTIMES
 
 run = CliRunner()
 
@@ -124,9 +134,10 @@ def test_crops_for_int8_are_cut_around_the_faces(
 ) -> None:
     (images / "broken.jpg").write_bytes(b"no image")
     crops = list(crops_of_faces(detector, find_images([str(images)])))
-    assert [crop.shape for crop in crops] == [(256, 256, 3)] * 2
+    size = detector.landmarker.crop_size
+    assert [crop.shape for crop in crops] == [(size, size, 3)] * 2
     points = detector.predict_crops(np.stack(crops[:1])).points[0]
-    np.testing.assert_allclose((points.min(axis=0) + points.max(axis=0)) / 2, 128, atol=25)
+    np.testing.assert_allclose((points.min(axis=0) + points.max(axis=0)) / 2, size / 2, atol=25)
     assert "broken.jpg" in caplog.text
 
 
@@ -151,3 +162,164 @@ def test_eval_prints_errors_and_the_hash_of_the_weights(
     assert figures["layout"] == "COFW29"
     assert figures["nme"] < 5
     assert len(figures["weights"]) == 64
+
+
+def commands(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        if hasattr(command, "commands"):
+            yield from commands(command)
+        else:
+            yield command
+
+
+def test_every_output_has_a_short_option() -> None:
+    outputs = [
+        parameter.opts
+        for command in commands(get_command(app))
+        for parameter in command.params
+        if "--out" in parameter.opts and command.name != "video"
+    ]
+    assert len(outputs) > 8
+    assert all("-o" in names for names in outputs)
+
+
+def test_version_is_printed() -> None:
+    assert run.invoke(app, ["--version"]).stdout == f"hihlandmark {__version__}\n"
+
+
+def test_shell_completes_names() -> None:
+    command: Any = get_command(app)
+    predict = command.commands["predict"]
+    context = predict.make_context("predict", ["x.png"])
+    given = {"face_detector": "cen", "layout": "WFLW", "model": "hih", "runtime": "onnx"}
+    expected = ["centerface", "WFLW98", "hih-small", "onnxruntime"]
+    offered = [
+        parameter.shell_complete(context, given[parameter.name])[0].value
+        for name in given
+        for parameter in predict.params
+        if parameter.name == name
+    ]
+    assert offered == expected
+    assert set(options.FACE_DETECTORS) <= FACE_DETECTORS.keys()
+    assert set(options.RUNTIMES) <= {"auto", *RUNTIMES}
+
+
+def test_numbers_have_the_right_form_of_their_noun() -> None:
+    forms = [options.counted(count, "face") for count in (0, 1, 2)]
+    assert forms == ["0 faces", "1 face", "2 faces"]
+
+
+@pytest.mark.parametrize(
+    "command", [["predict", "x.png"], ["demo"], ["data", "label", "x.png", "--out", "x"]]
+)
+def test_options_of_the_face_detector_reach_it(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        given.update(options)
+        raise Exit
+
+    for module in ("options", "data"):
+        monkeypatch.setattr(f"hihlandmark.cli.{module}.make_detector", stop)
+    expected = {"face_detector": "centerface", "min_face": 30}
+    expected |= {"min_box_score": 0.5, "detection_size": 320}
+    limits = [
+        text
+        for name, value in expected.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    assert run.invoke(app, [*command, *limits]).exit_code == 0
+    assert given.items() >= expected.items()
+
+
+@pytest.fixture
+def loaded(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands take a detector that is loaded already, whatever their options."""
+    monkeypatch.setattr("hihlandmark.cli.options.make_detector", lambda *_, **__: detector)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_failures_are_listed_and_reported_by_every_run(images: Path, tmp_path: Path) -> None:
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
+    out = tmp_path / "out"
+    command = ["predict", str(images), "-o", str(out), "--format", "csv"]
+    first = run.invoke(app, command)
+    assert first.exit_code == 1
+    assert "without a face: 1" in first.stderr
+    assert re.search(r"[\d.]+ images per second, time: 0:0\d:\d\d;", first.stderr)
+    again = run.invoke(app, command)
+    assert again.exit_code == 1
+    assert "done before: 4 (1 of them failed)" in again.stderr
+    for result in (first, again):
+        assert f"failures in {out / '_failed.txt'}" in result.stderr
+    (listed,) = (out / "_failed.txt").read_text().splitlines()
+    assert "broken.jpg" in listed
+    assert len(list(out.glob("part-*.csv"))) == 1
+
+
+@pytest.mark.usefixtures("loaded")
+def test_file_of_somebody_else_is_kept_where_failures_would_be_listed(
+    images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["predict", str(images / "nobody.png"), "-o", str(out)]
+    assert run.invoke(app, command).exit_code == 0
+    assert not (out / "_failed.txt").exists()
+    (out / "_failed.txt").write_text("mine")
+    result = run.invoke(app, [*command, "nowhere.png"])
+    assert result.exit_code == 1
+    assert "failures in" not in result.stderr
+    assert (out / "_failed.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("paths", [["x.png", "--format", "parquet"], ["x.png", "y.parquet"]])
+def test_missing_pyarrow_is_found_before_the_work(
+    paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    out = tmp_path / "out"
+    result = run.invoke(app, ["predict", *paths, "--out", str(out)])
+    assert isinstance(result.exception, ConfigurationError)
+    assert "folders" in str(result.exception)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_drawings_can_have_boxes_numbers_and_enlarged_faces(images: Path, tmp_path: Path) -> None:
+    command = ["predict", str(images / "face.png"), "--out"]
+    sums = []
+    for name in ("--draw", "--draw-boxes", "--draw-numbers", "--draw-enlarged"):
+        assert run.invoke(app, [*command, str(tmp_path / name), name]).exit_code == 0
+        with Image.open(tmp_path / name / "face.png.landmarks.png") as drawn:
+            sums.append((drawn.height, int(np.array(drawn).sum())))
+    assert len(set(sums)) == 4
+    assert [height > 512 for height, _ in sums] == [False, False, False, True]
+
+
+@pytest.mark.slow
+def test_interrupt_says_what_is_done_and_the_same_command_continues(
+    images: Path, tmp_path: Path, astronaut: NDArray[np.uint8]
+) -> None:
+    for number in range(40):
+        Image.fromarray(astronaut).save(images / f"{number}.jpg")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hihlandmark", "predict", str(images), "-o", str(out)]
+    command += ["--part-size", "1", "--refine", "0", "--no-flip-test"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.json"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = re.search(r"stopped, (\d+) of 43 done, the same command continues", messages)
+    assert stopped, messages
+    done = len(list(out.rglob("*.json")))
+    assert int(stopped[1]) == done < 43
+    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert f"images: {43 - done}, " in again.stderr
+    assert f"done before: {done}" in again.stderr

@@ -81,7 +81,7 @@ def test_info_counts_faces_and_names_unusable_ones(data: Path) -> None:
         "unreadable.png",
     ):
         assert text in train
-    assert val.startswith("1 faces of 29 points")
+    assert val.startswith("1 face of 29 points")
     quick = run("info", data, "--no-images")
     assert quick.exit_code == 0
     assert "unreadable" not in quick.stdout
@@ -94,7 +94,7 @@ def test_info_goes_on_after_a_split_that_cannot_be_used(tmp_path: Path) -> None:
     result = run("info", folder)
     assert result.exit_code == 1
     assert "train" in result.stderr
-    assert "val: 1 faces" in result.stdout
+    assert "val: 1 face " in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) ->
     assert info.exit_code == 0, info.output
     assert "format packed" in info.stdout
     assert "3 faces of 29 points, COFW29" in info.stdout
-    assert "1 faces of 5 points, FIVE5" in info.stdout
+    assert "1 face of 5 points, FIVE5" in info.stdout
     again = run("prepare", data, "--out", out)
     assert isinstance(again.exception, ConfigurationError)
     options = ["--overwrite", "--split", "val", "--max-side", 32]
@@ -213,7 +213,7 @@ def test_label_makes_a_data_set_of_images(tmp_path: Path, astronaut: np.ndarray)
     arguments = ["label", images, "--layout", "68", "--out", tmp_path / "set"]
     result = run(*arguments)
     assert result.exit_code == 1, "one image is broken"
-    assert "1 faces in 2 images, 1 without a face, 1 failed" in result.stdout
+    assert "1 face in 2 images, 1 without a face, 1 failed" in result.stdout
     assert "broken.jpg" in result.stderr
     faces = read_faces(tmp_path / "set", "train")
     (face,) = faces

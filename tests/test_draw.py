@@ -1,11 +1,16 @@
+import io
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-from hihlandmark import Detector, Face, draw_faces
-from hihlandmark.draw import HIGH, LOW, draw_points
+from hihlandmark import ConfigurationError, Detector, Face, draw_faces
+from hihlandmark.crop import resize_matrix
+from hihlandmark.draw import ENLARGED_SIDE, HIGH, LOW, draw_points
+from hihlandmark.face import transform_face
 from hihlandmark.layouts import WFLW98
 
 
@@ -51,3 +56,59 @@ def test_points_far_outside_draw_nothing() -> None:
     canvas = np.zeros((50, 50, 3), np.uint8)
     assert draw_faces(canvas, [face]).max() == 0
     assert np.array_equal(draw_faces(canvas, []), canvas)
+
+
+@pytest.fixture(scope="module")
+def face(astronaut: NDArray[np.uint8], detector_of: Callable[[int], Detector]) -> Face:
+    return detector_of(98).predict(astronaut)[0]
+
+
+def covered(image: NDArray[np.uint8], face: Face) -> float:
+    """The mean change of pixels within the box of the points by drawing, 0..1."""
+    low, high = face.points.min(axis=0).astype(int), face.points.max(axis=0).astype(int)
+    change = np.abs(draw_faces(image, [face]).astype(int) - image).max(axis=2)
+    return float(change[low[1] : high[1], low[0] : high[0]].mean() / 255)
+
+
+def test_small_faces_are_covered_no_more_than_large_ones(
+    astronaut: NDArray[np.uint8], face: Face
+) -> None:
+    for side in (256, 128):
+        small = np.asarray(Image.fromarray(astronaut).resize((side, side)))
+        moved = transform_face(face, resize_matrix((512, 512), (side, side)))
+        assert 0.01 < covered(small, moved) < 0.1
+
+
+def test_drawing_takes_what_predict_takes(astronaut: NDArray[np.uint8], face: Face) -> None:
+    expected = draw_faces(astronaut, [face])
+    file = io.BytesIO()
+    Image.fromarray(astronaut).save(file, "PNG")
+    for image in (file.getvalue(), Image.fromarray(astronaut), astronaut / 255):
+        np.testing.assert_array_equal(draw_faces(image, [face]), expected)
+    first = draw_faces(astronaut.transpose(2, 0, 1), [face], channels="first")
+    np.testing.assert_array_equal(first, expected)
+    bgr = draw_faces(np.ascontiguousarray(astronaut[..., ::-1]), [face], color="bgr")
+    np.testing.assert_array_equal(bgr, expected[..., ::-1])
+
+
+def test_color_thickness_and_point_size_can_be_chosen(face: Face) -> None:
+    canvas = np.zeros((512, 512, 3), np.uint8)
+    red = draw_faces(canvas, [face], contours=False, point_color=(255, 0, 0))
+    assert red[..., 0].max() > 200
+    assert not red[..., 1:].any()
+    larger = draw_faces(canvas, [face], contours=False, point_color=(255, 0, 0), point_size=8)
+    assert larger.sum() > 4 * red.sum()
+    lines = {"line_color": (0, 0, 255), "point_color": (0, 0, 0)}
+    thin, thick = (draw_faces(canvas, [face], thickness=t, **lines) for t in (1, 4))
+    assert not thick[..., :2].any()
+    assert thick.sum() > 2 * thin.sum()
+    with pytest.raises(ConfigurationError, match="point_size"):
+        draw_faces(canvas, [face], point_size=0)
+
+
+def test_enlarged_faces_stand_below_the_image(astronaut: NDArray[np.uint8], face: Face) -> None:
+    drawn = draw_faces(astronaut, [face, face], enlarged=True)
+    assert drawn.shape == (512 + 2 * ENLARGED_SIDE, 512, 3)
+    np.testing.assert_array_equal(drawn[:512, 300:], astronaut[:, 300:])
+    assert drawn[512:].any()
+    assert draw_faces(astronaut, [], enlarged=True).shape == astronaut.shape

@@ -28,7 +28,6 @@ from hihlandmark.writing import FULL_DISK
 app = typer.Typer(
     help="Sub-pixel face landmarks with Heatmap-in-Heatmap networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -36,8 +35,23 @@ app = typer.Typer(
 _VERBOSE = typer.Option("--verbose", "-v", help="Log choices and progress on stderr.")
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from hihlandmark import __version__
+
+        print(f"hihlandmark {__version__}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option(
+    "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+)
+
+
 @app.callback()
-def configure(verbose: Annotated[bool, _VERBOSE] = False) -> None:
+def configure(
+    verbose: Annotated[bool, _VERBOSE] = False, version: Annotated[bool, _VERSION] = False
+) -> None:
     """Sub-pixel face landmarks with Heatmap-in-Heatmap networks."""
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)

@@ -65,6 +65,7 @@ def calibrate(
         Path | None,
         typer.Option(
             "--out",
+            "-o",
             help="Folder for a calibrated copy of the weights. Default: change the card beside "
             "--weights PATH; packaged and cached weights stay as they are.",
         ),

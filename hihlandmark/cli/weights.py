@@ -89,7 +89,9 @@ def convert(
             help="Checkpoint of the authors of HIH, ADNet or Adaptive Wing (.pth, .pkl)."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the safetensors and the card.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the safetensors and the card.")
+    ],
     name: Annotated[
         str | None, typer.Option("--name", help="Default: the checkpoint's name.")
     ] = None,
