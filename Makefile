@@ -9,8 +9,8 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo      run on a real image, write the image with landmarks and the JSON"
 	@echo "make check     tests without a packaged network: under 90 seconds"
-	@echo "make test      the fast tests and the notebooks"
-	@echo "make test-slow the slow tests: kills, long streams, real installations"
+	@echo "make test      the fast tests and the first notebook"
+	@echo "make test-slow the slow tests, kills, long streams, real installations, all notebooks"
 	@echo "make test-all  all tests, with Ray"
 	@echo "make fuzz      damaged images, archives, cards, labels and lists, for FUZZ_SECONDS=300"
 	@echo "make lowest    the fast tests with the oldest versions that pyproject.toml allows"
@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not wheel"
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 examples/quick_start.ipynb
 
 # Without a packaged network, a server, a browser or training.
 CHECKED := $(addprefix tests/test_,$(addsuffix .py,connectors crop configuration datasets draw evaluation \
@@ -45,6 +45,7 @@ check: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not wheel" \
 		--deselect tests/test_video.py::test_memory_stays_flat_over_a_long_stream
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --ignore examples/quick_start.ipynb examples
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'

@@ -312,6 +312,7 @@ def payloads(path: str) -> Iterator[str]:
     yield f'{{"path": "{escaped}"}}'
 
 
+@pytest.mark.slow
 def test_no_call_returns_another_file(address: str, secret: tuple[Path, bytes], png: bytes) -> None:
     path, token = secret
     (uploaded,) = json.loads(upload(address, png)[1])
@@ -337,6 +338,7 @@ def test_no_call_returns_another_file(address: str, secret: tuple[Path, bytes], 
     assert token not in answer
 
 
+@pytest.mark.slow
 def test_no_event_and_no_api_endpoint_returns_another_file(
     address: str, secret: tuple[Path, bytes], png: bytes
 ) -> None:

@@ -183,6 +183,7 @@ def test_the_callers_state_changes_no_points(
         assert face.points.dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["hih", "awing"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_callers_state_changes_no_conversion(

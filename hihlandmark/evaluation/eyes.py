@@ -59,7 +59,8 @@ Statistic = Callable[[FloatArray, FloatArray], tuple[float, int]]
 def _slope(truth: FloatArray, predicted: FloatArray) -> tuple[float, int]:
     if len(truth) < 2 or np.ptp(truth) == 0:
         return float("nan"), 0
-    return float(np.polyfit(truth, predicted, 1)[0]), len(truth)
+    offset = truth - truth.mean()
+    return float((offset * predicted).sum() / (offset**2).sum()), len(truth)
 
 
 def _correlation(truth: FloatArray, predicted: FloatArray) -> tuple[float, int]:
