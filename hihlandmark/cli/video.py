@@ -25,7 +25,8 @@ _OFFLINE = "Smooth with later frames as well: no lag. Reads the video twice."
 def video(
     source: Annotated[str, Argument(metavar="VIDEO", help=_SOURCE)],
     out: Annotated[
-        Path | None, Option(help="Annotated video to write, .mp4 or .mkv, with sound.")
+        Path | None,
+        Option("--out", "-o", help="Annotated video to write, .mp4 or .mkv, with sound."),
     ] = None,
     points: Annotated[
         Path | None, Option(help="File for the faces of every frame, .jsonl or .parquet.")
@@ -37,6 +38,12 @@ def video(
     runtime: options.RuntimeOption = "auto",
     precision: options.PrecisionOption = "auto",
     face_detector: options.FaceDetectorOption = "mtcnn",
+    min_face: options.MinFaceOption = None,
+    min_box_score: options.MinBoxScoreOption = None,
+    detection_size: options.DetectionSizeOption = None,
+    batch_size: options.BatchSizeOption = None,
+    any_rotation: options.AnyRotationOption = False,
+    shape_prior: options.ShapePriorOption = True,
     flip_test: options.FlipTestOption = True,
     max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,
     max_bytes: options.MaxBytesOption = options.MAX_BYTES,
@@ -66,7 +73,9 @@ def video(
         # After the files: what cannot be written is an error before the network is loaded.
         detector = options.make_detector(
             layout, model, weights=weights, device=device, runtime=runtime, precision=precision,
-            face_detector=face_detector, flip_test=flip_test, max_pixels=max_pixels,
+            face_detector=face_detector, min_face=min_face, min_box_score=min_box_score,
+            detection_size=detection_size, batch_size=batch_size, any_rotation=any_rotation,
+            flip_test=flip_test, shape_prior=shape_prior, max_pixels=max_pixels,
             max_bytes=max_bytes,
         )  # fmt: skip
         if offline:
