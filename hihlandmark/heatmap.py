@@ -135,7 +135,7 @@ def encode_nested(
     u = (points + 0.5) / stride
     centers = torch.arange(heatmap_size, device=u.device, dtype=u.dtype) + 0.5
     columns, rows = _normal(centers, u, integer_sigma).unbind(dim=-2)
-    corners = torch.stack([cells % heatmap_size, cells // heatmap_size], dim=-1)
+    corners = _cell_at(cells, heatmap_size)
     fraction = u[..., None, :] - corners
     bins = torch.arange(DECIMAL_EXTENT, device=u.device, dtype=u.dtype) + (0.5 - DECIMAL_MARGIN)
     margin = DECIMAL_MARGIN / DECIMAL_BINS
@@ -264,7 +264,7 @@ def decode_nested(
     integer, cells, decimal = heatmaps
     size = integer.shape[-1]
     probabilities = _softmax(integer)
-    corners = torch.stack([cells % size, cells // size], dim=-1).to(decimal.dtype)
+    corners = _cell_at(cells, size).to(decimal.dtype)
     bins = torch.arange(DECIMAL_EXTENT, device=decimal.device, dtype=decimal.dtype)
     fractions = (bins + (0.5 - DECIMAL_MARGIN)) / DECIMAL_BINS
     p_fraction = decimal.softmax(dim=-1)  # (N, P, K, 2, E)
@@ -275,9 +275,7 @@ def decode_nested(
 
     u = means[..., 0, :]
     if decoder == "mean":
-        best = cells[..., 0]
-        near = _cells_near(torch.stack([best % size, best // size], dim=-1), size)
-        u = _moments(probabilities * near)[0] + 0.5
+        u = _moments(probabilities * _cells_near(corners[..., 0, :], size))[0] + 0.5
     elif decoder == "soft":
         reach = (means - means[..., :1, :]).abs().amax(dim=-1) < MIXTURE_REACH
         weights = p_cell * reach
@@ -366,8 +364,11 @@ def _softmax(maps: torch.Tensor) -> torch.Tensor:
 
 def _highest(maps: torch.Tensor) -> torch.Tensor:
     """The cell (..., 2) as (x, y) of the highest value of maps (..., h, h)."""
-    size = maps.shape[-1]
-    place = maps.flatten(-2).argmax(dim=-1)
+    return _cell_at(maps.flatten(-2).argmax(dim=-1), maps.shape[-1])
+
+
+def _cell_at(place: torch.Tensor, size: int) -> torch.Tensor:
+    """Places (...) by rows of maps of ``size`` cells a side -> cells (..., 2): (x, y)."""
     return torch.stack([place % size, place // size], dim=-1)
 
 

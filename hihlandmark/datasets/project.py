@@ -35,6 +35,7 @@ from hihlandmark.datasets.faces import (
     BadSample,
     Samples,
     ScannedFolders,
+    is_mirror_table,
     numbered_lines,
     unknown_split,
 )
@@ -156,8 +157,7 @@ def _mirror(folder: Path, layout: str, size: int) -> IndexArray:
         raise DataError(
             f"{path} has no mirror table {size!r} -> 'flip': {error!r}; add it"
         ) from error
-    is_permutation = np.array_equal(np.sort(mirror), np.arange(size))
-    if not is_permutation or not np.array_equal(mirror[mirror], np.arange(size)):
+    if mirror.shape != (size,) or not is_mirror_table(mirror):
         raise DataError(
             f"{path}: 'flip' of {size} must be a permutation of 0..{size - 1} and its own inverse"
         )

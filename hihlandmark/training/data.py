@@ -184,6 +184,14 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         self.maps: dict[str, MeshMap] = {}
         if any(self.meshes):
             self.maps = fit_mesh_maps(faces, self.meshes, configuration.mesh.worst)
+        # Of each mapped layout, the indices of its inner points and of its pupils, if it has any.
+        self.mapped_points = {
+            name: (
+                np.flatnonzero(inner_points(name)),
+                np.array([p[0] for p in get_layout(name).pupils if len(p) == 1], np.intp),
+            )
+            for name in self.maps
+        }
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
@@ -250,14 +258,13 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         if mesh.disagreement[mesh.rows[name]] > settings.worst_mapped:
             return points, weights
         for other, mapping in self.maps.items():
-            start, inner = self.starts[other], inner_points(other)
+            start = self.starts[other]
+            inner, pupils = self.mapped_points[other]
             # The maps pull pupils to the middle of the eye: the irises are pupils themselves.
-            pupils = np.array([pair[0] for pair in get_layout(other).pupils if len(pair) == 1])
             if len(pupils) == len(IRISES):
                 add(start + pupils, vertices[list(IRISES)], settings.weight)
             share = 0.5 if other == "COFW29" else 1.0
-            mapped = mapping(vertices)[inner]
-            add(start + np.flatnonzero(inner), mapped, share * settings.mapped_weight)
+            add(start + inner, mapping(vertices)[inner], share * settings.mapped_weight)
         return points, weights
 
     def _place(self, layout: str) -> slice:

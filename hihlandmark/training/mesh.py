@@ -16,8 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
-from hihlandmark.crop import invert, similarities, tight_boxes, transform_points
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.crop import (
+    CANONICAL_CROP,
+    invert,
+    similarities,
+    tight_boxes,
+    transform_points,
+)
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, is_mirror_table
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.image import load_image
 from hihlandmark.layouts import Layout, get_layout
@@ -90,11 +96,8 @@ def read_mesh(path: Path) -> MeshLabels:
         raise DataError(f"{path} or {flip.name} cannot be read: {error}. Copy it again") from error
     count = len(names)
     shapes = (points.shape, disagreement.shape, mirror.shape)
-    is_involution = mirror.shape == (VERTICES,) and (
-        np.array_equal(np.sort(mirror), np.arange(VERTICES))
-        and np.array_equal(mirror[mirror], np.arange(VERTICES))
-    )
-    if shapes != ((count, VERTICES, 2), (count,), (VERTICES,)) or not is_involution:
+    is_complete = shapes == ((count, VERTICES, 2), (count,), (VERTICES,))
+    if not is_complete or not is_mirror_table(mirror):
         raise DataError(f"{path} holds no meshes of {VERTICES} vertices, or {flip} no mirror table")
     rows = {str(name): row for row, name in enumerate(names)}
     return MeshLabels(rows, points, disagreement, mirror)
@@ -110,10 +113,11 @@ def mesh_faces(folder: Path, split: str, mesh: MeshLabels, worst: float) -> Anno
     return AnnotatedFaces(folder.name, MESH, mesh.mirror, faces)
 
 
-def mesh_square(points: FloatArray, scale: float = 1.4) -> FloatArray:
+def mesh_square(points: FloatArray) -> FloatArray:
     """The canonical crop square (4,) around a mesh (478, 2)."""
-    x0, y0, x1, y1 = tight_boxes(points[list(OUTLINE_VERTICES)])
-    return np.array([(x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0) * scale, 0.0])
+    box = tight_boxes(points[list(OUTLINE_VERTICES)])
+    square: FloatArray = CANONICAL_CROP["landmarks:W300_68"].squares(box)[0]
+    return square
 
 
 def oversampled(faces: AnnotatedFaces, mesh: MeshLabels, times: int) -> AnnotatedFaces:

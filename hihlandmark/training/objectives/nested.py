@@ -61,7 +61,7 @@ class NestedObjective(Objective):
         """The losses (3,) of `names`: KL divergences from the targets, and from the teacher's."""
         crops = normalize(batch.crops, self.mean, self.std)
         features = self.network.features(crops)
-        size = features.decimal.shape[-1]
+        size, stride = features.decimal.shape[-1], self.network.configuration.stride
         points = batch.points.split(self.counts, dim=1)
         weights = batch.weights.split(self.counts, dim=1)
         point_total, face_total, count = totals
@@ -70,13 +70,10 @@ class NestedObjective(Objective):
         for number, layout in enumerate(self.layouts):
             # Also without a face of the layout: every process must have gradients of every head.
             faces = (weights[number] > 0).any(dim=1)
-            cells = training_cells(points[number][faces], size, self.network.configuration.stride)
+            known = points[number][faces]
+            cells = training_cells(known, size, stride)
             targets = encode_nested(
-                points[number][faces],
-                cells,
-                size,
-                stride=self.network.configuration.stride,
-                integer_sigma=self.integer_sigma,
+                known, cells, size, stride=stride, integer_sigma=self.integer_sigma
             )
             weight = weights[number][faces] * targets.inside
             integer = torch.zeros((), device=batch.points.device)
