@@ -24,7 +24,7 @@ from hihlandmark.crop import (
 )
 from hihlandmark.evaluation.report import new_figure
 
-SIZE = 256
+SIZE = detector().landmarker.crop_size
 DEGREES = 38
 
 Square = NDArray[np.floating]
