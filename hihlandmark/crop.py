@@ -7,6 +7,7 @@ pixels, and the angle in radians by which the crop's x axis is rotated clockwise
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import cv2
@@ -99,6 +100,22 @@ class BoxMap:
         return np.concatenate([center, squares[:, 2:3], angles[:, None]], axis=1)
 
 
+    def squares_of_five(self, five_points: FloatArray, upright: FloatArray) -> FloatArray:
+        """Crop squares (F, 4) of five points (F, 5, 2), of kind "five_points".
+
+        The box is that of the upright five points (5, 2) when they are placed over the face by a
+        similarity. The crop is rotated where `crop_angles` says so.
+        """
+        to_upright = similarities(np.asarray(five_points, np.float64), upright)
+        corners = tight_boxes(upright).reshape(2, 2)
+        longer = (corners[1] - corners[0]).max()
+        center = corners.mean(axis=0) + np.array(self.shift) * longer
+        centers = transform_points(invert(to_upright), np.tile(center, (len(five_points), 1, 1)))
+        sides = self.scale * longer / np.hypot(to_upright[:, 0, 0], to_upright[:, 0, 1])
+        angles = crop_angles(five_points, upright)
+        return np.column_stack([centers[:, 0], sides, angles])
+
+
 def fit_box_map(boxes: FloatArray, squares: FloatArray) -> BoxMap:
     """The map from boxes (N, 4) xyxy to upright squares (N, 3) of the same faces, by medians."""
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -159,13 +176,16 @@ CANONICAL_CROP: dict[str, BoxMap] = {
     "landmarks:WFLW98": BoxMap((0.0, 0.0), CANONICAL_SCALE),
     "landmarks:W300_68": BoxMap((0.0, 0.0), CANONICAL_SCALE),
     "landmarks:COFW29": BoxMap((0.0, 0.0), 1.4707),
+    "landmarks:MESH478": BoxMap((0.0, 0.0761), 1.2294),
     "mtcnn": BoxMap((0.0095, 0.1361), 1.1103),
     "centerface": BoxMap((-0.0081, 0.1233), 1.0888),
+    "blazeface": BoxMap((0.003, 0.1039), 1.2623),
 }
-"""Maps from each kind of box to the crop that our networks are trained on.
+"""Maps from each kind of box to the crop that our networks are trained on: the one table.
 
 Its center is that of the tight box of a face's 98 or 68 points, its side `CANONICAL_SCALE` times
-the longer side of that box. ``benchmarks/fit_box_maps.py`` fits the other maps.
+the longer side of that box. ``benchmarks/fit_box_maps.py`` fits the other maps on faces of
+300-W train. Model cards state the maps of "landmarks" alone; `complete_box_maps` adds the others.
 """
 
 
@@ -173,6 +193,27 @@ def canonical_crop(scale: float = CANONICAL_SCALE) -> dict[str, BoxMap]:
     """`CANONICAL_CROP` for a tighter or wider crop, given in the unit of `CANONICAL_SCALE`."""
     ratio = scale / CANONICAL_SCALE
     return {kind: replace(each, scale=each.scale * ratio) for kind, each in CANONICAL_CROP.items()}
+
+
+def complete_box_maps(own: Mapping[str, BoxMap]) -> dict[str, BoxMap]:
+    """The maps of a model, and for the other kinds in `CANONICAL_CROP` those to the same crop.
+
+    Args:
+        own: maps by kind. The crop is known by the first "landmarks" map of a layout that the table
+            has; without one, nothing is added.
+    """
+    known = next((k for k in own if k.startswith("landmarks:") and k in CANONICAL_CROP), None)
+    if known is None:
+        return dict(own)
+    # Where the crop lies in the canonical square, whose place in every kind of box is known.
+    square, canonical = own[known], CANONICAL_CROP[known]
+    ratio = square.scale / canonical.scale
+    offset = np.subtract(square.shift, canonical.shift) / canonical.scale
+    maps = {}
+    for kind, box_map in CANONICAL_CROP.items():
+        x, y = np.round(box_map.shift + offset * box_map.scale, 4).tolist()
+        maps[kind] = BoxMap((x, y), round(box_map.scale * ratio, 4))
+    return maps | dict(own)
 
 
 def tight_boxes(points: FloatArray) -> FloatArray:
@@ -196,16 +237,19 @@ def resize_matrix(size: tuple[int, int], new_size: tuple[int, int]) -> FloatArra
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
 
 
-def cut_crop(image: Image, square: FloatArray, size: int) -> Image:
-    """Cut a crop (size, size, 3) out of an image (H, W, 3) uint8; black outside of the image.
+def cut_crop(
+    image: Image, square: FloatArray, size: int, border: int = cv2.BORDER_CONSTANT
+) -> Image:
+    """Cut a crop (size, size, 3) out of an image (H, W, 3) uint8.
 
-    A face much larger than the crop is first downscaled by area averaging, to avoid aliasing.
+    Outside of the image it is black, or what ``border`` says, one of OpenCV's border types. A face
+    much larger than the crop is first downscaled by area averaging, to avoid aliasing.
     """
     matrix = crop_matrix(square, size)
     scale = size / float(square[2])
     if scale < 0.5:
         image, matrix = _downscale_around(image, matrix, size, int(1 / scale))
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 def _downscale_around(

@@ -10,14 +10,19 @@ from hihlandmark.layouts.conversions import (
     register_conversion,
 )
 from hihlandmark.layouts.layout import (
+    BUILT_IN,
     LAYOUTS,
     Contour,
     Layout,
+    find_or_register,
     get_layout,
     mirror_points,
     register_layout,
 )
+from hihlandmark.layouts.mesh import MESH478
 from hihlandmark.layouts.schemes import COFW29, FIVE, W300_68, WFLW98
+
+BUILT_IN.update(LAYOUTS)
 
 __all__ = [
     "COFW29",
@@ -26,12 +31,14 @@ __all__ = [
     "EXACT_98_68",
     "FIVE",
     "LAYOUTS",
+    "MESH478",
     "W300_68",
     "WFLW98",
     "Contour",
     "Conversion",
     "Layout",
     "convert",
+    "find_or_register",
     "get_conversion",
     "get_layout",
     "mirror_points",

@@ -56,6 +56,16 @@ class Conversion:
         is_exact = read_only(np.array([point in exact for point in range(target.size)]))
         return cls(source, target, tuple(terms[i] for i in range(target.size)), is_exact)
 
+    def followed_by(self, other: Conversion) -> Conversion:
+        """This conversion and then another one, from this target, as one."""
+        weights = other.matrix @ self.matrix
+        terms = tuple(
+            tuple((int(index), float(row[index])) for index in np.flatnonzero(row))
+            for row in weights
+        )
+        exact = other.exact & (other.matrix @ ~self.exact == 0)
+        return Conversion(self.source, other.target, terms, read_only(exact))
+
     @cached_property
     def matrix(self) -> FloatArray:
         """(Q, P) read-only: the weights of the source points in each target point."""

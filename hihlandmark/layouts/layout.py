@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -50,6 +50,8 @@ class Layout:
     tight box centered at (0, 0) with a longer side of 1."""
     other_edges: tuple[Contour, ...] = ()
     """ADNet's edges, where its released table differs from the contours."""
+    mirror_table: tuple[int, ...] = ()
+    """`mirror`, of a layout whose names do not determine it; (): they do."""
 
     @property
     def edges(self) -> tuple[Contour, ...]:
@@ -64,6 +66,8 @@ class Layout:
     @cached_property
     def mirror(self) -> IndexArray:
         """(P,) read-only: ``mirror[i]`` is the point at index i of the mirrored image."""
+        if self.mirror_table:
+            return read_only(np.array(self.mirror_table, np.intp))
         indices = {name: i for i, name in enumerate(self.point_names)}
         return read_only(np.array([indices[other_side(name)] for name in self.point_names]))
 
@@ -81,7 +85,10 @@ class Layout:
         return f"Layout({self.name})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return get_layout, (self.name,)
+        if self.name in BUILT_IN:
+            return get_layout, (self.name,)
+        values = (getattr(self, field.name) for field in fields(self))
+        return _restored, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -100,6 +107,10 @@ LAYOUTS: dict[str, Layout] = {}
 """All layouts by name. Add one with `register_layout`."""
 
 
+BUILT_IN: set[str] = set()
+"""Names of the layouts of this package. Pickles hold only the name of these."""
+
+
 def register_layout(layout: Layout) -> Layout:
     """Make `get_layout` find a layout by its name, its aliases and its number of points.
 
@@ -112,6 +123,36 @@ def register_layout(layout: Layout) -> Layout:
             raise ConfigurationError(f"{layout.name} shares a name or alias with {known.name}")
     LAYOUTS[layout.name] = layout
     return layout
+
+
+def find_or_register(layout: Layout) -> Layout:
+    """The registered layout of the same name and content; otherwise this one, registered now.
+
+    Mean shapes are not compared: they depend on the faces on which they were measured.
+
+    Raises:
+        ConfigurationError: the name or an alias belongs to a layout with other content.
+    """
+    known = LAYOUTS.get(layout.name)
+    if known is None:
+        return register_layout(layout)
+    same = {
+        "points": known.point_names == layout.point_names,
+        "mirror pairs": np.array_equal(known.mirror, layout.mirror),
+        "contours": known.contours == layout.contours,
+        "normalizing pair": known.ocular_pair == layout.ocular_pair,
+    }
+    if different := [what for what, is_same in same.items() if not is_same]:
+        raise ConfigurationError(
+            f"this process has another layout {layout.name!r} ({', '.join(different)} differ): "
+            "rename one of them, or use them in different processes"
+        )
+    return known
+
+
+def _restored(*values: Any) -> Layout:
+    """The layout with the values of all fields, from a pickle."""
+    return find_or_register(Layout(*values))
 
 
 def _key(name: object) -> str:
