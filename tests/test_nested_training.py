@@ -20,7 +20,6 @@ from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
 from hihlandmark.training.mesh import (
     MESH,
-    OUTLINE_VERTICES,
     fit_mesh_map,
     inner_points,
     is_rare,
@@ -62,7 +61,7 @@ def some_mesh(center: float = 60.0, size: float = 70.0) -> np.ndarray:
     """A mesh whose outline is a square around the center."""
     rng = np.random.default_rng(0)
     points = rng.uniform(-0.4, 0.4, (VERTICES, 2))
-    points[list(OUTLINE_VERTICES[:4])] = [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]
+    points[:4] = [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]
     return points * size + center
 
 
@@ -191,7 +190,7 @@ def test_labels_come_from_the_face_then_from_other_layouts_then_from_the_mesh(
     assert (own == 1).all(), "the mesh does not replace the face's own label"
     assert set(shared[0].tolist()) == {0.0, np.float32(configuration.loss.shared_weight)}
     assert (batch.weights[:, 166:] == configuration.mesh.weight).all()
-    scale = SIZE / mesh_square(meshes[0])[2]
+    scale = SIZE / (1.4 * 70)
     spread = float(batch.points[0, 166:].std() / meshes[0].std())
     assert spread == pytest.approx(scale, rel=0.1)
 

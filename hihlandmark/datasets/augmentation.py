@@ -22,6 +22,7 @@ Other = Image | Callable[[], Image] | None
 """An image (H, W, 3) uint8 that patches come from, or a function that reads it if needed."""
 
 NORMAL_LIMIT = 2.5  # normal draws are clipped at this many standard deviations
+MAX_TILT = 0.12  # of the corners of a crop in perspective, in sides
 POINT_MARGIN = 8 / 256
 """Margin around the points of an enlarged crop, in sides. HIH pads its crops by 8 of 256 pixels."""
 
@@ -58,6 +59,11 @@ class Augmentation:
     shift_probability: float = 1.0
     keep_points: bool = False
     """Enlarge a square with points outside until it contains all of them."""
+    perspective: float = 0.0
+    """Move the corners of the crop by up to 0.12 sides each, as a camera near by would."""
+    border: float = 0.0
+    """Fill what lies outside of the image by its mirror image, its last pixels, or another image,
+    instead of with black: for images that are cut close to the face."""
     flip: float = 0.5
     """Mirror the crop and exchange left and right points."""
     color: float = 0.7
@@ -122,8 +128,10 @@ class Augmentation:
             other: the image that patches come from; without it there are no patches.
         """
         square = self.square(square, rng, points)
-        crop = cut_crop(image, square, size)
+        crop = self._cut(image, square, size, rng, other)
         points = transform_points(crop_matrix(square, size), points)
+        if self.perspective and rng.random() < self.perspective:
+            crop, points = _in_perspective(crop, points, rng)
         flipped = bool(rng.random() < self.flip)
         if flipped:
             crop, points = mirror_face(crop, points, mirror)
@@ -149,6 +157,23 @@ class Augmentation:
         if self.keep_points and points is not None:
             jittered[2] *= _enlargement(jittered, points)
         return jittered
+
+    def _cut(
+        self, image: Image, square: FloatArray, size: int, rng: np.random.Generator, other: Other
+    ) -> Image:
+        """`cut_crop` with a border."""
+        # Without a draw where it is off, as for noise.
+        if not self.border or rng.random() >= self.border:
+            return cut_crop(image, square, size)
+        kind = rng.integers(3)
+        if kind < 2 or other is None:
+            border = cv2.BORDER_REFLECT_101 if kind else cv2.BORDER_REPLICATE
+            return cut_crop(image, square, size, border)
+        crop = cut_crop(image, square, size)
+        inside = cut_crop(np.ones(image.shape[:2], np.uint8), square, size)
+        source = other() if callable(other) else other
+        quarter = cv2.resize(source[: len(source) // 2, : len(source) // 2], (size, size))
+        return cv2.copyTo(crop, inside, quarter)
 
     def look(self, crop: Image, rng: np.random.Generator, other: Other = None) -> Image:
         """A crop (S, S, 3) uint8 with another appearance, points in place; itself if unchanged."""
@@ -211,6 +236,20 @@ def _enlargement(square: FloatArray, points: FloatArray) -> float:
     unit = transform_points(crop_matrix(square, 2), points) - 0.5  # the edges are at -1 and 1
     reach = float(np.nanmax(np.abs(unit)))
     return reach / (1 - 2 * POINT_MARGIN) if reach > 1 else 1.0
+
+
+def _in_perspective(
+    crop: Image, points: FloatArray, rng: np.random.Generator
+) -> tuple[Image, FloatArray]:
+    """A crop and its points (P, 2), NaN where unknown, after its corners were moved."""
+    size = len(crop)
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32) * (size - 1)
+    targets = corners + rng.uniform(-MAX_TILT, MAX_TILT, size=(4, 2)) * size
+    matrix = cv2.getPerspectiveTransform(corners, targets.astype(np.float32))
+    tilted = cv2.warpPerspective(crop, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+    # Not by OpenCV, which gives (0, 0) for NaN.
+    moved = np.pad(points, [(0, 0), (0, 1)], constant_values=1) @ matrix.T
+    return tilted, moved[:, :2] / moved[:, 2:]
 
 
 def _color(crop: Image, rng: np.random.Generator) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,18 +73,27 @@ class AnnotatedFaces:
     def __iter__(self) -> Iterator[AnnotatedFace]:
         return iter(self.faces)
 
-    def split(self, held_out: int) -> tuple[AnnotatedFaces, AnnotatedFaces]:
-        """All but ``held_out`` faces, and these, which are the same ones every time.
+    def split(self, held_out: int | Collection[str]) -> tuple[AnnotatedFaces, AnnotatedFaces]:
+        """All but some faces, and these.
 
-        Raises `ConfigurationError` unless both parts have faces.
+        Args:
+            held_out: the number of these faces, which are the same ones every time; or the names
+                of their images, of which some may be missing.
+
+        Raises:
+            ConfigurationError: not both parts have faces.
         """
-        if not 0 < held_out < len(self):
+        if isinstance(held_out, int):
+            order = np.random.default_rng(0).permutation(len(self))
+            held, rest = order[:held_out], np.sort(order[held_out:])
+        else:
+            chosen = np.isin([face.name for face in self], list(held_out))
+            held, rest = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+        if not (len(held) and len(rest)):
             raise ConfigurationError(
-                f"held_out must be 1 to {len(self) - 1} of the {len(self)} faces of {self.name}, "
-                f"not {held_out}"
+                f"held_out must name or number 1 to {len(self) - 1} of the {len(self)} faces of "
+                f"{self.name}, not {held_out!s:.80}"
             )
-        order = np.random.default_rng(0).permutation(len(self))
-        held, rest = order[:held_out], np.sort(order[held_out:])
         return (
             replace(self, faces=[self.faces[i] for i in rest]),
             replace(self, faces=[self.faces[i] for i in held]),
@@ -102,10 +111,13 @@ class BadSample(Exception):
 
 
 class Samples:
-    """Collects the faces of a split, and the samples that are left out."""
+    """Collects the faces of a split, and the samples that are left out.
 
-    def __init__(self, on_bad_sample: OnBadSample = "skip") -> None:
-        self.on_bad_sample = on_bad_sample
+    With ``needs_mirror=False`` a scheme whose mirror table is not known gets the identity.
+    """
+
+    def __init__(self, on_bad_sample: OnBadSample = "skip", needs_mirror: bool = True) -> None:
+        self.on_bad_sample, self.needs_mirror = on_bad_sample, needs_mirror
         self.faces: list[AnnotatedFace] = []
         self.skipped: list[str] = []
         self._times_named: Counter[str] = Counter()

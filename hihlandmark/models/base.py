@@ -70,7 +70,12 @@ class NetworkConfiguration:
         counts: dict[str, Any] = {n: value for n, (kind, value) in values.items() if kind == "int"}
         for layouts in (self.layouts, self.auxiliary_layouts):
             counts |= {f"points of {name}": points for name, points in layouts.items()}
-        wrong = [f"{name}={n!r}" for name, n in counts.items() if type(n) is not int or n < 1]
+        least = {field.name: 0 for field in fields(self) if field.default == 0}  # 0: without
+        wrong = [
+            f"{name}={n!r}"
+            for name, n in counts.items()
+            if type(n) is not int or n < least.get(name, 1)
+        ]
         return [f"{', '.join(wrong)} must be whole numbers above 0"] if wrong else []
 
     def _problems_of_sizes(self) -> Iterator[str]:

@@ -44,12 +44,14 @@ class NestedConfiguration(NetworkConfiguration):
 
     ``encoder``: a name in `ENCODERS`. ``stride``: crop pixels a side of a cell. ``stacks``: the
     encoder with its up path, and ``stacks - 1`` hourglasses on the grid. ``decimal_features``:
-    channels between the features of a cell and its decimal heatmaps.
+    channels between the features of a cell and its decimal heatmaps. ``decimal_rank``: rank of the
+    weights that follow, in layouts of more than twice as many points; 0: full rank in all.
     """
 
     encoder: str
     stride: int = field()
     decimal_features: int
+    decimal_rank: int = 0
 
     @property
     def crop_multiple(self) -> int:
@@ -154,8 +156,25 @@ class NestedHead(nn.Module):
         self.integer = nn.ModuleList(nn.Conv2d(c.features, points, 1) for _ in range(c.stacks))
         self.embedding = nn.Parameter(torch.randn(points, c.features) * 0.02)
         outputs = 2 * DECIMAL_EXTENT
-        self.weight = nn.Parameter(torch.randn(points, c.decimal_features, outputs) * 0.02)
+        shape, rank = (c.decimal_features, outputs), c.decimal_rank
+        if rank and points > 2 * rank:
+            self.basis = nn.Parameter(torch.randn(rank, *shape) * 0.02)
+            self.mix = nn.Parameter(torch.randn(points, rank) * rank**-0.5)
+        else:
+            self.weight = nn.Parameter(torch.randn(points, *shape) * 0.02)
         self.bias = nn.Parameter(torch.zeros(points, outputs))
+
+    def read_out(self) -> torch.Tensor:
+        """The weights (P, ``decimal_features``, 2 * `DECIMAL_EXTENT`) from features to scores."""
+        if hasattr(self, "weight"):
+            return self.weight
+        return (self.mix @ self.basis.flatten(1)).unflatten(1, self.basis.shape[1:])
+
+    def fold(self) -> None:
+        """Keep the product of weights of low rank: for prediction."""
+        if not hasattr(self, "weight"):
+            self.weight = nn.Parameter(self.read_out().detach())
+            del self.basis, self.mix
 
     def decimal(self, features: torch.Tensor, cells: torch.Tensor, read: nn.Module) -> torch.Tensor:
         """Decimal heatmaps at cells.
@@ -173,8 +192,15 @@ class NestedHead(nn.Module):
         index = cells.reshape(count, points * top, 1).expand(-1, -1, by_cell.shape[-1])
         at_cells = by_cell.gather(1, index).unflatten(1, (points, top))
         x = read(at_cells + self.embedding[:, None].to(at_cells.dtype))
-        scores = torch.einsum("npkc,pco->npko", x, self.weight.to(x.dtype))
+        scores = torch.einsum("npkc,pco->npko", x, self.read_out().to(x.dtype))
         return (scores.float() + self.bias[:, None]).unflatten(-1, (2, DECIMAL_EXTENT))
+
+
+def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest ``mix`` (P, r) and ``basis`` (r, C, O) of a head's ``weight`` (P, C, O)."""
+    left, values, right = torch.linalg.svd(weight.float().flatten(1), full_matrices=False)
+    scale = values[:rank].sqrt()
+    return left[:, :rank] * scale, (right[:rank] * scale[:, None]).unflatten(1, weight.shape[1:])
 
 
 class Nested(LandmarkNetwork):

@@ -86,6 +86,21 @@ MODELS: dict[str, ModelEntry] = {
             "decimal_features": 256,
         },
     ),
+    # Every ingredient of its weights allows commercial use. The other layouts follow from this one.
+    "hih-open": ModelEntry(
+        "nested",
+        {
+            **_SMALL,
+            "layouts": {"MESH478": 478},
+            "encoder": "efficientnet-lite0",
+            "input_size": 192,
+            "stride": 8,
+            "stacks": 2,
+            "depth": 2,
+            "decimal_features": 128,
+            "decimal_rank": 64,
+        },
+    ),
     # ADNet (Huang et al., arXiv 2109.05721), as released.
     "adnet": ModelEntry("adnet", {**_PAPER, "unused_shortcuts": True}),
     "adnet-small": ModelEntry("adnet", {**_SMALL, "unused_shortcuts": False}),

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,31 +14,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hihlandmark.heatmap import Decoded, decode_heatmaps
 from hihlandmark.models.base import AnyHeatmaps, normalize
+from hihlandmark.models.nested import NestedHead
+from hihlandmark.runtimes.base import ANY, PixelGraph
 from hihlandmark.weights.card import Decoding, Normalization
-
-ANY = -1
-"""In shapes: any number."""
-
-
-class PixelGraph(NamedTuple):
-    """A module over pixels, with what is needed to convert it.
-
-    ``input``: name of the input, uint8 (N, H, W, 3). ``shape``: its shape, with `ANY` where a
-    number is not fixed. ``outputs``: names of the float32 tensors that it returns.
-    """
-
-    module: nn.Module
-    input: str
-    shape: tuple[int, ...]
-    outputs: Sequence[str]
-
-    def example(self) -> torch.Tensor:
-        """Black pixels of a shape in which no number happens to be special."""
-        return torch.zeros(
-            [(37 if axis else 2) if n == ANY else n for axis, n in enumerate(self.shape)],
-            dtype=torch.uint8,
-            device="cpu",
-        )
 
 
 class CropGraph(nn.Module):
@@ -98,10 +76,13 @@ class CropGraph(nn.Module):
 def folded(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode with each batch norm folded into the convolution before it.
 
+    Weights of low rank are multiplied out.
     The outputs are the same but for rounding, in fewer passes over the data.
     """
     network = copy.deepcopy(network).eval()
     for module in network.modules():
+        if isinstance(module, NestedHead):
+            module.fold()
         if not isinstance(module, nn.Sequential):
             continue
         for place in range(len(module) - 1):

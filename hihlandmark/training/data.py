@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,12 +21,11 @@ from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import generator
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
-from hihlandmark.layouts import EXACT_98_29, EXACT_98_68, LAYOUTS, get_layout
+from hihlandmark.layouts import EXACT_98_29, EXACT_98_68, LAYOUTS, Layout, get_layout
 from hihlandmark.training.config import FaceSet, Mesh, TrainingConfiguration, TrainingSet
 from hihlandmark.training.mesh import (
     IRISES,
     MESH,
-    OUTLINE_VERTICES,
     MeshLabels,
     MeshMap,
     fit_mesh_maps,
@@ -38,6 +38,7 @@ from hihlandmark.training.schedule import Draw, MixtureSampler, Plan
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_MESH = Mesh()
 MAX_UNREADABLE = 20
 """Unreadable images in a row that stop the run."""
 
@@ -299,14 +300,57 @@ def _stack(rows: list[tuple[Any, ...]]) -> list[torch.Tensor]:
     return [torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)]
 
 
-def read_face_set(data: Path, face_set: FaceSet) -> AnnotatedFaces:
-    """Read the faces of a set of a configuration; its folder is relative to ``data``."""
-    folder = data / face_set.folder
-    faces = read_faces(folder, face_set.split, format=face_set.format, layout=face_set.layout)
+def read_face_set(
+    data: Path, face_set: FaceSet, settings: Mesh = DEFAULT_MESH, mesh: MeshLabels | None = None
+) -> AnnotatedFaces:
+    """Read the faces of a set of a configuration.
+
+    Args:
+        data: the folder that the set's folder is relative to.
+        face_set: the set.
+        settings: decide which meshes are good enough to be labels.
+        mesh: of the set, if it has been read.
+    """
+    folder, split = data / face_set.folder, face_set.split
+    if face_set.layout == MESH and face_set.mesh:
+        mesh = mesh or read_mesh(data / face_set.mesh)
+        faces = mesh_faces(folder, split, mesh, settings.worst)
+    elif face_set.points is not None:
+        faces = read_faces(folder, split, format=face_set.format, needs_mirror=False)
+        faces = select_points(faces, face_set.points, get_layout(face_set.layout or faces.layout))
+    else:
+        faces = read_faces(folder, split, format=face_set.format, layout=face_set.layout)
+    if face_set.names:
+        chosen = [face for face in faces if re.fullmatch(face_set.names, face.name)]
+        if not chosen:
+            raise DataError(f"{faces.name}: no image has a name like {face_set.names!r}")
+        faces = replace(faces, faces=chosen)
     if not face_set.held_out:
         return faces
     rest, held = faces.split(face_set.held_out)
     return rest if isinstance(face_set, TrainingSet) else held
+
+
+def select_points(faces: AnnotatedFaces, points: Sequence[int], layout: Layout) -> AnnotatedFaces:
+    """The faces with some of their points, by index, as the points of a layout.
+
+    Raises `ConfigurationError` if the indices are not those of the layout's points.
+    """
+    index, count = np.array(points, np.intp), len(faces.mirror)
+    if len(index) != layout.size or index.min() < 0 or index.max() >= count:
+        raise ConfigurationError(
+            f"points: {faces.name} has {count} points, of which {layout.size} make up "
+            f"{layout.name}; {len(index)} indices up to {index.max()} are given"
+        )
+    chosen = [
+        replace(
+            face,
+            points=face.points[index],
+            visible=None if face.visible is None else face.visible[index],
+        )
+        for face in faces
+    ]
+    return replace(faces, layout=layout.name, mirror=layout.mirror, faces=chosen)
 
 
 def read_training_set(
@@ -316,11 +360,7 @@ def read_training_set(
     if training_set.mesh is None:
         return read_face_set(data, training_set), None
     mesh = read_mesh(data / training_set.mesh)
-    if training_set.layout == MESH:
-        folder = data / training_set.folder
-        faces = mesh_faces(folder, training_set.split, mesh, settings.worst)
-    else:
-        faces = read_face_set(data, training_set)
+    faces = read_face_set(data, training_set, settings, mesh)
     return oversampled(faces, mesh, settings.rare_times), mesh
 
 
@@ -352,8 +392,6 @@ def usable_faces(training_set: TrainingSet, faces: AnnotatedFaces) -> AnnotatedF
 def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> FloatArray:
     """The known points (K, 2) that the crop contains; one of (0, 0) where none is known."""
     chosen = training_set.box_points
-    if training_set.layout == MESH:
-        chosen = OUTLINE_VERTICES
     points = face.points if chosen is None else face.points[list(chosen)]
     known = points[np.isfinite(points).all(axis=-1)]
     return known if len(known) else np.zeros((1, 2))

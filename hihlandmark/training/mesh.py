@@ -26,17 +26,12 @@ from hihlandmark.crop import (
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, is_mirror_table
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.image import load_image
-from hihlandmark.layouts import Layout, get_layout
+from hihlandmark.layouts import MESH478, Layout, get_layout
 from hihlandmark.shape_prior import procrustes_mean
 
-MESH = "MESH478"
-VERTICES = 478
-# Vertices at the 68 points of 300-W: the tight box around them is that of the other layouts.
-OUTLINE_VERTICES = (
-    *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),
-    *(71, 63, 105, 66, 107, 336, 296, 334, 293, 301),
-)
-OUTER_EYE_CORNERS = (33, 263)
+MESH = MESH478.name
+VERTICES = MESH478.size
+OUTER_EYE_CORNERS = MESH478.ocular_pair
 IRISES = (468, 473)
 # Corners of an eye, its iris, and pairs of vertices on both lids.
 EYES = (
@@ -115,8 +110,7 @@ def mesh_faces(folder: Path, split: str, mesh: MeshLabels, worst: float) -> Anno
 
 def mesh_square(points: FloatArray) -> FloatArray:
     """The canonical crop square (4,) around a mesh (478, 2)."""
-    box = tight_boxes(points[list(OUTLINE_VERTICES)])
-    square: FloatArray = CANONICAL_CROP["landmarks:W300_68"].squares(box)[0]
+    square: FloatArray = CANONICAL_CROP[f"landmarks:{MESH}"].squares(tight_boxes(points))[0]
     return square
 
 
@@ -186,7 +180,7 @@ def fit_mesh_maps(
     """The map to each built-in layout of which two or more labeled faces have a good mesh."""
     pairs: dict[str, tuple[list[FloatArray], list[FloatArray]]] = {}
     for faces, mesh in zip(sets, meshes, strict=True):
-        if mesh is None or not inner_points(faces.layout).any():
+        if mesh is None or faces.layout == MESH or not inner_points(faces.layout).any():
             continue
         sources, targets = pairs.setdefault(faces.layout, ([], []))
         for face in {face.name: face for face in faces}.values():
