@@ -19,6 +19,7 @@ from hihlandmark.cli.calibrate import calibrate
 from hihlandmark.cli.demo import demo
 from hihlandmark.cli.evaluate import evaluate_split
 from hihlandmark.cli.export import export
+from hihlandmark.cli.finetune import finetune
 from hihlandmark.cli.predict import predict
 from hihlandmark.cli.train import train
 from hihlandmark.cli.video import video
@@ -68,7 +69,7 @@ app.command()(predict)
 app.command()(video)
 app.command()(demo)
 app.command("eval")(evaluate_split)
-for command in (train, calibrate, export, bench, doctor):
+for command in (train, finetune, calibrate, export, bench, doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from hihlandmark.datasets import cofw, lists, packed, project, w300, wflw
+from hihlandmark.datasets import cofw, lists, packed, project, pts, w300, wflw
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, OnBadSample, Samples
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.layouts import get_layout
@@ -45,6 +45,7 @@ DATASET_FORMATS: Mapping[str, DatasetFormat] = {
         "afw/, helen/, lfpw/, ibug/, 300W/", w300.recognize, w300.splits, w300.read
     ),
     "lists": DatasetFormat("lists of crops, SPLIT.txt", lists.recognize, lists.splits, lists.read),
+    "pts": DatasetFormat(".pts files beside images", pts.recognize, pts.splits, pts.read),
 }
 SHOWN = 5  # messages that an error quotes
 
@@ -56,6 +57,7 @@ def read_faces(
     format: str = "auto",
     layout: str | None = None,
     on_bad_sample: OnBadSample = "skip",
+    needs_mirror: bool = True,
 ) -> AnnotatedFaces:
     """Read the annotated faces of one split of a data set. Images are read later.
 
@@ -66,6 +68,7 @@ def read_faces(
         layout: name of the points' layout, where the data set does not define it or has several.
         on_bad_sample: "skip" leaves out samples with a wrong number of points, with NaN or without
             image, and lists them in ``skipped``; "raise" raises.
+        needs_mirror: False also reads points whose mirror table is not known; it is the identity.
 
     Raises:
         DataError: a file is missing or does not follow its format, or no sample is usable.
@@ -78,7 +81,7 @@ def read_faces(
     with suppress(ConfigurationError):  # names of schemes that are no layouts stay as they are
         layout = layout and get_layout(layout).name
     whole, _, subset = split.partition("/")
-    faces = DATASET_FORMATS[name].read(folder, whole, layout, Samples(on_bad_sample))
+    faces = DATASET_FORMATS[name].read(folder, whole, layout, Samples(on_bad_sample, needs_mirror))
     _check_any(folder, split, faces)
     if not subset:
         return faces

@@ -78,7 +78,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             return AnnotatedFaces(folder.name, "", np.zeros(0, np.intp), [], samples.skipped)
         raise unknown_split(folder, split, splits(folder))
     count = Counter(_length(row["points"]) for _, row in chosen).most_common(1)[0][0]
-    by_size = {known.size: known.name for known in LAYOUTS.values()}
+    by_size = {known.size: known.name for known in reversed(LAYOUTS.values())}
     layout = layout or by_size.get(count, f"POINTS{count}")
     size = _used_points(folder, layout, count)
     files = ScannedFolders()
@@ -99,7 +99,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
                     source=source,
                 )
             )
-    mirror = _mirror(folder, layout, size)
+    mirror = _mirror(folder, layout, size, samples.needs_mirror)
     return AnnotatedFaces(folder.name, layout, mirror, samples.faces, samples.skipped)
 
 
@@ -141,11 +141,13 @@ def _used_points(folder: Path, layout: str, count: int) -> int:
     )
 
 
-def _mirror(folder: Path, layout: str, size: int) -> IndexArray:
+def _mirror(folder: Path, layout: str, size: int, is_needed: bool) -> IndexArray:
     if layout in LAYOUTS:
         return LAYOUTS[layout].mirror
     places = [folder / "points.json", folder.parent / "points.json"]
     path = next((place for place in places if place.is_file()), None)
+    if path is None and not is_needed:
+        return np.arange(size)
     if path is None:
         raise DataError(
             f"{folder} or {folder.parent} has no points.json: write the mirror table of the {size} "

@@ -91,6 +91,19 @@ def _descend(folder: Path, path: str) -> Path | None:
 
 
 def _read_part(root: Path, folder: Path, split: str, subset: str | None, samples: Samples) -> None:
+    subsets = frozenset() if subset is None else frozenset({subset})
+    read_folder(root, folder, split, samples, W300_68.size, subsets)
+
+
+def read_folder(
+    root: Path,
+    folder: Path,
+    split: str,
+    samples: Samples,
+    count: int,
+    subsets: frozenset[str] = frozenset(),
+) -> None:
+    """Add the images of a folder within ``root`` with their ``.pts`` files of ``count`` points."""
     names = [name for name in entry_names(folder) if not Path(name).stem.endswith("_mirror")]
     images = {Path(n).stem: n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES}
     annotations: dict[str, str] = {}
@@ -112,9 +125,9 @@ def _read_part(root: Path, folder: Path, split: str, subset: str | None, samples
                 AnnotatedFace(
                     name=image.relative_to(root).as_posix(),
                     load_image=StoredImage(image),
-                    points=read_pts(path) - 1,
+                    points=read_pts(path, count) - 1,
                     split=split,
-                    subsets=frozenset() if subset is None else frozenset({subset}),
+                    subsets=subsets,
                     source=source,
                 )
             )

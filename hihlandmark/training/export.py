@@ -11,10 +11,11 @@ import torch
 
 from hihlandmark.arrays import FloatArray
 from hihlandmark.calibration.fit import fit, measure_points
+from hihlandmark.crop import BoxMap
 from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
-from hihlandmark.layouts import mirror_points
+from hihlandmark.layouts import BUILT_IN, get_layout, mirror_points
 from hihlandmark.models.registry import MODELS
 from hihlandmark.shape_prior import fit_shape_prior
 from hihlandmark.training.checkpoint import read_average
@@ -22,7 +23,7 @@ from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import read_face_set
 from hihlandmark.training.objectives import NORMALIZATION, decoding_of
 from hihlandmark.weights import Calibration, save_weights, shape_prior_tensors
-from hihlandmark.weights.card import CropContract, ModelCard
+from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
 
 
 def export(
@@ -49,10 +50,15 @@ def export(
         architecture=MODELS[configuration.model].architecture,
         configuration=configuration.network_configuration(),
         normalization=NORMALIZATION,
-        crop=CropContract(pixel_origin=0.5, boxes=configuration.box_maps()),
+        crop=CropContract(pixel_origin=0.5, boxes=_own_box_maps(configuration)),
         decoding=decoding_of(configuration),
         training_data=configuration.card.training_data,
         license=configuration.card.license,
+        layouts={
+            name: LayoutDefinition.of(get_layout(name))
+            for name in configuration.network_configuration()["layouts"]
+            if name not in BUILT_IN
+        },
     )
     path = save_weights(folder, card, state)
     calibrations = _calibrations(path, configuration, data)
@@ -61,6 +67,15 @@ def export(
         path = save_weights(folder, card, state)
         calibrations = _calibrations(path, configuration, data)
     return save_weights(folder, card.model_copy(update={"calibration": calibrations}), state)
+
+
+def _own_box_maps(configuration: TrainingConfiguration) -> dict[str, BoxMap]:
+    """Those that `crop.complete_box_maps` cannot derive."""
+    return {
+        kind: box_map
+        for kind, box_map in configuration.box_maps().items()
+        if kind in configuration.boxes or kind.startswith("landmarks:")
+    }
 
 
 def _calibrations(

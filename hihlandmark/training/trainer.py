@@ -220,9 +220,7 @@ class _Trainer:
         )
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # it runs on CUDA only
-        for name, parameter in network.named_parameters():
-            if ".unused_shortcut." in name:  # other processes would wait for their gradients
-                parameter.requires_grad_(False)
+        self._select_trained(network, ())
         self.objective = make_objective(configuration, network, teacher).to(accelerator.device)
         self.model: nn.Module = self.objective
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -232,6 +230,7 @@ class _Trainer:
             self.labeler = PseudoLabeler(self._averaged, settings, configuration)
         self.step = self.evaluations_since_best = self.replaced = 0
         self.best: dict[str, float] = {}
+        self.nme = ""
         self.losses = torch.zeros(len(self.objective.names), device=accelerator.device)
         self.steps_in_losses = 0
 
@@ -289,10 +288,13 @@ class _Trainer:
             pin_memory=accelerator.device.type == "cuda",
         )
         done = plan.at(self.step).first_sample if self.step < plan.steps else plan.samples
-        note = ""
+        note, stage = "", None
         for batch, extra in () if self._out_of_patience() else loader:
             self.replaced += int(batch.unreadable.sum())
             moment = plan.at(self.step)
+            if moment.stage_index != stage:
+                stage = moment.stage_index
+                self._select_trained(self.objective.network, moment.stage.trained)
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = plan.learning_rate(self.step)
             self.losses += self._optimize(batch, extra)
@@ -303,7 +305,7 @@ class _Trainer:
             self.step += 1
             if means := self._evaluate_and_save(moment.stage):
                 name, mean = next(iter(means.items()))
-                note = f"{name} {mean:.3f}"
+                note = f"{name} loss {mean:.3f}{self.nme}"
             done += len(batch.crops) * accelerator.num_processes
             if progress and accelerator.is_main_process:
                 progress(done, plan.samples, note)
@@ -312,6 +314,18 @@ class _Trainer:
         self.replaced = int(_summed(torch.tensor(self.replaced, device=accelerator.device)))
         for tracker in accelerator.trackers:
             tracker.finish()  # flushes TensorBoard's files
+
+    @staticmethod
+    def _select_trained(network: LandmarkNetwork, beginnings: tuple[str, ...]) -> None:
+        """Train the parameters whose names have one of these beginnings; (): all."""
+        chosen = False
+        for name, parameter in network.named_parameters():
+            is_chosen = not beginnings or name.startswith(beginnings)
+            chosen |= is_chosen
+            # Other processes would wait for the gradients of unused parameters.
+            parameter.requires_grad_(is_chosen and ".unused_shortcut." not in name)
+        if not chosen:
+            raise ConfigurationError(f"stages: no parameter has a name like {beginnings}")
 
     def _optimize(self, batch: Batch, extra: UnlabeledBatch | None) -> torch.Tensor:
         """One step of the optimizer. Returns its losses, in the order of `Objective.names`."""
@@ -402,6 +416,7 @@ class _Trainer:
         measured = self.validator.measure(network, decoding, stage.crop_size)
         errors = {name: each.nme for name, each in measured.items()}
         errors["mean"] = sum(errors.values()) / len(errors)
+        self.nme = f", NME {100 * errors['mean']:.2f} %"
         self.log.write(self.step, {f"nme/{name}": error for name, error in errors.items()})
         if self.configuration.validation.images:
             tiles = next(iter(measured.values())).tiles

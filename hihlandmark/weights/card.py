@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from pydantic import (
     StrictInt,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -29,6 +31,8 @@ from pydantic_core import from_json
 from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import BoxMap
 from hihlandmark.errors import WeightsError
+from hihlandmark.layouts import Contour, Layout
+from hihlandmark.uncertainty import ErrorCorrelation
 
 SCHEMA = 2
 """Version of the card's fields. Cards of schema 1 are read too."""
@@ -56,6 +60,8 @@ Activation = Literal["softmax", "linear"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of models, and of owners and repositories on the Hub."""
 WEIGHT_FILE = re.compile(rf"(?P<name>{NAME.pattern})\.safetensors")
+
+_NUMBERS = re.compile(r"(?<=\[)\s+(?:-?[\d.e+-]+,?\s+)+(?=\])")
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 PositiveNumber = Annotated[StrictFloat, Field(ge=1e-6, le=MAX_NUMBER)]
@@ -132,6 +138,26 @@ def _check_rising(knots: Knots) -> Knots:
     return knots
 
 
+class Correlation(_Part):
+    """The numbers of an `ErrorCorrelation` of P points, across and down the face in turn.
+
+    Attributes:
+        std: 2 P standard deviations.
+        loadings: 2 P rows of K loadings.
+    """
+
+    std: tuple[PositiveNumber, ...]
+    loadings: tuple[tuple[Annotated[StrictFloat, Field(ge=-1, le=1)], ...], ...]
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Correlation:
+        if len({len(row) for row in self.loadings}) != 1 or len(self.loadings) != len(self.std):
+            raise ValueError("loadings must have a row of equal length for each std")
+        if len(self.std) % 2:
+            raise ValueError("std must have two numbers for each point")
+        return self
+
+
 class Calibration(_Part):
     """Corrects the over- or underconfidence of a layout's heatmaps; `hihlandmark.calibration` fits.
 
@@ -140,6 +166,8 @@ class Calibration(_Part):
     deviation of the point in inter-ocular distances and m the share of the integer heatmap around
     its peak. Without ``knots`` the score is p. ``knots`` are up to `MAX_KNOTS` rising pairs
     (p, score): the score is interpolated between them, and constant beyond the first and the last.
+
+    ``correlation``: how the errors of points vary together; None: unknown.
     """
 
     bias: Number = 0.0
@@ -147,6 +175,18 @@ class Calibration(_Part):
     mass: Number = 1.0
     covariance_scale: PositiveNumber = 1.0
     knots: Annotated[Knots, Field(max_length=MAX_KNOTS), AfterValidator(_check_rising)] = ()
+    correlation: Correlation | None = None
+
+    @cached_property
+    def error_correlation(self) -> ErrorCorrelation | None:
+        """`correlation` as arrays."""
+        if self.correlation is None:
+            return None
+        points = len(self.correlation.std) // 2
+        return ErrorCorrelation(
+            np.reshape(self.correlation.std, (points, 2)),
+            np.reshape(self.correlation.loadings, (points, 2, -1)),
+        )
 
     def scores(
         self, covariance: FloatArray, mass: FloatArray, interocular: FloatArray
@@ -195,6 +235,74 @@ class Figure(_Part, extra="allow"):
     command: Text
 
 
+class LayoutDefinition(_Part):
+    """A layout that is not built in, as the weights hold it: the fields of `layouts.Layout`.
+
+    Attributes:
+        point_names: P unique names.
+        mirror: (P,), see `Layout.mirror`.
+        contours: lines, each as indices of points and whether it is closed.
+        ocular_pair: the points whose distance normalizes errors.
+        pupils: two sets of points, left and right in the image.
+        mean_shape: (P, 2), an upright frontal face.
+        parts: indices of points by part of the face.
+    """
+
+    point_names: Annotated[tuple[Text, ...], Field(min_length=1)]
+    mirror: tuple[Count, ...]
+    contours: tuple[tuple[Annotated[tuple[Count, ...], Field(min_length=1)], StrictBool], ...] = ()
+    ocular_pair: tuple[Count, Count]
+    pupils: tuple[tuple[Count, ...], tuple[Count, ...]]
+    mean_shape: tuple[tuple[Number, Number], ...]
+    parts: dict[str, tuple[Count, ...]] = {}
+
+    @model_validator(mode="after")
+    def _check_points(self) -> LayoutDefinition:
+        count = len(self.point_names)
+        if len(set(self.point_names)) != count:
+            raise ValueError("point_names must be unique")
+        if len(self.mean_shape) != count:
+            raise ValueError(f"mean_shape must have {count} points")
+        if sorted(self.mirror) != list(range(count)) or any(
+            self.mirror[other] != index for index, other in enumerate(self.mirror)
+        ):
+            raise ValueError(f"mirror must be a permutation of {count} and its own inverse")
+        lists = [indices for indices, _ in self.contours]
+        lists += [self.ocular_pair, *self.pupils, *self.parts.values()]
+        if any(index >= count for indices in lists for index in indices):
+            raise ValueError(f"an index is not below the number of points, {count}")
+        if self.ocular_pair[0] == self.ocular_pair[1]:
+            raise ValueError("ocular_pair must be two points")
+        return self
+
+    @classmethod
+    def of(cls, layout: Layout) -> LayoutDefinition:
+        """The definition of a layout."""
+        return cls(
+            point_names=layout.point_names,
+            mirror=tuple(layout.mirror.tolist()),
+            contours=tuple((tuple(each.indices), each.closed) for each in layout.contours),
+            ocular_pair=layout.ocular_pair,
+            pupils=layout.pupils,
+            mean_shape=tuple((float(x), float(y)) for x, y in layout.mean_shape),
+            parts={name: tuple(indices) for name, indices in layout.parts.items()},
+        )
+
+    def layout(self, name: str) -> Layout:
+        """The layout of this definition; it is not registered."""
+        return Layout(
+            name=name,
+            aliases=(),
+            point_names=self.point_names,
+            parts=self.parts,
+            contours=tuple(Contour(indices, closed) for indices, closed in self.contours),
+            ocular_pair=self.ocular_pair,
+            pupils=self.pupils,
+            mean_shape=np.array(self.mean_shape, np.float64),
+            mirror_table=self.mirror,
+        )
+
+
 class ModelCard(_Part):
     """The facts about weights.
 
@@ -203,6 +311,8 @@ class ModelCard(_Part):
         architecture: a name in `models.registry.ARCHITECTURES`.
         configuration: the fields of the architecture's configuration class.
         calibration: by name of the layout.
+        layouts: those of the predicted layouts that are not built in, by name. Loading the weights
+            registers them.
         file: name of the weights file; like its ``sha256`` empty until `save_weights` fills it.
 
     Raises:
@@ -219,6 +329,7 @@ class ModelCard(_Part):
     license: Text
     calibration: dict[str, Calibration] = {}
     figures: tuple[Figure, ...] = ()
+    layouts: dict[str, LayoutDefinition] = {}
     # A name with a folder in it could lead outside of the folder of the card.
     file: Annotated[
         str, StringConstraints(pattern=rf"^({NAME.pattern}\.safetensors)?$", max_length=MAX_NAME)
@@ -235,6 +346,17 @@ class ModelCard(_Part):
             if type(value) is not int or not 1 <= value <= limit:
                 raise ValueError(f"{name} must be a whole number from 1 to {limit}")
         return configuration
+
+    @field_validator("layouts")
+    @classmethod
+    def _check_layouts(
+        cls, layouts: dict[str, LayoutDefinition], info: ValidationInfo
+    ) -> dict[str, LayoutDefinition]:
+        predicted = info.data.get("configuration", {}).get("layouts", {})
+        for name, definition in layouts.items():
+            if predicted.get(name) != len(definition.point_names):
+                raise ValueError(f"{name} must be in configuration.layouts with as many points")
+        return layouts
 
     @model_validator(mode="wrap")
     @classmethod
@@ -277,8 +399,11 @@ class ModelCard(_Part):
 
     def to_json(self) -> str:
         """The card as indented JSON, as `from_json` reads it."""
-        values = {"schema": SCHEMA, **self.model_dump(mode="json")}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        excluded = None if self.layouts else {"layouts"}
+        values = {"schema": SCHEMA, **self.model_dump(mode="json", exclude=excluded)}
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        # Lists of numbers on one line: the loadings of a correlation are thousands.
+        return _NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
 
 
 def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import ConfigurationError, WeightsError
+from hihlandmark.layouts import find_or_register
 from hihlandmark.shape_prior import ShapePrior
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights.card import Figure, ModelCard
@@ -40,6 +44,18 @@ class LoadedModel(NamedTuple):
     """A network, its card, and the shape priors stored with its weights, by name of the layout."""
 
     network: nn.Module
+    card: ModelCard
+    shape_priors: dict[str, ShapePrior]
+
+
+class OpenedModel(NamedTuple):
+    """Verified weights without their network: reading them imports no PyTorch.
+
+    ``make_network`` makes the network of a `LoadedModel`, and raises `WeightsError` where card and
+    weights do not fit.
+    """
+
+    make_network: Callable[[], nn.Module]
     card: ModelCard
     shape_priors: dict[str, ShapePrior]
 
@@ -82,7 +98,6 @@ def _packaged_model(name: str) -> PackagedModel:
     return PackagedModel(name, tuple(card.configuration["layouts"]), size, card.license, nme)
 
 
-@default_torch_state()
 def load_model(
     weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
 ) -> LoadedModel:
@@ -92,15 +107,36 @@ def load_model(
 
     Raises:
         WeightsError: nothing was found, or the file does not fit the card.
-        ConfigurationError: as `find_weights`.
+        ConfigurationError: as `find_weights`, or another layout has the name of one in the card.
     """
+    opened = open_model(weights, model=model, revision=revision)
+    return LoadedModel(opened.make_network(), opened.card, opened.shape_priors)
+
+
+def open_model(
+    weights: str | Path | None = None, *, model: str = DEFAULT_MODEL, revision: str | None = None
+) -> OpenedModel:
+    """Find and verify weights, and register the layouts of their card. Errors as `load_model`."""
+    files = find_weights(weights, model=model, revision=revision)
+    # Hash and tensors come from the same bytes: a file replaced in between is not read.
+    content = verify_weights(files)
+    for name, definition in files.card.layouts.items():
+        find_or_register(definition.layout(name))
+    shape_priors = _read_shape_priors(content, files)
+    logger.info("Loaded %s: %s", files.card.name, files.source)
+    return OpenedModel(partial(_make_network, files, content), files.card, shape_priors)
+
+
+@default_torch_state()
+def _make_network(files: WeightFiles, content: bytes) -> nn.Module:
     import torch
 
     from hihlandmark.models.registry import build_model
 
-    files = find_weights(weights, model=model, revision=revision)
-    state = read_weights(files)
-    shape_priors = _pop_shape_priors(state, files)
+    state = _tensors(files, content)
+    for layout in files.card.configuration["layouts"]:
+        for name in _prior_names(layout):
+            state.pop(name, None)
     arguments = files.card.architecture, files.card.configuration
     try:
         with torch.device("meta"):  # other shapes may need more memory than there is
@@ -120,8 +156,7 @@ def load_model(
             f"The card ({files.card.architecture!r}) and the weights of {files.source} do not fit, "
             f"take both from one place: {textwrap.shorten(str(error), 400)}"
         ) from error
-    logger.info("Loaded %s: %s", files.card.name, files.source)
-    return LoadedModel(network.float().eval(), files.card, shape_priors)
+    return network.float().eval()
 
 
 def verify_weights(files: WeightFiles) -> bytes:
@@ -143,12 +178,22 @@ def read_weights(files: WeightFiles) -> dict[str, torch.Tensor]:
 
     Raises `WeightsError` if the file has another SHA-256 or is no safetensors.
     """
-    import safetensors
+    return _tensors(files, verify_weights(files))
+
+
+def _tensors(files: WeightFiles, content: bytes) -> dict[str, torch.Tensor]:
     import safetensors.torch
 
+    with _safetensors_errors(files):
+        return safetensors.torch.load(content)
+
+
+@contextmanager
+def _safetensors_errors(files: WeightFiles) -> Iterator[None]:
+    import safetensors
+
     try:
-        # Hash and tensors come from the same bytes: a file replaced in between is not read.
-        return safetensors.torch.load(verify_weights(files))
+        yield
     except safetensors.SafetensorError as error:
         raise WeightsError(
             f"{files.path} is not a complete safetensors file: {error}. Fetch it again."
@@ -168,12 +213,22 @@ def _prior_names(layout: str) -> list[str]:
     return [f"shape_prior.{layout}.{part}" for part in ("mean", "modes", "scales")]
 
 
-def _pop_shape_priors(state: dict[str, torch.Tensor], files: WeightFiles) -> dict[str, ShapePrior]:
-    """Remove the tensors of `shape_prior_tensors`, and return the priors by layout."""
+def _read_shape_priors(content: bytes, files: WeightFiles) -> dict[str, ShapePrior]:
+    """The priors of `shape_prior_tensors` by layout."""
+    import safetensors
+
+    with _safetensors_errors(files):
+        stored = dict(safetensors.deserialize(content))
     priors = {}
     for layout, points in files.card.configuration["layouts"].items():
-        names = [name for name in _prior_names(layout) if name in state]
-        parts = [state.pop(name).double().numpy() for name in names]
+        names = [name for name in _prior_names(layout) if name in stored]
+        try:
+            parts = [_array(stored[name]) for name in names]
+        except KeyError as error:
+            raise WeightsError(
+                f"The shape prior of {layout} in {files.source} is of type {error}; it must be one "
+                f"of {', '.join(_DTYPES)}"
+            ) from error
         if not parts:
             continue
         shapes = [part.shape for part in parts]
@@ -186,6 +241,16 @@ def _pop_shape_priors(state: dict[str, torch.Tensor], files: WeightFiles) -> dic
         noise, covariance_scale = scales.tolist()
         priors[layout] = ShapePrior(mean, modes, noise, covariance_scale)
     return priors
+
+
+_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+"""Types of shape priors, by safetensors' names."""
+
+
+def _array(stored: Mapping[str, Any]) -> FloatArray:
+    """A tensor of ``safetensors.deserialize``, in float64."""
+    array = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]])
+    return array.reshape(stored["shape"]).astype(np.float64)
 
 
 def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> Path:

@@ -60,7 +60,7 @@ class NestedObjective(Objective):
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
         """The losses (3,) of `names`: KL divergences from the targets, and from the teacher's."""
         crops = normalize(batch.crops, self.mean, self.std)
-        features = self.network.features(crops)
+        features = self._features(crops)
         size, stride = features.decimal.shape[-1], self.network.configuration.stride
         points = batch.points.split(self.counts, dim=1)
         weights = batch.weights.split(self.counts, dim=1)
@@ -90,6 +90,18 @@ class NestedObjective(Objective):
             labeled = labeled + shares[number] * torch.stack([integer, decimal])
         distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
         return torch.cat([labeled, distilled[None]])
+
+    def _features(self, crops: torch.Tensor) -> Features:
+        """Those of the network; without gradients where only heads are trained, to save time."""
+        heads = ("heads.", "auxiliary_heads.")
+        parameters = self.network.named_parameters()
+        are_trained = any(p.requires_grad for name, p in parameters if not name.startswith(heads))
+        with torch.set_grad_enabled(are_trained and torch.is_grad_enabled()):
+            features: Features = self.network.features(crops)
+        if not are_trained:
+            # It would keep heads that were cast without gradients (for the merged predictions).
+            torch.clear_autocast_cache()
+        return features
 
     def _distillation_sum(self, crops: torch.Tensor, features: Features) -> torch.Tensor:
         """KL divergences from the teacher, a mean over points and layouts, summed over faces.

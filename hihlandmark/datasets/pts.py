@@ -1,0 +1,82 @@
+"""Reads folders of images with ``.pts`` files beside them, of any number of points.
+
+Folders in the folder are its splits, such as ``train/`` and ``val/``; without them all images are
+of the split "train". As in 300-W, coordinates count from 1, so 1 is subtracted. The layout follows
+from the number of points, which must be the same in all files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from hihlandmark.datasets.faces import (
+    AnnotatedFaces,
+    Samples,
+    entry_names,
+    unknown_split,
+)
+from hihlandmark.datasets.w300 import read_folder
+from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.layouts import LAYOUTS
+
+ALL = "train"
+"""The split of images that lie in the folder itself."""
+
+
+def recognize(folder: Path) -> bool:
+    """Whether the folder, or a folder in it, has ``.pts`` files."""
+    return bool(splits(folder))
+
+
+def splits(folder: Path) -> list[str]:
+    """The splits: the folder itself as `ALL`, or the folders in it with ``.pts`` files."""
+    if _annotations(folder):
+        return [ALL]
+    inside = [name for name in entry_names(folder) if _annotations(folder / name)]
+    return sorted(inside, key=lambda name: (name != "train", name != "val", name))
+
+
+def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
+    """The annotated faces of a split; see `datasets.read_faces`."""
+    if split not in splits(folder):
+        raise unknown_split(folder, split, splits(folder))
+    place = folder if _annotations(folder) else folder / split
+    counts = Counter(filter(None, map(_count, _annotations(place))))
+    if len(counts) > 1:
+        kinds = ", ".join(f"{files} with {points} points" for points, files in counts.items())
+        raise DataError(f"{place} has .pts files of several layouts ({kinds}): use one folder each")
+    count = next(iter(counts), 0)
+    by_size = {known.size: known.name for known in reversed(LAYOUTS.values())}
+    layout = layout or by_size.get(count, f"POINTS{count}")
+    known = LAYOUTS.get(layout)
+    if known is not None and counts and known.size != count:
+        raise ConfigurationError(
+            f"{folder} has {count} points per face, {layout} has {known.size}: "
+            "give the layout in which it is annotated"
+        )
+    if known is None and counts and samples.needs_mirror:
+        raise DataError(
+            f"{folder} has {count} points per face, which is no known layout: describe them in a "
+            "layout file (hihlandmark finetune --layout), or use annotations.jsonl with points.json"
+        )
+    read_folder(folder, place, split, samples, count)
+    mirror = np.arange(count) if known is None else known.mirror
+    return AnnotatedFaces(folder.name, layout, mirror, samples.faces, samples.skipped)
+
+
+def _annotations(folder: Path) -> list[Path]:
+    return [folder / name for name in entry_names(folder) if Path(name).suffix.lower() == ".pts"]
+
+
+def _count(path: Path) -> int:
+    """The number of points that a file claims to have; 0 if it cannot be read."""
+    try:
+        header = path.read_bytes()[:1000].decode("utf-8-sig", errors="replace")
+    except OSError:
+        return 0
+    found = re.search(r"n_points\s*:\s*(\d{1,6})", header)
+    return int(found[1]) if found else 0

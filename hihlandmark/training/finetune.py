@@ -1,0 +1,595 @@
+"""Fine-tuning in one call: split, start, train, calibrate, and compare with the start.
+
+A layout that the weights predict is trained further; a new one gets a head of its own (`new_head`).
+The weights after the last step are the result: the faces of the comparison choose nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.calibration.fit import fit, measure_points
+from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
+from hihlandmark.datasets import dataset_splits
+from hihlandmark.datasets.augmentation import Augmentation
+from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.datasets.inspection import Tile, contact_sheet
+from hihlandmark.detector import Detector
+from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.evaluation.metrics import Evaluation, failure_rate, mean_error
+from hihlandmark.evaluation.protocol import evaluate
+from hihlandmark.layouts import LAYOUTS, Layout, get_layout
+from hihlandmark.models.nested import Nested
+from hihlandmark.models.registry import MODELS
+from hihlandmark.runtimes.pytorch import has_native_bf16, resolve_device
+from hihlandmark.training.checkpoint import LAST, read_average
+from hihlandmark.training.config import (
+    Distillation,
+    FaceSet,
+    Loss,
+    Optimizer,
+    Stage,
+    TrainingConfiguration,
+    TrainingSet,
+    Validation,
+)
+from hihlandmark.training.data import usable_faces
+from hihlandmark.training.layout_file import check_name, describe, read_layout_file
+from hihlandmark.training.new_head import (
+    add_head,
+    fit_crop,
+    locate,
+    points_inside,
+    select,
+)
+from hihlandmark.training.trainer import TrainingProgress, train
+from hihlandmark.weights import LoadedModel, load_model, save_weights, shape_prior_tensors
+from hihlandmark.weights.card import NAME, DataSource, Figure, LayoutDefinition, ModelCard
+
+RECORD, PICTURE, RUN, START = "finetune.json", "before-after.png", "run", "run/start"
+VAL_SHARE = 0.2
+"""Share of the images that are held out where there is no split "val"."""
+MOST_SKIPPED = 0.2
+"""Share of the annotations that may be unusable."""
+FEW_TO_CALIBRATE = 10
+"""With fewer faces, a calibration that the weights have is better than a new one."""
+DRAWN = 6
+TRUTH, FOUND = (60, 225, 90), (255, 80, 60)
+"""RGB of annotated and of predicted points in the image of both."""
+
+Say = Callable[[str], None]
+
+
+class Split(NamedTuple):
+    """Faces to train on and others to measure on, as sets of a configuration, and how they read."""
+
+    training: TrainingSet
+    val: FaceSet
+    faces: AnnotatedFaces
+    val_faces: AnnotatedFaces
+    note: str
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The result of `finetune`."""
+
+    card: Path
+    """Of the weights."""
+    picture: Path
+    steps: int
+    before: Evaluation
+    """Of the weights at the start, on the faces that were not trained on."""
+    after: Evaluation
+
+    @property
+    def nme(self) -> tuple[float, float]:
+        """Mean errors (0..1) before and after."""
+        return mean_error(self.before.face_errors), mean_error(self.after.face_errors)
+
+    @property
+    def verdict(self) -> str:
+        """Whether it helped, as a sentence."""
+        before, after = self.nme
+        count = len(self.after)
+        change = self.after.face_errors - self.before.face_errors
+        change = change[np.isfinite(change)]
+        doubt = 2 * change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.inf
+        if after >= before:
+            return (
+                f"Fine-tuning did not help: the error on {count} faces was {100 * before:.2f} % "
+                f"and is {100 * after:.2f} %. The weights that it started from are better."
+            )
+        chance = "" if before - after > doubt else ", a difference that may be chance"
+        return (
+            f"Fine-tuning helped: the error on {count} faces fell from {100 * before:.2f} % to "
+            f"{100 * after:.2f} %{chance}."
+        )
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """A table: what was measured, before, after."""
+        both = (self.before, self.after)
+        nme = [f"{100 * mean_error(each.face_errors):.2f}" for each in both]
+        median = [f"{100 * float(np.nanmedian(each.face_errors)):.2f}" for each in both]
+        failures = [f"{100 * failure_rate(each.face_errors):.1f}" for each in both]
+        return [
+            ("NME, %", nme[0], nme[1]),
+            ("median error of a face, %", median[0], median[1]),
+            ("faces with an error above 10 %, %", failures[0], failures[1]),
+        ]
+
+
+def finetune(
+    faces: Path,
+    out: Path,
+    *,
+    weights: str | Path | None = None,
+    model: str = "hih-small",
+    layout_file: Path | None = None,
+    data_format: str = "auto",
+    device: str = "auto",
+    steps: int | None = None,
+    workers: int = 1,
+    say: Say = print,
+    progress: TrainingProgress | None = None,
+) -> Outcome:
+    """Adapt weights to annotated faces, or teach them a new layout.
+
+    A stopped call continues when it is repeated, and ends with the same weights.
+
+    Args:
+        faces: folder of a data set that `read_faces` reads, such as images with ``.pts`` files.
+        out: folder for weights, card, an image of some faces before and after, and the run.
+        weights: to start from, as `find_weights` takes them; None: those of ``model``.
+        model: name of packaged weights.
+        layout_file: describes points that the weights do not know, see `LayoutFile`.
+        data_format: of the data set.
+        device: "auto", "cpu", "cuda" or "mps".
+        steps: of training; None: by the number of faces.
+        workers: processes that prepare data.
+        say: called with lines for the user.
+        progress: of the training.
+
+    Raises:
+        DataError: there are no annotations, too few, or bad ones.
+        ConfigurationError: the layout file, the weights and the faces do not fit, or ``out`` has
+            something else.
+        WeightsError: the weights cannot be found or read.
+    """
+    chosen_device = resolve_device(device)
+    loaded = load_model(weights, model=model)
+    if not isinstance(loaded.network, Nested):
+        raise ConfigurationError(
+            f"{loaded.card.name} has architecture {loaded.card.architecture!r}: only weights of "
+            "'nested' networks, such as hih-small, can be fine-tuned by this command"
+        )
+    split = split_faces(faces, data_format, has_layout_file=layout_file is not None)
+    say(split.note)
+    layout_name = read_layout_file(layout_file)[0] if layout_file else split.faces.layout
+    is_new = layout_file is not None or layout_name not in loaded.card.configuration["layouts"]
+    if is_new and layout_file is None and layout_name not in LAYOUTS:
+        raise ConfigurationError(
+            f"the faces have {len(split.faces.mirror)} points, {loaded.card.name} predicts "
+            f"{', '.join(loaded.card.configuration['layouts'])}: describe the points in a layout "
+            "file (--layout)"
+        )
+    if layout_file and layout_name in loaded.card.configuration["layouts"]:
+        raise ConfigurationError(
+            f"{loaded.card.name} has a layout {layout_name} already: give the one in {layout_file} "
+            "another name, or leave --layout out to train it further"
+        )
+    record = {
+        "weights": loaded.card.sha256,
+        "layout": layout_file.read_text(encoding="utf-8-sig") if layout_file else layout_name,
+        "faces": _digest(split),
+        "steps": steps,
+    }
+    _claim(out, record)
+    say(f"license of the result, as of {loaded.card.name}: {loaded.card.license}")
+    start: str | Path = loaded.card.name if weights is None else weights
+    if is_new:
+        if not (out / START).is_dir():
+            _make_start(loaded, start, split, layout_name, layout_file, out, chosen_device, say)
+        start = out / START
+    before = load_model(start, model=model)
+    layout = get_layout(layout_name)
+    if is_new and layout_file:
+        kept = json.loads((out / START / "points.json").read_text(encoding="utf-8"))
+        split = _with_points(split, layout, kept)
+    configuration = make_configuration(before.card, split, layout, is_new, start, steps, device)
+    summary = train(
+        configuration,
+        faces,
+        out / RUN,
+        device=chosen_device,
+        initial=before.network.state_dict(),
+        workers=workers,
+        progress=progress,
+    )
+    for message in summary.skipped[:3]:
+        say(f"left out: {message}")
+    say("training has ended; measuring and calibrating")
+    found = _measure(start, model, layout, split, device)
+    card_path = _write_result(before, split, layout, out, faces, device, found)
+    after = _measure(card_path, model, layout, split, device)
+    _add_figure(card_path, after, faces, out)
+    picture = out / PICTURE
+    _draw(found, after, split.val_faces, picture)
+    return Outcome(card_path, picture, summary.steps, found, after)
+
+
+# The faces
+
+
+def split_faces(folder: Path, data_format: str, has_layout_file: bool = False) -> Split:
+    """The faces of a folder to train on and to measure on; no image has faces of both.
+
+    Without a split "val", `VAL_SHARE` of the images are held out, the same ones every time.
+
+    Raises:
+        DataError: there are too few faces or images, or too many bad annotations.
+        ConfigurationError: there is no split to train on.
+    """
+    data_format, splits = dataset_splits(folder, data_format)
+    if not splits:
+        raise DataError(f"{folder} has no annotated faces")
+    train_split = "train" if "train" in splits or len(splits) > 1 else splits[0]
+    if train_split not in splits:
+        raise ConfigurationError(
+            f"{folder} has the splits {', '.join(splits)}: name the one to train on train"
+        )
+    common: dict[str, Any] = {"split": train_split, "format": data_format}
+    faces = _read(folder, FaceSet(**common), has_layout_file)
+    if "val" in splits and train_split != "val":
+        val_set = FaceSet(split="val", format=data_format)
+        val = _read(folder, val_set, has_layout_file)
+        if len(val.mirror) != len(faces.mirror):
+            raise DataError(
+                f"{folder}: faces of train have {len(faces.mirror)} points, those of val "
+                f"{len(val.mirror)}"
+            )
+        if both := {_image_of(f.name) for f in faces} & {_image_of(f.name) for f in val}:
+            raise DataError(f"{folder}: {min(both)} is in the splits train and val: choose one")
+        return Split(
+            TrainingSet(**common),
+            val_set,
+            faces,
+            val,
+            f"{len(faces)} faces of the split train to learn from, {len(val)} of val to measure on",
+        )
+    images = sorted({_image_of(face.name) for face in faces})
+    if len(images) < 2:
+        raise DataError(f"{folder} has faces of one image: annotate more, some are held out")
+    count = max(1, round(VAL_SHARE * len(images)))
+    order = np.random.default_rng(0).permutation(len(images))
+    chosen = {images[i] for i in order[:count]}
+    held_out = tuple(face.name for face in faces if _image_of(face.name) in chosen)
+    rest, val = faces.split(held_out)
+    common["held_out"] = held_out
+    note = (
+        f"{len(rest)} faces to learn from; {len(val)} faces ({count} of {len(images)} images) are "
+        "held out to measure on, as there is no split val"
+    )
+    return Split(TrainingSet(**common), FaceSet(**common), rest, val, note)
+
+
+def _read(folder: Path, face_set: FaceSet, has_layout_file: bool) -> AnnotatedFaces:
+    """The usable faces of a split, with all annotated points."""
+    from hihlandmark.datasets import read_faces
+
+    faces = read_faces(
+        folder, face_set.split, format=face_set.format, needs_mirror=not has_layout_file
+    )
+    count = len(faces) + len(faces.skipped)
+    if len(faces.skipped) > MOST_SKIPPED * count:
+        shown = "\n  ".join(faces.skipped[:3])
+        raise DataError(
+            f"{folder}: {len(faces.skipped)} of {count} annotations cannot be used, such as\n"
+            f"  {shown}\nRepair or remove them; all faces must have the same points"
+        )
+    return usable_faces(TrainingSet(), faces)
+
+
+def _image_of(name: str) -> str:
+    """The image of a face, by its name: "#2" follows for a second face."""
+    return re.sub(r"#\d+$", "", name)
+
+
+def _digest(split: Split) -> str:
+    """Identifies the faces of both sides."""
+    content = hashlib.sha256()
+    for faces in (split.faces, split.val_faces):
+        for face in faces:
+            content.update(face.name.encode("utf-8", "surrogateescape"))
+            content.update(face.points.astype(np.float64).tobytes())
+        content.update(b"\n")
+    return content.hexdigest()
+
+
+def _claim(out: Path, record: dict[str, Any]) -> None:
+    """Make the folder of a run, or check that it is the folder of the same run."""
+    path = out / RECORD
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            known = {}
+        if other := [key for key, value in record.items() if known.get(key) != value]:
+            raise ConfigurationError(
+                f"{out} holds a fine-tuning with other {', '.join(other)}: choose a new folder, or "
+                "remove this one"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigurationError(f"{out} holds something else: choose a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+# A new layout
+
+
+def _make_start(
+    loaded: LoadedModel,
+    source: str | Path,
+    split: Split,
+    name: str,
+    layout_file: Path | None,
+    out: Path,
+    device: torch.device,
+    say: Say,
+) -> None:
+    """Write the weights with a new head for the layout; features and other heads stay.
+
+    Beside them, ``points.json`` lists the annotated points that are used.
+    """
+    detector = Detector(
+        next(iter(loaded.card.configuration["layouts"])),
+        weights=source,
+        device=str(device),
+        runtime="torch",
+        flip_test=False,
+    )
+    say("locating the faces")
+    located = locate(detector, split.faces)
+    kept: list[int] = list(range(len(split.faces.mirror)))
+    definitions = dict(loaded.card.layouts)
+    if layout_file:
+        both = (*split.faces, *split.val_faces)  # which point is which is no measurement
+        shapes = np.stack([face.points for face in both])
+        whole = describe(layout_file, shapes)
+        inside = points_inside(located)
+        inside &= inside[whole.layout.mirror]
+        if lost := [whole.layout.point_names[i] for i in np.flatnonzero(~inside)]:
+            if inside.sum() < 3:
+                raise DataError(f"{layout_file}: its points lie outside of the crops of most faces")
+            say(
+                f"{len(lost)} points lie outside of the crops of most faces and are left out: "
+                f"{', '.join(lost)}"
+            )
+        kept = np.flatnonzero(inside).tolist()
+        described = describe(layout_file, shapes, kept)
+        for line in described.guessed:
+            say(f"guessed {line}")
+        check_name(described.layout)
+        definitions[name] = LayoutDefinition.of(described.layout)
+    located = select(located, kept)
+    if not located:
+        raise DataError(f"{split.faces.name}: no face has two points inside of its crop")
+    network, apart = add_head(loaded, name, located, device)
+    say(
+        f"{len(kept)} points start from known ones, at a median distance of {apart:.1f} crop pixels"
+    )
+    card = loaded.card
+    boxes = {**card.crop.boxes, f"landmarks:{name}": fit_crop(located)}
+    layouts = {**card.configuration["layouts"], name: len(kept)}
+    card = card.model_copy(
+        update={
+            "name": "start",
+            "configuration": {**card.configuration, "layouts": layouts},
+            "crop": card.crop.model_copy(update={"boxes": boxes}),
+            "layouts": definitions,
+            "figures": (),
+        }
+    )
+    temporary = out / f"{START}.part"
+    save_weights(temporary, card, network.state_dict() | _priors(loaded))
+    (temporary / "points.json").write_text(json.dumps(kept), encoding="utf-8")
+    temporary.rename(out / START)
+
+
+def _priors(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    """The shape priors of weights, as tensors to store."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, prior in loaded.shape_priors.items():
+        tensors |= shape_prior_tensors(name, prior)
+    return tensors
+
+
+def _with_points(split: Split, layout: Layout, kept: list[int]) -> Split:
+    """The split with the points of a layout alone."""
+    update = {"points": tuple(kept), "layout": layout.name}
+    training = split.training.model_copy(update=update)
+    val = split.val.model_copy(update=update)
+
+    def chosen(faces: AnnotatedFaces) -> AnnotatedFaces:
+        picked = [replace(face, points=face.points[kept], visible=None) for face in faces]
+        return replace(faces, layout=layout.name, mirror=layout.mirror, faces=picked)
+
+    return split._replace(
+        training=training,
+        val=val,
+        faces=chosen(split.faces),
+        val_faces=usable_faces(TrainingSet(), chosen(split.val_faces)),
+    )
+
+
+# Training
+
+
+def make_configuration(
+    card: ModelCard,
+    split: Split,
+    layout: Layout,
+    is_new: bool,
+    start: str | Path,
+    steps: int | None,
+    device: str,
+) -> TrainingConfiguration:
+    """The configuration of a run, with settings that suit the number of faces.
+
+    - A new layout: its head alone, on frozen features, which takes a minute. From 300 faces on all
+      parameters follow.
+    - A known layout: with fewer than 20 faces its head alone, otherwise all parameters at a low
+      learning rate, with more steps the more faces there are.
+
+    Where the features are trained, the weights at the start are the teacher of all layouts, so that
+    points without labels stay as good as they were. Batch norm statistics are kept.
+    """
+    count, chosen = len(split.faces), resolve_device(device)
+    head = (f"heads.{layout.name}.",)
+    stage = partial(_stage, card.configuration["input_size"])
+    if is_new:
+        stages = [stage(steps or 250, 2e-3, head)]
+        if count >= 300 and steps is None:
+            stages.append(stage(min(count, 3000), 3e-4, ()))
+    elif count < 20:
+        stages = [stage(steps or 150, 3e-4, head)]
+    else:
+        rate = 1e-4 if count < 300 else 3e-4
+        stages = [stage(steps or min(120 + 4 * count, 6000), rate, ())]
+    total = sum(each.steps or 0 for each in stages)
+    trains_features = any(not each.trained for each in stages)
+    precision = "bf16" if has_native_bf16(chosen) else "no"
+    return TrainingConfiguration(
+        name="fine-tuned",
+        model=next(name for name, row in MODELS.items() if row.architecture == card.architecture),
+        network=card.configuration,
+        boxes=card.crop.boxes,
+        sets=(split.training,),
+        stages=tuple(stages),
+        augmentation=Augmentation(scale=0.11, shift=0.05, occlusion=0.45),
+        loss=Loss(decimal_weight=1.0, shared_weight=0.4),
+        optimizer=Optimizer(betas=(0.9, 0.99), weight_decay=2e-2, precision=precision),
+        ema_decay=0.98 if total < 2000 else 0.998,
+        freeze_bn=True,
+        distillation=Distillation(weights=str(start), weight=0.5) if trains_features else None,
+        validation=Validation(every=max(10, -(-total // 4)), sets=(split.val,), images=0),
+        save_every=max(10, total // 12),
+    )
+
+
+def _stage(crop_size: int, steps: int, rate: float, trained: tuple[str, ...]) -> Stage:
+    return Stage(
+        crop_size=crop_size,
+        steps=steps,
+        learning_rate=rate,
+        trained=trained,
+        batch_size=12,
+        warmup_steps=min(20, steps // 5),
+    )
+
+
+# The result
+
+
+def _measure(
+    weights: str | Path, model: str, layout: Layout, split: Split, device: str
+) -> Evaluation:
+    """The errors of weights on the faces not trained on, with crops around their points."""
+    detector = Detector(layout, model, weights=weights, device=device, runtime="torch", refine=0)
+    return evaluate(detector, split.val_faces)
+
+
+def _write_result(
+    before: LoadedModel,
+    split: Split,
+    layout: Layout,
+    out: Path,
+    faces: Path,
+    device: str,
+    found: Evaluation,
+) -> Path:
+    """Write the weights of the last step with their card, and calibrate them. Returns the card."""
+    folder = faces.resolve().name or "faces"
+    used = {_image_of(face.name) for face in split.faces}
+    source = DataSource(
+        name=f"Fine-tuning: {folder}", license="as of these faces", images=len(used)
+    )
+    name = out.resolve().name
+    calibration = dict(before.card.calibration)
+    is_calibrated = layout.name in calibration
+    is_few = len(found) < FEW_TO_CALIBRATE
+    if not (is_calibrated and is_few):
+        calibration.pop(layout.name, None)
+    card = before.card.model_copy(
+        update={
+            "name": name if NAME.fullmatch(name) and len(name) < 100 else "tuned",
+            "training_data": (*before.card.training_data, source),
+            "calibration": calibration,
+            "figures": (),
+        }
+    )
+    state = read_average(out / RUN / LAST) | _priors(before)
+    path = save_weights(out, card, state)
+    if layout.name in calibration:
+        return path
+    detector = Detector(layout, weights=path, device=device, runtime="torch")
+    fitted = fit(measure_points(detector, split.val_faces))
+    update = {"calibration": {**calibration, layout.name: fitted}}
+    return save_weights(out, card.model_copy(update=update), state)
+
+
+def _add_figure(card_path: Path, after: Evaluation, faces: Path, out: Path) -> None:
+    """Add the measured error to a card."""
+    card = ModelCard.from_json(card_path.read_text(encoding="utf-8"))
+    figure = Figure(
+        split="held out of the fine-tuning faces",
+        points=after.layout.size,
+        metric="NME",
+        value=round(100 * mean_error(after.face_errors), 3),
+        command=f"hihlandmark finetune {faces.name} --out {out.name}",
+        faces=len(after),
+    )
+    card = card.model_copy(update={"figures": (figure,)})
+    card_path.write_text(card.to_json(), encoding="utf-8")
+
+
+def _draw(before: Evaluation, after: Evaluation, faces: AnnotatedFaces, path: Path) -> None:
+    """Write an image of some faces: annotated points, and those found before and after."""
+    by_name = {face.name: face for face in faces}
+    tiles = []
+    for index, name in enumerate(after.names[:DRAWN]):
+        image = by_name[name].load_image()
+        for what, evaluation in (("before", before), ("after", after)):
+            error = 100 * float(evaluation.face_errors[index])
+            caption = f"{what}: {error:.2f} %  {name}"
+            tiles.append(
+                _tile(image, evaluation.truth[index], evaluation.predicted[index], caption)
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = contact_sheet(tiles, columns=4 if len(tiles) > 2 else 2, tile_size=400)
+    from PIL import Image as PillowImage
+
+    PillowImage.fromarray(sheet).save(path)
+
+
+def _tile(image: Image, truth: FloatArray, predicted: FloatArray, caption: str) -> Tile:
+    """The crop around a face with annotated points in green and predicted ones in red."""
+    square = square_around(truth[np.isfinite(truth).all(axis=-1)], margin=1.3)
+    size = 800
+    crop = cut_crop(image, square, size)
+    points = transform_points(crop_matrix(square, size), np.concatenate([truth, predicted]))
+    colors = np.repeat([TRUTH, FOUND], len(truth), axis=0)
+    return Tile(crop, points, caption, colors)
