@@ -3,24 +3,26 @@
     python benchmarks/fit_box_maps.py --data DIR
 
 The canonical crop is upright; its center is that of the tight box of the face's 68 (or 98) points
-and its side 1.4 times the longer side of that box. The printed maps go into the model cards.
+and its side 1.4 times the longer side of that box. The printed maps go into `crop.CANONICAL_CROP`.
+"dlib" and "mediapipe" (0.10, whose wheel holds the networks) must be installed by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hihlandmark.arrays import FloatArray
-from hihlandmark.crop import CANONICAL_CROP, BoxMap, fit_box_map, tight_boxes
-from hihlandmark.datasets import read_faces
+from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, fit_box_map, roll_angles, tight_boxes
+from hihlandmark.datasets import AnnotatedFace, read_faces
 from hihlandmark.evaluation.protocol import detected_pairs
-from hihlandmark.face_detection import make_face_detector
-from hihlandmark.layouts import COFW29, W300_68, WFLW98, convert
+from hihlandmark.face_detection import Detections, make_face_detector
+from hihlandmark.layouts import COFW29, FIVE, W300_68, WFLW98, convert
 
 CANONICAL = CANONICAL_CROP[f"landmarks:{W300_68.name}"]
 
@@ -53,8 +55,63 @@ def with_mirrored(boxes: FloatArray, squares: FloatArray) -> tuple[FloatArray, F
     return np.concatenate([boxes, mirrored_boxes]), np.concatenate([squares, squares * (-1, 1, 1)])
 
 
+class Dlib:
+    """The HOG face detector of dlib, ``get_frontal_face_detector``."""
+
+    name = "dlib"
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """As `FaceDetector.detect`."""
+        import dlib  # type: ignore[import-not-found]
+
+        search = dlib.get_frontal_face_detector()
+        found = []
+        for image in images:
+            rectangles, scores, _ = search.run(image, 1)
+            # The last pixel of a rectangle belongs to it.
+            boxes = [(r.left(), r.top(), r.right(), r.bottom()) for r in rectangles]
+            found.append(Detections(np.reshape(boxes, (-1, 4)), np.array(scores)))
+        return found
+
+
+class MediaPipe:
+    """The full-range face detection of MediaPipe."""
+
+    name = "mediapipe"
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """As `FaceDetector.detect`."""
+        import mediapipe  # type: ignore[import-not-found]
+
+        search = mediapipe.solutions.face_detection.FaceDetection(model_selection=1)
+        found = []
+        for image in images:
+            size = np.array(image.shape[1::-1] * 2)
+            boxes, scores = [], []
+            for each in search.process(image).detections or ():
+                box = each.location_data.relative_bounding_box
+                boxes.append((box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height))
+                scores.append(each.score[0])
+            found.append(Detections(np.reshape(boxes, (-1, 4)) * size - 0.5, np.array(scores)))
+        return found
+
+
+OTHERS = {each.name: each for each in (Dlib, MediaPipe)}
+
+
+def five_points_map(faces: Sequence[AnnotatedFace]) -> BoxMap:
+    """The map of the five points that follow from 68 annotated points (N, 68, 2)."""
+    points = np.stack([face.points for face in faces])
+    five, _ = convert(points, W300_68, FIVE)
+    unit = BoxMap((0.0, 0.0), 1.0).squares_of_five(five, FIVE.mean_shape)
+    center, half = unit[:, :2], unit[:, 2:3] / 2
+    boxes = np.concatenate([center - half, center + half], axis=1)
+    upright = np.abs(roll_angles(five, FIVE.mean_shape)) < np.deg2rad(10)
+    return fit_box_map(boxes[upright], CANONICAL.squares(tight_boxes(points[upright]))[:, :3])
+
+
 def main() -> None:
-    """Fit the maps of MTCNN (300-W train) and of the 29 points (WFLW train), and print JSON."""
+    """Fit the maps of a face detector (300-W train) and of 29 points (WFLW train); print JSON."""
     parser = argparse.ArgumentParser(description="Fit the maps from boxes to the canonical crop.")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds w300, wflw98")
     parser.add_argument("--detector", default="mtcnn")
@@ -65,7 +122,8 @@ def main() -> None:
     w300 = read_faces(arguments.data / "w300", "train")
     order = np.random.default_rng(arguments.seed).permutation(len(w300))
     chosen = [w300[i] for i in order[: arguments.faces]]
-    detector = make_face_detector(arguments.detector)
+    other = OTHERS.get(arguments.detector)
+    detector = other() if other else make_face_detector(arguments.detector)
     pairs = {detector.name: detected_pairs(chosen, detector)}
 
     wflw = read_faces(arguments.data / "wflw98", "train")
@@ -88,6 +146,8 @@ def main() -> None:
             "residual_center": [round(value, 4) for value in center],
             "residual_log_scale": round(log_scale, 4),
         }
+    five = five_points_map(chosen)
+    boxes["five_points"] = {"shift": five.shift, "scale": five.scale}
     print(json.dumps(boxes, indent=2))
 
 

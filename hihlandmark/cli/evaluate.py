@@ -26,7 +26,18 @@ from hihlandmark.cli.options import (
 
 def evaluate_split(
     data: Annotated[Path, typer.Option(help="Folder of the data set, as published.")],
-    split: Annotated[str, typer.Option(help="Name of the split.")],
+    split: Annotated[
+        str | None, typer.Option(help="Name of the split; required without --detector.")
+    ] = None,
+    detector_name: Annotated[
+        str | None,
+        typer.Option(
+            "--detector",
+            metavar="NAME",
+            help="Measure the recall of a face detector on the bounding boxes of WIDER FACE "
+            "or of a boxes.jsonl instead.",
+        ),
+    ] = None,
     data_format: Annotated[
         str, typer.Option("--format", help="Format of the data set; auto: by its files.")
     ] = "auto",
@@ -49,6 +60,9 @@ def evaluate_split(
     ] = False,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also corrupt images: about 30 times slower.")
+    ] = False,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Also count points interpolated by a conversion.")
     ] = False,
     every: Annotated[
         int,
@@ -79,7 +93,19 @@ def evaluate_split(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measure NME, FR and AUC on a split of a data set."""
+    """Measure NME, FR and AUC on a split of a data set, or the recall of a face detector."""
+    if detector_name is not None:
+        search = {
+            "runtime": runtime,
+            "device": device,
+            "min_face": min_face,
+            "min_score": min_box_score,
+            "detection_size": detection_size,
+        }
+        _evaluate_face_detector(data, detector_name, search, as_json)
+        return
+    if split is None:
+        raise typer.BadParameter("--split or --detector is required")
     import json
     from dataclasses import replace
 
@@ -117,7 +143,7 @@ def evaluate_split(
         flip_test=flip_test,
         shape_prior=shape_prior,
     )
-    options: dict[str, Any] = {"boxes": boxes}
+    options: dict[str, Any] = {"boxes": boxes, "approximate": approximate}
     if boxes == "official":
         train = read_faces(data, "train", format=data_format, layout=annotated)
         options["official_map"] = protocol.fit_official_map(detector, train)
@@ -147,6 +173,8 @@ def evaluate_split(
         "flip_test": detector.landmarker.flip_test,
         "shape_prior": detector.landmarker.shape_prior is not None,
     }
+    if approximate:
+        settings["approximate"] = True
     if boxes == "detected":
         settings["face_detector"] = detector.face_detector.name
         limits = {
@@ -165,3 +193,27 @@ def evaluate_split(
     if out is not None:
         write_report(out, report, evaluation, faces, settings, curves, corrupted)
         Console(stderr=True).print(f"report: {out / 'report.md'}", highlight=False, markup=False)
+
+
+def _evaluate_face_detector(data: Path, name: str, options: dict[str, Any], as_json: bool) -> None:
+    """Print the recall of a face detector on a set of bounding boxes."""
+    import json
+
+    from hihlandmark.cli.options import progress_bar
+    from hihlandmark.evaluation.detection import MIN_OVERLAP, evaluate_face_detector, read_boxes
+    from hihlandmark.face_detection import make_face_detector
+
+    images = read_boxes(data)
+    face_detector = make_face_detector(name, **options)
+    with progress_bar("images") as progress:
+        measured = evaluate_face_detector(face_detector, images, progress=progress)
+    report = {"data": str(data), "face_detector": name, "min_overlap": MIN_OVERLAP}
+    report |= measured.as_dict()
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    for recall in measured.recalls:
+        share = f" = {recall.found / recall.faces:.1%}" if recall.faces else ""
+        print(f"faces of {recall.min_side} px or more: {recall.found}/{recall.faces}{share}")
+    print(f"boxes per image: {measured.boxes_per_image:.2f} ({measured.images} images)")
+    print(f"CPU-ms: {report['cpu_ms_median']:.1f} median, {report['cpu_ms_90']:.1f} at 90 %")

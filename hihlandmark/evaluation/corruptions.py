@@ -241,6 +241,7 @@ def robustness_curve(
     *,
     boxes: BoxSource = "labels",
     official_map: BoxMap | None = None,
+    approximate: bool = False,
     normalization: str = "interocular",
     progress: Progress | None = None,
 ) -> RobustnessCurve:
@@ -260,7 +261,12 @@ def robustness_curve(
         worse = corrupted(faces, corruption, severity)
         part = part_of(progress, i, len(severities))
         evaluation = evaluate(
-            detector, worse, boxes=boxes, official_map=official_map, progress=part
+            detector,
+            worse,
+            boxes=boxes,
+            official_map=official_map,
+            approximate=approximate,
+            progress=part,
         )
         points.append(CurvePoint.of(severity, evaluation.normalized(normalization)))
     return RobustnessCurve(corruption, tuple(points), _remarks(faces, corruption, severities))
@@ -289,6 +295,7 @@ def measure_robustness(
     *,
     boxes: BoxSource = "labels",
     official_map: BoxMap | None = None,
+    approximate: bool = False,
     normalization: str = "interocular",
     progress: Progress | None = None,
 ) -> Robustness:
@@ -307,6 +314,7 @@ def measure_robustness(
             corruption,
             boxes=boxes,
             official_map=official_map,
+            approximate=approximate,
             normalization=normalization,
             progress=part_of(progress, done, total, len(corruption.severities)),
         )

@@ -102,13 +102,14 @@ def evaluate(
     boxes: BoxSource = "labels",
     official_map: BoxMap | None = None,
     jitter: Jitter | None = None,
+    approximate: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare the points of a detector with the annotated points of a split.
 
-    Where the layouts of detector and faces differ but one can be converted to the other, the points
-    that are exact in the conversion are compared, and a remark says so. An image that cannot be
-    read, or a face without known points or without a usable box, is skipped and named.
+    Where the layouts of weights, detector and faces differ but one can be converted to the other,
+    the points that are exact in the conversion are compared, and a remark says so. An image that
+    cannot be read, or a face without known points or without a usable box, is skipped and named.
 
     Args:
         detector: predicts the points.
@@ -118,6 +119,7 @@ def evaluate(
             does not find are missed.
         official_map: map from official rectangles to crops, see `fit_official_map`.
         jitter: a corruption of "labels" or "official" boxes.
+        approximate: also compare points that are interpolated in a conversion.
         progress: called with the number of faces done and of all faces.
 
     Raises:
@@ -126,7 +128,7 @@ def evaluate(
     """
     _check_options(boxes, official_map, jitter)
     annotated = annotated_layout(faces)
-    shared = _shared_points(annotated, detector.layout)
+    shared = _shared_points(annotated, detector, approximate)
     prompts = None if boxes == "detected" else _prompts(faces, boxes, jitter)
     if boxes == "labels":
         box_map = detector.box_map(f"landmarks:{annotated.name}")
@@ -172,6 +174,7 @@ def jitter_curve(
     refine: int = 0,
     boxes: BoxSource = "labels",
     official_map: BoxMap | None = None,
+    approximate: bool = False,
     normalization: str = "interocular",
     seed: int = 0,
     progress: Progress | None = None,
@@ -191,7 +194,13 @@ def jitter_curve(
     for i, jitter in enumerate(conditions):
         part = part_of(progress, i, len(conditions))
         evaluation = evaluate(
-            detector, faces, boxes=boxes, official_map=official_map, jitter=jitter, progress=part
+            detector,
+            faces,
+            boxes=boxes,
+            official_map=official_map,
+            jitter=jitter,
+            approximate=approximate,
+            progress=part,
         )
         evaluations[jitter] = evaluation.normalized(normalization)
     return JitterCurve(
@@ -262,21 +271,31 @@ class _SharedPoints:
     layout: Layout
     from_truth: Conversion
     exact: BoolArray
+    is_approximate: bool
 
     def of(self, truth: FloatArray) -> FloatArray:
         """Annotated points (..., A, 2) -> (..., P, 2), NaN where the layout has other points."""
         return np.where(self.exact[:, None], self.from_truth(truth), np.nan)
 
 
-def _shared_points(annotated: Layout, predicted: Layout) -> _SharedPoints:
-    """Raises `ConfigurationError` when neither layout can be converted to the other."""
+def _shared_points(annotated: Layout, detector: Detector, approximate: bool) -> _SharedPoints:
+    """Raises `ConfigurationError` when there is no conversion, or no exact point."""
+    predicted = detector.layout
+    own = get_conversion(detector.landmarker.layout, predicted)
     for target in (predicted, annotated):
         try:
             truth = get_conversion(annotated, target)
-            exact = truth.exact & get_conversion(predicted, target).exact
+            converted = own.followed_by(get_conversion(predicted, target))
         except ConfigurationError:
             continue
-        return _SharedPoints(target, truth, exact)
+        exact = (truth.exact & converted.exact) | approximate
+        if not exact.any():
+            raise ConfigurationError(
+                f"all points of {target.name} are interpolated from {own.source.name}: pass "
+                "approximate=True (--approximate) to compare them all the same"
+            )
+        interpolated = not (truth.exact & converted.exact).all()
+        return _SharedPoints(target, truth, exact, interpolated)
     raise ConfigurationError(
         f"the {annotated.name} points of the faces and the {predicted.name} points of the detector "
         f"cannot be converted to each other: use Detector(layout={annotated.size})"
@@ -297,6 +316,8 @@ def _remarks(
             f"compared on the {shared.exact.sum()} of the {shared.layout.size} points of "
             f"{shared.layout.name} that are the same in the layouts of detector and data set"
         )
+    elif shared.is_approximate:
+        remarks.append("some points are interpolated from those of another layout")
     if official_map is not None:
         x, y = official_map.shift
         remarks.append(

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.any_rotation import AnyRotationFaceDetector
 from hihlandmark.face_detection.base import Detections, FaceDetector
-from hihlandmark.face_detection.boxes import best_boxes, given_boxes, overlaps
+from hihlandmark.face_detection.blazeface import BlazeFaceDetector
+from hihlandmark.face_detection.boxes import (
+    best_boxes,
+    given_boxes,
+    given_five_points,
+    overlaps,
+)
 from hihlandmark.face_detection.centerface import CenterFaceDetector
 from hihlandmark.face_detection.mtcnn import MTCNNFaceDetector
+from hihlandmark.runtimes.devices import AnyDevice
 
 __all__ = [
     "FACE_DETECTORS",
     "AnyRotationFaceDetector",
+    "BlazeFaceDetector",
     "CenterFaceDetector",
     "Detections",
     "FaceDetector",
     "MTCNNFaceDetector",
     "best_boxes",
     "given_boxes",
+    "given_five_points",
     "make_face_detector",
     "overlaps",
     "register_face_detector",
@@ -30,6 +37,7 @@ __all__ = [
 FACE_DETECTORS: dict[str, Callable[..., FaceDetector]] = {
     MTCNNFaceDetector.name: MTCNNFaceDetector,
     CenterFaceDetector.name: CenterFaceDetector,
+    BlazeFaceDetector.name: BlazeFaceDetector,
 }
 """All face detectors: name -> factory. Add one with `register_face_detector`."""
 
@@ -47,7 +55,7 @@ def register_face_detector(name: str, factory: Callable[..., FaceDetector]) -> N
 def make_face_detector(
     detector: str | FaceDetector = MTCNNFaceDetector.name,
     *,
-    device: str | torch.device = "auto",
+    device: str | AnyDevice = "auto",
     runtime: str = "auto",
     detection_size: int | None = None,
     min_face: float | None = None,

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hihlandmark.arrays import FloatArray, IndexArray
+from hihlandmark.crop import similarities, transform_points
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.base import Detections
+from hihlandmark.layouts import FIVE
 
 OverlapArea = Literal["union", "smaller"]
 
@@ -74,7 +75,7 @@ def given_boxes(boxes: Any, image_shape: tuple[int, ...]) -> Detections:
             than a pixel wide or high, lies outside of the image, or is more than ten times as large
             as the image. Names the first such box.
     """
-    array = _to_array(boxes)
+    array = _to_array(boxes, "boxes", (4,), "xyxy in pixels")
     height, width = image_shape[:2]
     low, high = array[:, :2], array[:, 2:]
     size = f"the image of {width} x {height} pixels"
@@ -94,17 +95,70 @@ def given_boxes(boxes: Any, image_shape: tuple[int, ...]) -> Detections:
     return Detections(array, np.ones(len(array), np.float32))
 
 
-def _to_array(boxes: Any) -> NDArray[np.float32]:
-    """Boxes as (F, 4) float32; numbers too large for it become infinite."""
-    if isinstance(boxes, torch.Tensor):
-        boxes = boxes.detach().cpu().double().numpy()
+def given_five_points(
+    five_points: Any, image_shape: tuple[int, ...], detections: Detections | None
+) -> NDArray[np.float32]:
+    """Check five points that the caller has given.
+
+    Args:
+        five_points: (F, 5, 2) left eye, right eye, tip of the nose, left and right corner of the
+            mouth, left as in the image; or (5, 2) for one face; [] for none. In pixels.
+        image_shape: (H, W) or (H, W, C).
+        detections: the boxes of the same faces; None: none are given.
+
+    Returns:
+        The points (F, 5, 2).
+
+    Raises:
+        ConfigurationError: there is another number of boxes; or a face has a number that is not
+            finite, points that coincide, left and right swapped, or all points outside of the
+            image. Names the first such face.
+    """
+    array = _to_array(five_points, "five_points", (5, 2), "x and y in pixels")
+    if detections is not None and len(detections) != len(array):
+        raise ConfigurationError(f"{len(detections)} boxes, but five_points of {len(array)} faces")
+    height, width = image_shape[:2]
+    # In this order, because each check assumes that the earlier ones have passed.
+    problems = {
+        "have a number that is not finite": lambda: ~np.isfinite(array).all(axis=(1, 2)),
+        "lie within a pixel; expected pixels, not 0..1": lambda: (
+            np.ptp(array, axis=1).max(axis=1) <= 1
+        ),
+        f"lie outside of the image of {width} x {height} pixels": lambda: (
+            ~((array > -0.5) & (array < np.array([width, height]) - 0.5)).all(axis=2).any(axis=1)
+        ),
+        "have left and right swapped; left is left in the image": lambda: (
+            _misfit(array) > 4 * _misfit(array[:, FIVE.mirror])
+        ),
+    }
+    for problem, wrong in problems.items():
+        if wrong().any():
+            index = int(wrong().argmax())
+            raise ConfigurationError(f"five_points {index} of {len(array)} {problem}")
+    return array
+
+
+def _misfit(five_points: FloatArray) -> FloatArray:
+    """Mean squared distances (F,) of five points (F, 5, 2) from upright ones, over their size."""
+    points = five_points.astype(np.float64)
+    fitted = transform_points(similarities(points, FIVE.mean_shape), points)
+    return np.asarray(((fitted - FIVE.mean_shape) ** 2).sum(axis=2).mean(axis=1))
+
+
+def _to_array(
+    values: Any, name: str, shape: tuple[int, ...], meaning: str
+) -> NDArray[np.float32]:
+    """Values as (F, *shape) float32; numbers too large for it become infinite."""
+    if hasattr(values, "detach"):  # a tensor, perhaps of a GPU or with gradients
+        values = values.detach().cpu().double().numpy()
+    expected = f"(F, {', '.join(map(str, shape))})"
     try:
         with np.errstate(over="ignore"):
-            array = np.asarray(boxes, np.float64).astype(np.float32)
+            array = np.asarray(values, np.float64).astype(np.float32)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"boxes must be numbers of shape (F, 4): {error}") from error
-    if array.shape in ((0,), (4,)):
-        return array.reshape(-1, 4)
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise ConfigurationError(f"boxes must have shape (F, 4), xyxy in pixels, not {array.shape}")
+        raise ConfigurationError(f"{name} must be numbers of shape {expected}: {error}") from error
+    if array.shape in ((0,), shape):
+        return array.reshape(-1, *shape)
+    if array.shape[1:] != shape:
+        raise ConfigurationError(f"{name} must have shape {expected}, {meaning}, not {array.shape}")
     return array

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.errors import ConfigurationError
@@ -25,7 +24,8 @@ from hihlandmark.face_detection.base import (
 )
 from hihlandmark.face_detection.boxes import best_boxes
 from hihlandmark.runtimes import Run, choose_runtime
-from hihlandmark.runtimes.graph import ANY
+from hihlandmark.runtimes.base import ANY
+from hihlandmark.runtimes.devices import CPU, AnyDevice
 from hihlandmark.runtimes.openvino import run_openvino
 
 # Finds as many faces in crowds as MTCNN at 800, in half of the time: benchmarks/face_detection.py.
@@ -64,7 +64,7 @@ class CenterFaceDetector:
 
     def __init__(
         self,
-        device: str | torch.device = "cpu",
+        device: str | AnyDevice = "cpu",
         *,
         runtime: str = "auto",
         detection_size: int = DETECTION_SIZE,
@@ -73,7 +73,7 @@ class CenterFaceDetector:
     ) -> None:
         check_options(detection_size, min_face, min_score, _MULTIPLE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
-        if choose_runtime(runtime, torch.device("cpu")) == "openvino":
+        if choose_runtime(runtime, CPU) == "openvino":
             self._run = run_openvino(_file(), shape=(1, 3, ANY, ANY))
         else:
             self._run = _run_opencv(_file())

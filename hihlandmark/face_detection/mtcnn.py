@@ -7,11 +7,11 @@ networks are run by any of the `runtimes`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
+from numpy.lib.stride_tricks import sliding_window_view
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.face_detection.base import (
@@ -23,18 +23,19 @@ from hihlandmark.face_detection.base import (
 )
 from hihlandmark.face_detection.boxes import best_boxes
 from hihlandmark.runtimes import Run, make_run
-from hihlandmark.runtimes.graph import ANY, PixelGraph
-from hihlandmark.runtimes.pytorch import resolve_device
+from hihlandmark.runtimes.base import ANY, PixelGraph
+from hihlandmark.runtimes.devices import CPU, AnyDevice, resolve_device
 from hihlandmark.versions import version_of
 
-# Takes 0.63 of the time of images of 1024-1280 pixels at full size, and finds 93 % of the faces in
-# crowds and every portrait: benchmarks/face_detection.py.
-DETECTION_SIZE = 800
-MIN_FACE = 20  # with 40, it is faster by a third, and misses half of the faces in crowds
-MIN_SCORE = 0.9  # of the boxes with 0.7 to 0.9, about half show no face; above, few
+# Chosen by benchmarks/face_search.py, as are the thresholds: finds no fewer faces than the
+# published search of an image of 800 pixels, in a fraction of the time.
+DETECTION_SIZE = 640
+MIN_FACE = 20
+MIN_SCORE = 0.7
 
-# The smallest face searched for, in pixels of the searched image: the default of the authors.
-_SMALLEST_SEARCHED = 20.0
+# The proposals are searched at this part of the detection size or less.
+_PROPOSAL_SCALE = 0.5
+_SMALLEST_SEARCHED = 20.0  # pixels; the smallest face of the published search
 # The results count pixels from 1, as in Matlab, and boxes end at the centers of the pixels that
 # they hold. Faces searched at half the size come back 1.1 pixels further right and down.
 _BOX_OFFSET = np.array([-1.5, -1.5, -0.5, -0.5])
@@ -42,12 +43,35 @@ _POINT_OFFSET = -1.0
 
 # Side in pixels of the receptive field of one output cell of P-Net, and distance of two of them.
 _WINDOW, _STRIDE = 12, 2
-_PYRAMID_FACTOR = 0.709  # to the next level: half of the area, as published
-# Scores at which P-Net (0.6 as published, for one more face of 556) and R-Net let a candidate pass.
-_EARLY_THRESHOLDS = (0.7, 0.7)
-# Maximum overlap of two candidates: within a level, then within the image.
-_OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE = 0.5, 0.7
-_BATCH_SIZE = 512  # of R-Net and O-Net, to limit memory
+# Maximum overlap of two candidates: within a level, within the image, after R-Net, after O-Net.
+_OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE, _OVERLAP_REFINED, _OVERLAP_SMALLER = 0.5, 0.7, 0.5, 0.7
+# OpenVINO and OpenCV prepare a network for each new shape, which takes longer than running it. So
+# sides of P-Net's input are multiples of this, and the others run in batches of few sizes:
+# (largest, multiple).
+_CANVAS_MULTIPLE = 32
+_BATCHES = {24: (32, 8), 48: (16, 2)}
+
+
+class Search(NamedTuple):
+    """How many candidates are searched.
+
+    Attributes:
+        factors: from the first level of the pyramid to the second, and from each of the others to
+            the next. Few of the small levels would save little and miss large faces.
+        proposals: scores at which P-Net lets a candidate pass, in the first level and in the
+            others. Most of the false candidates are in the first.
+        refined: that of R-Net.
+    """
+
+    factors: tuple[float, float]
+    proposals: tuple[float, float]
+    refined: float
+
+
+QUICK = Search(factors=(0.577, 0.709), proposals=(0.85, 0.6), refined=0.8)
+# About as published (0.709; 0.6; 0.7). For images in which the quick search finds nothing: it
+# misses 1 of 110 portraits.
+THOROUGH = Search(factors=(0.8, 0.8), proposals=(0.6, 0.6), refined=0.6)
 
 
 class MTCNNFaceDetector:
@@ -58,9 +82,11 @@ class MTCNNFaceDetector:
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`.
         runtime: what runs the networks, see `Detector`.
-        detection_size: longest side in pixels to which larger images are downscaled.
+        detection_size: longest side in pixels of the image that is searched. Faces of 24 pixels in
+            it are found reliably, smaller ones less often. What is found is verified in the image
+            at about twice this size.
         min_face: side in pixels, in the image as given, of the smallest face wanted. The larger,
-            the faster. Faces below 20 pixels in the downscaled image are not found.
+            the faster.
         min_score: confidence threshold: boxes with a lower score (0..1) are dropped.
 
     Raises:
@@ -71,7 +97,7 @@ class MTCNNFaceDetector:
 
     def __init__(
         self,
-        device: str | torch.device = "auto",
+        device: str | AnyDevice = "auto",
         *,
         runtime: str = "auto",
         detection_size: int = DETECTION_SIZE,
@@ -81,7 +107,7 @@ class MTCNNFaceDetector:
         check_options(detection_size, min_face, min_score, _SMALLEST_SEARCHED)
         resolved = resolve_device(device)
         # Dozens of small steps, of which each costs MPS more than the CPU.
-        self.device = torch.device("cpu") if resolved.type == "mps" else resolved
+        self.device = CPU if resolved.type == "mps" else resolved
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
         self._cascade = Cascade(self.device, runtime)
 
@@ -92,25 +118,19 @@ class MTCNNFaceDetector:
         return [self._detect(image) for image in images]
 
     def _detect(self, image: Image) -> Detections:
-        small, factors = downscale(image, self.detection_size)
-        smallest = max(self.min_face * factors.min(), _SMALLEST_SEARCHED)
-        boxes, scores, points = self._cascade.search(small, smallest, self.min_score)
+        # To no less than twice the detection size, and by a whole factor, which is fast.
+        factor = max(1, max(image.shape[:2]) // (2 * self.detection_size))
+        source, factors = downscale(image, -(-max(image.shape[:2]) // factor))
+        scale = min(
+            _PROPOSAL_SCALE * self.detection_size / max(source.shape[:2]),
+            _WINDOW / max(self.min_face * factors.min(), _SMALLEST_SEARCHED),
+        )
+        for search in (QUICK, THOROUGH):
+            boxes, scores, points = self._cascade.search(source, scale, self.min_score, search)
+            if len(boxes):
+                break
         boxes, points = boxes + _BOX_OFFSET, points + _POINT_OFFSET
         return upscale_detections(boxes, scores, points, factors, image, self.min_face)
-
-
-class _OnPixels(nn.Module):
-    """One of the networks, from pixels (N, H, W, 3) uint8."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.eval()
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What facenet-pytorch's network returns; the probabilities of a face come last."""
-        normalized = (pixels.permute(0, 3, 1, 2).float() - 127.5) / 128
-        outputs: tuple[torch.Tensor, ...] = self.network(normalized)
-        return outputs
 
 
 class Cascade:
@@ -119,14 +139,14 @@ class Cascade:
     Coordinates are the original's: pixels counted from 1, as in Matlab.
     """
 
-    def __init__(self, device: torch.device, runtime: str = "auto") -> None:
+    def __init__(self, device: AnyDevice, runtime: str = "auto") -> None:
         release = version_of("facenet-pytorch")
 
         def run_of(name: str, shape: tuple[int, ...], *outputs: str) -> Run:
             def make_graph() -> PixelGraph:
-                from facenet_pytorch.models import mtcnn  # slow to import
+                from hihlandmark.models.mtcnn import mtcnn_network
 
-                return PixelGraph(_OnPixels(getattr(mtcnn, name)()), "pixels", shape, outputs)
+                return PixelGraph(mtcnn_network(name), "pixels", shape, outputs)
 
             return make_run(runtime, make_graph, f"{name} {release}", device)
 
@@ -135,17 +155,26 @@ class Cascade:
         self._output = run_of("ONet", (ANY, 48, 48, 3), "moves", "five_points", "scores")
 
     def search(
-        self, image: Image, smallest: float, threshold: float
+        self, image: Image, scale: float, threshold: float, search: Search = QUICK
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Boxes (F, 4), scores (F,) and five points (F, 5, 2) of faces of ``smallest`` pixels."""
-        boxes = self._proposals(image, smallest)
-        boxes, (moves, scores) = _classify(image, boxes, self._refine, 24)
-        passed = scores[:, 1] > _EARLY_THRESHOLDS[1]
+        """Boxes (F, 4), scores (F,) and five points (F, 5, 2) of faces above a score.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            scale: of the largest image in which proposals are searched: faces of about
+                12 / ``scale`` pixels or more are found.
+            threshold: of O-Net's score.
+            search: how many candidates are searched.
+        """
+        halves = _halves(image)
+        boxes = self._proposals(halves, scale, search)
+        boxes, (moves, scores) = _classify(halves, boxes, self._refine, 24)
+        passed = scores[:, 1] > search.refined
         boxes, moves, scores = boxes[passed], moves[passed], scores[passed, 1]
-        best = best_boxes(boxes, scores, _OVERLAP_IN_IMAGE)
+        best = best_boxes(boxes, scores, _OVERLAP_REFINED)
         boxes = _squares(_regressed(boxes[best], moves[best]))
 
-        boxes, (moves, points, scores) = _classify(image, boxes, self._output, 48)
+        boxes, (moves, points, scores) = _classify(halves, boxes, self._output, 48)
         passed = scores[:, 1] > threshold
         boxes, moves, scores = boxes[passed], moves[passed], scores[passed, 1]
         # Five abscissae, then five ordinates.
@@ -153,66 +182,117 @@ class Cascade:
         points = boxes[:, None, :2] + fractions * _sides(boxes)[:, None] - 1
         boxes = _regressed(boxes, moves)
         # As published, relative to the smaller box; boxes include their last pixel.
-        best = best_boxes(boxes + np.array([0, 0, 1, 1]), scores, _OVERLAP_IN_IMAGE, "smaller")
+        best = best_boxes(boxes + np.array([0, 0, 1, 1]), scores, _OVERLAP_SMALLER, "smaller")
         return boxes[best], scores[best], points[best]
 
-    def _proposals(self, image: Image, smallest: float) -> FloatArray:
-        """P-Net over the pyramid: square boxes (F, 4)."""
-        height, width = image.shape[:2]
+    def _proposals(self, halves: list[Image], scale: float, search: Search) -> FloatArray:
+        """P-Net over the pyramid, which is one image for the network: square boxes (F, 4)."""
+        height, width = halves[0].shape[:2]
+        pyramid = _pyramid(halves, scale, search.factors)
+        if not pyramid:
+            return np.zeros((0, 4))
+        canvas, corners = _pack(pyramid)
+        moves, scores = self._propose(canvas[None])
         levels: list[FloatArray] = []
-        for level in _pyramid(image, _WINDOW / smallest):
-            moves, scores = self._propose(level[None])
-            # Where the level has an odd side, the last cell would reach beyond it.
+        for i, (level, (left, top)) in enumerate(zip(pyramid, corners, strict=True)):
             rows, columns = ((np.array(level.shape[:2]) - _WINDOW) // _STRIDE + 1).tolist()
-            score = scores[0, 1, :rows, :columns]
-            row, column = np.nonzero(score >= _EARLY_THRESHOLDS[0])
+            first_row, first_column = top // _STRIDE, left // _STRIDE
+            cells = np.s_[first_row : first_row + rows, first_column : first_column + columns]
+            score, move = scores[0, 1][cells], moves[0][(slice(None), *cells)]
+            row, column = np.nonzero(score >= search.proposals[min(i, 1)])
             low = np.stack([column, row], axis=1) * _STRIDE + 1
-            scale = np.array([level.shape[1] / width, level.shape[0] / height])
-            boxes = np.floor(np.concatenate([low / scale, (low + _WINDOW - 1) / scale], axis=1))
-            passed = score[row, column][:, None], moves[0, :, row, column]
-            found = np.concatenate([boxes, *passed], axis=1)
+            to_image = np.array([width / level.shape[1], height / level.shape[0]])
+            boxes = np.concatenate([low * to_image, (low + _WINDOW - 1) * to_image], axis=1)
+            boxes = np.floor(boxes)
+            found = np.concatenate([boxes, score[row, column][:, None], move[:, row, column].T], 1)
             levels.append(found[best_boxes(boxes, found[:, 4], _OVERLAP_IN_LEVEL)])
-        found = np.concatenate([np.zeros((0, 9)), *levels])
+        found = np.concatenate(levels)
         found = found[best_boxes(found[:, :4], found[:, 4], _OVERLAP_IN_IMAGE)]
-        boxes, moves = found[:, :4], found[:, 5:]
+        boxes, moved = found[:, :4], found[:, 5:]
         # Here, and only here, sides are counted without the last pixel.
         sides = boxes[:, 2:] - boxes[:, :2]
-        return _squares(boxes + moves * np.tile(sides, 2))
+        return _squares(boxes + moved * np.tile(sides, 2))
 
 
-def _pyramid(image: Image, scale: float) -> list[Image]:
-    """The image (H, W, 3) at ``scale``, and ever smaller copies down to one window."""
-    height, width = image.shape[:2]
+def _halves(image: Image) -> list[Image]:
+    """The image (H, W, 3), and copies of 1/2, 1/4, ... of its size, down to O-Net's input."""
+    halves = [image]
+    while min(halves[-1].shape[:2]) >= 2 * 48:
+        last = halves[-1]
+        height, width = last.shape[0] // 2, last.shape[1] // 2
+        # Whole blocks only, for which OpenCV is several times as fast.
+        blocks = last[: 2 * height, : 2 * width]
+        halves.append(np.asarray(cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA)))
+    return halves
+
+
+def _pyramid(halves: list[Image], scale: float, factors: tuple[float, float]) -> list[Image]:
+    """The image at ``scale``, and ever smaller copies, down to one window."""
+    height, width = halves[0].shape[:2]
     levels: list[Image] = []
-    while min(height, width) * scale >= _WINDOW:
-        size = (int(width * scale + 1), int(height * scale + 1))
-        # Each level from the previous one, which is only a little larger.
-        source, how = (levels[-1], cv2.INTER_LINEAR) if levels else (image, cv2.INTER_AREA)
-        levels.append(np.asarray(cv2.resize(source, size, interpolation=how), np.uint8))
-        scale *= _PYRAMID_FACTOR
+    while round(min(height, width) * scale) >= _WINDOW:
+        size = round(width * scale), round(height * scale)
+        source = halves[_half_of(1 / scale, len(halves))]
+        resized = cv2.resize(source, size, interpolation=cv2.INTER_LINEAR)
+        levels.append(np.asarray(resized, np.uint8))
+        scale *= factors[min(len(levels) - 1, 1)]
     return levels
 
 
+def _pack(levels: list[Image]) -> tuple[Image, list[tuple[int, int]]]:
+    """A pyramid in one image, largest level first, each as high up as it fits.
+
+    Returns the image, and the (left, top) of each level, which are multiples of P-Net's stride.
+    """
+    width = _round_up(levels[0].shape[1], _CANVAS_MULTIPLE)
+    filled = np.zeros(width, int)  # rows that are taken, by column
+    corners = []
+    for level in levels:
+        tops = sliding_window_view(filled, level.shape[1])[::_STRIDE].max(axis=1)
+        left = int(tops.argmin()) * _STRIDE
+        top = _round_up(int(tops.min()), _STRIDE)
+        filled[left : left + level.shape[1]] = top + level.shape[0]
+        corners.append((left, top))
+    canvas = np.zeros((_round_up(int(filled.max()), _CANVAS_MULTIPLE), width, 3), np.uint8)
+    for level, (left, top) in zip(levels, corners, strict=True):
+        canvas[top : top + level.shape[0], left : left + level.shape[1]] = level
+    return canvas, corners
+
+
+def _half_of(factor: float, count: int) -> int:
+    """Which of ``count`` halves is the smallest that is not smaller than 1 / ``factor``."""
+    return min(max(int(np.log2(factor)), 0), count - 1)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
 def _classify(
-    image: Image, boxes: FloatArray, run: Run, size: int
+    halves: list[Image], boxes: FloatArray, run: Run, size: int
 ) -> tuple[FloatArray, list[FloatArray]]:
     """The boxes (F, 4) that hold a pixel of the image, and the outputs of a network for them.
 
     A box that reaches beyond the image is cut there, and the rest is resized to a square.
     """
-    height, width = image.shape[:2]
+    height, width = halves[0].shape[:2]
     corners = np.trunc(boxes).astype(int)
     low = corners[:, :2].clip(1) - 1
     high = corners[:, 2:].clip(max=(width, height))
     inside = (high > low).all(axis=1)
     count = int(inside.sum())
-    # The networks take no empty batch: use a black candidate instead.
-    pixels = np.zeros((max(count, 1), size, size, 3), np.uint8)
-    for crop, (left, top), (right, bottom) in zip(pixels, low[inside], high[inside], strict=False):
-        part = image[top:bottom, left:right]
-        cv2.resize(part, (size, size), dst=crop, interpolation=cv2.INTER_AREA)
-    starts = range(0, len(pixels), _BATCH_SIZE)
-    batches = [run(pixels[start : start + _BATCH_SIZE]) for start in starts]
+    largest, multiple = _BATCHES[size]
+    # The networks take no empty batch. The rest of the last batch stays black.
+    pixels = np.zeros((_round_up(max(count, 1), multiple), size, size, 3), np.uint8)
+    for crop, (left, top), (right, bottom) in zip(
+        pixels, low[inside].tolist(), high[inside].tolist(), strict=False
+    ):
+        which = _half_of(min(right - left, bottom - top) / size, len(halves))
+        source, step = halves[which], 2**which
+        part = source[top // step : -(-bottom // step), left // step : -(-right // step)]
+        cv2.resize(part, (size, size), dst=crop, interpolation=cv2.INTER_LINEAR)
+    starts = range(0, len(pixels), largest)
+    batches = [run(pixels[start : start + largest]) for start in starts]
     outputs = [np.concatenate(parts)[:count] for parts in zip(*batches, strict=True)]
     return boxes[inside], outputs
 
