@@ -75,7 +75,8 @@ def symmetric(head: FloatArray) -> FloatArray:
 
 def median_pitch(faces: Sequence[Face]) -> float:
     """The median pitch of frontal faces in degrees, by the head in use."""
-    poses = np.array([measures.head_pose(face) for face in faces])
+    found = [measures.head_pose(face) for face in faces]
+    poses = np.array([(pose.yaw.value, pose.pitch.value) for pose in found])
     return float(np.median(poses[np.abs(poses[:, 0]) < 10, 1]))
 
 

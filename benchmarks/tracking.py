@@ -80,7 +80,8 @@ def one_euro(by_covariance: bool) -> Callable[[Track], FloatArray]:
 
 def offline(one: Track) -> FloatArray:
     """The smoother of a whole track."""
-    return smooth_track(one.times.tolist(), one.points, one.covariance, np.ones(len(one.times)))
+    interocular = np.ones(len(one.times))
+    return smooth_track(one.times.tolist(), one.points, one.covariance, interocular).points
 
 
 METHODS: dict[str, Callable[[Track], FloatArray]] = {

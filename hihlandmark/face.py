@@ -27,6 +27,7 @@ from hihlandmark.draw import draw_faces, encode_png
 from hihlandmark.errors import ConfigurationError, HihlandmarkError
 from hihlandmark.image import ColorOrder, ImageInput, load_image
 from hihlandmark.layouts import Layout, get_conversion, get_layout
+from hihlandmark.uncertainty import ErrorCorrelation, axes
 
 # In Jupyter: the side in pixels of the image of one face, the longest side of an image with its
 # faces, and the gray value behind faces whose image is gone.
@@ -80,6 +81,9 @@ class Face:
         approximate: (P,) bool, True for points that `to_layout` interpolated.
         track_id: the number of the face in a video (`video.track`); None elsewhere.
         image: where the image came from, to show the face in Jupyter; holds no pixels.
+        correlation: how the errors of points vary together, from the model card; not written by
+            `to_dict`. None: unknown, errors count as independent.
+        filled: True for a face that `video.track_offline` placed in a frame where none was found.
     """
 
     points: FloatArray
@@ -91,6 +95,8 @@ class Face:
     approximate: BoolArray = field(default_factory=lambda: np.zeros(0, bool))
     track_id: int | None = None
     image: ImageReference | None = field(default=None, repr=False)
+    correlation: ErrorCorrelation | None = field(default=None, repr=False)
+    filled: bool = False
 
     def __post_init__(self) -> None:
         count = self.layout.size
@@ -148,12 +154,25 @@ class Face:
         return replace(
             self,
             points=weights @ self.points,
-            scores=weights @ self.scores,
+            scores=(weights @ self.scores).clip(0, 1),
             # Errors of neighboring points are correlated, so averaging does not reduce variance.
-            covariance=np.einsum("qp,pij->qij", weights, self.covariance),
+            covariance=np.einsum("qp,pij->qij", np.abs(weights), self.covariance),
             layout=target,
             approximate=~table.exact | (weights @ self.approximate > 0),
+            correlation=self.correlation and self.correlation.converted(weights),
         )
+
+    def sample(self, count: int, seed: int | None = None) -> FloatArray:
+        """Draw shapes (count, P, 2) that the true points may have, by the errors of this face.
+
+        For the error of a value that `measures` lacks: its standard deviation over the shapes. The
+        errors of points vary together as the model card states (`correlation`).
+        """
+        directions = axes(self.points[None], self.covariance[None], self.layout, self.correlation)[
+            0
+        ]
+        drawn = np.random.default_rng(seed).standard_normal((count, len(directions)))
+        return self.points + np.einsum("na,api->npi", drawn, directions)
 
     def _repr_png_(self) -> bytes:
         """For Jupyter: a close-up of the face, on its image where that is available."""
@@ -170,6 +189,7 @@ class Face:
             "covariance": _rounded(self.covariance, 4),
             "approximate": np.flatnonzero(self.approximate).tolist(),
             **({} if self.track_id is None else {"track_id": self.track_id}),
+            **({"filled": True} if self.filled else {}),
         }
 
     @classmethod
@@ -185,6 +205,7 @@ class Face:
                 layout=layout,
                 approximate=approximate,
                 track_id=values.get("track_id"),
+                filled=values.get("filled", False),
             )
         except KeyError as error:
             raise ConfigurationError(f"the dictionary of a face has no {error}") from error

@@ -14,8 +14,9 @@ from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
-from hihlandmark.layouts import Conversion, get_conversion, get_layout
-from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, calibration_features
+from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
+from hihlandmark.uncertainty import whitening_axes
+from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, Correlation, calibration_features
 
 Method = Literal["logistic", "isotonic"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -26,6 +27,15 @@ RIDGE = 1e-4
 """On standardized features. Keeps the fit finite when every point of a small split is near."""
 SMALLEST_VARIANCE = 1e-6
 """In squared crop pixels: makes the covariance of a heatmap with a single cell invertible."""
+RANK = 6
+"""Loadings of a point's error in each direction. Keeps the card small: the likelihood of held-back
+faces still rises slowly up to 12."""
+LONGEST = 4.0
+"""Whitened errors are clipped to this: single gross errors would decide the correlations."""
+LEAST_ALONE = 0.05
+"""Share of the variance of each error that is not shared with other points, at least."""
+FEW_FACES = 10
+"""Correlations of this many faces are trusted by half."""
 FOLDS = 5
 CROPS_AT_ONCE = 8
 """Larger batches are slower on a CPU, which allocates their buffers anew each time."""
@@ -41,6 +51,9 @@ class PointStatistics:
         distances: (N, P) squared Mahalanobis distances under the raw covariance; NaN likewise.
         hidden: (N, P), 1 where annotated as hidden, 0 as visible, NaN where not stated.
         skipped: a message for each face that could not be used.
+        whitened: (N, P, 2) errors whitened by the raw covariance, in the axes of an upright face;
+            NaN where the point is not annotated. None: correlations are not fitted.
+        layout: of the points, for their symmetry.
     """
 
     features: FloatArray
@@ -48,6 +61,8 @@ class PointStatistics:
     distances: FloatArray
     hidden: FloatArray
     skipped: tuple[str, ...] = ()
+    whitened: FloatArray | None = None
+    layout: Layout | None = None
 
     @property
     def known(self) -> BoolArray:
@@ -62,7 +77,12 @@ class PointStatistics:
     def select(self, faces: IndexArray) -> PointStatistics:
         """The statistics of some of the faces, by their indices (M,)."""
         return PointStatistics(
-            self.features[faces], self.errors[faces], self.distances[faces], self.hidden[faces]
+            self.features[faces],
+            self.errors[faces],
+            self.distances[faces],
+            self.hidden[faces],
+            whitened=None if self.whitened is None else self.whitened[faces],
+            layout=self.layout,
         )
 
 
@@ -90,7 +110,13 @@ def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration
     scale = float(np.median(statistics.distances[known]) / MEDIAN_CHI2)
     bias, spread, mass = (round(float(weight), 5) for weight in _fit_logistic(features, near))
     scale = max(round(scale, 5), 1e-5)
-    fitted = Calibration(bias=bias, spread=spread, mass=mass, covariance_scale=scale)
+    fitted = Calibration(
+        bias=bias,
+        spread=spread,
+        mass=mass,
+        covariance_scale=scale,
+        correlation=_fit_correlation(statistics, scale),
+    )
     if method == "logistic":
         return fitted
     return fitted.model_copy(update={"knots": _fit_knots(fitted.scores_of(features), near)})
@@ -140,7 +166,7 @@ def measure_points(
     Raises `DataError` if no face can be used.
     """
     annotated = get_layout(faces.layout)
-    conversion = get_conversion(annotated, detector.layout)
+    conversion = get_conversion(annotated, detector.landmarker.layout)
     box_map = detector.box_map(f"landmarks:{annotated.name}")
     size = detector.landmarker.crop_size
     skipped: list[str] = []
@@ -164,12 +190,14 @@ def measure_points(
     cuts, batches = cut(), []
     while batch := list(islice(cuts, CROPS_AT_ONCE)):
         crops, truth, hidden = map(np.stack, zip(*batch, strict=True))
-        batches.append((*_measure_batch(detector, crops, truth, conversion.exact), hidden))
+        batches.append((hidden, *_measure_batch(detector, crops, truth, conversion.exact)))
     if not batches:
         reasons = "; ".join(skipped[:3]) or "it is empty"
         raise DataError(f"{faces.name} has no face to calibrate with, use another split: {reasons}")
-    features, errors, distances, hidden = map(np.concatenate, zip(*batches, strict=True))
-    return PointStatistics(features, errors, distances, hidden, tuple(skipped))
+    hidden, features, errors, distances, whitened = map(np.concatenate, zip(*batches, strict=True))
+    return PointStatistics(
+        features, errors, distances, hidden, tuple(skipped), whitened, conversion.target
+    )
 
 
 def _hidden(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
@@ -180,18 +208,20 @@ def _hidden(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
 
 def _measure_batch(
     detector: Detector, crops: Image, truth: FloatArray, exact: BoolArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Features, errors and distances as in `PointStatistics`, of crops with true points."""
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """What `PointStatistics` holds of crops with true points: all but hidden points."""
     found = detector.predict_crops(crops)
-    layout, offset = detector.layout, found.points - truth
+    layout, offset = detector.landmarker.layout, found.points - truth
     interocular = layout.interocular(found.points)
     features = calibration_features(found.covariance, found.mass, interocular)
     errors = np.linalg.norm(offset, axis=-1) / layout.interocular(truth)[:, None]
     covariance = found.covariance + SMALLEST_VARIANCE * np.eye(2)
     solved = np.linalg.solve(covariance, offset[..., None])[..., 0]
     distances = (offset * solved).sum(axis=-1)
+    to_image = whitening_axes(found.points, covariance, layout)
+    whitened = np.linalg.solve(to_image, offset[..., None])[..., 0]
     errors, distances = np.where(exact, (errors, distances), np.nan)
-    return features, errors, distances
+    return features, errors, distances, np.where(exact[:, None], whitened, np.nan)
 
 
 # Fitting
@@ -215,6 +245,36 @@ def _fit_logistic(features: FloatArray, near: BoolArray) -> FloatArray:
     weights: FloatArray = minimize(negative_log_likelihood, np.zeros(features.shape[1])).x / std
     weights[0] -= mean @ weights
     return weights
+
+
+def _fit_correlation(statistics: PointStatistics, covariance_scale: float) -> Correlation | None:
+    """Principal factors of whitened errors and of those of the mirrored faces."""
+    if statistics.whitened is None or statistics.layout is None:
+        return None
+    errors = statistics.whitened / np.sqrt(covariance_scale)
+    mirrored = errors[:, statistics.layout.mirror] * (-1, 1)
+    rows = np.concatenate([errors, mirrored]).clip(-LONGEST, LONGEST).reshape(2 * len(errors), -1)
+    known = np.isfinite(rows).astype(np.float64)
+    rows = np.nan_to_num(rows)
+    # Where nothing is known: independent, with a standard deviation of 1.
+    counts = known.T @ known
+    moments = np.where(counts > 0, rows.T @ rows / np.maximum(counts, 1), np.eye(len(counts)))
+    std = np.sqrt(np.diag(moments)).clip(min=1e-3)
+    correlation = moments / np.outer(std, std) * len(errors) / (len(errors) + FEW_FACES)
+    alone = np.full(len(std), 0.5)
+    for _ in range(100):
+        variances, directions = np.linalg.eigh(
+            correlation * (1 - np.eye(len(std))) + np.diag(1 - alone)
+        )
+        strongest = slice(-1, -1 - min(RANK, len(std)), -1)
+        loadings = directions[:, strongest] * np.sqrt(variances[strongest].clip(min=0))
+        alone = (1 - (loadings**2).sum(axis=1)).clip(LEAST_ALONE, 1)
+    norm = np.sqrt((loadings**2).sum(axis=1) / (1 - LEAST_ALONE))
+    loadings = loadings / np.maximum(norm, 1)[:, None]
+    return Correlation(
+        std=tuple(np.round(std, 3).tolist()),
+        loadings=tuple(map(tuple, np.round(loadings, 3).tolist())),
+    )
 
 
 def _fit_knots(scores: FloatArray, near: BoolArray) -> tuple[tuple[float, float], ...]:

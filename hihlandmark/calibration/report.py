@@ -98,7 +98,10 @@ class CalibrationReport:
             "near": round(100 * float(self.statistics.near[known].mean()), 2),
             "skipped": list(self.statistics.skipped),
             "method": self.method,
-            "calibration": {"before": self.before.model_dump(), "after": self.after.model_dump()},
+            "calibration": {
+                "before": self.before.model_dump(exclude={"correlation"}),
+                "after": self.after.model_dump(exclude={"correlation"}),
+            },
             "figures": {stage: self.figures(stage) for stage in self.stages},
             **({"hidden_points": hidden} if hidden["before"] else {}),
         }

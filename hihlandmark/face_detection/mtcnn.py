@@ -31,7 +31,7 @@ from hihlandmark.versions import version_of
 # published search of an image of 800 pixels, in a fraction of the time.
 DETECTION_SIZE = 640
 MIN_FACE = 20
-MIN_SCORE = 0.7
+MIN_SCORE = 0.71
 
 # The proposals are searched at this part of the detection size or less.
 _PROPOSAL_SCALE = 0.5

@@ -17,7 +17,7 @@ from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.face import Face
 from hihlandmark.face_detection import Detections
-from hihlandmark.face_detection.boxes import best_boxes
+from hihlandmark.face_detection.boxes import best_boxes, overlaps
 from hihlandmark.pipeline import Found
 from hihlandmark.video.frames import CAMERA, Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
@@ -30,6 +30,8 @@ _MOVED = 0.03  # part of its side by which a crop must move or grow to be replac
 _SAME_FACE = 0.4  # intersection over union of the boxes of one face that was found twice
 _CUT = 40.0  # mean difference in gray levels of two scaled-down frames of different scenes
 _SMALL = (48, 27)
+_SEARCH_OFTEN = 10  # frames between searches while there is no face, or one was lost ...
+_LOST_FOR = 30  # ... within so many frames, for which ByteTrack keeps its id
 _FORGET_AFTER = 60  # frames without a face after which its filter is dropped
 
 
@@ -55,9 +57,17 @@ def track(
 
 
 def track_offline(
-    source: str | Path, detector: Detector, *, detect_every: int = 10, frames: int | None = None
+    source: str | Path,
+    detector: Detector,
+    *,
+    detect_every: int = 10,
+    frames: int | None = None,
+    fill: float = 0.0,
 ) -> Iterator[tuple[Frame, list[Face]]]:
     """Track the faces of a video file, smoothed with later frames as well (`smooth_track`).
+
+    With ``fill`` a face that is missing for up to so many seconds is placed in the frames between
+    as well, marked by `Face.filled`.
 
     The video is read twice, its first ``frames`` frames or all; it cannot be a camera. The points
     of all faces are held in memory, about 2.5 kB per face and frame.
@@ -69,23 +79,72 @@ def track_offline(
         raise ConfigurationError(f"{source}: a camera has no later frames: omit --offline")
     tracked = track(source, detector, detect_every=detect_every, smooth=False)
     found = [(frame.time, faces) for frame, faces in islice(tracked, frames)]
-    tracks: dict[int | None, list[tuple[int, int]]] = {}
-    for index, (_, faces) in enumerate(found):
-        for number, face in enumerate(faces):
-            tracks.setdefault(face.track_id, []).append((index, number))
-    for places in tracks.values():
-        one = [found[index][1][number] for index, number in places]
-        steady = smooth_track(
-            [found[index][0] for index, _ in places],
-            np.stack([face.points for face in one]),
-            np.stack([face.covariance for face in one]),
-            np.array([face.interocular for face in one]),
-        )
-        for (index, number), face, points in zip(places, one, steady, strict=True):
-            found[index][1][number] = _with_points(face, points)
+    found = _smoothed_offline(found, fill)
     # A stream may continue where the first reading ended.
     for frame, (_, faces) in zip(read_frames(source, **detector.limits), found, strict=False):
         yield frame, faces
+
+
+class Track(list[Face]):
+    """The faces of one person through a video, in order of time.
+
+    Attributes:
+        times: of the frames in seconds.
+        frames: numbers of the frames, counted from 0.
+    """
+
+    def __init__(
+        self, faces: Iterable[Face], times: Sequence[float], frames: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(faces)
+        self.times = [float(time) for time in times]
+        self.frames = list(range(len(self)) if frames is None else frames)
+        if not len(self) == len(self.times) == len(self.frames):
+            raise ConfigurationError(
+                f"a track needs as many times as faces, not {len(self.times)} for {len(self)}"
+            )
+
+
+def collect_tracks(tracked: Iterable[tuple[Frame, Sequence[Face]]]) -> dict[int | None, Track]:
+    """The tracks of what `track` or `track_offline` yields, by ``track_id``. Drops the images."""
+    return _collect((frame.time, faces) for frame, faces in tracked)
+
+
+def _collect(found: Iterable[tuple[float, Sequence[Face]]]) -> dict[int | None, Track]:
+    tracks: dict[int | None, Track] = {}
+    for number, (time, faces) in enumerate(found):
+        for face in faces:
+            own = tracks.setdefault(face.track_id, Track([], []))
+            own.append(face)
+            own.times.append(time)
+            own.frames.append(number)
+    return tracks
+
+
+def _smoothed_offline(
+    found: list[tuple[float, list[Face]]], fill: float
+) -> list[tuple[float, list[Face]]]:
+    """The faces of all frames with smoothed points and covariances, and those of filled gaps."""
+    times = [time for time, _ in found]
+    result: list[tuple[float, list[Face]]] = [(time, []) for time in times]
+    for own in _collect(found).values():
+        first, last = own.frames[0], own.frames[-1]
+        count, size = last - first + 1, own[0].layout.size
+        points, covariance = np.full((count, size, 2), np.nan), np.zeros((count, size, 2, 2))
+        interocular = np.zeros(count)
+        faces: list[Face | None] = [None] * count
+        for number, face in zip(own.frames, own, strict=True):
+            t = number - first
+            faces[t], points[t], covariance[t] = face, face.points, face.covariance
+            interocular[t] = face.interocular
+        smooth = smooth_track(times[first : last + 1], points, covariance, interocular, fill=fill)
+        latest = own[0]
+        for t, seen in enumerate(faces):
+            latest = seen or latest
+            if seen or smooth.filled[t]:
+                placed = _with_points(latest, smooth.points[t], smooth.covariance[t])
+                result[first + t][1].append(replace(placed, filled=seen is None))
+    return result
 
 
 class FaceTracker:
@@ -120,7 +179,7 @@ class FaceTracker:
         self._squares: dict[int | None, FloatArray] = {}
         self._filters: dict[int, tuple[OneEuroFilter, int]] = {}
         self._small: FloatArray | None = None
-        self._until_search = self._count = 0
+        self._until_search = self._search_often_until = self._count = 0
         self._highest_id = self._ended_ids = 0
 
     def update(self, frame: Frame) -> list[Face]:
@@ -136,11 +195,13 @@ class FaceTracker:
         faces = [face for face in tracked if face.scores.mean() >= MIN_SCORE]
         if self._until_search == 0 or len(faces) < len(tracked):
             self.searches += 1
-            self._until_search = self.detect_every
-            found = [_with_points(face, face.points) for face in self.detector.predict(image)]
-            sure = [face for face in faces if face.scores.mean() >= _SURE_SCORE]
-            unsure = [face for face in faces if face.scores.mean() < _SURE_SCORE]
-            faces = [*sure, *found, *unsure]  # of overlapping faces the first is kept
+            if len(faces) < len(tracked):
+                self._search_often_until = self._count + _LOST_FOR
+            faces = self._with_new_faces(image, faces)
+            is_settled = faces and self._count >= self._search_often_until
+            self._until_search = (
+                self.detect_every if is_settled else min(self.detect_every, _SEARCH_OFTEN)
+            )
         self._until_search -= 1
         boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
         distinct = best_boxes(boxes, np.ones(len(faces)), _SAME_FACE)
@@ -150,26 +211,52 @@ class FaceTracker:
         return faces if image is frame.image else [_resized(face, image, frame) for face in faces]
 
     def _is_cut(self, image: Image) -> bool:
-        small = cv2.resize(image, _SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
+        # Of one pixel in four by four: the average of all takes 1 ms.
+        step = max(1, min(image.shape[:2]) // (4 * max(_SMALL)))
+        small = cv2.resize(image[::step, ::step], _SMALL, interpolation=cv2.INTER_AREA)
+        small = small.astype(np.float32)
         before, self._small = self._small, small
         return before is not None and float(np.abs(small - before).mean()) > _CUT
+
+    def _with_new_faces(self, image: Image, faces: list[Face]) -> list[Face]:
+        """The tracked faces and those that the face detector finds; best first where they overlap.
+
+        A box around a face that is tracked well needs no crop: its points are known.
+        """
+        sure = [face for face in faces if face.scores.mean() >= _SURE_SCORE]
+        unsure = [face for face in faces if face.scores.mean() < _SURE_SCORE]
+        detections = self.detector.find_faces(image)
+        box_map = self.detector.box_map(self.detector.face_detector.name)
+        squares = box_map.squares(detections.boxes)
+        known = self._squares_around(sure)
+        is_new = [
+            not (overlaps(_corners(known), box) > _SAME_FACE).any() for box in _corners(squares)
+        ]
+        new = detections[np.array(is_new, bool)]
+        ((_, found),) = self.detector.pipeline.run([Found(None, image, new)], box_map)
+        return [*sure, *(_with_points(face, face.points) for face in found), *unsure]
+
+    def _squares_around(self, faces: Sequence[Face]) -> FloatArray:
+        """The crop squares (F, 4) of faces by their points."""
+        if not faces:
+            return np.zeros((0, 4))
+        points = np.stack([face.points for face in faces]).astype(np.float64)
+        angles = crop_angles(points, self.detector.layout.mean_shape)
+        return self.detector.box_map("landmarks").squares_around(points, angles)
 
     def _track_points(self, image: Image) -> list[Face]:
         """The faces of the last frame in this one, from one crop each around their last points."""
         if not self._faces:
             return []
-        points = np.stack([face.points for face in self._faces]).astype(np.float64)
-        angles = crop_angles(points, self.detector.layout.mean_shape)
-        box_map = self.detector.box_map("landmarks")
-        squares = box_map.squares_around(points, angles)
+        squares = self._squares_around(self._faces)
         for i, face in enumerate(self._faces):
             squares[i] = _steady_square(self._squares.get(face.track_id), squares[i])
         self._squares = {face.track_id: squares[i] for i, face in enumerate(self._faces)}
         # The map turns these boxes into these squares, because its shift is 0.
-        half = squares[:, 2:3] / box_map.scale / 2
-        boxes = np.concatenate([squares[:, :2] - half, squares[:, :2] + half], axis=1)
+        box_map = self.detector.box_map("landmarks")
+        boxes = _corners(squares, box_map.scale)
         scores = np.array([face.box_score for face in self._faces])
-        detections = Detections(boxes, scores, angles=angles)
+        detections = Detections(boxes, scores, angles=squares[:, 3])
         ((_, faces),) = self._one_crop.run([Found(None, image, detections)], box_map)
         return [_with_points(face, face.points) for face in faces]
 
@@ -200,7 +287,7 @@ class FaceTracker:
             own, _ = self._filters.get(face.track_id, (OneEuroFilter(), 0))
             self._filters[face.track_id] = own, self._count
             points = own(time, face.points, face.covariance, face.interocular)
-            smoothed.append(_with_points(face, points))
+            smoothed.append(_with_points(face, points, own.covariance))
         for track_id, (_, last) in list(self._filters.items()):
             if self._count - last > _FORGET_AFTER:
                 del self._filters[track_id]
@@ -227,9 +314,16 @@ def _resized(face: Face, image: Image, frame: Frame) -> Face:
     )
 
 
-def _with_points(face: Face, points: FloatArray) -> Face:
-    face = replace(face, points=points)
+def _with_points(face: Face, points: FloatArray, covariance: FloatArray | None = None) -> Face:
+    covariance = face.covariance if covariance is None else covariance
+    face = replace(face, points=points, covariance=covariance)
     return replace(face, box=tight_boxes(face.points))
+
+
+def _corners(squares: FloatArray, scale: float = 1.0) -> FloatArray:
+    """The boxes (F, 4) xyxy with the centers of squares (F, 4) and sides smaller by a factor."""
+    half = squares[:, 2:3] / scale / 2
+    return np.concatenate([squares[:, :2] - half, squares[:, :2] + half], axis=1)
 
 
 def _steady_square(before: FloatArray | None, now: FloatArray) -> FloatArray:
