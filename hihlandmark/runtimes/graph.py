@@ -73,13 +73,16 @@ class CropGraph(nn.Module):
         return PixelGraph(self, "crops", (ANY, size, size, 3), Decoded._fields)
 
 
-def folded(network: nn.Module) -> nn.Module:
+def folded(network: nn.Module, layouts: Sequence[str]) -> nn.Module:
     """A copy in evaluation mode with each batch norm folded into the convolution before it.
 
-    Weights of low rank are multiplied out.
+    Weights of low rank are multiplied out. Auxiliary heads of other layouts are left out.
     The outputs are the same but for rounding, in fewer passes over the data.
     """
     network = copy.deepcopy(network).eval()
+    auxiliary = getattr(network, "auxiliary_heads", {})
+    for name in [name for name in auxiliary if name not in layouts]:
+        del auxiliary[name]
     for module in network.modules():
         if isinstance(module, NestedHead):
             module.fold()

@@ -1,0 +1,127 @@
+"""What each option of `Detector` costs and gains: NME and CPU time, a table and JSON.
+
+    python benchmarks/defaults.py --data DIR --json OUT [--weights WEIGHTS]
+
+DIR holds ``w300`` (split helen_test), ``wflw98`` (val), ``cofw29`` (val) and ``scenes``. Crops of
+the first three are cut around the annotated points, without refinement; in the scenes faces are
+detected.
+
+- NME: in per cent of the inter-ocular distance, mean over the faces.
+- "crop": CPU milliseconds of one thread for one crop, network and decoding, flip test included; the
+  median over the crops of helen_test, with all combinations in turn on the same crop.
+- "image": likewise from the scenes' decoded images to points, face detection included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from hihlandmark import Detector, load_image
+from hihlandmark.arrays import Image
+from hihlandmark.crop import cut_crop, tight_boxes
+from hihlandmark.datasets import read_faces
+from hihlandmark.evaluation.metrics import mean_error
+from hihlandmark.evaluation.protocol import evaluate
+from hihlandmark.tables import Table
+
+SPLITS = {"w300": "helen_test", "wflw98": "val", "cofw29": "val"}
+PRECISIONS, DECODERS, FLIPS = ("fp32", "bf16"), ("argmax", "soft", "mean"), (False, True)
+CROPS, IMAGES = 60, 60
+
+
+def median_times(calls: dict[Any, Callable[[Any], Any]], inputs: list[Any]) -> dict[Any, float]:
+    """The median CPU milliseconds of each call over the inputs, all calls in turn on each."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for value in inputs:
+        for name, call in calls.items():
+            began = time.process_time()
+            call(value)
+            times[name].append(1000 * (time.process_time() - began))
+    return {name: float(np.median(found)) for name, found in times.items()}
+
+
+def crops_of(detector: Detector, faces: Any, count: int) -> list[Image]:
+    """The first crops (1, S, S, 3) of annotated faces."""
+    box_map, size = detector.box_map("landmarks"), detector.landmarker.crop_size
+    return [
+        cut_crop(f.load_image(), box_map.squares(tight_boxes(f.points))[0], size)[None]
+        for f in list(faces)[:count]
+    ]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--weights")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    sets = {name: read_faces(arguments.data / name, split) for name, split in SPLITS.items()}
+    scenes = read_faces(arguments.data / "scenes", "scene")
+
+    rows: dict[tuple[Any, ...], dict[str, float]] = {}
+    timed = {}
+    for precision, decoder in product(PRECISIONS, DECODERS):
+        for name, faces in sets.items():
+            base = Detector(
+                faces.layout, weights=arguments.weights, precision=precision, decoder=decoder
+            )
+            for flip in FLIPS:
+                detector = base.with_options(refine=0, flip_test=flip)
+                nme = mean_error(evaluate(detector, faces).face_errors)
+                rows.setdefault((precision, decoder, flip), {})[name] = 100 * nme
+                if name == "w300":
+                    timed[precision, decoder, flip] = detector.predict_crops
+                print(precision, decoder, flip, name, f"{100 * nme:.3f}", flush=True)
+    crops = crops_of(Detector(68, weights=arguments.weights), sets["w300"], CROPS)
+    for key, milliseconds in median_times(timed, crops).items():
+        rows[key]["crop"] = milliseconds
+
+    whole: dict[tuple[Any, ...], dict[str, float]] = {}
+    timed = {}
+    base = Detector(68, weights=arguments.weights)
+    for refine, flip in product((0, 1), FLIPS):
+        detector = base.with_options(refine=refine, flip_test=flip)
+        evaluation = evaluate(detector, scenes, boxes="detected")
+        whole[refine, flip] = {"scenes": 100 * mean_error(evaluation.face_errors)}
+        timed[refine, flip] = detector.predict
+    images = [load_image(path) for path in sorted((arguments.data / "scenes/images").iterdir())]
+    for key, milliseconds in median_times(timed, images[:: len(images) // IMAGES]).items():
+        whole[key]["image"] = milliseconds
+
+    headers = ("precision", "decoder", "flip test", *SPLITS, "crop, CPU-ms")
+    cells = [
+        [*map(str, key), *(f"{values[n]:.3f}" for n in SPLITS), f"{values['crop']:.1f}"]
+        for key, values in rows.items()
+    ]
+    print(Table("", headers, cells).markdown())
+    headers = ("refine", "flip test", "scenes", "image, CPU-ms")
+    cells = [
+        [*map(str, key), f"{values['scenes']:.3f}", f"{values['image']:.1f}"]
+        for key, values in whole.items()
+    ]
+    print(Table("", headers, cells).markdown())
+    report = {
+        "weights": base.card.sha256,
+        "runtime": base.runtime.name,
+        "auto precision": base.runtime.precision,
+        "crop": [{"setting": key, **values} for key, values in rows.items()],
+        "image": [{"setting": key, **values} for key, values in whole.items()],
+    }
+    arguments.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
