@@ -132,10 +132,11 @@ MESH478 = Layout(
 )
 register_layout(MESH478)
 
-# Conversions. The 68 points by the vertices that are usually published for them, the 98 points by
-# equal steps along the lines of the mesh, measured on the mean shape. Manual templates of the
-# London and Canada sets of webmorphR.stim (CC-BY-4.0) agree with lids and lips within 1 % of the
-# inter-ocular distance; their jaw lies further out.
+# Conversions: by the vertices that are usually published for the points, and by equal steps along
+# the lines of the mesh, measured on the mean shape. Manual templates of the London and Canada sets
+# of webmorphR.stim (CC-BY-4.0) agree with lids and lips within 1 % of the inter-ocular distance.
+# They tell how far the jaw lies outside of that of the mesh, and where on the outer lips and on the
+# base of the nose the points lie.
 JAW_BEYOND = 0.029
 """Share of the way from the nose's base by which an annotated jaw lies beyond that of the mesh."""
 _NOSE_BASE_MIDDLE = 2
@@ -169,27 +170,30 @@ def _at(first: int, points: Iterable[int | dict[int, float]]) -> dict[int, dict[
     return dict(enumerate(weights, first))
 
 
-_NOSE = (*along(NOSE_BRIDGE, np.linspace(0, 1, 4)), 98, 97, 2)
-_QUARTERS, _SIXTHS = (0.25, 0.5, 0.75), (1 / 6, 1 / 3, 0.5)
+_NOSE = (*along(NOSE_BRIDGE, np.linspace(0, 1, 4)), {98: 0.57, 97: 0.43}, 97, 2)
+_BROW = along(LEFT_BROW_UPPER, np.linspace(0, 1, 5))
+_OUTER_UPPER_LIP = (61, {40: 0.31, 39: 0.69}, 37, 0)
+_OUTER_LOWER_LIP = (17, {181: 0.28, 84: 0.72}, {91: 0.72, 181: 0.28})
+_QUARTERS = (0.25, 0.5, 0.75)
 _TABLES = {
     W300_68: {
         **_at(0, _jaw(9)),
-        **_at(17, LEFT_BROW_UPPER),
+        **_at(17, _BROW),
         **_at(27, _NOSE),
         **_at(36, (33, 160, 158, 133, 153, 144)),
-        **_at(48, (61, 39, 37, 0)),
-        **_at(57, (17, 84, 91)),
+        **_at(48, _OUTER_UPPER_LIP),
+        **_at(57, _OUTER_LOWER_LIP),
         **_at(60, (78, 82, 13)),
         **_at(66, (14, 87)),
     },
     WFLW98: {
         **_at(0, _jaw(17)),
-        **_at(33, (*LEFT_BROW_UPPER, 55, 65, 52, 53)),
+        **_at(33, (*_BROW, 55, 65, 52, 53)),
         **_at(51, _NOSE),
         **_at(60, (33, *along(LEFT_UPPER_LID, _QUARTERS), 133)),
         **_at(65, reversed(along(LEFT_LOWER_LID, _QUARTERS))),
-        **_at(76, (61, *along(OUTER_UPPER_LIP, _SIXTHS))),
-        **_at(85, reversed(along(OUTER_LOWER_LIP, _SIXTHS))),
+        **_at(76, _OUTER_UPPER_LIP),
+        **_at(85, _OUTER_LOWER_LIP),
         **_at(88, (78, *along(INNER_UPPER_LIP, _QUARTERS[:2]))),
         **_at(94, reversed(along(INNER_LOWER_LIP, _QUARTERS[:2]))),
         96: {468: 1.0},
