@@ -84,6 +84,9 @@ class Face:
         correlation: how the errors of points vary together, from the model card; not written by
             `to_dict`. None: unknown, errors count as independent.
         filled: True for a face that `video.track_offline` placed in a frame where none was found.
+        reliability: the probability (0..1) that the mean error of the points is below 8 % of the
+            inter-ocular distance; low for what is no human face. NaN: the model card has no model
+            of it.
     """
 
     points: FloatArray
@@ -97,6 +100,7 @@ class Face:
     image: ImageReference | None = field(default=None, repr=False)
     correlation: ErrorCorrelation | None = field(default=None, repr=False)
     filled: bool = False
+    reliability: float = np.nan
 
     def __post_init__(self) -> None:
         count = self.layout.size
@@ -111,6 +115,7 @@ class Face:
         approximate = self.approximate if len(self.approximate) else np.zeros(count, bool)
         self._freeze("approximate", np.array(approximate, bool))
         object.__setattr__(self, "box_score", float(self.box_score))
+        object.__setattr__(self, "reliability", float(self.reliability))
 
     def _freeze(self, name: str, array: NDArray[Any]) -> None:
         array.flags.writeable = False
@@ -190,6 +195,7 @@ class Face:
             "approximate": np.flatnonzero(self.approximate).tolist(),
             **({} if self.track_id is None else {"track_id": self.track_id}),
             **({"filled": True} if self.filled else {}),
+            **({} if np.isnan(self.reliability) else {"reliability": round(self.reliability, 4)}),
         }
 
     @classmethod
@@ -206,6 +212,7 @@ class Face:
                 approximate=approximate,
                 track_id=values.get("track_id"),
                 filled=values.get("filled", False),
+                reliability=values.get("reliability", np.nan),
             )
         except KeyError as error:
             raise ConfigurationError(f"the dictionary of a face has no {error}") from error
@@ -219,7 +226,17 @@ class Face:
         lines = [f"{x:.3f} {y:.3f}" for x, y in self.points + 1]
         return "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}", ""])
 
-    ROW_FIELDS: ClassVar = ("layout", "point", "name", "x", "y", "score", *_BOX, "box_score")
+    ROW_FIELDS: ClassVar = (
+        "layout",
+        "point",
+        "name",
+        "x",
+        "y",
+        "score",
+        *_BOX,
+        "box_score",
+        "reliability",
+    )
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One flat row per point with the keys `ROW_FIELDS`, for CSV files and data frames."""
@@ -234,6 +251,7 @@ class Face:
                 "score": round(float(score), 4),
                 **box,
                 "box_score": round(self.box_score, 4),
+                "reliability": None if np.isnan(self.reliability) else round(self.reliability, 4),
             }
             for index, ((x, y), score) in enumerate(zip(self.points, self.scores, strict=True))
         ]

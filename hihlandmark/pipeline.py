@@ -23,9 +23,12 @@ from hihlandmark.crop import (
     nearly_same,
     transform_points,
 )
+from hihlandmark.errors import ConfigurationError, is_number
 from hihlandmark.face import Face, Faces, transform_face
 from hihlandmark.face_detection.base import Detections
 from hihlandmark.landmarker import Landmarker
+from hihlandmark.layouts import Layout
+from hihlandmark.reliability import reliability_features
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.threads import default_workers, map_ahead, until_error
 from hihlandmark.weights.card import Calibration
@@ -43,12 +46,14 @@ class Found(NamedTuple, Generic[Key]):
     ``key`` is handed back with the faces. ``image``: (H, W, 3) uint8 RGB; None is allowed where
     there are no boxes, such as for an image that could not be read. ``factor``: by which the image
     is smaller than the original (`image.ReducedImage`), in whose pixels the faces are returned.
+    ``squares``: (F, 4) crop squares of the faces; None: they follow from the boxes.
     """
 
     key: Key
     image: Image | None
     detections: Detections
     factor: int = 1
+    squares: FloatArray | None = None
 
 
 @dataclass
@@ -84,7 +89,8 @@ class Pipeline:
     Attributes:
         landmarker: crops -> points.
         calibration: covariances and masses -> scores.
-        recrop_map: map from the tight box of a face's points to its crop.
+        recrop_map: map from the tight box of the landmarker's points to their crop.
+        layout: of the faces, converted from the landmarker's; None: the same.
         refine: how often, at most, a face is cropped again around its points.
         any_rotation: try each face at four angles first.
         batch_size: crops that are run at once.
@@ -93,11 +99,14 @@ class Pipeline:
     landmarker: Landmarker
     calibration: Calibration
     recrop_map: BoxMap
+    layout: Layout | None = None
     refine: int = 1
     any_rotation: bool = False
     batch_size: int = 4
 
-    def run(self, found: Iterable[Found[Key]], box_map: BoxMap) -> Iterator[tuple[Key, list[Face]]]:
+    def run(
+        self, found: Iterable[Found[Key]], box_map: BoxMap, min_reliability: float = 0.0
+    ) -> Iterator[tuple[Key, list[Face]]]:
         """Find the landmarks of images with boxes.
 
         The crops of all images are pooled into full batches. Images are taken as they are needed
@@ -106,10 +115,31 @@ class Pipeline:
         Args:
             found: images with their boxes.
             box_map: map from these boxes to crops.
+            min_reliability: faces of a lower reliability (0..1) are left out.
 
         Yields:
             The key of each image with its faces, in the order of the images.
+
+        Raises:
+            ConfigurationError: the model card has no reliability, or the limit is not in 0..1.
         """
+        self._check_min_reliability(min_reliability)
+        for key, faces in self._run(found, box_map):
+            yield key, Faces(face for face in faces if not face.reliability < min_reliability)
+
+    def _check_min_reliability(self, limit: float) -> None:
+        if not (is_number(limit) and 0 <= limit <= 1):
+            raise ConfigurationError(f"min_reliability must lie in 0..1, not {limit!r}")
+        if limit and self.calibration.reliability is None:
+            name = self.landmarker.layout.name
+            raise ConfigurationError(
+                f"the weights have no reliability of {name}: leave min_reliability at 0, or fit it "
+                "with benchmarks/fit_reliability.py"
+            )
+
+    def _run(
+        self, found: Iterable[Found[Key]], box_map: BoxMap
+    ) -> Iterator[tuple[Key, list[Face]]]:
         images: deque[_ImageJob[Key]] = deque()
         faces: deque[_FaceJob] = deque()
         held: list[Exception] = []
@@ -127,14 +157,15 @@ class Pipeline:
     def _enqueue(
         self, found: Found[Key], box_map: BoxMap, faces: deque[_FaceJob]
     ) -> _ImageJob[Key]:
-        key, image, detections, factor = found
+        key, image, detections, factor, squares = found
         job = _ImageJob(key, image, [None] * len(detections), factor)
         if not len(detections):
             return job
         assert image is not None  # there are boxes
-        if self.any_rotation:
-            detections = self._best_turns(image, detections, box_map)
-        squares = box_map.squares(detections.boxes, detections.angles)
+        if squares is None:
+            if self.any_rotation:
+                detections = self._best_turns(image, detections, box_map)
+            squares = box_map.squares(detections.boxes, detections.angles)
         rows = zip(squares, detections.boxes, detections.scores, strict=True)
         for index, (square, box, score) in enumerate(rows):
             faces.append(_FaceJob(job, index, square, box, score, crops_left=self.refine))
@@ -200,6 +231,7 @@ class Pipeline:
         interocular = self.landmarker.layout.interocular(points)
         scores = self.calibration.scores(covariance, found.mass, interocular)
         covariance *= self.calibration.covariance_scale
+        reliability = self._reliability(points, covariance, scores, found.mass)
         for i, job in enumerate(batch):
             face = Face(
                 points=points[i].astype(np.float32),
@@ -208,10 +240,23 @@ class Pipeline:
                 box=job.box,
                 box_score=job.box_score,
                 layout=self.landmarker.layout,
+                correlation=self.calibration.error_correlation,
+                reliability=float(reliability[i]),
             )
+            face = face.to_layout(self.layout or face.layout)
             job.owner.faces[job.index] = _enlarge(face, job.owner.factor)
             if job.owner.is_done:
                 job.owner.image = None
+
+    def _reliability(
+        self, points: FloatArray, covariance: FloatArray, scores: FloatArray, mass: FloatArray
+    ) -> FloatArray:
+        """The reliability (N,) of N faces; the arguments are those of `reliability_features`."""
+        model = self.calibration.reliability
+        if model is None:
+            return np.full(len(points), np.nan)
+        layout = self.landmarker.layout
+        return model.probability(reliability_features(points, covariance, scores, mass, layout))
 
     def _to_image(self, batch: list[_FaceJob]) -> FloatArray:
         squares = np.stack([face.square for face in batch])

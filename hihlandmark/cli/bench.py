@@ -33,7 +33,7 @@ def bench(
     from hihlandmark import benchmark
     from hihlandmark.image import load_image
     from hihlandmark.layouts import get_layout
-    from hihlandmark.runtimes.pytorch import resolve_device
+    from hihlandmark.runtimes.torch_devices import resolve_device
     from hihlandmark.writing import write_atomically
 
     if threads:

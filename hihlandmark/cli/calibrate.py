@@ -140,7 +140,9 @@ def calibrate(
             command=f"hihlandmark calibrate {' '.join(options)}",
             **{"faces": summary["faces"]},
         )
-        store_calibration(files, target, detector.layout, report.after, figure)
+        reliability = detector.pipeline.calibration.reliability
+        after = report.after.model_copy(update={"reliability": reliability})
+        store_calibration(files, target, detector.layout, after, figure)
     if diagram is not None:
         draw_reliability(report, diagram, f"{summary['model']}, {summary['split']}")
     if as_json:

@@ -24,6 +24,7 @@ from hihlandmark.cli.options import (
 from hihlandmark.errors import ConfigurationError, DataError, missing_extra
 
 if TYPE_CHECKING:
+    from hihlandmark.arrays import Image
     from hihlandmark.datasets.inspection import SplitContent
 
 app = typer.Typer(
@@ -125,25 +126,32 @@ def show(
     data_format: FormatOption = "auto",
     layout: LayoutNameOption = None,
 ) -> None:
-    """Draw faces with their points, before and after augmentation, onto one contact sheet.
+    """Draw faces with their points onto one contact sheet.
 
-    A row is a face: the stored image, its crop, and augmented crops. Blue points belong to the left
-    side, pink ones to the right, white ones to the middle; red ones are annotated as hidden, or lie
-    outside (drawn at the edge). Points off their features, or blue ones on the right, mean that the
-    annotations or their layout are wrong.
+    Of a result folder of `hihlandmark predict` (json, jsonl or parquet): the faces with the lowest
+    mean scores, lowest first. Of a data set: random faces, before and after augmentation.
+
+    In the latter, a row is a face: the stored image, its crop, and augmented crops. Blue points
+    belong to the left side, pink ones to the right, white ones to the middle; red ones are
+    annotated as hidden, or lie outside (drawn at the edge). Points off their features, or blue ones
+    on the right, mean that the annotations or their layout are wrong.
     """
-    import io
-
-    from PIL import Image
+    import numpy as np
 
     from hihlandmark.crop import CANONICAL_CROP
     from hihlandmark.datasets import read_faces
     from hihlandmark.datasets.augmentation import Augmentation, generator
-    from hihlandmark.datasets.inspection import before_and_after
-    from hihlandmark.writing import write_atomically
+    from hihlandmark.datasets.inspection import Tile, before_and_after, contact_sheet
+    from hihlandmark.io.results import is_result_folder, worst_faces
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigurationError(f"--out {out} must end with .png, .jpg or .webp")
+    if is_result_folder(folder):
+        worst = worst_faces(folder, count, crop_size)
+        tiles = [Tile(each.image, np.zeros((0, 2)), each.caption) for each in worst]
+        _write_image(contact_sheet(tiles, columns=4, tile_size=crop_size), out)
+        print(f"{counted(len(worst), 'face')} with the lowest scores: {out}")
+        return
     augmentation, box_maps = Augmentation(), CANONICAL_CROP
     if configuration is not None:
         with missing_extra("train"):
@@ -156,14 +164,25 @@ def show(
     sheet = before_and_after(
         faces, chosen, changes, box_maps=box_maps, crop_size=crop_size, seed=seed
     )
-    encoded = io.BytesIO()
-    Image.fromarray(sheet).save(encoded, Image.registered_extensions()[out.suffix.lower()])
-    write_atomically(out, encoded.getvalue())
+    _write_image(sheet, out)
     print(f"{len(chosen)} of {counted(len(faces), 'face')}: {out}")
     if faces.skipped:
         print(
             f"{counted(len(faces.skipped), 'sample')} left out; `hihlandmark data info` names them"
         )
+
+
+def _write_image(sheet: Image, path: Path) -> None:
+    import io
+
+    from PIL import Image as PillowImage
+
+    from hihlandmark.writing import write_atomically
+
+    encoded = io.BytesIO()
+    file_format = PillowImage.registered_extensions()[path.suffix.lower()]
+    PillowImage.fromarray(sheet).save(encoded, file_format)
+    write_atomically(path, encoded.getvalue())
 
 
 @app.command()
@@ -264,3 +283,56 @@ def label(
         f"{len(problems)} failed; list in {out}"
     )
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="'CVAT for images 1.1' (XML), or the JSON export of Label Studio.", metavar="FILE"
+        ),
+    ],
+    images: Annotated[Path, typer.Option("--images", help="Folder of the images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for annotations.jsonl.")],
+    split: Annotated[str, typer.Option(help="Split of the faces.")] = "train",
+    layout: LayoutNameOption = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add to an annotations.jsonl that exists.")
+    ] = False,
+) -> None:
+    """Read faces that were mended in CVAT or Label Studio back into annotations.jsonl."""
+    from hihlandmark.datasets.corrections import import_corrections
+
+    done = import_corrections(file, images, out, layout=layout, split=split, append=append)
+    for message in done.left_out:
+        print(f"left out: {message}", file=sys.stderr)
+    print(f"{counted(done.faces, 'face')} in {counted(done.images, 'image')}; list in {out}")
+    raise typer.Exit(1 if done.left_out else 0)
+
+
+@app.command("next")
+def next_(
+    results: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder or file of `hihlandmark predict` or `data label`.", metavar="RESULTS"
+        ),
+    ],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images to list.")] = 20,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Print only the paths, one a line.")
+    ] = False,
+) -> None:
+    """List the images worth labeling first: lowest reliability, then lowest mean score."""
+    from hihlandmark.datasets.corrections import images_to_label
+    from hihlandmark.tables import Table
+
+    found = images_to_label(results)[:count]
+    if paths:
+        print(*(each.image for each in found), sep="\n")
+        return
+    rows = [
+        (each.image, each.faces, f"{each.reliability:.3f}", f"{each.score:.3f}") for each in found
+    ]
+    Table("", ("image", "faces", "reliability", "mean score"), rows).print()

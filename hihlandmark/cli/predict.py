@@ -6,10 +6,11 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,9 +20,20 @@ from hihlandmark.cli import options
 from hihlandmark.errors import ImageError
 
 if TYPE_CHECKING:
-    from hihlandmark.io import Result, ResultFolder
+    from hihlandmark.detector import Detector
+    from hihlandmark.io import Result, ResultFolder, Source
 
-OutputFormat = Literal["json", "pts", "jsonl", "csv", "coco", "parquet", "parquet-points"]
+OutputFormat = Literal[
+    "json",
+    "pts",
+    "jsonl",
+    "csv",
+    "csv-wide",
+    "csv-wide-measures",
+    "coco",
+    "parquet",
+    "parquet-points",
+]
 """The keys of `io.FORMATS`."""
 _PATHS = (
     "Image files, folders, globs, tar and zip archives, Parquet files, URLs (http, s3 and others), "
@@ -29,18 +41,23 @@ _PATHS = (
 )
 _OUT = "Folder for the results; default: JSON lines on stdout."
 _FORMAT = (
-    "json, pts: files per image; jsonl, csv, coco, parquet: files for many images; "
+    "json, pts: files per image; jsonl, csv, coco, parquet: files for many images. csv has a row "
+    "per point, csv-wide per face, csv-wide-measures also head pose and openness; "
     "parquet-points: parquet without covariances."
 )
 _WORKERS = "Threads that read images and find faces; default: one per core, at most eight."
 _SHARD = "2/8: do the second eighth; seven other processes the rest."
+_EXPLAIN = (
+    "Print why faces of one image are found or dropped, and write no results; with --out as a "
+    "drawing, explanation.png, too."
+)
 _ALLOW_MIXED = "Continue in a folder with results of another model, runtime or other options."
 
 
 def predict(
     paths: Annotated[list[str], Argument(metavar="PATH...", help=_PATHS)],
     out: Annotated[Path | None, Option("--out", "-o", help=_OUT)] = None,
-    layout: options.LayoutOption = "98",
+    layout: options.DefaultLayoutOption = None,
     output_format: Annotated[OutputFormat, Option("--format", help=_FORMAT)] = "json",
     draw: Annotated[
         bool, Option("--draw", help="Also write a PNG with the landmarks. Needs --out.")
@@ -62,6 +79,7 @@ def predict(
     min_face: options.MinFaceOption = None,
     min_box_score: options.MinBoxScoreOption = None,
     detection_size: options.DetectionSizeOption = None,
+    min_reliability: options.MinReliabilityOption = 0.0,
     batch_size: options.BatchSizeOption = None,
     flip_test: options.FlipTestOption = True,
     shape_prior: options.ShapePriorOption = True,
@@ -80,6 +98,7 @@ def predict(
         bool, Option("--fail-fast", help="Stop at the first image that cannot be read.")
     ] = False,
     allow_mixed: Annotated[bool, Option("--allow-mixed", help=_ALLOW_MIXED)] = False,
+    explain: Annotated[bool, Option("--explain", help=_EXPLAIN)] = False,
 ) -> None:
     """Find the landmarks of every face in images, folders, archives, tables and URLs.
 
@@ -106,6 +125,9 @@ def predict(
         max_bytes=max_bytes,
     )  # fmt: skip
     sources = find_images(paths, exclude=out, max_bytes=max_bytes)
+    if explain:
+        _explain(detector, sources, out, min_reliability)
+        return
     if by_content:
         sources = (source.stamped_by_content() for source in sources)
     counts = _Counts()
@@ -117,6 +139,7 @@ def predict(
             if out is not None:
                 settings = settings_of(detector) | {"min_face": min_face, "by_content": by_content}
                 limits = {"min_box_score": min_box_score, "detection_size": detection_size}
+                limits["min_reliability"] = min_reliability or None
                 settings |= {name: value for name, value in limits.items() if value is not None}
                 folder = stack.enter_context(
                     ResultFolder(
@@ -132,7 +155,7 @@ def predict(
                 sources = folder.pending(sources)
                 bar = stack.enter_context(options.progress_bar("images"))
                 total = _count_in_background(paths, out)
-            for result in predict_sources(detector, sources, workers):
+            for result in predict_sources(detector, sources, workers, min_reliability):
                 drawing = None
                 if draw and result.error is None:
                     result, drawing = _draw(result, drawn, max_pixels, max_bytes)
@@ -156,8 +179,16 @@ def predict(
         print(_stopped(counts, folder, total.get("images")), file=sys.stderr)
         raise Exit(130) from None
     print(_summary(counts, folder, time.monotonic() - start), file=sys.stderr)
+    if counts.unreliable:
+        print(_unreliable(counts), file=sys.stderr)
     failed_before = folder.failed_before + folder.failed if folder else 0
     raise Exit(1 if counts.failed or failed_before else 0)
+
+
+MIN_RELIABILITY = 0.5
+"""As `reliability.MIN_RELIABILITY`; its import would take time."""
+_NAMED = 5
+"""Images with unreliable faces that the summary names."""
 
 
 @dataclass
@@ -169,6 +200,8 @@ class _Counts:
     faces: int = 0
     failed: int = 0
     skipped: int = 0
+    unreliable: int = 0
+    doubtful: list[str] = field(default_factory=list)
 
     @property
     def all(self) -> int:
@@ -181,10 +214,47 @@ class _Counts:
             self.images += 1
             self.faces += len(result.faces)
             self.without_face += not result.faces
+            low = sum(face.reliability < MIN_RELIABILITY for face in result.faces)
+            self.unreliable += low
+            if low and len(self.doubtful) <= _NAMED:
+                self.doubtful.append(result.source.path)
         elif result.source.is_skipped:
             self.skipped += 1
         else:
             self.failed += 1
+
+
+def _unreliable(counts: _Counts) -> str:
+    """The line on faces of low reliability, which names the first images with any."""
+    names = [*counts.doubtful[:_NAMED], *(["..."] if len(counts.doubtful) > _NAMED else [])]
+    return (
+        f"unreliable, below {MIN_RELIABILITY:g}: {options.counted(counts.unreliable, 'face')}, in "
+        f"{', '.join(names)}; `hihlandmark data next` sorts images by reliability"
+    )
+
+
+def _explain(
+    detector: Detector, sources: Iterable[Source], out: Path | None, min_reliability: float
+) -> None:
+    """Print the explanation of the one image."""
+    from hihlandmark.draw import encode_png
+    from hihlandmark.writing import write_atomically
+
+    listed = list(islice(sources, 2))
+    if len(listed) != 1:
+        raise BadParameter("--explain: give one image")
+    target = None if out is None else out / "explanation.png"
+    if target is not None and target.exists():
+        raise BadParameter(f"--explain: {target} exists already, choose another --out")
+    image = listed[0].load(**detector.limits)
+    explanation = detector.explain(image, min_reliability=min_reliability or MIN_RELIABILITY)
+    if explanation.candidates:
+        explanation.table().print()
+    else:
+        print("no candidate: the face detector finds nothing that resembles a face")
+    if target is not None:
+        write_atomically(target, encode_png(explanation.draw()))
+        print(f"drawing: {target}")
 
 
 def _stopped(counts: _Counts, folder: ResultFolder | None, total: int | None) -> str:

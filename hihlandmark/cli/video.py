@@ -31,7 +31,7 @@ def video(
     points: Annotated[
         Path | None, Option(help="File for the faces of every frame, .jsonl or .parquet.")
     ] = None,
-    layout: options.LayoutOption = "98",
+    layout: options.DefaultLayoutOption = None,
     model: options.ModelOption = "hih-small",
     weights: options.WeightsOption = None,
     device: options.DeviceOption = "auto",
@@ -44,10 +44,10 @@ def video(
     batch_size: options.BatchSizeOption = None,
     any_rotation: options.AnyRotationOption = False,
     shape_prior: options.ShapePriorOption = True,
-    flip_test: options.FlipTestOption = True,
+    flip_test: options.FlipTestOption = False,
     max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,
     max_bytes: options.MaxBytesOption = options.MAX_BYTES,
-    detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 10,
+    detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 25,
     smooth: Annotated[bool, Option(help="Smooth the points.")] = True,
     offline: Annotated[bool, Option("--offline", help=_OFFLINE)] = False,
     frames: Annotated[int | None, Option(min=1, help="Stop after this many frames.")] = None,

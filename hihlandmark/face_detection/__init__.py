@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.any_rotation import AnyRotationFaceDetector
+from hihlandmark.face_detection.auto_size import AutoSizeFaceDetector
 from hihlandmark.face_detection.base import Detections, FaceDetector
 from hihlandmark.face_detection.blazeface import BlazeFaceDetector
 from hihlandmark.face_detection.boxes import (
@@ -21,6 +23,7 @@ from hihlandmark.runtimes.devices import AnyDevice
 __all__ = [
     "FACE_DETECTORS",
     "AnyRotationFaceDetector",
+    "AutoSizeFaceDetector",
     "BlazeFaceDetector",
     "CenterFaceDetector",
     "Detections",
@@ -57,7 +60,7 @@ def make_face_detector(
     *,
     device: str | AnyDevice = "auto",
     runtime: str = "auto",
-    detection_size: int | None = None,
+    detection_size: int | Literal["auto"] | None = None,
     min_face: float | None = None,
     min_score: float | None = None,
 ) -> FaceDetector:
@@ -68,7 +71,8 @@ def make_face_detector(
         device: where its networks run.
         runtime: what runs its networks, see `Detector`.
         detection_size: longest side in pixels of the image that is searched. None, here and for the
-            other options: the default of the face detector.
+            other options: the default of the face detector. "auto", also for objects: the default,
+            and once more, larger or with a border, where nothing is found.
         min_face: side in pixels of the smallest face wanted.
         min_score: the confidence threshold of its boxes, 0..1.
 
@@ -76,6 +80,11 @@ def make_face_detector(
         ConfigurationError: the name is unknown, the object is not a `FaceDetector`, or an option is
             out of range or given together with an object.
     """
+    if detection_size == "auto":
+        made = make_face_detector(
+            detector, device=device, runtime=runtime, min_face=min_face, min_score=min_score
+        )
+        return AutoSizeFaceDetector(made)
     options = {"detection_size": detection_size, "min_face": min_face, "min_score": min_score}
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(detector, str):

@@ -118,6 +118,7 @@ def given_five_points(
     if detections is not None and len(detections) != len(array):
         raise ConfigurationError(f"{len(detections)} boxes, but five_points of {len(array)} faces")
     height, width = image_shape[:2]
+    lowest, highest = array.min(axis=2), (array - (width, height)).max(axis=2)
     # In this order, because each check assumes that the earlier ones have passed.
     problems = {
         "have a number that is not finite": lambda: ~np.isfinite(array).all(axis=(1, 2)),
@@ -125,8 +126,8 @@ def given_five_points(
             np.ptp(array, axis=1).max(axis=1) <= 1
         ),
         f"lie outside of the image of {width} x {height} pixels": lambda: (
-            ~((array > -0.5) & (array < np.array([width, height]) - 0.5)).all(axis=2).any(axis=1)
-        ),
+            (lowest <= -0.5) | (highest >= -0.5)
+        ).all(axis=1),
         "have left and right swapped; left is left in the image": lambda: (
             _misfit(array) > 4 * _misfit(array[:, FIVE.mirror])
         ),
@@ -145,9 +146,7 @@ def _misfit(five_points: FloatArray) -> FloatArray:
     return np.asarray(((fitted - FIVE.mean_shape) ** 2).sum(axis=2).mean(axis=1))
 
 
-def _to_array(
-    values: Any, name: str, shape: tuple[int, ...], meaning: str
-) -> NDArray[np.float32]:
+def _to_array(values: Any, name: str, shape: tuple[int, ...], meaning: str) -> NDArray[np.float32]:
     """Values as (F, *shape) float32; numbers too large for it become infinite."""
     if hasattr(values, "detach"):  # a tensor, perhaps of a GPU or with gradients
         values = values.detach().cpu().double().numpy()

@@ -32,6 +32,7 @@ from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import BoxMap
 from hihlandmark.errors import WeightsError
 from hihlandmark.layouts import Contour, Layout
+from hihlandmark.reliability import Reliability
 from hihlandmark.uncertainty import ErrorCorrelation
 
 SCHEMA = 2
@@ -167,7 +168,8 @@ class Calibration(_Part):
     its peak. Without ``knots`` the score is p. ``knots`` are up to `MAX_KNOTS` rising pairs
     (p, score): the score is interpolated between them, and constant beyond the first and the last.
 
-    ``correlation``: how the errors of points vary together; None: unknown.
+    ``correlation``: how the errors of points vary together; None: unknown. ``reliability``: model
+    of `Face.reliability`; None: it is NaN.
     """
 
     bias: Number = 0.0
@@ -176,6 +178,7 @@ class Calibration(_Part):
     covariance_scale: PositiveNumber = 1.0
     knots: Annotated[Knots, Field(max_length=MAX_KNOTS), AfterValidator(_check_rising)] = ()
     correlation: Correlation | None = None
+    reliability: Reliability | None = None
 
     @cached_property
     def error_correlation(self) -> ErrorCorrelation | None:
@@ -372,6 +375,14 @@ class ModelCard(_Part):
                 f"The model card's field {field!r} is wrong: {first['msg']}, not "
                 f"{first['input']!r:.80}"
             ) from error
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the layouts that the network predicts, auxiliary ones last."""
+        return [
+            *self.configuration["layouts"],
+            *self.configuration.get("auxiliary_layouts", ()),
+        ]
 
     @property
     def is_symmetric(self) -> bool:

@@ -1,0 +1,327 @@
+"""Annotations mended in CVAT and Label Studio, and which images to label first.
+
+Reads what was made of the exports of `io.connectors.to_cvat` and `to_label_studio`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree import ElementTree
+
+import numpy as np
+
+from hihlandmark.datasets.project import ANNOTATIONS
+from hihlandmark.errors import DataError
+from hihlandmark.layouts import LAYOUTS, Layout, get_layout
+from hihlandmark.writing import write_atomically
+
+DECIMALS = 2
+"""Of a pixel, as CVAT writes them."""
+_UPLOAD = re.compile(r"[0-9a-f]{8}-")  # in front of the names of files uploaded to Label Studio
+
+
+class MendedFace(NamedTuple):
+    """The points of one face by name, in pixels with the center of the top-left one at (0, 0).
+
+    ``image``: as the tool names it. ``hidden``: names of points marked as covered.
+    """
+
+    image: str
+    points: Mapping[str, tuple[float, float]]
+    hidden: frozenset[str] = frozenset()
+
+
+class Imported(NamedTuple):
+    """Numbers of images and faces that were imported, and a message for each that was not."""
+
+    images: int
+    faces: int
+    left_out: list[str]
+
+
+def import_corrections(
+    file: Path,
+    images: Path,
+    out: Path,
+    *,
+    layout: int | str | Layout | None = None,
+    split: str = "train",
+    append: bool = False,
+) -> Imported:
+    """Write the faces of a file of CVAT or Label Studio as ``annotations.jsonl``.
+
+    Args:
+        file: "CVAT for images 1.1" (XML), or the JSON export of Label Studio.
+        images: folder of the images, which are not moved.
+        out: folder for ``annotations.jsonl``, in which the images are relative to it.
+        layout: of the points; None: the smallest layout that has all their names.
+        split: of all faces.
+        append: add to an ``annotations.jsonl`` that exists.
+
+    Raises:
+        DataError: the file cannot be read or has no usable face; or ``out`` has annotations
+            already, without ``append`` or of one of these images.
+    """
+    target = out / ANNOTATIONS
+    if target.exists() and not append:
+        raise DataError(f"{target} exists already: choose another folder, or append to it")
+    faces = read_corrections(file)
+    known = get_layout(layout) if layout is not None else _layout_of(faces, file)
+    files = _ImageFiles(images)
+    left_out: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for face in faces:
+        path = files.find(face.image)
+        unknown = sorted(face.points.keys() - set(known.point_names))
+        if path is None:
+            left_out.append(f"{face.image}: there is no such image in {images}")
+        elif unknown:
+            left_out.append(f"{face.image}: {known.name} has no point {unknown[0]!r}")
+        else:
+            name = Path(os.path.relpath(path, out)).as_posix()
+            rows.append({"image": name, "split": split, **_columns(face, known)})
+    left_out = list(dict.fromkeys(left_out))
+    if not rows:
+        reason = left_out[0] if left_out else "nothing was annotated in it"
+        raise DataError(f"{file} has no face that can be used: {reason}")
+    old = target.read_bytes() if target.exists() else b""
+    _refuse_repeated(target, old, {row["image"] for row in rows})
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    write_atomically(target, old + (b"\n" if old and not old.endswith(b"\n") else b"") + lines)
+    return Imported(len({row["image"] for row in rows}), len(rows), left_out)
+
+
+def read_corrections(file: Path) -> list[MendedFace]:
+    """The faces in a file of CVAT (XML) or Label Studio (JSON). Raises `DataError`."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {file}: {reason}") from error
+    try:
+        if text.lstrip().startswith("<"):
+            return list(_faces_of_cvat(text))
+        return list(_faces_of_label_studio(text))
+    except (ElementTree.ParseError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{file} is no 'CVAT for images 1.1' and no JSON export of Label Studio: {error!r}"
+        ) from error
+
+
+def _faces_of_cvat(text: str) -> Iterator[MendedFace]:
+    """CVAT counts from the corner of the image, not from the center of its first pixel."""
+    root = ElementTree.fromstring(text)
+    if root.tag != "annotations":
+        raise ValueError(f"the root is <{root.tag}>, not <annotations>")
+    for image in root.iter("image"):
+        for skeleton in image.iter("skeleton"):
+            points, hidden = {}, set()
+            for point in skeleton.iter("points"):
+                if point.get("outside") == "1":
+                    continue
+                x, y = map(float, point.attrib["points"].split(","))
+                points[point.attrib["label"]] = x - 0.5, y - 0.5
+                if point.get("occluded") == "1":
+                    hidden.add(point.attrib["label"])
+            if points:
+                yield MendedFace(image.attrib["name"], points, frozenset(hidden))
+
+
+def _faces_of_label_studio(text: str) -> Iterator[MendedFace]:
+    """The last annotation of each task. Predictions that nobody has accepted are no annotations."""
+    for task in json.loads(text):
+        done = [each for each in task["annotations"] if not each.get("was_cancelled")]
+        if not done:
+            continue
+        last = max(done, key=lambda each: each.get("updated_at") or "")
+        for points in _grouped(last["result"]):
+            yield MendedFace(task["data"]["image"], points)
+
+
+def _grouped(results: Iterable[Mapping[str, Any]]) -> list[dict[str, tuple[float, float]]]:
+    """The points of each face: those of one ``parentID``, or without one, up to a repeated label.
+
+    Points without a parent beside points with one were added by hand: they belong to the face that
+    lacks them, and of several to the one that is nearest.
+    """
+    faces: dict[str, dict[str, tuple[float, float]]] = {}
+    loose: list[tuple[str, tuple[float, float]]] = []
+    for result in results:
+        if result.get("type") != "keypointlabels":
+            continue
+        value = result["value"]
+        size = np.array([result["original_width"], result["original_height"]])
+        x, y = (np.array([value["x"], value["y"]]) / 100 * size - 0.5).tolist()
+        (label,) = value["keypointlabels"]
+        if result.get("parentID"):
+            faces.setdefault(result["parentID"], {})[label] = x, y
+        else:
+            loose.append((label, (x, y)))
+    grouped = list(faces.values())
+    for label, point in loose:
+        lacking = [face for face in grouped if label not in face]
+        if faces and lacking:
+            distance = [np.hypot(*np.subtract(_middle(face), point)) for face in lacking]
+            lacking[int(np.argmin(distance))][label] = point
+        elif grouped and label not in grouped[-1]:
+            grouped[-1][label] = point
+        else:
+            grouped.append({label: point})
+    return grouped
+
+
+def _middle(face: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    x, y = np.mean(list(face.values()), axis=0)
+    return float(x), float(y)
+
+
+def _layout_of(faces: Sequence[MendedFace], file: Path) -> Layout:
+    """The smallest layout with the names of all points."""
+    names = {name for face in faces for name in face.points}
+    fitting = [known for known in LAYOUTS.values() if names <= set(known.point_names)]
+    if not names or not fitting:
+        raise DataError(
+            f"{file} has no face whose points are named as those of a layout: give the layout, or "
+            "label the points with its names"
+        )
+    return min(fitting, key=lambda known: known.size)
+
+
+def _columns(face: MendedFace, layout: Layout) -> dict[str, Any]:
+    """``points``, null for those that were not annotated, and ``visible`` where some are hidden."""
+    points = [
+        [round(value, DECIMALS) for value in face.points[name]] if name in face.points else None
+        for name in layout.point_names
+    ]
+    if not face.hidden:
+        return {"points": points}
+    return {"points": points, "visible": [n not in face.hidden for n in layout.point_names]}
+
+
+class _ImageFiles:
+    """Finds the files of images that a tool names by path, URL or upload."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, name: str) -> Path | None:
+        """The longest end of the path or URL that is a file in the folder; None: there is none."""
+        url = urlsplit(name)
+        # Label Studio serves local files as /data/local-files/?d=PATH.
+        local = parse_qs(url.query).get("d")
+        texts = [local[0]] if local else [name, unquote(url.path)]
+        for text in texts:
+            parts = [part for part in PurePosixPath(text).parts if part not in ("/", "..")]
+            for start in range(len(parts)):
+                path = self.folder.joinpath(*parts[start:])
+                uploaded = path.with_name(_UPLOAD.sub("", path.name, count=1))
+                for candidate in (path, uploaded):
+                    if candidate.is_file():
+                        return candidate
+        return None
+
+
+def _refuse_repeated(target: Path, old: bytes, images: set[str]) -> None:
+    """Raise `DataError` where an image has lines already: its faces would count twice."""
+    for line in old.decode("utf-8", "replace").splitlines():
+        try:
+            image = json.loads(line).get("image")
+        except (ValueError, AttributeError):
+            continue  # `data info` names it
+        if image in images:
+            raise DataError(
+                f"{target} has lines of {image} already: remove them, or choose another folder"
+            )
+
+
+# Which images to label first
+
+
+class Candidate(NamedTuple):
+    """An image to label: its number of faces, and the values of the worst of them."""
+
+    image: str
+    faces: int
+    reliability: float
+    score: float
+
+
+def images_to_label(results: Path) -> list[Candidate]:
+    """The images of results, those first whose worst face has the lowest reliability.
+
+    Faces of equal or unknown reliability (NaN) are ordered by their mean score. Images without a
+    face are left out.
+
+    Args:
+        results: folder of `hihlandmark predict` (json, jsonl, csv or parquet), or one of its files,
+            or ``annotations.jsonl`` of `hihlandmark data label`.
+
+    Raises:
+        DataError: there are no such results.
+    """
+    files = [results] if results.is_file() else sorted(results.rglob("*"))
+    readers = {".json": _json_faces, ".jsonl": _json_faces, ".csv": _csv_faces}
+    readers[".parquet"] = _parquet_faces
+    found: dict[str, list[tuple[float, float]]] = {}
+    for file in files:
+        reader = readers.get(file.suffix.lower())
+        if reader is None or file.name.endswith(".coco.json") or not file.is_file():
+            continue
+        try:
+            for image, reliability, score in reader(file):
+                found.setdefault(image, []).append((reliability, score))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} holds no results of hihlandmark predict: {error!r}") from error
+    if not found:
+        raise DataError(f"{results} has no results with faces as json, jsonl, csv or parquet")
+    candidates = []
+    for image, faces in found.items():
+        reliability, score = min(faces, key=_order)
+        candidates.append(Candidate(image, len(faces), reliability, score))
+    return sorted(candidates, key=lambda each: _order((each.reliability, each.score)))
+
+
+def _order(face: tuple[float, float]) -> tuple[float, float]:
+    reliability, score = face
+    return (1.0 if np.isnan(reliability) else reliability), score
+
+
+def _number(value: Any) -> float:
+    return np.nan if value in (None, "") else float(value)
+
+
+_Rated = Iterator[tuple[str, float, float]]
+
+
+def _json_faces(file: Path) -> _Rated:
+    """Image, reliability and mean score of each face; also of lines of ``annotations.jsonl``."""
+    for line in file.read_text("utf-8").splitlines():
+        record = json.loads(line) if line.strip() else {}
+        for face in record.get("faces", [record] if "scores" in record else []):
+            score = float(np.mean(face["scores"]))
+            yield record["image"], _number(face.get("reliability")), score
+
+
+def _csv_faces(file: Path) -> _Rated:
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = (row for row in csv.DictReader(lines) if row["face"])
+        for (image, _), points in groupby(rows, key=lambda row: (row["image"], row["face"])):
+            listed = list(points)
+            score = float(np.mean([float(row["score"]) for row in listed]))
+            yield image, _number(listed[0].get("reliability")), score
+
+
+def _parquet_faces(file: Path) -> _Rated:
+    from hihlandmark.io.sources import require_pyarrow
+
+    for row in require_pyarrow().parquet.read_table(file).to_pylist():
+        if row["face"] is not None:
+            yield row["image"], _number(row.get("reliability")), float(np.mean(row["scores"]))

@@ -1,0 +1,118 @@
+"""Reliability of a face: the probability that its points are about right, all together.
+
+Applied here; fitted by benchmarks/fit_reliability.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, model_validator
+
+from hihlandmark.arrays import FloatArray
+from hihlandmark.crop import similarities, transform_points
+from hihlandmark.layouts import Layout
+
+RELIABLE_ERROR = 0.08
+"""A face is reliable if the mean error of its points is below this many inter-ocular distances."""
+MIN_RELIABILITY = 0.5
+"""Faces below are named as unreliable by `hihlandmark predict`, and are best refused."""
+
+REGIONS = ("jaw", "eyebrow", "eye", "nose", "lip")
+"""Parts of a face are joined by what their names contain."""
+
+_Number = Annotated[StrictFloat, Field(ge=-1e6, le=1e6)]
+
+
+class Reliability(BaseModel):
+    """A logistic model: ``sigmoid(bias + weights . (features - mean) / std)``.
+
+    Attributes:
+        mean: of the K `reliability_features`.
+        std: of the features.
+        weights: of the standardized features.
+        bias: the constant.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    mean: tuple[_Number, ...]
+    std: tuple[Annotated[StrictFloat, Field(gt=0, le=1e6)], ...]
+    weights: tuple[_Number, ...]
+    bias: _Number
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Reliability:
+        if not len(self.mean) == len(self.std) == len(self.weights):
+            raise ValueError("mean, std and weights must have as many numbers")
+        return self
+
+    def probability(self, features: FloatArray) -> FloatArray:
+        """The reliabilities (N,) in 0..1 of features (N, K)."""
+        standardized = (features - self.mean) / np.array(self.std)
+        logit = self.bias + standardized.clip(-LARGEST, LARGEST) @ np.array(self.weights)
+        return np.asarray((1 + np.tanh(logit / 2)) / 2)
+
+
+LARGEST = 5.0
+"""Standardized features are clipped to this: beyond, no face was seen in the fit."""
+
+
+def reliability_features(
+    points: FloatArray,
+    covariance: FloatArray,
+    scores: FloatArray,
+    mass: FloatArray,
+    layout: Layout,
+) -> FloatArray:
+    """What the reliability of N faces follows from: (N, K), where K depends on the layout.
+
+    They are the uncertainty of all points and of those of each region, and the shape and place of
+    each part in the frame of the mean shape: a drawing may look certain, but has other proportions.
+    None depends on size, place and rotation of the face.
+
+    Args:
+        points: (N, P, 2) in pixels.
+        covariance: (N, P, 2, 2), calibrated, in squared pixels.
+        scores: (N, P) in 0..1.
+        mass: (N, P) in 0..1.
+        layout: of the points.
+    """
+    interocular = np.maximum(layout.interocular(points), 1e-6)
+    deviation = np.sqrt(np.trace(covariance, axis1=-2, axis2=-1)) / interocular[:, None]
+    mass = mass.clip(1e-4, 1 - 1e-4)
+    odds = np.log(mass / (1 - mass))
+    aligned = transform_points(similarities(points, layout.mean_shape), points)
+    unit = layout.interocular(layout.mean_shape)
+    distance = np.sqrt(np.square(aligned - layout.mean_shape).sum(axis=-1).mean(axis=-1)) / unit
+    centered = points - points.mean(axis=1, keepdims=True)
+    size = np.sqrt(np.square(centered).sum(axis=-1).mean(axis=-1))
+    columns = [
+        _log(deviation.mean(axis=1)),
+        _log(np.quantile(deviation, 0.9, axis=1)),
+        scores.mean(axis=1),
+        np.quantile(scores, 0.1, axis=1),
+        odds.mean(axis=1),
+        np.quantile(odds, 0.1, axis=1),
+        _log(distance),
+        _log(interocular / size.clip(1e-6)),
+    ]
+    for region in REGIONS:
+        used = [i for name, part in layout.parts.items() if _is_of(name, region) for i in part]
+        if used:
+            columns += [_log(deviation[:, used]).mean(axis=1), odds[:, used].mean(axis=1)]
+    for part in layout.parts.values():
+        shape = aligned[:, list(part)] / unit
+        columns += [*shape.mean(axis=1).T]
+        if len(part) > 2:
+            columns += [*_log(shape.std(axis=1), 1e-3).T]
+    return np.stack(columns, axis=1)
+
+
+def _is_of(part: str, region: str) -> bool:
+    return region in part and not (region == "eye" and "eyebrow" in part)
+
+
+def _log(values: FloatArray, smallest: float = 1e-6) -> FloatArray:
+    return np.asarray(np.log(np.maximum(values, smallest)))

@@ -1,0 +1,170 @@
+"""Faces mended in other tools, read back, and which images to label first."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hihlandmark import DataError, Face
+from hihlandmark.cli import app
+from hihlandmark.datasets import read_faces
+from hihlandmark.datasets.corrections import images_to_label, import_corrections
+from hihlandmark.io import Result, Source
+from hihlandmark.io.connectors import to_cvat, to_label_studio
+from hihlandmark.layouts import COFW29, W300_68
+
+SIZE = 200, 160
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
+    for name in ("a/1.png", "2.png"):
+        Image.new("RGB", SIZE).save(folder / name)
+    return folder
+
+
+def face(layout=W300_68, shift=0.0, score=0.9):
+    points = 40 + 15 * np.asarray(layout.mean_shape) / np.ptp(layout.mean_shape) + shift
+    covariance = np.tile(np.eye(2), (layout.size, 1, 1))
+    return Face(points, np.full(layout.size, score), covariance, (30, 30, 80, 80), 0.9, layout)
+
+
+def source(name):
+    return Source(path=name, name=name, stamp="")
+
+
+def task(faces, image, **annotation):
+    """A task of Label Studio as it is exported after its prediction was accepted."""
+    made = to_label_studio(faces, SIZE, image)
+    annotation = {"result": made["predictions"][0]["result"]} | annotation
+    return {"data": made["data"], "annotations": [annotation]}
+
+
+def points_in(folder):
+    return [each.points for each in read_faces(folder, "train")]
+
+
+def test_cvat_comes_back_with_hidden_and_missing_points(tmp_path, images):
+    faces = [face(), face(shift=60)]
+    text = to_cvat(
+        [Result(source("a/1.png"), faces, SIZE), Result(source("2.png"), faces[:1], SIZE)]
+    )
+    text = text.replace('occluded="0"', 'occluded="1"', 1)
+    last = text.rindex('outside="0"')
+    (tmp_path / "mended.xml").write_text(text[:last] + 'outside="1"' + text[last + 11 :])
+    done = import_corrections(tmp_path / "mended.xml", images, tmp_path / "out")
+    assert (done.images, done.faces, done.left_out) == (2, 3, [])
+    read = read_faces(tmp_path / "out", "train")
+    assert read.layout == "W300_68"
+    assert read[0].load_image().shape == (160, 200, 3)
+    for found, expected in zip(read, [*faces, faces[0]], strict=True):
+        known = np.isfinite(found.points[:, 0])
+        assert np.abs(found.points - expected.points)[known].max() < 0.02
+    assert not read[0].visible[0]
+    assert read[0].visible[1:].all()
+    assert np.isnan(read[2].points).any(axis=1).sum() == 1
+
+
+@pytest.mark.parametrize("form", ["grouped", "plain"])
+@pytest.mark.parametrize("layout", [W300_68, COFW29])
+def test_label_studio_comes_back_in_both_forms(tmp_path, images, form, layout):
+    faces = [face(layout), face(layout, shift=60)]
+    tasks = [task(faces, "http://host/data/upload/3/0a1b2c3d-2.png")]
+    if form == "plain":  # the points of one face follow those of the other
+        for result in (results := tasks[0]["annotations"][0]["result"]):
+            result.pop("parentID", None)
+        results[:] = [result for result in results if result["type"] == "keypointlabels"]
+    (tmp_path / "mended.json").write_text(json.dumps(tasks))
+    import_corrections(tmp_path / "mended.json", images, tmp_path / "out")
+    read = read_faces(tmp_path / "out", "train")
+    assert read.layout == layout.name
+    for found, expected in zip(read, faces, strict=True):
+        np.testing.assert_allclose(found.points, expected.points, atol=0.01)
+
+
+def test_a_point_added_by_hand_joins_the_face_that_lacks_it(tmp_path, images):
+    faces = [face(), face(shift=60)]
+    tasks = [task(faces, "/data/local-files/?d=some/where/a/1.png")]
+    results = tasks[0]["annotations"][0]["result"]
+    del next(r for r in reversed(results) if r["type"] == "keypointlabels")["parentID"]
+    (tmp_path / "mended.json").write_text(json.dumps(tasks))
+    import_corrections(tmp_path / "mended.json", images, tmp_path / "out")
+    np.testing.assert_allclose(points_in(tmp_path / "out")[1], faces[1].points, atol=0.01)
+
+
+def test_only_the_last_valid_annotation_of_a_task_counts(tmp_path, images):
+    old, new = face(), face(shift=10)
+    tasks = [task([old], "2.png", updated_at="2026-01-01T00:00:00Z"), task([old], "a/1.png")]
+    tasks[0]["annotations"] += task([new], "", updated_at="2026-01-02T00:00:00Z")["annotations"]
+    tasks[1]["annotations"][0]["was_cancelled"] = True
+    (tmp_path / "mended.json").write_text(json.dumps(tasks))
+    assert import_corrections(tmp_path / "mended.json", images, tmp_path / "out").faces == 1
+    np.testing.assert_allclose(points_in(tmp_path / "out")[0], new.points, atol=0.01)
+
+
+def test_annotations_are_kept_unless_appending_is_chosen(tmp_path, images):
+    def mended(name):
+        path = tmp_path / "mended.xml"
+        path.write_text(to_cvat([Result(source(name), [face()], SIZE)]))
+        return path
+
+    out = tmp_path / "out"
+    import_corrections(mended("2.png"), images, out)
+    first = (out / "annotations.jsonl").read_bytes()
+    with pytest.raises(DataError, match="exists"):
+        import_corrections(mended("a/1.png"), images, out)
+    with pytest.raises(DataError, match="already"):
+        import_corrections(mended("2.png"), images, out, append=True)
+    assert (out / "annotations.jsonl").read_bytes() == first
+    import_corrections(mended("a/1.png"), images, out, append=True)
+    assert (out / "annotations.jsonl").read_bytes().startswith(first)
+    assert len(points_in(out)) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", "<html/>", "<annotations>", "[]"])
+def test_other_files_are_refused(tmp_path, images, text):
+    (tmp_path / "other").write_text(text)
+    with pytest.raises(DataError, match="other"):
+        import_corrections(tmp_path / "other", images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_images_are_named(tmp_path, images):
+    results = [Result(source(name), [face()], SIZE) for name in ("2.png", "../../none.png")]
+    (tmp_path / "mended.xml").write_text(to_cvat(results))
+    arguments = ["data", "import", str(tmp_path / "mended.xml"), "--images", str(images)]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "1 face in 1 image" in done.output
+    assert "none.png" in done.output
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "parquet"])
+def test_the_least_reliable_images_come_first(tmp_path, suffix):
+    from dataclasses import replace
+
+    from hihlandmark.io import FORMATS
+
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    rated = {
+        "good.png": [face(score=0.9)],
+        "bad.png": [replace(face(score=0.9), reliability=0.9), replace(face(), reliability=0.1)],
+        "poor.png": [face(score=0.3)],
+        "none.png": [],
+    }
+    results = [Result(source(name), faces, SIZE) for name, faces in rated.items()]
+    if suffix == "json":
+        for result in results:
+            (tmp_path / f"{result.source.name}.json").write_bytes(
+                FORMATS["json"].of_image(result)[".json"]
+            )
+    else:
+        (tmp_path / f"part.{suffix}").write_bytes(FORMATS[suffix].of_many(results))
+    assert [each.image for each in images_to_label(tmp_path)] == ["bad.png", "poor.png", "good.png"]
+    listed = CliRunner().invoke(app, ["data", "next", str(tmp_path), "--paths", "-n", "1"])
+    assert listed.output == "bad.png\n"
