@@ -99,7 +99,6 @@ class BoxMap:
         center = rotate_points(squares[:, None, :2], angles)[:, 0]
         return np.concatenate([center, squares[:, 2:3], angles[:, None]], axis=1)
 
-
     def squares_of_five(self, five_points: FloatArray, upright: FloatArray) -> FloatArray:
         """Crop squares (F, 4) of five points (F, 5, 2), of kind "five_points".
 
@@ -180,6 +179,9 @@ CANONICAL_CROP: dict[str, BoxMap] = {
     "mtcnn": BoxMap((0.0095, 0.1361), 1.1103),
     "centerface": BoxMap((-0.0081, 0.1233), 1.0888),
     "blazeface": BoxMap((0.003, 0.1039), 1.2623),
+    "dlib": BoxMap((0.0417, 0.0852), 1.3969),
+    "mediapipe": BoxMap((0.0032, 0.1017), 1.2556),
+    "five_points": BoxMap((0.0, 0.1703), 3.04),
 }
 """Maps from each kind of box to the crop that our networks are trained on: the one table.
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,13 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from hihlandmark.arrays import Image
-from hihlandmark.crop import crop_matrix, cut_crop, resize_matrix, square_around
+from hihlandmark.crop import (
+    crop_matrix,
+    cut_crop,
+    resize_matrix,
+    square_around,
+    tight_boxes,
+)
 from hihlandmark.draw import draw_faces, encode_png
 from hihlandmark.errors import ConfigurationError, HihlandmarkError, ImageError, missing_extra
 from hihlandmark.face import Face, transform_face
@@ -49,6 +56,14 @@ HEIGHT = 560  # of the image and of the enlarged face on the page
 NUMBERS_FROM = 300  # smallest face whose point numbers can be read
 MAX_ENLARGED = 20  # number of faces; all are in the table and the downloads
 DELETE_CACHE = (60, 600)  # seconds between deletions, and the age of deleted files
+
+# What is cut out of the astronaut: a square as in `crop`, and the side of the image in pixels.
+EXAMPLES: dict[str, tuple[tuple[float, ...], int]] = {
+    "Astronaut": ((255.5, 255.5, 512, 0), 512),
+    "Tilted": ((215, 160, 300, -0.44), 400),
+    "Small": ((255.5, 255.5, 512, 0), 160),
+    "Cropped": ((265, 125, 130, 0), 400),
+}
 
 NO_FACE = (
     "no face found. Try a larger or sharper image: a face must be at least 20 pixels wide, "
@@ -92,15 +107,31 @@ class Prediction:
         for number, face in enumerate(self.faces, 1):
             lowest = int(np.argmin(face.scores))
             name = face.layout.point_names[lowest].replace("_", " ")
-            angles = [f"{angle:.0f}°" for angle in head_pose(face, self.size)]
+            yaw, pitch, roll, _ = head_pose(face, self.size)
+            # A whole number: -0.3 is 0, not -0.
+            angles = [f"{round(each.value)}°" for each in (yaw, pitch, roll)]
             score = f"{face.scores[lowest]:.2f}: {name} (number {lowest})"
             rows.append([str(number), f"{face.scores.mean():.2f}", score, *angles])
         return rows
 
 
 def note(text: str) -> str:
-    """A paragraph of escaped text that screen readers announce."""
-    return f'<p role="status">{escape(text)}</p>'
+    """A paragraph of escaped text that screen readers announce; long names are broken."""
+    return f'<p role="status" style="overflow-wrap: anywhere">{escape(text)}</p>'
+
+
+def find_clicked_face(shown: Prediction, x: float, y: float) -> int | None:
+    """The index of the face at a point of the image on the screen, the smallest of several.
+
+    The point is in pixels of `draw_for_screen`. None: no face is there.
+    """
+    factor = screen_scale(*shown.size)
+    inside: dict[int, float] = {}
+    for index, face in enumerate(shown.faces):
+        x0, y0, x1, y1 = tight_boxes(np.vstack([face.points, face.box.reshape(2, 2)]))
+        if x0 <= x / factor <= x1 and y0 <= y / factor <= y1:
+            inside[index] = float((x1 - x0) * (y1 - y0))
+    return min(inside, key=inside.__getitem__, default=None)
 
 
 def draw_image(image: Image, faces: Sequence[Face], switches: Collection[str]) -> Image:
@@ -112,15 +143,31 @@ def draw_image(image: Image, faces: Sequence[Face], switches: Collection[str]) -
     return draw_faces(image, faces, **options)
 
 
+def screen_scale(width: int, height: int) -> float:
+    """How much larger an image is drawn on the screen."""
+    return min(SCREEN_SIDE / max(height, width), 2.0)
+
+
 def draw_for_screen(image: Image, faces: Sequence[Face], switches: Collection[str]) -> Image:
     """The image (H, W, 3) at the size of the screen, with its faces."""
     height, width = image.shape[:2]
-    scale = min(SCREEN_SIDE / max(height, width), 2.0)
+    scale = screen_scale(width, height)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = np.asarray(cv2.resize(image, size, interpolation=method))
     matrix = resize_matrix((width, height), size)
     return draw_image(resized, [transform_face(face, matrix) for face in faces], switches)
+
+
+def example(name: str) -> Image:
+    """scikit-image's astronaut as one of `EXAMPLES`."""
+    from skimage.data import astronaut
+
+    image = np.asarray(astronaut(), np.uint8)
+    if name == "Astronaut":
+        return image
+    square, size = EXAMPLES[name]
+    return cut_crop(image, np.array(square), size, cv2.BORDER_REFLECT_101)
 
 
 def enlarge_face(image: Image, face: Face, switches: Collection[str]) -> Image:
@@ -232,10 +279,17 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
             return [note(str(error)), None]
         return [gr.skip(), demo.write(f"{shown.path.stem}.landmarks.png", encode_png(drawn))]
 
-    def write_example() -> str:
-        from skimage.data import astronaut
+    def write_example(name: str) -> str:
+        return demo.write(f"{name.lower()}.png", encode_png(example(name)))
 
-        return demo.write("astronaut.png", encode_png(astronaut()))
+    def choose_face(shown: Prediction | None, event: gr.SelectData) -> Any:
+        index = None if shown is None else find_clicked_face(shown, *event.index)
+        if index is None or index >= MAX_ENLARGED:
+            return gr.skip()
+        return gr.Gallery(selected_index=index)
+
+    # Gradio passes events by their type, which it cannot look up by a name of this function.
+    choose_face.__annotations__["event"] = gr.SelectData
 
     with gr.Blocks(
         title="Face landmarks", analytics_enabled=False, fill_width=True, delete_cache=DELETE_CACHE
@@ -249,7 +303,8 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
                     label="Image", sources=["upload", "clipboard", "webcam"], height=240,
                     webcam_options=gr.WebcamOptions(mirror=False), elem_id="upload",
                 )  # fmt: skip
-                example = gr.Button("Try the astronaut", visible=find_spec("skimage") is not None)
+                with gr.Row(visible=find_spec("skimage") is not None):
+                    examples = [gr.Button(name, size="sm", min_width=60) for name in EXAMPLES]
                 layouts = [(f"{points} ({name})", points) for points, name in LAYOUTS.items()]
                 points = gr.Radio(layouts, value=layout, label="Points")
                 network = gr.Radio(demo.models, value=model, label="Model")
@@ -258,8 +313,8 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
             with gr.Column(scale=5, min_width=280):
                 summary = gr.HTML(note("No image yet."), elem_id="summary")
                 whole = gr.Image(
-                    label="Landmarks", interactive=False, buttons=["fullscreen"], height=HEIGHT,
-                    elem_id="whole",
+                    label="Landmarks (a click on a face enlarges it)", interactive=False,
+                    buttons=["fullscreen"], height=HEIGHT, elem_id="whole",
                 )  # fmt: skip
                 crops = gr.Gallery(
                     label="Faces", interactive=False, buttons=["fullscreen"], visible=False,
@@ -281,7 +336,10 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
         image.input(predict, inputs, outputs, **common)
         for choice in (points, network):
             choice.input(predict, inputs, outputs, trigger_mode="always_last", **common)
-        example.click(write_example, None, image, **common).then(predict, inputs, outputs, **common)
+        for name, button in zip(EXAMPLES, examples, strict=True):
+            written = button.click(partial(write_example, name), None, image, **common)
+            written.then(predict, inputs, outputs, **common)
+        whole.select(choose_face, shown, crops, **common)
         switches.input(
             redraw, [shown, switches], [summary, whole, crops], trigger_mode="always_last", **common
         )

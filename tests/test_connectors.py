@@ -48,8 +48,12 @@ def test_data_frames_have_a_row_per_point(convert: Any) -> None:
 def test_label_studio_gets_a_task_with_points_in_percent() -> None:
     task = to_label_studio([FACE], (200, 100), "https://example.org/a.jpg")
     assert task["data"] == {"image": "https://example.org/a.jpg"}
-    results = task["predictions"][0]["result"]
-    assert len({result["id"] for result in results}) == 29
+    box, *results = task["predictions"][0]["result"]
+    assert box["type"] == "rectanglelabels"
+    corners = [box["value"][key] for key in ("x", "y", "width", "height")]
+    assert corners == pytest.approx([2.75, 6.5, 45, 90])  # in percent of 200 x 100 pixels
+    assert {result["parentID"] for result in results} == {box["id"]}
+    assert len({result["id"] for result in results} - {box["id"]}) == 29
     assert results[0]["value"]["keypointlabels"] == [COFW29.point_names[0]]
     # Half a pixel from the corner to the center of the first pixel.
     expected = (FACE.points[0] + 0.5) / (200, 100) * 100

@@ -87,9 +87,11 @@ def to_label_studio(
     *,
     from_name: str = "points",
     to_name: str = "image",
+    boxes_name: str = "boxes",
 ) -> dict[str, Any]:
     """A task of Label Studio with the faces as a prediction, to be corrected by hand.
 
+    Each face is a rectangle labeled "face", and its points are grouped under it (``parentID``).
     Label Studio imports a JSON file with a list of such tasks.
 
     Args:
@@ -98,22 +100,32 @@ def to_label_studio(
         image: URL or path from which Label Studio loads the image.
         from_name: ``name`` of ``<KeyPointLabels>`` in the labeling configuration, whose labels are
             the names of the layout's points.
-        to_name: ``toName`` of ``<KeyPointLabels>``.
+        to_name: ``toName`` of ``<KeyPointLabels>`` and of ``<RectangleLabels>``.
+        boxes_name: ``name`` of ``<RectangleLabels>``, with the label "face".
     """
     width, height = image_size
-    original = {"original_width": width, "original_height": height, "image_rotation": 0}
-    names = {"from_name": from_name, "to_name": to_name, "type": "keypointlabels"}
+    common = {"to_name": to_name, "original_width": width, "original_height": height}
+    common |= {"image_rotation": 0}
     results: list[dict[str, Any]] = []
     for number, face in enumerate(faces):
-        for index, (x, y) in enumerate(100 * _relative(face, image_size)):
-            value = {
-                "x": float(x),
-                "y": float(y),
-                "keypointlabels": [face.layout.point_names[index]],
-            }
-            value["width"] = 0.3  # of the drawn dot, in percent of the image
-            identity = {"id": f"face-{number}-{index}", "score": float(face.scores[index])}
-            results.append(identity | names | original | {"value": value})
+        identity = f"face-{number}"
+        corners = face.box.astype(float).reshape(2, 2) + 0.5
+        low, high = (100 * corners / image_size).clip(0, 100).tolist()
+        box = {"x": low[0], "y": low[1], "width": high[0] - low[0], "height": high[1] - low[1]}
+        results.append(
+            {"id": identity, "from_name": boxes_name, "type": "rectanglelabels", **common}
+            | {"value": {**box, "rotation": 0, "rectanglelabels": ["face"]}}
+            | {"score": face.box_score}
+        )
+        for index, (x, y) in enumerate((100 * _relative(face, image_size)).tolist()):
+            label = [face.layout.point_names[index]]
+            # The width is that of the drawn dot, in percent of the image.
+            value = {"x": x, "y": y, "width": 0.3, "keypointlabels": label}
+            results.append(
+                {"id": f"{identity}-{index}", "parentID": identity, "from_name": from_name}
+                | {"type": "keypointlabels", **common}
+                | {"value": value, "score": float(face.scores[index])}
+            )
     score = float(np.mean([face.scores.mean() for face in faces])) if faces else 0.0
     prediction = {"model_version": "hihlandmark", "score": score, "result": results}
     return {"data": {"image": image}, "predictions": [prediction]}

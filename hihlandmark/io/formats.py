@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
 from hihlandmark.io.sources import Source, escape, require_pyarrow
 from hihlandmark.layouts import Layout
+from hihlandmark.measures import Measurement, eye_openness, head_pose, mouth_openness
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Result:
         error: why the image could not be read; None otherwise.
         model: ``model``, the name, and ``weights``, their SHA-256.
         ids: numbers of the image and of each of its faces in a result folder, for COCO.
+        layout: that of the faces, where it is known without them: wide tables have its columns.
     """
 
     source: Source
@@ -37,11 +41,17 @@ class Result:
     error: str | None = None
     model: Mapping[str, str] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
+    layout: Layout | None = None
+
+
+RECORD_SCHEMA = 1
+"""Version of `to_record`, whose JSON schema is docs/reference/result-1.schema.json. It rises when a
+field is removed, or its type or meaning changes; new fields may come without a new version."""
 
 
 def to_record(result: Result) -> dict[str, Any]:
     """The result of an image as plain values for JSON."""
-    record: dict[str, Any] = {"image": result.source.path}
+    record: dict[str, Any] = {"schema": RECORD_SCHEMA, "image": result.source.path}
     if result.error is not None:
         return record | {"error": result.error}
     if result.size:
@@ -79,11 +89,80 @@ def write_csv(results: Iterable[Result]) -> bytes:
     return escape(text.getvalue()).encode()
 
 
+def write_csv_wide(results: Iterable[Result], *, measures: bool = False) -> bytes:
+    """One row per face; one row for an image without a face or with an error.
+
+    Columns: image, width, height, error, face (its number), layout, x0, y0, x1, y1, box_score,
+    reliability, score (the mean over the points), then x, y and score of each point after its name.
+
+    Args:
+        results: of faces of one layout or several, whose columns follow each other.
+        measures: also write `measures.head_pose`, `eye_openness` and `mouth_openness`, each with
+            its standard deviation.
+    """
+    listed = list(results)
+    layouts = {face.layout: None for result in listed for face in result.faces}
+    layouts |= {result.layout: None for result in listed if result.layout}
+    names = dict.fromkeys(name for layout in layouts for name in layout.point_names)
+    fields = ["image", "width", "height", "error", "face", *_WIDE]
+    fields += _MEASURES if measures else ()
+    fields += [f"{name}_{column}" for name in names for column in ("x", "y", "score")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for result in listed:
+        start = _image_columns(result)
+        if not result.faces:
+            writer.writerow(start)
+        for number, face in enumerate(result.faces):
+            measured = measure_columns(face) if measures else {}
+            writer.writerow(start | {"face": number} | _wide_columns(face) | measured)
+    return escape(text.getvalue()).encode()
+
+
+_WIDE = ("layout", "x0", "y0", "x1", "y1", "box_score", "reliability", "score")
+_MEASURES = tuple(
+    f"{name}{suffix}"
+    for name in ("yaw", "pitch", "roll", "left_eye_open", "right_eye_open", "mouth_open")
+    for suffix in ("", "_std")
+)
+
+
+def _wide_columns(face: Face) -> dict[str, Any]:
+    columns: dict[str, Any] = {"score": round(float(face.scores.mean()), 4)}
+    for row in face.to_rows():
+        name = row.pop("name")
+        columns |= {f"{name}_{key}": row.pop(key) for key in ("x", "y", "score")}
+        columns |= {key: row[key] for key in _WIDE if key in row}
+    return columns
+
+
+def measure_columns(face: Face) -> dict[str, float]:
+    """Head pose in degrees and openness of eyes and mouth, with standard deviations, as columns.
+
+    Those that the layout has no points for are left out.
+    """
+    measured: dict[str, Measurement] = {}
+    with suppress(ConfigurationError):
+        measured |= head_pose(face)._asdict()
+        measured.pop("covariance")
+    left, right = eye_openness(face)
+    measured |= {"left_eye_open": left, "right_eye_open": right}
+    with suppress(ConfigurationError):
+        measured["mouth_open"] = mouth_openness(face)
+    columns: dict[str, float] = {}
+    for name, (value, std) in measured.items():
+        if np.isfinite(value):
+            columns |= {name: round(float(value), 4), f"{name}_std": round(float(std), 4)}
+    return columns
+
+
 def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> bytes:
     """One row per face; one row for an image without a face or with an error.
 
     Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
-    layout, points (P x 2), scores (P), covariance (P x 4; can be left out), model, weights.
+    layout, points (P x 2), scores (P), covariance (P x 4; can be left out), reliability, model,
+    weights.
     """
     pyarrow = require_pyarrow()
     text, number = pyarrow.string(), pyarrow.int32()
@@ -106,7 +185,8 @@ def face_columns() -> list[tuple[str, Any]]:
     number = pyarrow.float32()
     row, rows = pyarrow.list_(number), pyarrow.list_(pyarrow.list_(number))
     columns = {"box": row, "box_score": number, "layout": pyarrow.string()}
-    return list((columns | {"points": rows, "scores": row, "covariance": rows}).items())
+    columns |= {"points": rows, "scores": row, "covariance": rows, "reliability": number}
+    return list(columns.items())
 
 
 def face_row(face: Face) -> dict[str, Any]:
@@ -118,6 +198,7 @@ def face_row(face: Face) -> dict[str, Any]:
         "points": face.points.tolist(),
         "scores": face.scores.tolist(),
         "covariance": np.reshape(face.covariance, (-1, 4)).tolist(),
+        "reliability": None if np.isnan(face.reliability) else face.reliability,
     }
 
 
@@ -125,13 +206,15 @@ def write_coco(results: Iterable[Result]) -> bytes:
     """COCO keypoints as JSON, with ``scores`` for the points of each face.
 
     The ids are those of the results, so that the parts of a folder can be joined; results without
-    ids are numbered from 1 on. All points are marked as visible (2). An image that could not be
-    read has an ``error``.
+    ids are numbered from 1 on. All points are marked as visible (2). Images that could not be read
+    are left out: a trainer would take them for images without a face.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     layouts: dict[str, Layout] = {}
     for result in numbered(results, count(1), count(1)):
+        if result.error is not None:
+            continue
         image_id, *face_ids = result.ids
         columns = _image_columns(result)
         image = {"id": image_id, "file_name": columns.pop("image"), **columns}
@@ -210,6 +293,8 @@ FORMATS: Mapping[str, Format] = {
     "pts": Format(".pts", of_image=write_pts),
     "jsonl": Format(".jsonl", of_many=write_jsonl),
     "csv": Format(".csv", of_many=write_csv),
+    "csv-wide": Format(".csv", of_many=write_csv_wide),
+    "csv-wide-measures": Format(".csv", of_many=partial(write_csv_wide, measures=True)),
     "coco": Format(".coco.json", of_many=write_coco),
     "parquet": Format(".parquet", of_many=write_parquet),
     "parquet-points": Format(".parquet", of_many=partial(write_parquet, covariance=False)),

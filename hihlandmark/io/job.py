@@ -91,9 +91,12 @@ def settings_of(detector: Detector) -> dict[str, Any]:
 
 
 def predict_sources(
-    detector: Detector, sources: Iterable[Source], workers: int | None = None
+    detector: Detector,
+    sources: Iterable[Source],
+    workers: int | None = None,
+    min_reliability: float = 0.0,
 ) -> Iterator[Result]:
-    """Find the faces of many images, with ``workers`` threads as in `Detector.predict_many`.
+    """Find the faces of many images; ``workers`` and limit as in `Detector.predict_many`.
 
     Memory does not grow with the number of images.
 
@@ -106,13 +109,14 @@ def predict_sources(
         try:
             image, factor, size = source.load_by(detector.load_image)
         except ImageError as error:
-            return Found(Result(source, error=str(error), model=model), None, Detections.none())
-        result = Result(source, size=size, model=model)
+            failed = Result(source, error=str(error), model=model, layout=detector.layout)
+            return Found(failed, None, Detections.none())
+        result = Result(source, size=size, model=model, layout=detector.layout)
         return Found(result, image, detector.find_faces(image), factor)
 
     found = map_ahead(find, sources, workers or default_workers())
     box_map = detector.box_map(detector.face_detector.name)
-    for result, faces in detector.pipeline.run(found, box_map):
+    for result, faces in detector.pipeline.run(found, box_map, min_reliability):
         yield replace(result, faces=faces)
 
 
