@@ -21,7 +21,9 @@ _dtype_lock = threading.Lock()
 _dtype_users = 0
 _callers_dtype: torch.dtype | None = None
 
-_is_used = _is_forked = False
+_THREADED = ("torch", "openvino", "onnxruntime")
+"""Packages whose threads do not exist in a forked process."""
+_is_used = _is_forked = _has_parents_torch = False
 
 
 @contextmanager
@@ -95,22 +97,23 @@ def use_one_thread_if_forked() -> None:
     """
     global _is_used
     _is_used = True
-    if is_forked():
+    if _has_parents_torch:
         sys.modules["torch"].set_num_threads(1)
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from one that had loaded PyTorch."""
+    """Whether this process was forked from one that had loaded a package that runs networks."""
     return _is_forked
 
 
 def _after_fork() -> None:
-    global _is_forked, _dtype_lock, _dtype_users
+    global _is_forked, _has_parents_torch, _dtype_lock, _dtype_users
+    _is_forked = _is_forked or any(name in sys.modules for name in _THREADED)
     if "torch" not in sys.modules:
         return  # nothing has used its threads
     if _dtype_users and _callers_dtype is not None:  # a thread that does not exist here
         sys.modules["torch"].set_default_dtype(_callers_dtype)
-    _is_forked, _dtype_lock, _dtype_users = True, threading.Lock(), 0
+    _has_parents_torch, _dtype_lock, _dtype_users = True, threading.Lock(), 0
     if _is_used:  # now, in the thread that has forked: only that one has the parent's OpenMP
         use_one_thread_if_forked()
 

@@ -202,7 +202,7 @@ def test_the_callers_state_changes_no_conversion(
         folder.mkdir()
         monkeypatch.setattr(runtimes, "_cache_folder", lambda package, f=folder: f)
         with state():
-            made = make_runtime(runtime, model.network, "COFW29", model.card, CPU)
+            made = make_runtime(runtime, lambda: model.network, "COFW29", model.card, CPU)
             found += [made(crops)]
         found += [made(crops)]
     for other in found[1:]:

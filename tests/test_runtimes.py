@@ -121,7 +121,7 @@ def assert_close(found: CropLandmarks, expected: CropLandmarks, tolerance: float
 def test_folded_batch_norms_change_nothing_and_are_gone(architecture: str) -> None:
     model = tiny_model(architecture)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    network = folded(model.network)
+    network = folded(model.network, ["WFLW98"])
     crops = some_crops(2)
     found = plain(LoadedModel(network, model.card, {}), crops)
     assert_close(found, plain(model, crops))
@@ -142,7 +142,7 @@ def test_every_runtime_gives_the_points_of_the_network_for_any_batch(
     pytest.importorskip(name)
     monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path)
     model = tiny_model(architecture)
-    runtime = make_runtime(name, model.network, "COFW29", model.card, CPU)
+    runtime = make_runtime(name, lambda: model.network, "COFW29", model.card, CPU)
     assert runtime.name == name
     for count in (1, 3, 5):
         crops = some_crops(count)
@@ -169,7 +169,7 @@ def test_points_of_several_layouts_come_from_one_run() -> None:
 def test_bf16_is_near_fp32() -> None:
     model = tiny_model("hih")
     crops = some_crops(2)
-    found = make_runtime("torch", model.network, "COFW29", model.card, CPU, "bf16")(crops)
+    found = make_runtime("torch", lambda: model.network, "COFW29", model.card, CPU, "bf16")(crops)
     expected = plain(model, crops)
     assert found.points.dtype == np.float32
     assert not np.array_equal(found.mass, expected.mass)
@@ -197,7 +197,7 @@ def test_converted_networks_are_kept_for_the_next_time(
     other = model.card.model_copy(update={"sha256": "1" * 64})
     argmax = model.card.decoding.model_copy(update={"decoder": "argmax"})
     for card, decoding in ((model.card, None), (model.card, None), (other, None), (other, argmax)):
-        make_runtime("openvino", model.network, "COFW29", card, CPU, decoding=decoding)
+        make_runtime("openvino", lambda: model.network, "COFW29", card, CPU, decoding=decoding)
     assert len(written) == 3, "one for each set of weights and each decoding"
     assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == 3
 
@@ -212,7 +212,9 @@ def test_a_damaged_conversion_is_converted_again(
     model, crops = tiny_model("hih"), some_crops(2)
 
     def points() -> np.ndarray:
-        return make_runtime("openvino", model.network, "COFW29", model.card, CPU)(crops).points
+        return make_runtime("openvino", lambda: model.network, "COFW29", model.card, CPU)(
+            crops
+        ).points
 
     expected = points()
     for suffix in (".bin", ".xml", ".sha256"):
@@ -234,7 +236,7 @@ def test_without_a_writable_cache_nothing_is_left_in_the_temporary_folder(
     monkeypatch.setattr(runtimes, "_cache_folder", lambda package: None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model, crops = tiny_model("hih"), some_crops(2)
-    runtime = make_runtime(name, model.network, "COFW29", model.card, CPU)
+    runtime = make_runtime(name, lambda: model.network, "COFW29", model.card, CPU)
     # PyTorch itself keeps a folder "torchinductor_USER".
     assert list(tmp_path.glob("hihlandmark*")) == []
     assert_close(runtime(crops), plain(model, crops))
@@ -245,7 +247,7 @@ def test_auto_takes_bf16_where_it_is_native_and_logs_it(
 ) -> None:
     for is_native, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(
-            "hihlandmark.runtimes.pytorch.has_native_bf16", lambda device, n=is_native: n
+            "hihlandmark.runtimes.torch_devices.has_native_bf16", lambda device, n=is_native: n
         )
         for name in ("torch", "openvino"):
             with caplog.at_level(logging.INFO):
@@ -267,7 +269,9 @@ def test_decoding_is_exact_in_bf16(
     crops = export.drawn_faces("COFW29", model.card.configuration["input_size"], 8)
 
     def points(precision: Precision) -> np.ndarray:
-        return make_runtime(name, model.network, "COFW29", model.card, CPU, precision)(crops).points
+        return make_runtime(name, lambda: model.network, "COFW29", model.card, CPU, precision)(
+            crops
+        ).points
 
     exact, mixed = points("fp32"), points("bf16")
     large = mixed[mixed > 64]
@@ -297,7 +301,7 @@ def test_missing_metadata_of_packages_is_no_error(
     assert version_of("torch") == torch.__version__
     assert version_of("facenet-pytorch")
     model = tiny_model("hih")
-    make_runtime("openvino", model.network, "COFW29", model.card, CPU)
+    make_runtime("openvino", lambda: model.network, "COFW29", model.card, CPU)
     for name in ("version", "requires", "metadata"):
         monkeypatch.setattr(f"hihlandmark.doctor.{name}", missing)
     doctor.report()
@@ -372,9 +376,9 @@ def test_unavailable_runtimes_are_errors(monkeypatch: pytest.MonkeyPatch) -> Non
         choose_runtime("openvino", torch.device("cuda"))
     model = tiny_model("awing")
     with pytest.raises(ConfigurationError, match="fp8"):
-        make_runtime("torch", model.network, "COFW29", model.card, CPU, "fp8")  # type: ignore[arg-type]
+        make_runtime("torch", lambda: model.network, "COFW29", model.card, CPU, "fp8")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="bf16"):
-        make_runtime("onnxruntime", model.network, "COFW29", model.card, CPU, "bf16")
+        make_runtime("onnxruntime", lambda: model.network, "COFW29", model.card, CPU, "bf16")
     monkeypatch.setattr("hihlandmark.runtimes.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="pip install"):
         choose_runtime("onnxruntime", CPU)
@@ -453,21 +457,23 @@ def test_compiled_batches_are_filled_up_and_cut_again(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     model = tiny_model("hih")
-    plain = make_runtime("torch", model.network, "COFW29", model.card, CPU)
-    compiled = make_runtime("auto", model.network, "COFW29", model.card, CPU, compiled=True)
+    plain = make_runtime("torch", lambda: model.network, "COFW29", model.card, CPU)
+    compiled = make_runtime("auto", lambda: model.network, "COFW29", model.card, CPU, compiled=True)
     for count in (1, 2, 3, 5, 8):
         crops = export.drawn_faces("COFW29", SIZE, count)
         assert_close(compiled(crops), plain(crops))
     assert [shape[0] for shape in shapes] == [1, 2, 4, 8, 8]
     with pytest.raises(ConfigurationError, match="compile is for runtime 'torch'"):
-        make_runtime("openvino", model.network, "COFW29", model.card, CPU, compiled=True)
+        make_runtime("openvino", lambda: model.network, "COFW29", model.card, CPU, compiled=True)
 
 
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same_points() -> None:
     model = tiny_model("hih")
     crops = some_crops(3)
-    compiled = make_runtime("torch", model.network, "COFW29", model.card, CPU, compiled=True)
+    compiled = make_runtime(
+        "torch", lambda: model.network, "COFW29", model.card, CPU, compiled=True
+    )
     assert_close(compiled(crops), plain(model, crops))
 
 
@@ -475,7 +481,7 @@ def test_an_exported_file_is_a_runtime(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = tiny_model("hih")
     path, _ = export.export(model, "COFW29", "openvino", tmp_path)
-    runtime = make_runtime(str(path), model.network, "COFW29", model.card, CPU)
+    runtime = make_runtime(str(path), lambda: model.network, "COFW29", model.card, CPU)
     assert runtime.name == "openvino"
     crops = some_crops(3)
     assert_close(runtime(crops), plain(model, crops))
@@ -498,7 +504,7 @@ def test_an_exported_file_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "model.pt", model.card, "COFW29", None, "exported file"),
     ):
         with pytest.raises(ConfigurationError, match=problem):
-            make_runtime(str(file), model.network, layout, card, CPU, decoding=decoding)
+            make_runtime(str(file), lambda: model.network, layout, card, CPU, decoding=decoding)
 
 
 def test_int8_quantizes_the_network_and_reports_how_far_points_move(tmp_path: Path) -> None:
@@ -514,7 +520,7 @@ def test_int8_quantizes_the_network_and_reports_how_far_points_move(tmp_path: Pa
     nodes = {node.op_type for node in onnx.load(path).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= nodes
     assert {each.suffix for each in tmp_path.iterdir()} <= {".onnx", ".json", ".data"}
-    runtime = make_runtime(str(path), model.network, "COFW29", model.card, CPU)
+    runtime = make_runtime(str(path), lambda: model.network, "COFW29", model.card, CPU)
     assert runtime(crops[:2]).points.shape == (2, 29, 2)
 
 

@@ -19,11 +19,13 @@ from hihlandmark.runtimes.base import (
     Backend,
     CropLandmarks,
     FileFormat,
+    PixelGraph,
     Precision,
     PrecisionChoice,
     Run,
     Runtime,
 )
+from hihlandmark.runtimes.devices import AnyDevice, has_native_bf16
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.versions import version_of
 from hihlandmark.writing import write_atomically
@@ -31,11 +33,10 @@ from hihlandmark.writing import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from torch import nn
 
     from hihlandmark.arrays import Image
-    from hihlandmark.runtimes.graph import CropGraph, PixelGraph
+    from hihlandmark.runtimes.graph import CropGraph
     from hihlandmark.weights.card import Decoding, ModelCard
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def register_runtime(name: str, backend: Backend) -> None:
     RUNTIMES[name] = backend
 
 
-def choose_runtime(name: str, device: torch.device) -> str:
+def choose_runtime(name: str, device: AnyDevice) -> str:
     """The runtime of a name; "auto" takes the fastest that is installed.
 
     On a CPU that is OpenVINO (docs/speed.md), then ONNX Runtime; elsewhere PyTorch.
@@ -90,7 +91,7 @@ def choose_runtime(name: str, device: torch.device) -> str:
     return name
 
 
-def choose_precision(precision: PrecisionChoice, runtime: str, device: torch.device) -> Precision:
+def choose_precision(precision: PrecisionChoice, runtime: str, device: AnyDevice) -> Precision:
     """The precision of a name; "auto" takes bf16 where it is native and the runtime has it.
 
     Args:
@@ -103,8 +104,6 @@ def choose_precision(precision: PrecisionChoice, runtime: str, device: torch.dev
     """
     backend = RUNTIMES[runtime]
     if precision == "auto":
-        from hihlandmark.runtimes.pytorch import has_native_bf16
-
         is_faster = "bf16" in backend.precisions and has_native_bf16(device)
         chosen: Precision = "bf16" if is_faster else "fp32"
         logger.info("precision: %s", chosen)
@@ -132,13 +131,12 @@ class ConvertedRuntime:
         return CropLandmarks(*self._run(crops))
 
 
-@default_torch_state()
 def make_runtime(
     name: str,
-    network: nn.Module,
+    make_network: Callable[[], nn.Module],
     layout: str,
     card: ModelCard,
-    device: torch.device,
+    device: AnyDevice,
     precision: PrecisionChoice = "fp32",
     *,
     decoding: Decoding | None = None,
@@ -148,7 +146,8 @@ def make_runtime(
 
     Args:
         name: of `RUNTIMES`, "auto" for the fastest, or the path of a file that `export` wrote.
-        network: as `weights.load_model` gives it.
+        make_network: makes the network, as `weights.open_model` gives it; called only where no
+            earlier conversion is kept.
         layout: name of the layout whose points are wanted.
         card: of the network.
         device: where it runs.
@@ -173,24 +172,27 @@ def make_runtime(
         from hihlandmark.runtimes.graph import CropGraph, folded
 
         return CropGraph(
-            folded(network), [layout], card.normalization, decoding, card.crop.pixel_origin
+            folded(make_network(), [layout]),
+            [layout],
+            card.normalization,
+            decoding,
+            card.crop.pixel_origin,
         )
 
     if name == "torch":
         from hihlandmark.runtimes.pytorch import TorchRuntime
 
-        return TorchRuntime(make_graph(), device, precision, compiled=compiled)
+        with default_torch_state():
+            return TorchRuntime(make_graph(), device, precision, compiled=compiled)
     size = card.configuration["input_size"]
     # Everything that `make_graph` puts into the file.
-    key = f"{layout} {card.normalization!r} {decoding!r} {card.crop.pixel_origin} {card.sha256}"
+    parts = (layout, card.normalization, decoding, card.crop.pixel_origin, card.architecture)
+    key = f"{parts} {card.configuration} {card.sha256}"
     run = _converted_run(name, lambda: make_graph().on_pixels(size), key, device, precision)
     return ConvertedRuntime(name, run, precision)
 
 
-@default_torch_state()
-def make_run(
-    name: str, make_graph: Callable[[], PixelGraph], key: str, device: torch.device
-) -> Run:
+def make_run(name: str, make_graph: Callable[[], PixelGraph], key: str, device: AnyDevice) -> Run:
     """A graph run in fp32 by ``name`` or, with "auto", by the fastest.
 
     Args:
@@ -206,7 +208,8 @@ def make_run(
     if name == "torch":
         from hihlandmark.runtimes.pytorch import run_module
 
-        return run_module(make_graph().module, device)
+        with default_torch_state():
+            return run_module(make_graph().module, device)
     return _converted_run(name, make_graph, key, device, "fp32")
 
 
@@ -214,7 +217,7 @@ def _converted_run(
     name: str,
     make_graph: Callable[[], PixelGraph],
     key: str,
-    device: torch.device,
+    device: AnyDevice,
     precision: Precision,
 ) -> Run:
     file = RUNTIMES[name].file
@@ -241,7 +244,7 @@ def _converted_file(
         return path
     logger.info("converting the network for %s, once: %s", file.package, path)
     # Under another name until it is complete: another process may look for it, or kill this one.
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder) as temporary, default_torch_state():
         file.write(make_graph(), Path(temporary) / path.name)
         parts = sorted(Path(temporary).iterdir())
         lines = [f"{hash_of(part)}  {part.name}\n" for part in parts]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.runtimes.devices import AnyDevice
 
 if TYPE_CHECKING:
     import torch
-
-    from hihlandmark.runtimes.graph import PixelGraph
+    from torch import nn
 
 Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
@@ -36,6 +36,33 @@ class CropLandmarks(NamedTuple):
     def select(self, index: Any) -> CropLandmarks:
         """The same NumPy index applied to all arrays."""
         return CropLandmarks(*(array[index] for array in self))
+
+
+ANY = -1
+"""In shapes: any number."""
+
+
+class PixelGraph(NamedTuple):
+    """A module over pixels, with what is needed to convert it.
+
+    ``input``: name of the input, uint8 (N, H, W, 3). ``shape``: its shape, with `ANY` where a
+    number is not fixed. ``outputs``: names of the float32 tensors that it returns.
+    """
+
+    module: nn.Module
+    input: str
+    shape: tuple[int, ...]
+    outputs: Sequence[str]
+
+    def example(self) -> torch.Tensor:
+        """Black pixels of a shape in which no number happens to be special."""
+        import torch
+
+        return torch.zeros(
+            [(37 if axis else 2) if n == ANY else n for axis, n in enumerate(self.shape)],
+            dtype=torch.uint8,
+            device="cpu",
+        )
 
 
 class Runtime(Protocol):
@@ -67,7 +94,7 @@ class FileFormat:
     suffix: str
     package: str
     write: Callable[[PixelGraph, Path], None]
-    run: Callable[[Path, torch.device, Precision], Run]
+    run: Callable[[Path, AnyDevice, Precision], Run]
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from hihlandmark.arrays import Image
+from hihlandmark.crop import complete_box_maps
 from hihlandmark.errors import ConfigurationError, ExportError, missing_extra
 from hihlandmark.layouts import get_layout
 from hihlandmark.runtimes import RUNTIMES, ConvertedRuntime
 from hihlandmark.runtimes.base import FileFormat, Run
+from hihlandmark.runtimes.devices import CPU, AnyDevice
 from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.runtimes.onnxruntime import import_onnxruntime
 from hihlandmark.runtimes.pytorch import run_module
@@ -30,7 +31,6 @@ MAX_USUAL_DIFFERENCE = 0.01
 """Likewise for all but one point in a thousand."""
 _PARITY_CROPS = 16
 _INT8_BATCH = 8
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ def export(
     formats = export_formats()
     if to not in formats:
         raise ConfigurationError(f"cannot export to {to!r}; there are {', '.join(formats)}")
-    if layout not in card.configuration["layouts"]:
+    if layout not in (heads := card.heads):
         raise ConfigurationError(
-            f"{card.name} has no head for {layout}, only for "
-            f"{', '.join(card.configuration['layouts'])}: choose one of these layouts"
+            f"{card.name} has no head for {layout}, only for {', '.join(heads)}: choose one of "
+            "these"
         )
     if calibration is not None and (to != "onnx" or len(calibration) < 2):
         raise ConfigurationError(
@@ -101,7 +101,7 @@ def export(
     _, file = formats[to]
     size = card.configuration["input_size"]
     arguments = ([layout], card.normalization, card.decoding, card.crop.pixel_origin)
-    graph = CropGraph(folded(network), *arguments).on_pixels(size)
+    graph = CropGraph(folded(network, [layout]), *arguments).on_pixels(size)
     name = f"{card.name}-{get_layout(layout).size}"
     if calibration is not None:
         name += "-int8"
@@ -114,7 +114,7 @@ def export(
         else:
             quantize(written, calibration[::2])
             crops = calibration[1::2]
-        parity = compare(file.run(written, _CPU, "fp32"), CropGraph(network, *arguments), crops)
+        parity = compare(file.run(written, CPU, "fp32"), CropGraph(network, *arguments), crops)
         if calibration is None:
             require_parity(parity, f"{card.name} as {to}")
         facts = {
@@ -122,6 +122,7 @@ def export(
             "outputs": list(graph.outputs),
             "layout": layout,
             "parity": asdict(parity),
+            "boxes": {k: asdict(each) for k, each in complete_box_maps(card.crop.boxes).items()},
             "card": json.loads(card.to_json()),
         }
         (Path(temporary) / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -131,7 +132,7 @@ def export(
 
 
 def exported_runtime(
-    path: Path, layout: str, card: ModelCard, decoding: Decoding, device: torch.device
+    path: Path, layout: str, card: ModelCard, decoding: Decoding, device: AnyDevice
 ) -> ConvertedRuntime:
     """The runtime of a file that `export` wrote.
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hihlandmark.errors import ConfigurationError, missing_extra
-from hihlandmark.runtimes.base import Backend, FileFormat, Precision, Run
+from hihlandmark.runtimes.base import ANY, Backend, FileFormat, PixelGraph, Precision, Run
+from hihlandmark.runtimes.devices import AnyDevice, default_threads
 from hihlandmark.runtimes.forks import ReopenedRun
 from hihlandmark.torch_state import default_torch_state
-
-if TYPE_CHECKING:
-    import torch
-
-    from hihlandmark.runtimes.graph import PixelGraph
 
 
 def write_onnx(graph: PixelGraph, path: Path) -> None:
     """Write a graph as ONNX, of any size where the graph is. Needs the extra ``onnx``."""
     import torch
 
-    from hihlandmark.runtimes.graph import ANY, without_tracer_warnings
+    from hihlandmark.runtimes.graph import without_tracer_warnings
 
     with missing_extra("onnx"):
         import onnx  # noqa: F401
@@ -44,7 +40,7 @@ def write_onnx(graph: PixelGraph, path: Path) -> None:
     program.save(str(path))
 
 
-def run_onnx(path: Path, device: torch.device, precision: Precision = "fp32") -> Run:
+def run_onnx(path: Path, device: AnyDevice, precision: Precision = "fp32") -> Run:
     """An ONNX file in ONNX Runtime, on the CPU or by its CUDA provider."""
     onnxruntime = import_onnxruntime()
     name, provider_options = provider_of(device)
@@ -54,10 +50,8 @@ def run_onnx(path: Path, device: torch.device, precision: Precision = "fp32") ->
         )
 
     def open_() -> Run:
-        import torch
-
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = default_threads()
         options.log_severity_level = 3
         # Threads that spin while they wait take the cores from the other steps of an image, which
         # then takes 0.42 s instead of 0.29 s; the network alone takes 39 ms instead of 32 ms.
@@ -71,7 +65,7 @@ def run_onnx(path: Path, device: torch.device, precision: Precision = "fp32") ->
     return ReopenedRun(open_)
 
 
-def provider_of(device: torch.device) -> tuple[str, dict[str, str]]:
+def provider_of(device: AnyDevice) -> tuple[str, dict[str, str]]:
     """The execution provider of a device, and its options."""
     if device.type == "cuda":
         return "CUDAExecutionProvider", {"device_id": str(device.index or 0)}

@@ -6,20 +6,16 @@ import os
 import threading
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hihlandmark.arrays import Image
 from hihlandmark.errors import missing_extra
-from hihlandmark.runtimes.base import Backend, FileFormat, Outputs, Precision, Run
+from hihlandmark.runtimes.base import Backend, FileFormat, Outputs, PixelGraph, Precision, Run
+from hihlandmark.runtimes.devices import AnyDevice, default_threads
 from hihlandmark.runtimes.forks import ReopenedRun, keep_for_ever
 from hihlandmark.torch_state import default_torch_state, is_forked
-
-if TYPE_CHECKING:
-    import torch
-
-    from hihlandmark.runtimes.graph import PixelGraph
 
 
 def write_openvino(graph: PixelGraph, path: Path) -> None:
@@ -40,7 +36,7 @@ def write_openvino(graph: PixelGraph, path: Path) -> None:
 
 def run_openvino(
     path: Path,
-    device: torch.device | None = None,
+    device: AnyDevice | None = None,
     precision: Precision = "fp32",
     *,
     shape: tuple[int, ...] | None = None,
@@ -55,15 +51,13 @@ def run_openvino(
     """
 
     def open_() -> Run:
-        import torch
-
         core = _openvino_core()
         model = core.read_model(path)
         if shape:
             model.reshape(list(shape))
         settings = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": default_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         if is_forked():  # in the caller's thread: OpenVINO takes over idle threads of the parent

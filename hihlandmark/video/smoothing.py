@@ -162,7 +162,7 @@ def smooth_track(
         jitter: share of a point's standard deviation that is independent from frame to frame.
         fill: fill gaps between two frames with the face that are at most this many seconds apart.
     """
-    seen = np.isfinite(points).all(axis=(1, 2))
+    seen = np.asarray(np.isfinite(points).all(axis=(1, 2)))
     if not seen.any():
         nothing = np.full(covariance.shape, np.nan)
         return SmoothedTrack(np.full(points.shape, np.nan), nothing, np.zeros(len(seen), bool))
