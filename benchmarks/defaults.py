@@ -32,10 +32,14 @@ from hihlandmark.crop import cut_crop, tight_boxes
 from hihlandmark.datasets import read_faces
 from hihlandmark.evaluation.metrics import mean_error
 from hihlandmark.evaluation.protocol import evaluate
+from hihlandmark.runtimes import PrecisionChoice
 from hihlandmark.tables import Table
+from hihlandmark.weights.card import Decoder
 
 SPLITS = {"w300": "helen_test", "wflw98": "val", "cofw29": "val"}
-PRECISIONS, DECODERS, FLIPS = ("fp32", "bf16"), ("argmax", "soft", "mean"), (False, True)
+PRECISIONS: tuple[PrecisionChoice, ...] = ("fp32", "bf16")
+DECODERS: tuple[Decoder, ...] = ("argmax", "soft", "mean")
+FLIPS = (False, True)
 CROPS, IMAGES = 60, 60
 
 
@@ -72,7 +76,7 @@ def main() -> None:
     scenes = read_faces(arguments.data / "scenes", "scene")
 
     rows: dict[tuple[Any, ...], dict[str, float]] = {}
-    timed = {}
+    timed: dict[Any, Callable[[Any], Any]] = {}
     for precision, decoder in product(PRECISIONS, DECODERS):
         for name, faces in sets.items():
             base = Detector(

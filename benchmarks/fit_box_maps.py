@@ -67,7 +67,7 @@ class Dlib:
         search = dlib.get_frontal_face_detector()
         found = []
         for image in images:
-            rectangles, scores, _ = search.run(image, 1)
+            rectangles, scores, _ = search.run(image, 0)
             # The last pixel of a rectangle belongs to it.
             boxes = [(r.left(), r.top(), r.right(), r.bottom()) for r in rectangles]
             found.append(Detections(np.reshape(boxes, (-1, 4)), np.array(scores)))

@@ -98,7 +98,7 @@ def network_rows(
     for name in filter(find_spec, RUNTIMES):
         for precision in precisions:
             try:
-                runtime = make_runtime(name, network, layout, card, device, precision)
+                runtime = make_runtime(name, lambda: network, layout, card, device, precision)
             except ConfigurationError:
                 continue  # not on this device, or not in this precision
             runs[f"{name} {precision}"] = runtime

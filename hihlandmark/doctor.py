@@ -52,7 +52,7 @@ def _device() -> str:
         return "Device: none, PyTorch is missing"
     import torch
 
-    from hihlandmark.runtimes.pytorch import resolve_device
+    from hihlandmark.runtimes.torch_devices import resolve_device
 
     device = resolve_device()
     works = torch.ones(8, device=device).sum().item() == 8

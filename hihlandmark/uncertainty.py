@@ -129,4 +129,4 @@ def propagate(
     slope = (ahead - behind) / (2 * _STEP)
     bend = (ahead + behind) * np.sqrt(_STEP**2 - 1) / (2 * _STEP**2)
     parts = np.concatenate([slope, bend], axis=1)
-    return value, np.einsum("nam,nal->nml", parts, parts)
+    return value, np.einsum("kai,kaj->kij", parts, parts)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hihlandmark import ConfigurationError, Detector
+from hihlandmark import ConfigurationError, Detector, Face
 from hihlandmark.cli.data import app
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation
@@ -25,6 +25,8 @@ from hihlandmark.datasets.inspection import (
     contact_sheet,
 )
 from hihlandmark.errors import DataError
+from hihlandmark.io import ResultFolder, Source, job
+from hihlandmark.io.results import worst_faces
 from hihlandmark.layouts import COFW29, FIVE
 
 SHAPE = COFW29.mean_shape * 50 + 40
@@ -233,3 +235,35 @@ def test_label_uses_centered_faces_of_crops_without_detection(
     (face,) = read_faces(out, "train")
     (expected,) = Detector(98, refine=0).predict(crop, boxes=[[55, 55, 166, 166]], box_kind="mtcnn")
     assert face.points == pytest.approx(expected.points, abs=0.6)
+
+
+@pytest.mark.parametrize("output_format", ["json", "jsonl", "parquet", "parquet-points"])
+def test_sheet_of_a_result_folder_shows_the_lowest_scores_first(
+    tmp_path: Path, output_format: str
+) -> None:
+    with ResultFolder(tmp_path / "out", output_format, {"layout": "29"}) as results:
+        for name, score in (("a", 0.9), ("b", 0.2), ("c", 0.5)):
+            path = tmp_path / f"{name}.png"
+            Image.new("RGB", (90, 90), (200, 30, 30)).save(path)
+            face = Face(
+                SHAPE, np.full(29, score), np.zeros((29, 2, 2)), np.array([9, 9, 80, 80]), 1, COFW29
+            )
+            source = Source(str(path), path.name)
+            results.add(job.Result(source, [face], (90, 90), model={"model": "m", "weights": "w"}))
+    (tmp_path / "c.png").unlink()
+    worst = worst_faces(tmp_path / "out", 2, 64)
+    assert [each.caption for each in worst] == ["0.20 b.png", "0.50 c.png (image not read)"]
+    assert worst[0].image[0, 0, 0] > 150
+    assert np.ptp(worst[1].image[0, 0]) == 0
+    result = run(
+        "show", tmp_path / "out", "--out", tmp_path / "sheet.png", "--crop-size", 64, "--faces", 2
+    )
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 64, 64 + CAPTION_HEIGHT)
+
+
+def test_results_without_points_are_named(tmp_path: Path) -> None:
+    with ResultFolder(tmp_path, "csv", {"layout": "29"}):
+        pass
+    assert "json" in str(run("show", tmp_path, "--out", tmp_path / "sheet.png").exception)

@@ -31,10 +31,18 @@ from typer.testing import CliRunner
 
 from hihlandmark import Detector, Face
 from hihlandmark.cli import app
-from hihlandmark.demo import Demo, Prediction, draw_image, enlarge_face, open_demo
+from hihlandmark.demo import (
+    Demo,
+    Prediction,
+    draw_image,
+    enlarge_face,
+    find_clicked_face,
+    open_demo,
+)
 from hihlandmark.draw import BOX, encode_png
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.layouts import WFLW98
+from hihlandmark.measures import HeadPose, Measurement
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -102,6 +110,24 @@ def test_an_enlarged_face_shows_that_face() -> None:
     left, right = (enlarge_face(image, face_at(x, 100, 60), ()) for x in (100, 400))
     assert left[20:60, 20:60].max() < 20
     assert right[20:60, 20:60, 2].min() > 150
+
+
+def test_a_face_is_chosen_by_a_point_of_the_screen() -> None:
+    small, large = face_at(100, 100, 40), face_at(80, 60, 220)
+    shown = Prediction(Path("a.png"), (640, 480), (large, small), {})
+    assert find_clicked_face(shown, 2 * 120, 2 * 120) == 1, (
+        "the smaller of two; drawn at twice the size"
+    )
+    assert find_clicked_face(shown, 2 * 250, 2 * 250) == 0
+    assert find_clicked_face(shown, 2 * 400, 2 * 120) is None
+
+
+def test_angles_are_whole_numbers_without_a_negative_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = [Measurement(value, 1.0) for value in (-0.4, 12.6, -7.0)]
+    pose = HeadPose(*angles, np.eye(3))
+    monkeypatch.setattr("hihlandmark.demo.head_pose", lambda *_: pose)
+    shown = Prediction(Path("a.png"), (640, 480), (face_at(80, 60, 220),), {})
+    assert shown.table()[0][-3:] == ["0°", "13°", "-7°"]
 
 
 def test_record_is_that_of_predict_and_names_are_escaped() -> None:
@@ -423,10 +449,10 @@ def test_other_host_names_are_refused(address: str) -> None:
 
 
 def test_functions_are_no_api_and_pages_of_gradio_are_off(address: str) -> None:
-    assert len(functions(address)) == 7
+    assert len(functions(address)) == 14
     info = json.loads(fetch(address, "/gradio_api/info")[1])
     assert info == {"named_endpoints": {}, "unnamed_endpoints": {}}
-    for name in ("predict", "redraw", "write_png", "write_example"):
+    for name in ("predict", "redraw", "write_png", "choose_face"):
         for place in ("run", "api"):
             assert fetch(address, f"/gradio_api/{place}/{name}", b'{"data": []}')[0] == 404
     for target in (
@@ -564,8 +590,19 @@ def test_upload_change_of_layout_and_downloads(
 @pytest.mark.browser
 def test_several_faces_and_errors(open_page: Callable[..., Page], pair: bytes) -> None:
     page = open_page()
-    give(page, "pair.png", pair)
+    give(page, f"{'a_long_name' * 15}.png", pair)
     wait_for(page, "2 faces of 68 points.")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 844})
+    page.locator("#crops", has_text="Face 1").wait_for()
+    shown = page.locator("#whole img")
+    size = shown.bounding_box()
+    assert size is not None
+    shown.click(position={"x": 0.75 * size["width"], "y": size["height"] / 2})
+    page.locator("#crops .preview", has_text="Face 2").wait_for()
+    give(page, "pair.png", pair)
+    wait_for(page, "pair.png, ")
     page.get_by_role("button", name="Face 2").or_(page.get_by_label("Thumbnail 2")).first.click()
     page.locator("#crops", has_text="Face 2").wait_for()
     wide = io.BytesIO()
@@ -583,9 +620,10 @@ def test_several_faces_and_errors(open_page: Callable[..., Page], pair: bytes) -
 @pytest.mark.browser
 def test_example_paste_and_camera(open_page: Callable[..., Page], png: bytes) -> None:
     page = open_page(width=390)
-    page.get_by_role("button", name="Try the astronaut").click()
-    wait_for(page, "astronaut.png, 512 × 512 pixels: 1 face")
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for name, size in {"Astronaut": 512, "Tilted": 400, "Small": 160, "Cropped": 400}.items():
+        page.get_by_role("button", name=name).click()
+        wait_for(page, f"{name.lower()}.png, {size} × {size} pixels: 1 face")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
     page = open_page()
     page.evaluate(
         """async text => {

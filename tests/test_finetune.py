@@ -322,7 +322,7 @@ def test_layout_file_in_toml_with_contours_and_left_out_points(tmp_path: Path) -
     [
         ({"points": NAMES[:11]}, "11 points"),
         ({"points": [*NAMES[:11], NAMES[0]]}, "more than once"),
-        ({"pionts": 3}, "unknown key"),
+        ({"point": 3}, "unknown key"),
         ({"name": "no blanks"}, "name"),
         ({"mirror_pairs": [[0, 12]]}, "no point 12"),
         ({"mirror_pairs": [[0, 1], [1, 2]]}, "more than once"),

@@ -23,7 +23,6 @@ from hihlandmark.training.mesh import (
     fit_mesh_map,
     inner_points,
     is_rare,
-    mesh_square,
     read_mesh,
 )
 from hihlandmark.training.objectives import Teacher, make_objective

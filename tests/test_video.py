@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -215,6 +216,24 @@ def test_face_keeps_its_track_id_and_is_detected_now_and_then(
     assert face.to_layout(5).track_id == 1
 
 
+def test_a_search_crops_no_face_that_is_tracked_well(
+    frames: list[Image], detector: Detector
+) -> None:
+    own = detector.with_options(flip_test=False)
+    tracker = FaceTracker(own, detect_every=1)
+    run, cropped = own.pipeline.run, []
+
+    class Counting:
+        def run(self, found: Any, box_map: Any) -> Any:
+            cropped.append(len(found[0].detections))
+            return run(found, box_map)
+
+    own.pipeline = Counting()  # type: ignore[assignment]
+    for frame in frames_at(frames[:3]):
+        assert len(tracker.update(frame)) == 1
+    assert (cropped, tracker.searches) == ([1, 0, 0], 3)
+
+
 def test_rotating_face_is_tracked(astronaut: Image, detector: Detector) -> None:
     rotated = []
     for degrees in range(0, 66, 6):
@@ -283,7 +302,7 @@ def test_points_at_rest_are_smoothed() -> None:
     filtered = np.stack([one_euro(t / 25, p, COVARIANCE, 100) for t, p in enumerate(still)])
     smoothed = smooth_track(
         np.arange(60) / 25, still, np.tile(COVARIANCE, (60, 1, 1, 1)), np.full(60, 100.0)
-    )
+    ).points
     assert second_difference(filtered) < 0.6 * second_difference(still)
     assert second_difference(smoothed) < 0.6 * second_difference(still)
     np.testing.assert_allclose(filtered[30:].mean(axis=(0, 1)), 50, atol=0.3)
@@ -310,7 +329,7 @@ def test_offline_smoother_does_not_lag() -> None:
     times = np.array([0, 0.04, 0.08, 0.2, 0.24, 0.28, 0.32, 0.36])
     points = np.tile(200 * times[:, None, None], (1, 5, 2))  # two inter-ocular distances a second
     covariance = np.tile(COVARIANCE, (len(times), 1, 1, 1))
-    smoothed = smooth_track(times, points, covariance, np.full(len(times), 100.0))
+    smoothed = smooth_track(times, points, covariance, np.full(len(times), 100.0)).points
     np.testing.assert_allclose(smoothed, points, atol=0.05)
     one_euro = OneEuroFilter()
     filtered = [one_euro(t, p, COVARIANCE, 100) for t, p in zip(times, points, strict=True)]

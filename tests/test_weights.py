@@ -21,7 +21,7 @@ from official_states import small_state
 from safetensors.torch import load_file, save
 
 from hihlandmark import list_models
-from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE, BoxMap
+from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE, BoxMap, complete_box_maps
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.models.registry import build_model
 from hihlandmark.shape_prior import ShapePrior
@@ -566,7 +566,7 @@ def test_official_checkpoint_is_converted(
     assert read_card.architecture == architecture
     assert read_card.configuration["layouts"] == {"COFW29": 29}
     assert read_card.crop.pixel_origin == origin
-    assert "mtcnn" in read_card.crop.boxes
+    assert "landmarks:COFW29" in read_card.crop.boxes
     assert torch.equal(network.state_dict()[ours], official[theirs].half().float())
     if architecture == "adnet":  # BGR becomes RGB, the channels of coordinates stay
         bgr, rgb = official["pre.0.conv.weight"], network.state_dict()["stem.0.weight"]
@@ -579,8 +579,10 @@ def test_converted_crops_are_the_same_square_from_every_box(tmp_path: Path) -> N
     """For a face whose boxes lie as in `CANONICAL_CROP` around one canonical square."""
     torch.save(small_state("awing"), tmp_path / "WFLW.pth")
     card_path = convert_checkpoint(tmp_path / "WFLW.pth", tmp_path / "out", "awing-cofw")
-    converted = ModelCard.from_json(card_path.read_text()).crop.boxes
-    assert converted.keys() == {"mtcnn", "centerface", "landmarks:COFW29"}
+    own = ModelCard.from_json(card_path.read_text()).crop.boxes
+    assert own.keys() == {"landmarks:COFW29"}
+    converted = complete_box_maps(own)
+    assert converted.keys() == CANONICAL_CROP.keys()
     face = 100 / CANONICAL_SCALE  # longer side of the box of 98 points, canonical side 100
     for kind, square in converted.items():
         canonical = CANONICAL_CROP[kind]
@@ -665,9 +667,9 @@ def test_incomplete_official_checkpoint_is_refused_by_name(
         ("configuration.depth", 10**6),
         ("configuration.input_size", 192 * 10**9),
         ("configuration.encoder", ["a"]),
-        ("crop.boxes.mtcnn.scale", float("nan")),
-        ("crop.boxes.mtcnn.scale", 1e300),
-        ("crop.boxes.mtcnn.shift", [1e300, 0]),
+        ("crop.boxes.landmarks:WFLW98.scale", float("nan")),
+        ("crop.boxes.landmarks:WFLW98.scale", 1e300),
+        ("crop.boxes.landmarks:WFLW98.shift", [1e300, 0]),
         ("normalization.std", [1e-300] * 3),
         ("calibration.WFLW98.covariance_scale", 1e300),
         ("file", "a" * 5000 + ".safetensors"),

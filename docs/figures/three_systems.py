@@ -1,4 +1,4 @@
-"""Draw the two figures of docs/three-systems.md with the packaged weights.
+"""Draw the two figures of docs/research/three-systems.md with the packaged weights.
 
     python docs/figures/three_systems.py
 

@@ -31,7 +31,7 @@ def main() -> None:
         )
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.goto(address)
-        page.get_by_role("button", name="Try the astronaut").click()
+        page.get_by_role("button", name="Astronaut").click()
         for part in ("#whole", "#crops"):
             page.locator(f"{part} img").first.wait_for(timeout=60_000)
         page.wait_for_function("[...document.images].every(image => image.complete)")

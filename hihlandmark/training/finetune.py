@@ -32,7 +32,7 @@ from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.layouts import LAYOUTS, Layout, get_layout
 from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import MODELS
-from hihlandmark.runtimes.pytorch import has_native_bf16, resolve_device
+from hihlandmark.runtimes.torch_devices import has_native_bf16, resolve_device
 from hihlandmark.training.checkpoint import LAST, read_average
 from hihlandmark.training.config import (
     Distillation,

@@ -23,7 +23,7 @@ from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import MODELS, build_model
-from hihlandmark.runtimes.pytorch import resolve_device
+from hihlandmark.runtimes.torch_devices import resolve_device
 from hihlandmark.training.checkpoint import (
     BEST,
     LAST,
