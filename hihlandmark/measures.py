@@ -358,11 +358,14 @@ def fit_head(
 ) -> tuple[FloatArray, FloatArray]:
     """The rotation (3, 3) and position (3,) in which a head (K, 3) is seen at points (K, 2).
 
-    The axis of the lens goes through the pixel ``center`` (2,).
+    The axis of the lens goes through the pixel ``center`` (2,). NaN where all points coincide.
     """
     camera = np.array([[focal_length, 0, center[0]], [0, focal_length, center[1]], [0, 0, 1]])
     seen = np.ascontiguousarray(points)  # OpenCV refuses others
-    _, rotation, position = cv2.solvePnP(head, seen, camera, None, flags=cv2.SOLVEPNP_SQPNP)
+    try:
+        _, rotation, position = cv2.solvePnP(head, seen, camera, None, flags=cv2.SOLVEPNP_SQPNP)
+    except cv2.error:  # the points coincide
+        return np.full((3, 3), np.nan), np.full(3, np.nan)
     matrix = np.asarray(cv2.Rodrigues(rotation)[0], np.float64)
     return matrix, np.asarray(position[:, 0], np.float64)
 

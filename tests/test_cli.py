@@ -100,7 +100,7 @@ def test_wrong_usage_exits_with_two(arguments: list[str], keyword: str) -> None:
     assert keyword in result.stderr
 
 
-@pytest.mark.parametrize("layout", ["5", "wflw99"])
+@pytest.mark.parametrize("layout", ["7", "wflw99"])
 def test_layout_that_the_weights_lack_is_refused(layout: str) -> None:
     result = run.invoke(app, ["predict", "x.png", "--layout", layout])
     assert isinstance(result.exception, HihlandmarkError)
@@ -191,7 +191,7 @@ def test_shell_completes_names() -> None:
     command: Any = get_command(app)
     predict = command.commands["predict"]
     context = predict.make_context("predict", ["x.png"])
-    given = {"face_detector": "cen", "layout": "WFLW", "model": "hih", "runtime": "onnx"}
+    given = {"face_detector": "cen", "layout": "WFLW", "model": "hih-s", "runtime": "onnx"}
     expected = ["centerface", "WFLW98", "hih-small", "onnxruntime"]
     offered = [
         parameter.shell_complete(context, given[parameter.name])[0].value

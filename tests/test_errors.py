@@ -107,7 +107,13 @@ def test_dir_lists_the_public_names_with_every_error_class() -> None:
 def small_detector(folder: Path, **options: Any) -> Detector:
     """With a network of 29 points alone."""
     card = find_weights().card
-    small = {"stacks": 1, "features": 8, "decimal_features": 8, "layouts": {"COFW29": 29}}
+    small: dict[str, Any] = {
+        "stacks": 1,
+        "features": 8,
+        "decimal_features": 8,
+        "layouts": {"COFW29": 29},
+    }
+    small["auxiliary_layouts"] = {}
     card = card.model_copy(update={"configuration": {**card.configuration, **small}})
     network = build_model(card.architecture, card.configuration)
     weights = save_weights(folder, card, network.state_dict())

@@ -143,7 +143,8 @@ def test_own_maps_of_a_card_win() -> None:
 
 def test_packaged_cards_hold_maps_of_landmarks_alone() -> None:
     for row in list_models():
-        if row.problem is None:
+        # Those of hih-open are fitted on its own training images.
+        if row.problem is None and row.name != "hih-open":
             path = Path(__file__).parent.parent / "weights" / f"{row.name}.json"
             kinds = ModelCard.from_json(path.read_text()).crop.boxes
             assert all(kind.startswith("landmarks:") for kind in kinds), row.name
