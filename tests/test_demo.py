@@ -29,7 +29,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
-from hihlandmark import Detector, Face
+from hihlandmark import Detector, Face, load_image
 from hihlandmark.cli import app
 from hihlandmark.demo import (
     Demo,
@@ -600,10 +600,12 @@ def test_several_faces_and_errors(open_page: Callable[..., Page], pair: bytes) -
     page.wait_for_function("document.querySelector('#whole img').clientWidth > 400")
     size = shown.bounding_box()
     assert size is not None
-    boxes = [face.box for face in Detector(68).predict(pair)]
-    order = (1, 2) if boxes[0][0] < boxes[1][0] else (2, 1)  # best box first
-    for number, place in zip(order, (0.25, 0.75), strict=True):
-        shown.click(position={"x": place * size["width"], "y": size["height"] / 2})
+    height, width = load_image(pair).shape[:2]
+    scale = size["width"] / width
+    above = (size["height"] - scale * height) / 2  # the image is centered in its frame
+    for number, face in reversed([*enumerate(Detector(68).predict(pair), 1)]):
+        x, y = (scale * (face.box[:2] + face.box[2:]) / 2).tolist()
+        shown.click(position={"x": x, "y": above + y})
         page.locator("#crops .preview", has_text=f"Face {number}").wait_for()
     give(page, "pair.png", pair)
     wait_for(page, "pair.png, ")
