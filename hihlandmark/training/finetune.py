@@ -476,6 +476,7 @@ def make_configuration(
         name="fine-tuned",
         model=next(name for name, row in MODELS.items() if row.architecture == card.architecture),
         network=card.configuration,
+        auxiliary_layouts=card.configuration.get("auxiliary_layouts", {}),
         boxes=card.crop.boxes,
         sets=(split.training,),
         stages=tuple(stages),
@@ -536,6 +537,8 @@ def _write_result(
     card = before.card.model_copy(
         update={
             "name": name if NAME.fullmatch(name) and len(name) < 100 else "tuned",
+            # The averaged weights are without auxiliary heads.
+            "configuration": {**before.card.configuration, "auxiliary_layouts": {}},
             "training_data": (*before.card.training_data, source),
             "calibration": calibration,
             "figures": (),
