@@ -39,8 +39,6 @@ from hihlandmark.training.schedule import Draw, MixtureSampler, Plan
 logger = logging.getLogger(__name__)
 
 DEFAULT_MESH = Mesh()
-MAX_UNREADABLE = 20
-"""Unreadable images in a row that stop the run."""
 
 
 class Batch(NamedTuple):
@@ -104,7 +102,7 @@ class _Faces:
     def load(self, draw: Draw) -> Sample:
         """Load a face, or the next one of its set whose image can be read."""
         training_set, faces = self.sets[draw.set_number], self.faces[draw.set_number]
-        for unreadable in range(MAX_UNREADABLE):
+        for unreadable in range(len(faces)):
             face = faces[(draw.face + unreadable) % len(faces)]
             try:
                 image = face.load_image()
@@ -118,9 +116,7 @@ class _Faces:
             points = face.points.copy()
             points[list(training_set.ignored)] = np.nan
             return Sample(face.name, image, points, square, unreadable)
-        raise DataError(
-            f"{MAX_UNREADABLE} images in a row of {faces.name} cannot be read. Is it complete?"
-        )
+        raise DataError(f"no image of {faces.name} can be read: is the data set complete?")
 
 
 class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
