@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -469,9 +470,12 @@ def _make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torc
 
 
 def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:
-    """Load weights that must fit, except for auxiliary heads, which are not exported."""
+    """Load weights that must fit, except for auxiliary heads, which may be missing or unused."""
     own = network.state_dict()
-    wrong = [n for n in own if n not in initial and not n.startswith("auxiliary_heads.")]
+    is_auxiliary = re.compile(r"auxiliary_heads\.").match
+    fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
+    initial = {n: t for n, t in initial.items() if n in fits or not is_auxiliary(n)}
+    wrong = [n for n in own if n not in initial and not is_auxiliary(n)]
     wrong += [n for n, t in initial.items() if n not in own or own[n].shape != t.shape]
     if wrong:
         raise WeightsError(
