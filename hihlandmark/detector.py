@@ -142,6 +142,7 @@ class Detector:
         )
         self.layout = _default_layout(self.card) if layout is None else get_layout(layout)
         self._network_layout = _source_of(self.layout, self.card)
+        self._box_maps = complete_box_maps(self.card.crop.boxes)
         decoding = self.card.decoding
         self.runtime = make_runtime(
             runtime,
@@ -444,10 +445,10 @@ class Detector:
         Raises:
             ConfigurationError: there is none.
         """
-        boxes = complete_box_maps(self.card.crop.boxes)
-        found = boxes.get(f"landmarks:{self.layout.name}" if kind == "landmarks" else kind)
+        name = f"landmarks:{self.layout.name}" if kind == "landmarks" else kind
+        found = self._box_maps.get(name)
         if found is None:
-            kinds = sorted({name.partition(":")[0] for name in boxes})
+            kinds = sorted({each.partition(":")[0] for each in self._box_maps})
             raise ConfigurationError(
                 f"{self.card.name} has no crop for boxes of kind {kind!r}, only for "
                 f"{', '.join(kinds)}: pass five_points, or fit it with benchmarks/fit_box_maps.py"

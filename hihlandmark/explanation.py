@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import Image
-from hihlandmark.draw import draw_faces
+from hihlandmark.draw import draw_faces, encode_png
 from hihlandmark.face import Face
 from hihlandmark.face_detection import Detections, FaceDetector, overlaps
 from hihlandmark.face_detection.auto_size import search_again, with_search_options
@@ -80,8 +80,6 @@ class Explanation:
         return canvas
 
     def _repr_png_(self) -> bytes:
-        from hihlandmark.draw import encode_png
-
         return encode_png(self.draw())
 
 

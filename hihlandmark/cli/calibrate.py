@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hihlandmark.cli.options import (
+    DataFormatOption,
     DeviceOption,
     ModelOption,
     PrecisionOption,
@@ -41,9 +42,7 @@ def calibrate(
         str | None,
         typer.Option("--layout", help="Layout to calibrate; default: the annotated one."),
     ] = None,
-    data_format: Annotated[
-        str, typer.Option("--format", help="Format of the data set; auto: by its files.")
-    ] = "auto",
+    data_format: DataFormatOption = "auto",
     annotated: Annotated[
         str | None,
         typer.Option("--annotated", help="Layout of the labels, where the data set has several."),

@@ -9,6 +9,7 @@ import typer
 
 from hihlandmark.cli.options import (
     BatchSizeOption,
+    DataFormatOption,
     DetectionSizeOption,
     DeviceOption,
     FaceDetectorOption,
@@ -38,9 +39,7 @@ def evaluate_split(
             "or of a boxes.jsonl instead.",
         ),
     ] = None,
-    data_format: Annotated[
-        str, typer.Option("--format", help="Format of the data set; auto: by its files.")
-    ] = "auto",
+    data_format: DataFormatOption = "auto",
     layout: Annotated[
         str | None, typer.Option(help="Points to predict; default: those annotated.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from hihlandmark.cli.options import DeviceOption, ModelOption
+from hihlandmark.cli.options import DataFormatOption, DataWorkersOption, DeviceOption, ModelOption
 
 
 def finetune(
@@ -34,17 +34,13 @@ def finetune(
         Path | None,
         typer.Option("--layout", help="A .toml or .json file that describes points of your own."),
     ] = None,
-    data_format: Annotated[
-        str, typer.Option("--format", help="Format of the data set; auto: by its files.")
-    ] = "auto",
+    data_format: DataFormatOption = "auto",
     model: ModelOption = "hih-small",
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Default: by the number of faces.")
     ] = None,
     device: DeviceOption = "auto",
-    workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Processes that prepare data.")
-    ] = 1,
+    workers: DataWorkersOption = 1,
 ) -> None:
     """Adapt weights to your faces, or teach them points of your own, from 20 faces on."""
     from hihlandmark.errors import missing_extra

@@ -156,6 +156,10 @@ MaxPixelsOption = Annotated[
 MaxBytesOption = Annotated[
     int, Option("--max-bytes", min=1, help="The largest file in archives, tables and downloads.")
 ]
+DataFormatOption = Annotated[
+    str, Option("--format", help="Format of the data set; auto: by its files.")
+]
+DataWorkersOption = Annotated[int, Option("--workers", min=0, help="Processes that prepare data.")]
 ImageArgument = Annotated[
     str | None, Argument(help="An image; default: the astronaut of scikit-image.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hihlandmark.cli.options import DeviceOption, counted
+from hihlandmark.cli.options import DataWorkersOption, DeviceOption, counted
 
 
 def train(
@@ -35,9 +35,7 @@ def train(
         str | None, typer.Option("--initial", help="Path or name of the weights to start from.")
     ] = None,
     device: DeviceOption = "auto",
-    workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Processes that prepare data.")
-    ] = 1,
+    workers: DataWorkersOption = 1,
 ) -> None:
     """Train a network on annotated faces, or resume a stopped run.
 

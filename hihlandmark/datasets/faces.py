@@ -17,7 +17,7 @@ from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
 from hihlandmark.download import shorten
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.image import EXIF_ORIENTATION_TAG, load_image
-from hihlandmark.layouts import Layout
+from hihlandmark.layouts import LAYOUTS, Layout
 
 OnBadSample = Literal["skip", "raise"]
 
@@ -98,6 +98,12 @@ class AnnotatedFaces:
             replace(self, faces=[self.faces[i] for i in rest]),
             replace(self, faces=[self.faces[i] for i in held]),
         )
+
+
+def layout_of_size(count: int) -> str:
+    """The name of the first layout with a number of points; of a scheme of its own without one."""
+    names = (known.name for known in LAYOUTS.values() if known.size == count)
+    return next(names, f"POINTS{count}")
 
 
 def is_mirror_table(table: IndexArray) -> bool:

@@ -36,6 +36,7 @@ from hihlandmark.datasets.faces import (
     Samples,
     ScannedFolders,
     is_mirror_table,
+    layout_of_size,
     numbered_lines,
     unknown_split,
 )
@@ -78,8 +79,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             return AnnotatedFaces(folder.name, "", np.zeros(0, np.intp), [], samples.skipped)
         raise unknown_split(folder, split, splits(folder))
     count = Counter(_length(row["points"]) for _, row in chosen).most_common(1)[0][0]
-    by_size = {known.size: known.name for known in reversed(LAYOUTS.values())}
-    layout = layout or by_size.get(count, f"POINTS{count}")
+    layout = layout or layout_of_size(count)
     size = _used_points(folder, layout, count)
     files = ScannedFolders()
     for number, row in chosen:

@@ -17,6 +17,7 @@ from hihlandmark.datasets.faces import (
     AnnotatedFaces,
     Samples,
     entry_names,
+    layout_of_size,
     unknown_split,
 )
 from hihlandmark.datasets.w300 import read_folder
@@ -50,8 +51,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
         kinds = ", ".join(f"{files} with {points} points" for points, files in counts.items())
         raise DataError(f"{place} has .pts files of several layouts ({kinds}): use one folder each")
     count = next(iter(counts), 0)
-    by_size = {known.size: known.name for known in reversed(LAYOUTS.values())}
-    layout = layout or by_size.get(count, f"POINTS{count}")
+    layout = layout or layout_of_size(count)
     known = LAYOUTS.get(layout)
     if known is not None and counts and known.size != count:
         raise ConfigurationError(

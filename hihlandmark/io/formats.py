@@ -76,17 +76,7 @@ def write_jsonl(results: Iterable[Result]) -> bytes:
 
 def write_csv(results: Iterable[Result]) -> bytes:
     """One row per point, with the number of its face; one row for an image without a face."""
-    text = io.StringIO()
-    fields = ("image", "width", "height", "error", "face", *Face.ROW_FIELDS)
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        start = _image_columns(result)
-        if not result.faces:
-            writer.writerow(start)
-        for number, face in enumerate(result.faces):
-            writer.writerows(start | {"face": number} | row for row in face.to_rows())
-    return escape(text.getvalue()).encode()
+    return _csv(results, Face.ROW_FIELDS, Face.to_rows)
 
 
 def write_csv_wide(results: Iterable[Result], *, measures: bool = False) -> bytes:
@@ -104,19 +94,31 @@ def write_csv_wide(results: Iterable[Result], *, measures: bool = False) -> byte
     layouts = {face.layout: None for result in listed for face in result.faces}
     layouts |= {result.layout: None for result in listed if result.layout}
     names = dict.fromkeys(name for layout in layouts for name in layout.point_names)
-    fields = ["image", "width", "height", "error", "face", *_WIDE]
-    fields += _MEASURES if measures else ()
+    fields = [*_WIDE, *(_MEASURES if measures else ())]
     fields += [f"{name}_{column}" for name in names for column in ("x", "y", "score")]
+
+    def rows(face: Face) -> list[dict[str, Any]]:
+        return [_wide_columns(face) | (measure_columns(face) if measures else {})]
+
+    return _csv(listed, fields, rows)
+
+
+def _csv(
+    results: Iterable[Result],
+    fields: Sequence[str],
+    rows: Callable[[Face], Iterable[dict[str, Any]]],
+) -> bytes:
+    """The rows of each face after the columns of its image; one row for an image without a face."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    columns = ("image", "width", "height", "error", "face", *fields)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for result in listed:
+    for result in results:
         start = _image_columns(result)
         if not result.faces:
             writer.writerow(start)
         for number, face in enumerate(result.faces):
-            measured = measure_columns(face) if measures else {}
-            writer.writerow(start | {"face": number} | _wide_columns(face) | measured)
+            writer.writerows(start | {"face": number} | row for row in rows(face))
     return escape(text.getvalue()).encode()
 
 

@@ -10,18 +10,19 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image as PillowImage
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.calibration.fit import fit, measure_points
 from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
-from hihlandmark.datasets import dataset_splits
+from hihlandmark.datasets import dataset_splits, read_faces
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.datasets.inspection import Tile, contact_sheet
@@ -44,7 +45,7 @@ from hihlandmark.training.config import (
     TrainingSet,
     Validation,
 )
-from hihlandmark.training.data import usable_faces
+from hihlandmark.training.data import select_points, usable_faces
 from hihlandmark.training.layout_file import check_name, describe, read_layout_file
 from hihlandmark.training.new_head import (
     add_head,
@@ -286,8 +287,6 @@ def split_faces(folder: Path, data_format: str, has_layout_file: bool = False) -
 
 def _read(folder: Path, face_set: FaceSet, has_layout_file: bool) -> AnnotatedFaces:
     """The usable faces of a split, with all annotated points."""
-    from hihlandmark.datasets import read_faces
-
     faces = read_faces(
         folder, face_set.split, format=face_set.format, needs_mirror=not has_layout_file
     )
@@ -422,16 +421,11 @@ def _with_points(split: Split, layout: Layout, kept: list[int]) -> Split:
     update = {"points": tuple(kept), "layout": layout.name}
     training = split.training.model_copy(update=update)
     val = split.val.model_copy(update=update)
-
-    def chosen(faces: AnnotatedFaces) -> AnnotatedFaces:
-        picked = [replace(face, points=face.points[kept], visible=None) for face in faces]
-        return replace(faces, layout=layout.name, mirror=layout.mirror, faces=picked)
-
     return split._replace(
         training=training,
         val=val,
-        faces=chosen(split.faces),
-        val_faces=usable_faces(TrainingSet(), chosen(split.val_faces)),
+        faces=select_points(split.faces, kept, layout),
+        val_faces=usable_faces(TrainingSet(), select_points(split.val_faces, kept, layout)),
     )
 
 
@@ -583,8 +577,6 @@ def _draw(before: Evaluation, after: Evaluation, faces: AnnotatedFaces, path: Pa
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(tiles, columns=4 if len(tiles) > 2 else 2, tile_size=400)
-    from PIL import Image as PillowImage
-
     PillowImage.fromarray(sheet).save(path)
 
 

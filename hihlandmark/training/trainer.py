@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -472,17 +471,15 @@ def _make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torc
 def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:
     """Load weights that must fit, except for auxiliary heads, which may be missing or unused."""
     own = network.state_dict()
-    is_auxiliary = re.compile(r"auxiliary_heads\.").match
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
-    initial = {n: t for n, t in initial.items() if n in fits or not is_auxiliary(n)}
-    wrong = [n for n in own if n not in initial and not is_auxiliary(n)]
-    wrong += [n for n, t in initial.items() if n not in own or own[n].shape != t.shape]
+    different = {n for n in own.keys() | initial.keys() if n not in fits}
+    wrong = sorted(n for n in different if not n.startswith("auxiliary_heads."))
     if wrong:
         raise WeightsError(
             f"the initial weights are of another network: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]}. Use the same model and layouts"
         )
-    network.load_state_dict(initial, strict=False)
+    network.load_state_dict({n: initial[n] for n in fits}, strict=False)
 
 
 def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
