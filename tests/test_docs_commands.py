@@ -27,6 +27,7 @@ PAGES = (
     DOCS / "quick-start.md",
     DOCS / "folders.md",
     DOCS / "own-data.md",
+    DOCS / "fine-tuning.md",
 )
 # Why a command is not run here. Everything else is.
 NOT_RUN = {
