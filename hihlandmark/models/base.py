@@ -133,7 +133,8 @@ AnyHeatmaps = Heatmaps | NestedHeatmaps
 
 def normalize(crops: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Crops (N, S, S, 3) uint8 RGB -> (N, 3, S, S) float32 with mean (3,) 0 and std (3,) 1."""
-    return ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    x = crops.permute(0, 3, 1, 2).float()
+    return (x / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 class LandmarkNetwork(nn.Module):

@@ -187,12 +187,15 @@ class NestedHead(nn.Module):
         Returns:
             (N, P, K, 2, `DECIMAL_EXTENT`), scores over x and over y.
         """
-        count, points, top = cells.shape
-        by_cell = features.flatten(2).transpose(1, 2)
-        index = cells.reshape(count, points * top, 1).expand(-1, -1, by_cell.shape[-1])
-        at_cells = by_cell.gather(1, index).unflatten(1, (points, top))
+        count, _, top = cells.shape
+        first = torch.arange(count, device=cells.device)[:, None, None]
+        first = first * (features.shape[2] * features.shape[3])
+        by_cell = features.permute(0, 2, 3, 1).flatten(0, 2)
+        at_cells = nn.functional.embedding(cells + first, by_cell)
         x = read(at_cells + self.embedding[:, None].to(at_cells.dtype))
-        scores = torch.einsum("npkc,pco->npko", x, self.read_out().to(x.dtype))
+        # One matrix product a point. OpenVINO's "einsum" and "gather" cost 2 and 5 times as much.
+        scores = x.transpose(0, 1).flatten(1, 2) @ self.read_out().to(x.dtype)
+        scores = scores.unflatten(1, (count, top)).transpose(0, 1)
         return (scores.float() + self.bias[:, None]).unflatten(-1, (2, DECIMAL_EXTENT))
 
 
