@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.crop import CANONICAL_SCALE, BoxMap, complete_box_maps
+from hihlandmark.crop import CANONICAL_SCALE, BoxMap, complete_box_maps, crop_angles
 from hihlandmark.errors import ConfigurationError, ImageError, check_integer, check_positive
 from hihlandmark.explanation import Candidate, Explanation, dropped_candidates
 from hihlandmark.face import Face, Faces
@@ -81,8 +81,9 @@ class Detector:
         detection_size: the face detector's: longest side in pixels of the image it searches.
             "auto": its default; where it finds nothing, once more, larger or with a border.
         refine: how often, at most, a face is cropped again around its points, and rotated upright
-            if it is rotated by more than 20 degrees. A crop that would hardly move is kept. 0 uses
-            the box as it is.
+            if it is rotated by more than 20 degrees. A crop that would hardly move is kept. 0, for
+            the face detectors here: the box decides, and the rotation that the detector found. 1
+            for rough boxes of your own, and for tilted faces in them.
         batch_size: crops run through the network at once; None: 4 on a CPU, where more are
             slower and take memory (benchmarks/batch_size.py), 32 elsewhere.
         decoder: "local_soft_argmax" or "argmax", for networks without decimal heatmaps also
@@ -121,7 +122,7 @@ class Detector:
         min_face: int | None = None,
         min_box_score: float | None = None,
         detection_size: int | Literal["auto"] | None = None,
-        refine: int = 1,
+        refine: int = 0,
         batch_size: int | None = None,
         decoder: Decoder | None = None,
         flip_test: bool | None = None,
@@ -436,8 +437,11 @@ class Detector:
         return Explanation(pixels, candidates)
 
     def find_faces(self, image: Image) -> Detections:
-        """The boxes of the faces in an image (H, W, 3) uint8 RGB."""
-        return self.face_detector.detect([image])[0]
+        """The boxes of the faces in an image (H, W, 3) uint8 RGB, rotated as their five points."""
+        found = self.face_detector.detect([image])[0]
+        if found.five_points is not None:
+            found = replace(found, angles=crop_angles(found.five_points, FIVE.mean_shape))
+        return found
 
     def box_map(self, kind: str) -> BoxMap:
         """The map from boxes of a kind to the crop: the card's, else that of `crop.CANONICAL_CROP`.

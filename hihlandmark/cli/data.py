@@ -235,7 +235,7 @@ def label(
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    refine: RefineOption = 1,
+    refine: RefineOption = 0,
     flip_test: FlipTestOption = True,
     min_score: Annotated[
         float,
@@ -255,7 +255,7 @@ def label(
 ) -> None:
     """Label the faces of images with a network, for self-training or to be corrected by hand.
 
-    Self-training uses them to place crops only: --refine 0 --no-flip-test is twice as fast.
+    Self-training uses them to place crops only: --no-flip-test is twice as fast.
     """
     from hihlandmark.datasets import project
     from hihlandmark.io import find_images
@@ -301,7 +301,7 @@ def import_(
         bool, typer.Option("--append", help="Add to an annotations.jsonl that exists.")
     ] = False,
 ) -> None:
-    """Read faces that were mended in CVAT or Label Studio back into annotations.jsonl."""
+    """Read faces that were corrected in CVAT or Label Studio back into annotations.jsonl."""
     from hihlandmark.datasets.corrections import import_corrections
 
     done = import_corrections(file, images, out, layout=layout, split=split, append=append)

@@ -18,6 +18,7 @@ from hihlandmark.cli.options import (
     MinFaceOption,
     ModelOption,
     PrecisionOption,
+    RefineOption,
     RuntimeOption,
     ShapePriorOption,
     WeightsOption,
@@ -67,9 +68,7 @@ def evaluate_split(
         int,
         typer.Option(min=1, metavar="K", help="Every K-th face only for --jitter, --robustness."),
     ] = 1,
-    refine: Annotated[
-        int | None, typer.Option(min=0, help="Default: 1 with detected faces, else 0.")
-    ] = None,
+    refine: RefineOption = 0,
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -124,7 +123,6 @@ def evaluate_split(
         new_figure(1, 1)  # a missing package is an error before the work, not after it
         out.mkdir(parents=True, exist_ok=True)
     faces = read_faces(data, split, format=data_format, layout=annotated)
-    refine = refine if refine is not None else int(boxes == "detected")
     detector = make_detector(
         layout or protocol.annotated_layout(faces).name,
         model,

@@ -75,7 +75,7 @@ def predict(
     runtime: options.RuntimeOption = "auto",
     precision: options.PrecisionOption = "auto",
     face_detector: options.FaceDetectorOption = "mtcnn",
-    refine: options.RefineOption = 1,
+    refine: options.RefineOption = 0,
     min_face: options.MinFaceOption = None,
     min_box_score: options.MinBoxScoreOption = None,
     detection_size: options.DetectionSizeOption = None,

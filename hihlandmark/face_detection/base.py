@@ -25,9 +25,8 @@ class Detections:
         scores: (F,) in 0..1.
         five_points: (F, 5, 2) left eye, right eye, tip of the nose, left and right corner of the
             mouth, where left is left in the (rotated) image; None when the detector has none.
-        angles: (F,) radians by which the image was rotated counter-clockwise when the face was
-            found, so about how far the face is rotated clockwise. None for a search of the upright
-            image alone. Boxes and points are in pixels of the image as given.
+        angles: (F,) radians by which the crop of each face is rotated clockwise, so about how far
+            the face is. None: unknown. Boxes and points are in pixels of the image as given.
 
     Raises:
         ConfigurationError: an array has another shape.

