@@ -5,8 +5,8 @@
 Faces with a known error: 300-W's faces held out of training, and the validation splits of WFLW and
 COFW, as they are and damaged (blur, few pixels, covered, cut, turned, wrong boxes). What is no
 human face: drawings, parts of images of packages, and false detections in scenes. scikit-image's
-cat takes no part in the fit: a test asks for it. Figures on faces of a validation split, and on
-what was made from them, come from a fit to the faces of other photographs (5 folds).
+cat takes no part in the fit: a test checks it. Figures on faces of a validation split, and on
+what was made from them, come from a fit to the faces of other images (5 folds).
 """
 
 from __future__ import annotations

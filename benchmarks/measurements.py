@@ -4,7 +4,7 @@
 
 On annotated faces the true values are those of the labels. 68 points: 300-W's `helen_test` under
 the packaged calibration, which was fitted on other faces. 98 and 29 points: each face under a
-calibration fitted on other photographs of the same split (5 folds).
+calibration fitted on other images of the same split (5 folds).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def predict(detector: Detector, faces: AnnotatedFaces) -> tuple[list[Face], Floa
         truth.append(transform_points(crop_matrix(square, size), face.points))
     found = []
     for start in range(0, len(crops), AT_ONCE):
-        points, covariance, _ = detector.predict_crops(np.stack(crops[start : start + AT_ONCE]))
+        points, covariance, *_ = detector.predict_crops(np.stack(crops[start : start + AT_ONCE]))
         ones = np.ones(detector.layout.size)
         found += [
             Face(p, ones, c, np.zeros(4), 1.0, detector.layout)
@@ -79,11 +79,11 @@ def under(calibration: Calibration, faces: Sequence[Face]) -> list[Face]:
 
 
 def folds_by_photo(faces: AnnotatedFaces) -> list[IndexArray]:
-    """The indices of the faces in each fold; faces of one photograph are in one fold."""
-    photos = [face.name.rsplit("_f", 1)[0] for face in faces]
-    names, photo = np.unique(photos, return_inverse=True)
+    """The indices of the faces in each fold; faces of one image are in one fold."""
+    images = [face.name.rsplit("_f", 1)[0] for face in faces]
+    names, image = np.unique(images, return_inverse=True)
     order = np.random.default_rng(0).permutation(len(names))
-    return [np.flatnonzero(np.isin(photo, part)) for part in np.array_split(order, FOLDS)]
+    return [np.flatnonzero(np.isin(image, part)) for part in np.array_split(order, FOLDS)]
 
 
 def coverage(faces: list[Face], truth: FloatArray) -> dict[str, dict[str, float]]:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.arrays import Image
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
@@ -61,16 +61,22 @@ class Timing:
 
 
 def time_interleaved(
-    runs: Mapping[str, Callable[[], object]], rounds: int, each: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    each: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time calls, interleaved, after two warm-up rounds; ``each``: units that a call processes."""
+    """Time calls, interleaved, after two warm-up rounds; ``each``: units that a call processes.
+
+    With ``clock=time.process_time`` the times are CPU times, which other load changes little.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(_WARMUP_RUNS + rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if number >= _WARMUP_RUNS:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {
         name: Timing(*np.percentile(np.array(measured) * 1000 / each, (25, 50, 75)).tolist())
         for name, measured in seconds.items()
@@ -94,7 +100,7 @@ def network_rows(
     network, card, _ = model
     graph = CropGraph(network, [layout], card.normalization, card.decoding, card.crop.pixel_origin)
     plain = run_module(graph, device)
-    runs: dict[str, Callable[[Image], Sequence[FloatArray]]] = {PLAIN: plain}
+    runs: dict[str, Callable[[Image], Sequence[Any]]] = {PLAIN: plain}
     for name in filter(find_spec, RUNTIMES):
         for precision in precisions:
             try:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.arrays import BoolArray, FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
 from hihlandmark.errors import check_positive
 from hihlandmark.image import ChannelAxis, ColorOrder, ImageInput, load_image
@@ -84,6 +84,8 @@ def draw_faces(
 ) -> Image:
     """Draw faces onto a copy of an image: points from red to green by score, scaled with the face.
 
+    Hidden points (`Face.hidden`) are drawn as rings.
+
     Args:
         image: what `Detector.predict` takes, with ``color``, ``channels`` and ``white``.
         faces: faces with points in pixels of the image.
@@ -152,7 +154,8 @@ def _draw_face(
                 line = _fixed_point(moved[list(indices)])
                 drawn = (style.line_color, width, cv2.LINE_AA, SUB_PIXEL_BITS)
                 cv2.polylines(large, [line], closed, *drawn)
-        draw_points(large, moved, face.scores, diameter * fine / 2, style.point_color)
+        hidden = getattr(face, "hidden", None)
+        draw_points(large, moved, face.scores, diameter * fine / 2, style.point_color, hidden)
         region[:] = cv2.resize(large, region.shape[1::-1], interpolation=cv2.INTER_AREA)
     if style.numbers:
         for index, point in enumerate(points):
@@ -209,15 +212,21 @@ def draw_points(
     scores: FloatArray,
     radius: float,
     color: Color | None = None,
+    hidden: BoolArray | None = None,
 ) -> None:
-    """Fill a disc at each of the points (P, 2) into ``canvas``, colored by score (P,) or alike."""
+    """Fill a disc at each of the points (P, 2) into ``canvas``, colored by score (P,) or alike.
+
+    Points that are ``hidden`` (P,) get a ring.
+    """
     colors = LOW + (HIGH - LOW) * np.clip(scores, 0, 1)[:, None]
     if color is not None:
         colors[:] = color
     fixed_radius = round(radius * 2**SUB_PIXEL_BITS)
-    for center, each in zip(_fixed_point(points), colors, strict=True):
+    ring = max(1, round(radius / 3))
+    widths = np.where(np.zeros(len(points), bool) if hidden is None else hidden, ring, -1)
+    for center, each, width in zip(_fixed_point(points), colors, widths.tolist(), strict=True):
         x, y = map(int, center)
-        cv2.circle(canvas, (x, y), fixed_radius, each.tolist(), -1, cv2.LINE_AA, SUB_PIXEL_BITS)
+        cv2.circle(canvas, (x, y), fixed_radius, each.tolist(), width, cv2.LINE_AA, SUB_PIXEL_BITS)
 
 
 def _fixed_point(points: FloatArray) -> NDArray[np.int32]:

@@ -32,6 +32,8 @@ from hihlandmark.uncertainty import ErrorCorrelation, axes
 # In Jupyter: the side in pixels of the image of one face, the longest side of an image with its
 # faces, and the gray value behind faces whose image is gone.
 CLOSE_UP_SIDE, LONGEST_SIDE, BACKGROUND = 384, 960, 32
+VISIBLE = 0.5
+"""Points of a lower visibility count as hidden."""
 _MARGIN = 1.3  # side of a close-up, in longer sides of the points' box
 _BOX = ("x0", "y0", "x1", "y1")
 
@@ -87,6 +89,8 @@ class Face:
         reliability: the probability (0..1) that the mean error of the points is below 8 % of the
             inter-ocular distance; low for what is no human face. NaN: the model card has no model
             of it.
+        visibility: (P,) float32, the calibrated probability (0..1) that the point can be seen,
+            rather than being covered or turned away. NaN: the weights do not predict it.
     """
 
     points: FloatArray
@@ -101,6 +105,7 @@ class Face:
     correlation: ErrorCorrelation | None = field(default=None, repr=False)
     filled: bool = False
     reliability: float = np.nan
+    visibility: FloatArray = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         count = self.layout.size
@@ -114,6 +119,8 @@ class Face:
             self._freeze(name, array)
         approximate = self.approximate if len(self.approximate) else np.zeros(count, bool)
         self._freeze("approximate", np.array(approximate, bool))
+        visibility = self.visibility if len(self.visibility) else np.full(count, np.nan)
+        self._freeze("visibility", np.array(visibility, np.float32))
         object.__setattr__(self, "box_score", float(self.box_score))
         object.__setattr__(self, "reliability", float(self.reliability))
 
@@ -128,6 +135,8 @@ class Face:
             f"box_score={self.box_score:.2f}, mean score={self.scores.mean():.2f})"
         )
 
+    __iter__ = None  # `list(face)` would look for parts named 0, 1, ...
+
     def __getitem__(self, name: str) -> FloatArray:
         """The points (K, 2) of a part ("left_eye"), or one point (2,) by its name."""
         if name in self.layout.parts:
@@ -135,7 +144,15 @@ class Face:
         if name in self.layout.point_names:
             return self.points[self.layout.point_names.index(name)]
         parts = ", ".join(self.layout.parts)
-        raise KeyError(f"{name!r} is no part or point of {self.layout.name}; parts: {parts}")
+        advice = f"; face.points[{name}] is a point" if isinstance(name, int) else ""
+        raise KeyError(
+            f"{name!r} is no part or point of {self.layout.name}; parts: {parts}{advice}"
+        )
+
+    @property
+    def hidden(self) -> BoolArray:
+        """(P,) bool: points with a visibility below `VISIBLE`; none where it is unknown."""
+        return np.asarray(self.visibility < VISIBLE)
 
     @property
     def interocular(self) -> float:
@@ -160,6 +177,7 @@ class Face:
             self,
             points=weights @ self.points,
             scores=(weights @ self.scores).clip(0, 1),
+            visibility=(weights @ self.visibility).clip(0, 1),
             # Errors of neighboring points are correlated, so averaging does not reduce variance.
             covariance=np.einsum("qp,pij->qij", np.abs(weights), self.covariance),
             layout=target,
@@ -196,6 +214,11 @@ class Face:
             **({} if self.track_id is None else {"track_id": self.track_id}),
             **({"filled": True} if self.filled else {}),
             **({} if np.isnan(self.reliability) else {"reliability": round(self.reliability, 4)}),
+            **(
+                {}
+                if np.isnan(self.visibility).any()
+                else {"visibility": _rounded(self.visibility, 4)}
+            ),
         }
 
     @classmethod
@@ -213,6 +236,7 @@ class Face:
                 track_id=values.get("track_id"),
                 filled=values.get("filled", False),
                 reliability=values.get("reliability", np.nan),
+                visibility=values.get("visibility", ()),
             )
         except KeyError as error:
             raise ConfigurationError(f"the dictionary of a face has no {error}") from error
@@ -236,6 +260,7 @@ class Face:
         *_BOX,
         "box_score",
         "reliability",
+        "visibility",
     )
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -252,8 +277,11 @@ class Face:
                 **box,
                 "box_score": round(self.box_score, 4),
                 "reliability": None if np.isnan(self.reliability) else round(self.reliability, 4),
+                "visibility": None if np.isnan(seen) else round(float(seen), 4),
             }
-            for index, ((x, y), score) in enumerate(zip(self.points, self.scores, strict=True))
+            for index, ((x, y), score, seen) in enumerate(
+                zip(self.points, self.scores, self.visibility, strict=True)
+            )
         ]
 
 

@@ -88,13 +88,19 @@ class Decoded(NamedTuple):
     """The decoded points of P heatmaps.
 
     ``points``: (..., P, 2) in crop pixels; ``covariance``: (..., P, 2, 2) in squared crop pixels;
-    ``mass``: (..., P) in 0..1, the probability around the point, a raw score. Empty heatmaps carry
-    no information: the crop center with a uniform covariance, and a mass of 0.
+    ``mass``: (..., P) in 0..1, the probability around the point, a raw score; ``visibility``:
+    (..., P), logits of the point being seen, None of networks that do not predict it. Empty
+    heatmaps carry no information: the crop center with a uniform covariance, and a mass of 0.
     """
 
     points: torch.Tensor
     covariance: torch.Tensor
     mass: torch.Tensor
+    visibility: torch.Tensor | None = None
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Those that there are."""
+        return tuple(each for each in self if each is not None)
 
 
 def encode(
@@ -261,7 +267,7 @@ def decode_nested(
     Returns:
         The `Decoded` points (N, P, 2).
     """
-    integer, cells, decimal = heatmaps
+    integer, cells, decimal, visibility = heatmaps
     size = integer.shape[-1]
     probabilities = _softmax(integer)
     corners = _cell_at(cells, size).to(decimal.dtype)
@@ -295,7 +301,7 @@ def decode_nested(
     overlap = ((radius - distance) * DECIMAL_BINS + 0.5).clamp(0, 1)
     inside = (p_fraction * overlap).sum(dim=-1).prod(dim=-1)
     mass = (p_cell * inside).sum(dim=-1)
-    return Decoded(u * stride - pixel_origin, covariance * stride**2, mass)
+    return Decoded(u * stride - pixel_origin, covariance * stride**2, mass, visibility)
 
 
 def decode_heatmaps(

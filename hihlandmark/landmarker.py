@@ -42,13 +42,15 @@ class Landmarker:
             crops: (N, S, S, 3) uint8 RGB.
 
         Returns:
-            Points (N, P, 2) in crop pixels, covariances and masses, in float64, not calibrated.
+            Points (N, P, 2) in crop pixels, covariances, masses and visibilities, in float64, not
+            calibrated.
         """
         return self.finish(crops, self.decode(crops))
 
     def decode(self, crops: Image) -> CropLandmarks:
         """One run of the network: no flip test, no shape prior. In float64."""
-        return CropLandmarks(*(np.asarray(array, np.float64) for array in self.runtime(crops)))
+        found = self.runtime(crops)
+        return CropLandmarks(*(np.asarray(a, np.float64) for a in found if a is not None))
 
     def finish(self, crops: Image, found: CropLandmarks) -> CropLandmarks:
         """Apply flip test and shape prior to what `decode` found in the crops."""
@@ -64,22 +66,22 @@ class Landmarker:
         points, covariance = self.shape_prior.correct(
             found.points, found.covariance, self.crop_size
         )
-        return CropLandmarks(points, covariance, found.mass)
+        return found._replace(points=points, covariance=covariance)
 
     def _unflip(self, found: CropLandmarks) -> CropLandmarks:
         """The points of a mirrored crop as points of the crop."""
-        points, covariance, mass = found.select((slice(None), self.layout.mirror))
-        return CropLandmarks(
-            points * (-1, 1) + (self.crop_size - 1, 0),
-            covariance * np.array([[1, -1], [-1, 1]]),
-            mass,
+        other = found.select((slice(None), self.layout.mirror))
+        return other._replace(
+            points=other.points * (-1, 1) + (self.crop_size - 1, 0),
+            covariance=other.covariance * np.array([[1, -1], [-1, 1]]),
         )
 
 
 def moment_matched_mean(one: CropLandmarks, other: CropLandmarks) -> CropLandmarks:
     """The Gaussian with mean and covariance of an even mixture of two Gaussians a point.
 
-    Where one of two heatmaps was empty (mass 0), the other one counts alone.
+    Where one of two heatmaps was empty (mass 0), the other one counts alone. Masses and logits of
+    visibility are averaged.
     """
     weight = np.stack([one.mass > 0, other.mass > 0]).astype(np.float64)
     weight[:, ~weight.any(axis=0)] = 1
@@ -89,8 +91,12 @@ def moment_matched_mean(one: CropLandmarks, other: CropLandmarks) -> CropLandmar
     for found in (one, other):
         offset = found.points - points
         covariances.append(found.covariance + offset[..., :, None] * offset[..., None, :])
+    visibility = None
+    if one.visibility is not None and other.visibility is not None:
+        visibility = (one.visibility + other.visibility) / 2
     return CropLandmarks(
         points,
         np.einsum("kns,knsij->nsij", weight, np.stack(covariances)),
         (one.mass + other.mass) / 2,
+        visibility,
     )

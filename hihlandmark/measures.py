@@ -53,7 +53,7 @@ HEAD_POINTS = tuple(_HEAD)
 HEAD = np.array(list(_HEAD.values()))
 FOCAL_LENGTH = 10.0
 """The focal length that `head_pose` assumes, in longer sides of the box of these points. It
-reprojects the photographs of 300-W best."""
+reprojects the images of 300-W best."""
 
 
 class Measurement(NamedTuple):

@@ -232,6 +232,7 @@ class Pipeline:
         scores = self.calibration.scores(covariance, found.mass, interocular)
         covariance *= self.calibration.covariance_scale
         reliability = self._reliability(points, covariance, scores, found.mass)
+        visibility = self._visibility(batch, points, found)
         for i, job in enumerate(batch):
             face = Face(
                 points=points[i].astype(np.float32),
@@ -242,6 +243,7 @@ class Pipeline:
                 layout=self.landmarker.layout,
                 correlation=self.calibration.error_correlation,
                 reliability=float(reliability[i]),
+                visibility=visibility[i],
             )
             face = face.to_layout(self.layout or face.layout)
             job.owner.faces[job.index] = _enlarge(face, job.owner.factor)
@@ -257,6 +259,16 @@ class Pipeline:
             return np.full(len(points), np.nan)
         layout = self.landmarker.layout
         return model.probability(reliability_features(points, covariance, scores, mass, layout))
+
+    def _visibility(
+        self, batch: list[_FaceJob], points: FloatArray, found: CropLandmarks
+    ) -> FloatArray:
+        """The visibility (N, P) of points (N, P, 2): 0 outside of the image."""
+        images = [job.owner.image for job in batch]
+        sizes = np.array([image.shape[1::-1] for image in images if image is not None])
+        is_outside = ((points < -0.5) | (points > sizes[:, None] - 0.5)).any(axis=-1)
+        visibility = self.calibration.visibilities(found.visibility, found.mass.shape)
+        return np.where(is_outside & np.isfinite(visibility), 0.0, visibility)
 
     def _to_image(self, batch: list[_FaceJob]) -> FloatArray:
         squares = np.stack([face.square for face in batch])

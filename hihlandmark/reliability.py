@@ -5,12 +5,13 @@ Applied here; fitted by benchmarks/fit_reliability.py.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, model_validator
 
-from hihlandmark.arrays import FloatArray
+from hihlandmark.arrays import BoolArray, FloatArray
 from hihlandmark.crop import similarities, transform_points
 from hihlandmark.layouts import Layout
 
@@ -88,26 +89,42 @@ def reliability_features(
     distance = np.sqrt(np.square(aligned - layout.mean_shape).sum(axis=-1).mean(axis=-1)) / unit
     centered = points - points.mean(axis=1, keepdims=True)
     size = np.sqrt(np.square(centered).sum(axis=-1).mean(axis=-1))
-    columns = [
+    low = np.quantile(np.stack([-deviation, scores, odds]), 0.1, axis=-1)
+    overall = [
         _log(deviation.mean(axis=1)),
-        _log(np.quantile(deviation, 0.9, axis=1)),
+        _log(-low[0]),
         scores.mean(axis=1),
-        np.quantile(scores, 0.1, axis=1),
+        low[1],
         odds.mean(axis=1),
-        np.quantile(odds, 0.1, axis=1),
+        low[2],
         _log(distance),
         _log(interocular / size.clip(1e-6)),
     ]
-    for region in REGIONS:
-        used = [i for name, part in layout.parts.items() if _is_of(name, region) for i in part]
-        if used:
-            columns += [_log(deviation[:, used]).mean(axis=1), odds[:, used].mean(axis=1)]
-    for part in layout.parts.values():
-        shape = aligned[:, list(part)] / unit
-        columns += [*shape.mean(axis=1).T]
-        if len(part) > 2:
-            columns += [*_log(shape.std(axis=1), 1e-3).T]
-    return np.stack(columns, axis=1)
+    regions, parts, has_shape = _averages(layout)
+    by_region = np.stack([_log(deviation), odds], axis=-1)
+    mean = parts @ (aligned / unit)
+    variance = parts @ np.square(aligned / unit) - np.square(mean)
+    by_part = np.concatenate([mean, _log(np.sqrt(variance.clip(0)), 1e-3)], axis=-1)
+    columns = [np.stack(overall, axis=1), (regions @ by_region).reshape(len(points), -1)]
+    return np.concatenate([*columns, by_part[:, has_shape]], axis=1)
+
+
+@cache
+def _averages(layout: Layout) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """The matrices that average points over regions (R, P) and over parts (Q, P).
+
+    And which features of the parts count (Q, 4): the spread of parts of one or two points does not.
+    """
+    regions = (
+        [i for name, part in layout.parts.items() if _is_of(name, region) for i in part]
+        for region in REGIONS
+    )
+    groups = [*filter(None, regions), *map(list, layout.parts.values())]
+    weights = np.stack([np.bincount(group, minlength=layout.size) / len(group) for group in groups])
+    first = len(groups) - len(layout.parts)
+    has_shape = np.ones((len(layout.parts), 4), bool)
+    has_shape[:, 2:] = np.array([[len(part) > 2] for part in layout.parts.values()])
+    return weights[:first], weights[first:], has_shape
 
 
 def _is_of(part: str, region: str) -> bool:

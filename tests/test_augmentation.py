@@ -62,7 +62,7 @@ def test_points_stay_on_their_feature(seed: int) -> None:
         NO_AUGMENTATION, rotation_degrees=20, scale=0.1, shift=0.03, flip=0.5, motion_blur=1, blur=1
     )
     place = np.array([[58.0, 45.0]])
-    crop, points, _ = augmentation.crop(
+    crop, points, *_ = augmentation.crop(
         dot(100, 58, 45), place, np.array([0]), np.array([50, 50, 70, 0.0]), 96, generator(seed)
     )
     np.testing.assert_allclose(centroid(crop), points[0], atol=0.35)

@@ -440,7 +440,9 @@ def test_the_command_reports_and_writes_a_calibrated_copy(
     card = find_weights(out).card
     written = card.calibration["COFW29"]
     assert written.correlation is not None
-    plain = written.model_copy(update={"correlation": None, "reliability": None})
+    assert written.visibility is not None, "it is kept"
+    kept = dict.fromkeys(("correlation", "reliability", "visibility"))
+    plain = written.model_copy(update=kept)
     assert plain == Calibration(**summary["calibration"]["after"])
     assert "--data DATA/mini29 --split val --layout 29" in card.figures[-1].command
     assert packaged.read_bytes() == before

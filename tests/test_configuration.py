@@ -32,7 +32,7 @@ def test_shipped_configurations_can_be_read_and_built(name: str) -> None:
     trained = {faces.layout for faces in configuration.sets if faces.layout}
     assert trained <= fields["layouts"].keys() | configuration.auxiliary_layouts.keys()
     calibrated = {faces.of for faces in configuration.card.calibration}
-    assert calibrated <= fields["layouts"].keys()
+    assert calibrated <= fields["layouts"].keys() | fields["auxiliary_layouts"].keys()
 
 
 def test_settings_reach_into_tables_and_lists(file: Path) -> None:
@@ -60,6 +60,7 @@ def test_settings_reach_into_tables_and_lists(file: Path) -> None:
         ("augmentation.flip=2", "augmentation"),
         ("stages.0.crop_size=100", "multiple of 32"),
         ("auxiliary_layouts={WFLW98=98}", "WFLW98"),
+        ("exported_auxiliary=['SCUT86']", "SCUT86"),
         ("self_training={layouts=['WFWL'], sets=[{}]}", "WFWL"),
         ("loss={integer='csc', point='wing'}", "loss.point"),
         ("augmentation.flips=0.5", "augmentation.flips: unknown key"),

@@ -1,4 +1,4 @@
-"""Faces mended in other tools, read back, and which images to label first."""
+"""Faces corrected in other tools, read back, and which images to label first."""
 
 import json
 

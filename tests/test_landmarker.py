@@ -52,7 +52,21 @@ def test_without_options_the_points_of_the_runtime_are_returned_in_float64() -> 
     crop, points = crop_with_points()
     found = Landmarker(brightest_pixels, FIVE, SIZE).predict(crop)
     np.testing.assert_array_equal(found.points[0], points)
-    assert {array.dtype for array in found} == {np.dtype(np.float64)}
+    assert {array.dtype for array in found[:3]} == {np.dtype(np.float64)}
+
+
+def test_the_flip_test_averages_the_logits_of_visibility() -> None:
+    crop, _ = crop_with_points()
+
+    def runtime(crops: Image) -> CropLandmarks:
+        is_mirrored = crops[0, 20, 20, 0] != 1
+        logits = np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]) * (1 + is_mirrored)
+        return brightest_pixels(crops)._replace(visibility=logits)
+
+    found = Landmarker(runtime, FIVE, SIZE, flip_test=True).predict(crop)
+    # Points 0 and 1, and 3 and 4, take each other's place in the mirror image.
+    assert found.visibility is not None
+    np.testing.assert_allclose(found.visibility, [[2.5, 2.0, 4.5, 7.0, 6.5]])
 
 
 def test_moment_matching_adds_the_spread_of_the_means() -> None:

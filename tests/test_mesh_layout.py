@@ -144,7 +144,7 @@ def test_points_follow_a_crop_in_perspective() -> None:
     points = np.array([[61.0, 31.0], [np.nan, np.nan]])
     augmentation = replace(NO_AUGMENTATION, perspective=1.0)
     square = np.array([47.5, 47.5, 96, 0])
-    crop, moved, _ = augmentation.crop(image, points, np.arange(2), square, 96, generator(3))
+    crop, moved, *_ = augmentation.crop(image, points, np.arange(2), square, 96, generator(3))
     rows, columns = np.nonzero(crop[..., 0] > 100)
     np.testing.assert_allclose(moved[0], [columns.mean(), rows.mean()], atol=1)
     assert np.linalg.norm(moved[0] - points[0]) > 1

@@ -330,7 +330,7 @@ def test_crops_of_another_size_fill_as_many_decimal_bins(side: int) -> None:
     assert heatmaps["COFW29"].decimal.shape == (1, 29, 4, 4)
 
 
-def test_gradient_reaches_every_parameter_but_the_idle_ones() -> None:
+def test_gradient_reaches_every_parameter_but_unused_shortcuts() -> None:
     model = build_small()
     integers, decimal, features = model.forward_stacks(torch.randn(2, 3, 64, 64))
     auxiliary = [head(features) for head in model.auxiliary_heads.values()]
@@ -338,12 +338,12 @@ def test_gradient_reaches_every_parameter_but_the_idle_ones() -> None:
     assert isinstance(loss, torch.Tensor)
     loss.backward()
 
-    idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert idle == {name for name, _ in model.named_parameters() if ".unused_shortcut." in name}
-    assert idle
+    unused = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert unused == {name for name, _ in model.named_parameters() if ".unused_shortcut." in name}
+    assert unused
 
 
-def test_gradient_reaches_every_parameter_of_adnet_but_the_idle_ones() -> None:
+def test_gradient_reaches_every_parameter_of_adnet_but_unused_shortcuts() -> None:
     model = build_small_adnet()
     stacks, features = model.forward_stacks(torch.randn(2, 3, 64, 64))
     auxiliary = [head(features) for head in model.auxiliary_heads.values()]
@@ -351,8 +351,8 @@ def test_gradient_reaches_every_parameter_of_adnet_but_the_idle_ones() -> None:
     assert isinstance(loss, torch.Tensor)
     loss.backward()
 
-    idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert idle == {name for name, _ in model.named_parameters() if ".unused_shortcut." in name}
+    unused = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert unused == {name for name, _ in model.named_parameters() if ".unused_shortcut." in name}
 
 
 def test_gradient_reaches_every_parameter_of_awing() -> None:

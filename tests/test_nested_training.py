@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, DataError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.layouts import W300_68, WFLW98
-from hihlandmark.models.nested import Nested
+from hihlandmark.models.nested import Nested, is_of_visibility
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
 from hihlandmark.training.mesh import (
@@ -28,7 +28,11 @@ from hihlandmark.training.mesh import (
 from hihlandmark.training.objectives import Teacher, make_objective
 from hihlandmark.training.objectives.nested import training_cells
 from hihlandmark.training.schedule import Plan
-from hihlandmark.training.trainer import build_training_network, load_imagenet_encoder
+from hihlandmark.training.trainer import (
+    _Trainer,
+    build_training_network,
+    load_imagenet_encoder,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,7 +99,8 @@ def batch_of_one(points: np.ndarray, place: slice, total: int = 195) -> Batch:
     rows, weights = torch.zeros(1, total, 2), torch.zeros(1, total)
     rows[0, place], weights[0, place] = torch.from_numpy(points).float(), 1
     crops = torch.full((1, SIZE, SIZE, 3), 90, dtype=torch.uint8)
-    return Batch(crops, rows, weights, torch.zeros(1, dtype=torch.int64))
+    visible = torch.where(weights > 0, 1.0, torch.nan)
+    return Batch(crops, rows, weights, torch.zeros(1, dtype=torch.int64), visible)
 
 
 def test_nested_network_learns_one_face_by_heart() -> None:
@@ -292,3 +297,62 @@ def test_imagenet_weights_need_their_package_and_an_encoder(
         load_imagenet_encoder(build_training_network(nested()))
     with pytest.raises(ConfigurationError, match="encoder"):
         load_imagenet_encoder(build_training_network(tiny()))
+
+
+def with_visibility(**changes: Any) -> TrainingConfiguration:
+    """`nested` with a head for visibility, trained alone on covered faces."""
+    network = {"features": 8, "depth": 1, "decimal_features": 8, "input_size": SIZE}
+    trained = ["visibility_features.", "heads.WFLW98.visibility."]
+    stage = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "trained": trained}
+    augmentation = {**PLAIN, "occluders": 1.0}
+    values = {"network": {**network, "visibility": 8}, "augmentation": augmentation}
+    return nested(**{**values, "stages": [stage], "freeze_bn": True, **changes})
+
+
+def test_visibility_is_learned_alone_and_the_rest_stays_bit_for_bit() -> None:
+    configuration = with_visibility()
+    network = build_training_network(configuration).eval()
+    _Trainer._select_trained(network, configuration.stages[0].trained)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    objective = make_objective(configuration, network)
+    batch = batch_of_one(WFLW98.mean_shape * 45 + 32, slice(0, 98))
+    batch.visible[0, :49] = 0
+    trained = [each for each in network.parameters() if each.requires_grad]
+    optimizer, totals, losses = torch.optim.Adam(trained, lr=1e-2), objective.totals(batch), []
+    for _ in range(15):
+        found = objective(batch, totals)
+        losses.append(dict(zip(objective.names, found.tolist(), strict=True)))
+        optimizer.zero_grad()
+        objective.weigh(found).backward()
+        optimizer.step()
+    assert losses[-1]["visibility"] < 0.7 * losses[0]["visibility"]
+    assert losses[0]["integer"] == 0, "it is not trained, so it is not computed"
+    changed = {n for n, each in network.state_dict().items() if not torch.equal(each, before[n])}
+    assert changed
+    assert all(map(is_of_visibility, changed))
+
+
+def test_without_a_head_there_is_no_loss_of_visibility() -> None:
+    configuration = nested()
+    objective = make_objective(configuration, build_training_network(configuration))
+    assert "visibility" not in objective.names
+
+
+def test_labels_of_visibility_come_from_occluders_annotations_and_the_crop(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
+    sets = [{"folder": "set"}]
+    layouts = {"WFLW98": 98, "W300_68": 68, "COFW29": 29}
+
+    def visible(**changes: Any) -> torch.Tensor:
+        configuration = with_visibility(sets=sets, **changes)
+        faces = [read_training_set(tmp_path, s, configuration.mesh)[0] for s in configuration.sets]
+        plan = Plan(configuration, len(faces[0]), 1)
+        return TrainingBatches(configuration, plan, layouts, faces)[0][0].visible
+
+    assert visible(augmentation=PLAIN).isnan().all()
+    labels = visible()
+    assert labels[:, 98:166].isfinite().all()
+    assert ((labels[:, 98:166] >= 0) & (labels[:, 98:166] <= 1)).all()
+    assert labels[:, 1].isnan().all(), "a point of 98 that 68 points do not have"
+    far = visible(augmentation={**PLAIN, "occluders": 1e-9, "shift": 5.0, "shift_probability": 1.0})
+    assert (far[:, 98:166] == 0).any()

@@ -280,6 +280,20 @@ def test_decoding_is_exact_in_bf16(
     assert np.median(np.linalg.norm(mixed - exact, axis=-1)) < 0.15
 
 
+def test_openvino_is_imported_without_telemetry(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_telemetry")
+    code = """
+import os, sys
+from hihlandmark.runtimes.openvino import import_openvino
+import_openvino().Core()
+assert not [name for name in sys.modules if "openvino_telemetry" in name]
+import openvino_telemetry  # by others
+"""
+    environment = {"HOME": str(tmp_path), "PATH": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
+    assert not list(tmp_path.iterdir())
+
+
 def test_onnx_runtime_gets_the_index_of_the_device() -> None:
     provider, options = provider_of(torch.device("cuda:1"))
     assert (provider, options) == ("CUDAExecutionProvider", {"device_id": "1"})

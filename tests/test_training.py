@@ -333,11 +333,16 @@ def test_validation_ignores_faces_without_eye_corners(tmp_path: Path) -> None:
     assert np.isfinite(summary.nme["set/val"])
 
 
-def test_initial_weights_must_fit(data: Path, tmp_path: Path) -> None:
+def test_initial_weights_must_fit_but_for_auxiliary_heads(data: Path, tmp_path: Path) -> None:
     run(tiny(augmentation=PLAIN), data, tmp_path / "first")
     initial = weights_of(tmp_path / "first")
     with_extra_head = tiny(auxiliary_layouts={"SCUT86": 86}, ema_decay=0.0)
     run(with_extra_head, data, tmp_path / "second", initial=initial)
+    checkpoint = tmp_path / "second" / "last.pt"
+    kept = checkpoints.read_average(checkpoint, ["SCUT86"]).keys() - initial.keys()
+    assert kept
+    assert all(name.startswith("auxiliary_heads.SCUT86.") for name in kept)
+    assert checkpoints.read_average(checkpoint).keys() == initial.keys()
     with pytest.raises(WeightsError, match="another network"):
         run(tiny(network={"features": 16}), data, tmp_path / "third", initial=initial)
     assert not (tmp_path / "third").exists()
@@ -401,7 +406,7 @@ def test_distillation_is_the_mean_kl_divergence_from_the_teacher() -> None:
     }
     crops = torch.zeros(faces, 4 * size, 4 * size, 3, dtype=torch.uint8)
     nothing = torch.zeros(faces, 195)
-    unlabeled = Batch(crops, torch.zeros(faces, 195, 2), nothing, torch.zeros(faces))
+    unlabeled = Batch(crops, torch.zeros(faces, 195, 2), nothing, torch.zeros(faces), nothing)
 
     def divergence(count: int) -> float:
         return math.log(count) - (math.log(2) + math.log(2 * (count - 1))) / 2

@@ -54,6 +54,7 @@ class PointStatistics:
         whitened: (N, P, 2) errors whitened by the raw covariance, in the axes of an upright face;
             NaN where the point is not annotated. None: correlations are not fitted.
         layout: of the points, for their symmetry.
+        visibility: (N, P) logits of being visible; None: the network does not predict them.
     """
 
     features: FloatArray
@@ -63,6 +64,7 @@ class PointStatistics:
     skipped: tuple[str, ...] = ()
     whitened: FloatArray | None = None
     layout: Layout | None = None
+    visibility: FloatArray | None = None
 
     @property
     def known(self) -> BoolArray:
@@ -83,6 +85,7 @@ class PointStatistics:
             self.hidden[faces],
             whitened=None if self.whitened is None else self.whitened[faces],
             layout=self.layout,
+            visibility=None if self.visibility is None else self.visibility[faces],
         )
 
 
@@ -194,9 +197,17 @@ def measure_points(
     if not batches:
         reasons = "; ".join(skipped[:3]) or "it is empty"
         raise DataError(f"{faces.name} has no face to calibrate with, use another split: {reasons}")
-    hidden, features, errors, distances, whitened = map(np.concatenate, zip(*batches, strict=True))
+    columns = map(np.concatenate, zip(*batches, strict=True))
+    hidden, features, errors, distances, whitened, visibility = columns
     return PointStatistics(
-        features, errors, distances, hidden, tuple(skipped), whitened, conversion.target
+        features,
+        errors,
+        distances,
+        hidden,
+        tuple(skipped),
+        whitened,
+        conversion.target,
+        None if np.isnan(visibility).all() else visibility,
     )
 
 
@@ -208,7 +219,7 @@ def _hidden(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
 
 def _measure_batch(
     detector: Detector, crops: Image, truth: FloatArray, exact: BoolArray
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
     """What `PointStatistics` holds of crops with true points: all but hidden points."""
     found = detector.predict_crops(crops)
     layout, offset = detector.landmarker.layout, found.points - truth
@@ -221,7 +232,9 @@ def _measure_batch(
     to_image = whitening_axes(found.points, covariance, layout)
     whitened = np.linalg.solve(to_image, offset[..., None])[..., 0]
     errors, distances = np.where(exact, (errors, distances), np.nan)
-    return features, errors, distances, np.where(exact[:, None], whitened, np.nan)
+    whitened = np.where(exact[:, None], whitened, np.nan)
+    visibility = np.full(errors.shape, np.nan) if found.visibility is None else found.visibility
+    return features, errors, distances, whitened, visibility
 
 
 # Fitting

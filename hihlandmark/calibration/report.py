@@ -68,30 +68,17 @@ class CalibrationReport:
         }
 
     def hidden_points(self, stage: str) -> dict[str, Any] | None:
-        """How well low scores of a stage detect hidden points; None where visibility is unknown.
-
-        "auroc" compares all points, "auroc_same_landmark" only points of the same landmark, because
-        some landmarks are both hidden more often and less exact. Both are in 0..1, 0.5 by chance,
-        with their 95 % intervals over faces.
-        """
-        scores, hidden = self.stages[stage].scores, self.statistics.hidden
-        stated = np.isfinite(hidden) & np.isfinite(scores)
-        positive = hidden[stated] == 1
-        if positive.all() or not positive.any():
-            return None
-        face, landmark = np.nonzero(stated)
-        found: dict[str, Any] = {"hidden": int(positive.sum()), "visible": int((~positive).sum())}
-        for name, strata in (("auroc", None), ("auroc_same_landmark", landmark)):
-            area = metrics.area_under_roc(-scores[stated], positive, strata)
-            interval = metrics.bootstrap_area_under_roc(-scores[stated], positive, face, strata)
-            found[name] = _rounded(area)
-            found[f"{name}_interval"] = [_rounded(value) for value in interval]
-        return found
+        """`metrics.hidden_point_figures` of the scores of a stage."""
+        return metrics.hidden_point_figures(self.stages[stage].scores, self.statistics.hidden)
 
     def summary(self) -> dict[str, Any]:
         """All figures, as plain values for JSON."""
         known = self.statistics.known
         hidden = {stage: self.hidden_points(stage) for stage in self.stages}
+        if self.statistics.visibility is not None and hidden["before"]:
+            hidden["by visibility"] = metrics.hidden_point_figures(
+                self.statistics.visibility, self.statistics.hidden
+            )
         return {
             "faces": len(known),
             "points": int(known.sum()),
@@ -105,11 +92,6 @@ class CalibrationReport:
             "figures": {stage: self.figures(stage) for stage in self.stages},
             **({"hidden_points": hidden} if hidden["before"] else {}),
         }
-
-
-def _rounded(value: float) -> float | None:
-    """Rounded for JSON, which has no NaN."""
-    return round(value, 4) if np.isfinite(value) else None
 
 
 def report_calibration(

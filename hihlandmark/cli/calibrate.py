@@ -139,8 +139,9 @@ def calibrate(
             command=f"hihlandmark calibrate {' '.join(options)}",
             **{"faces": summary["faces"]},
         )
-        reliability = detector.pipeline.calibration.reliability
-        after = report.after.model_copy(update={"reliability": reliability})
+        now = detector.pipeline.calibration
+        kept = {"reliability": now.reliability, "visibility": now.visibility}
+        after = report.after.model_copy(update=kept)
         store_calibration(files, target, detector.layout, after, figure)
     if diagram is not None:
         draw_reliability(report, diagram, f"{summary['model']}, {summary['split']}")
@@ -193,7 +194,8 @@ def _footnotes(summary: dict[str, Any]) -> list[str]:
             for name, comparison in AREAS.items()
         )
         counts = f"{found['hidden']} hidden, {found['visible']} visible points"
-        lines.append(f"low scores detect hidden points, {stage}: {areas}; {counts}")
+        how = "low visibilities" if stage == "by visibility" else f"low scores, {stage},"
+        lines.append(f"{how} detect hidden points: {areas}; {counts}")
     left_out = [*summary["left_out"], *summary["skipped"]]
     lines += [f"left out: {message}" for message in left_out[:SHOWN]]
     if len(left_out) > SHOWN:

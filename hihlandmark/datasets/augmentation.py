@@ -15,6 +15,7 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image, IndexArray
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
+from hihlandmark.datasets.occluders import cover, covered_at
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import mirror_points
 
@@ -34,6 +35,9 @@ class AugmentedCrop(NamedTuple):
     points: FloatArray
     flipped: bool
     """The crop is a mirror image: other arrays of points have to be reordered by the mirror."""
+    covered: FloatArray | None = None
+    """(P,) in 0..1: how much each point is covered by ``occluders``, 1 outside of the crop, NaN
+    where it is unknown. None: no occluder was drawn."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class Augmentation:
     """Smallest and largest width and height of rectangles and patches, in sides."""
     occlusion_noise: float = 0.3
     """Fill an occluding rectangle with noise instead of one color."""
+    occluders: float = 0.0
+    """Cover the face with what covers faces in images, see `occluders`, before its appearance is
+    changed."""
 
     def __post_init__(self) -> None:
         """Check the ranges of all fields."""
@@ -115,6 +122,7 @@ class Augmentation:
         size: int,
         rng: np.random.Generator,
         other: Other = None,
+        eyes: FloatArray | None = None,
     ) -> AugmentedCrop:
         """A face as a training sample: a jittered and possibly mirrored crop.
 
@@ -126,16 +134,26 @@ class Augmentation:
             size: side S of the crop in pixels.
             rng: of this sample, see `generator`.
             other: the image that patches come from; without it there are no patches.
+            eyes: (2, 2), the left and the right eye in pixels of the image, where occluders such as
+                glasses are placed; None: as in a canonical crop.
         """
         square = self.square(square, rng, points)
         crop = self._cut(image, square, size, rng, other)
         points = transform_points(crop_matrix(square, size), points)
         if self.perspective and rng.random() < self.perspective:
             crop, points = _in_perspective(crop, points, rng)
+        covered = None
+        if self.occluders and rng.random() < self.occluders:
+            source = other() if callable(other) else other
+            if eyes is not None:
+                eyes = transform_points(crop_matrix(square, size), eyes)
+            crop, alpha = cover(crop, source, rng, eyes)
+            covered = covered_at(alpha, points)
         flipped = bool(rng.random() < self.flip)
         if flipped:
             crop, points = mirror_face(crop, points, mirror)
-        return AugmentedCrop(self.look(crop, rng, other), points, flipped)
+            covered = None if covered is None else covered[mirror]
+        return AugmentedCrop(self.look(crop, rng, other), points, flipped, covered)
 
     def square(
         self, square: FloatArray, rng: np.random.Generator, points: FloatArray | None = None

@@ -1,4 +1,4 @@
-"""Annotations mended in CVAT and Label Studio, and which images to label first.
+"""Annotations corrected in CVAT and Label Studio, and which images to label first.
 
 Reads what was made of the exports of `io.connectors.to_cvat` and `to_label_studio`.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from hihlandmark.datasets.project import ANNOTATIONS
 from hihlandmark.errors import DataError
+from hihlandmark.io.connectors import HIDDEN
 from hihlandmark.layouts import LAYOUTS, Layout, get_layout
 from hihlandmark.writing import write_atomically
 
@@ -142,8 +143,11 @@ def _faces_of_label_studio(text: str) -> Iterator[MendedFace]:
         if not done:
             continue
         last = max(done, key=lambda each: each.get("updated_at") or "")
+        marked = [each for each in last["result"] if HIDDEN in each.get("meta", {}).get("text", ())]
+        hidden = {item for face in _grouped(marked) for item in face.items()}
         for points in _grouped(last["result"]):
-            yield MendedFace(task["data"]["image"], points)
+            covered = frozenset(name for name, place in points.items() if (name, place) in hidden)
+            yield MendedFace(task["data"]["image"], points, covered)
 
 
 def _grouped(results: Iterable[Mapping[str, Any]]) -> list[dict[str, tuple[float, float]]]:

@@ -155,7 +155,7 @@ def before_and_after(
         square[2] = max(square[2], 1.0)  # of a face with one known point
         for column, (caption, changes) in enumerate(columns):
             rng = generator(seed, index, column)
-            crop, points, flipped = changes.crop(
+            crop, points, flipped, _ = changes.crop(
                 image, face.points, faces.mirror, square, crop_size, rng, images[row - 1]
             )
             colors = np.where(visible[faces.mirror if flipped else ...][:, None], sides, HIDDEN)

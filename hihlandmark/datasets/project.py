@@ -167,8 +167,10 @@ def _mirror(folder: Path, layout: str, size: int, is_needed: bool) -> IndexArray
 
 
 def _points(points: Any, count: int) -> FloatArray:
-    if _length(points) != count:
-        raise BadSample(f"has {_length(points)} points, the other faces have {count}")
+    if not isinstance(points, list):
+        raise BadSample("its points are not a list")
+    if len(points) != count:
+        raise BadSample(f"has {len(points)} points, the other faces have {count}")
     array = _array([(np.nan, np.nan) if point is None else point for point in points])
     if array.shape != (count, 2):
         raise BadSample("its points are not all pairs [x, y] of numbers")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray
-from hihlandmark.calibration.metrics import expected_calibration_error
+from hihlandmark.calibration.metrics import expected_calibration_error, hidden_point_figures
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import Layout
 from hihlandmark.weights.card import NEAR
@@ -194,6 +195,9 @@ class Evaluation:
         subsets: names of the subsets that each face belongs to.
         skipped: a message for every sample that could not be used.
         remarks: notes on how this was measured.
+        visibility: (N, P) of `Face.visibility`; None: unknown.
+        hidden: (N, P), 1 for points annotated as hidden, 0 for visible ones, NaN where not stated;
+            None: of no point.
     """
 
     names: tuple[str, ...]
@@ -206,6 +210,8 @@ class Evaluation:
     subsets: tuple[frozenset[str], ...] = ()
     skipped: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    visibility: FloatArray | None = None
+    hidden: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -251,6 +257,13 @@ class Evaluation:
     def face_errors(self) -> FloatArray:
         """(N,): mean over the known points; infinite for missed faces, NaN without annotation."""
         return face_errors(self.errors)
+
+    @property
+    def hidden_points(self) -> dict[str, Any] | None:
+        """How well low visibility detects hidden points: `hidden_point_figures`."""
+        if self.visibility is None or self.hidden is None:
+            return None
+        return hidden_point_figures(self.visibility, self.hidden)
 
     @property
     def calibration_error(self) -> float:

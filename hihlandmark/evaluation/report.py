@@ -69,6 +69,7 @@ def summarize(
         **face_figures(evaluation.face_errors),
         "normalization": evaluation.normalization,
         "calibration_error": _per_cent(evaluation.calibration_error),
+        **({"hidden_points": hidden} if (hidden := evaluation.hidden_points) else {}),
         "nme_by": {
             name: _per_cent(mean_error(evaluation.normalized(name).face_errors), 3)
             for name in evaluation.units
@@ -264,6 +265,12 @@ def _range_text(bounds: Sequence[float]) -> str:
 def notes(report: Report) -> list[str]:
     """The lines below the tables: calibration, remarks and skipped samples."""
     lines = [f"expected calibration error of the scores: {_text(report['calibration_error'])} %"]
+    if hidden := report.get("hidden_points"):
+        lines.append(
+            f"low visibility detects hidden points: AUROC {hidden['auroc']}, among points of the "
+            f"same landmark {hidden['auroc_same_landmark']} ({hidden['hidden']} hidden, "
+            f"{hidden['visible']} visible points)"
+        )
     if report["unjudged"]:
         lines.append(f"{report['unjudged']} faces lack the points of the unit: left out")
     lines += report["remarks"]

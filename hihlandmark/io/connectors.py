@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from hihlandmark.io import Result
 
+HIDDEN = "hidden"
+"""Text of the meta information of a hidden point in Label Studio."""
+
 
 def to_supervision(faces: Sequence[Face]) -> supervision.KeyPoints:
     """F faces of one layout, as keypoints with xy (F, P, 2) and keypoint_confidence (F, P).
@@ -92,6 +95,7 @@ def to_label_studio(
     """A task of Label Studio with the faces as a prediction, to be corrected by hand.
 
     Each face is a rectangle labeled "face", and its points are grouped under it (``parentID``).
+    Points that are `Face.hidden` have "hidden" as the text of their meta information.
     Label Studio imports a JSON file with a list of such tasks.
 
     Args:
@@ -125,6 +129,7 @@ def to_label_studio(
                 {"id": f"{identity}-{index}", "parentID": identity, "from_name": from_name}
                 | {"type": "keypointlabels", **common}
                 | {"value": value, "score": float(face.scores[index])}
+                | ({"meta": {"text": [HIDDEN]}} if face.hidden[index] else {})
             )
     score = float(np.mean([face.scores.mean() for face in faces])) if faces else 0.0
     prediction = {"model_version": "hihlandmark", "score": score, "result": results}
@@ -135,7 +140,7 @@ def to_cvat(results: Iterable[Result]) -> str:
     """The XML of results in the format "CVAT for images 1.1", with a skeleton "face" per face.
 
     Images are matched by ``Source.name``; those that could not be read are left out. The points of
-    a skeleton are labeled with the names of the layout's points.
+    a skeleton are labeled with the names of the layout's points; `Face.hidden` ones are occluded.
     """
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
@@ -149,8 +154,9 @@ def to_cvat(results: Iterable[Result]) -> str:
             about = {"label": "face", "source": "auto", "z_order": "0"}
             skeleton = ElementTree.SubElement(image, "skeleton", about)
             # CVAT counts from the corner of the image, not from the center of its first pixel.
-            for name, (x, y) in zip(face.layout.point_names, face.points + 0.5, strict=True):
-                place = {"points": f"{x:.2f},{y:.2f}", "occluded": "0", "outside": "0"}
+            rows = zip(face.layout.point_names, face.points + 0.5, face.hidden, strict=True)
+            for name, (x, y), is_hidden in rows:
+                place = {"points": f"{x:.2f},{y:.2f}", "occluded": f"{is_hidden:d}", "outside": "0"}
                 ElementTree.SubElement(skeleton, "points", {"label": name, **place})
     ElementTree.indent(root)
     return ElementTree.tostring(root, "unicode", xml_declaration=True)

@@ -83,7 +83,8 @@ def write_csv_wide(results: Iterable[Result], *, measures: bool = False) -> byte
     """One row per face; one row for an image without a face or with an error.
 
     Columns: image, width, height, error, face (its number), layout, x0, y0, x1, y1, box_score,
-    reliability, score (the mean over the points), then x, y and score of each point after its name.
+    reliability, score (the mean over the points), then x, y, score and visibility of each point
+    after its name.
 
     Args:
         results: of faces of one layout or several, whose columns follow each other.
@@ -95,7 +96,7 @@ def write_csv_wide(results: Iterable[Result], *, measures: bool = False) -> byte
     layouts |= {result.layout: None for result in listed if result.layout}
     names = dict.fromkeys(name for layout in layouts for name in layout.point_names)
     fields = [*_WIDE, *(_MEASURES if measures else ())]
-    fields += [f"{name}_{column}" for name in names for column in ("x", "y", "score")]
+    fields += [f"{name}_{column}" for name in names for column in _POINT]
 
     def rows(face: Face) -> list[dict[str, Any]]:
         return [_wide_columns(face) | (measure_columns(face) if measures else {})]
@@ -123,6 +124,7 @@ def _csv(
 
 
 _WIDE = ("layout", "x0", "y0", "x1", "y1", "box_score", "reliability", "score")
+_POINT = ("x", "y", "score", "visibility")
 _MEASURES = tuple(
     f"{name}{suffix}"
     for name in ("yaw", "pitch", "roll", "left_eye_open", "right_eye_open", "mouth_open")
@@ -134,7 +136,7 @@ def _wide_columns(face: Face) -> dict[str, Any]:
     columns: dict[str, Any] = {"score": round(float(face.scores.mean()), 4)}
     for row in face.to_rows():
         name = row.pop("name")
-        columns |= {f"{name}_{key}": row.pop(key) for key in ("x", "y", "score")}
+        columns |= {f"{name}_{key}": row.pop(key) for key in _POINT}
         columns |= {key: row[key] for key in _WIDE if key in row}
     return columns
 
@@ -163,8 +165,8 @@ def write_parquet(results: Iterable[Result], *, covariance: bool = True) -> byte
     """One row per face; one row for an image without a face or with an error.
 
     Columns: image, width, height, error, face (its number), box (4 values, xyxy), box_score,
-    layout, points (P x 2), scores (P), covariance (P x 4; can be left out), reliability, model,
-    weights.
+    layout, points (P x 2), scores (P), covariance (P x 4; can be left out), reliability, visibility
+    (P; missing where unknown), model, weights.
     """
     pyarrow = require_pyarrow()
     text, number = pyarrow.string(), pyarrow.int32()
@@ -188,6 +190,7 @@ def face_columns() -> list[tuple[str, Any]]:
     row, rows = pyarrow.list_(number), pyarrow.list_(pyarrow.list_(number))
     columns = {"box": row, "box_score": number, "layout": pyarrow.string()}
     columns |= {"points": rows, "scores": row, "covariance": rows, "reliability": number}
+    columns["visibility"] = row
     return list(columns.items())
 
 
@@ -201,6 +204,7 @@ def face_row(face: Face) -> dict[str, Any]:
         "scores": face.scores.tolist(),
         "covariance": np.reshape(face.covariance, (-1, 4)).tolist(),
         "reliability": None if np.isnan(face.reliability) else face.reliability,
+        "visibility": None if np.isnan(face.visibility).any() else face.visibility.tolist(),
     }
 
 
@@ -208,8 +212,9 @@ def write_coco(results: Iterable[Result]) -> bytes:
     """COCO keypoints as JSON, with ``scores`` for the points of each face.
 
     The ids are those of the results, so that the parts of a folder can be joined; results without
-    ids are numbered from 1 on. All points are marked as visible (2). Images that could not be read
-    are left out: a trainer would take them for images without a face.
+    ids are numbered from 1 on. Points are marked as visible (2), or as labeled but not visible (1)
+    where they are `Face.hidden`. Images that could not be read are left out: a trainer would take
+    them for images without a face.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -249,7 +254,7 @@ def _coco_annotation(face: Face, image_id: int, face_id: int) -> dict[str, Any]:
         "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
         "area": round((x1 - x0) * (y1 - y0), 2),
         "iscrowd": 0,
-        "keypoints": np.column_stack([points, np.full(len(points), 2)]).ravel().tolist(),
+        "keypoints": np.column_stack([points, np.where(face.hidden, 1, 2)]).ravel().tolist(),
         "num_keypoints": len(points),
         "score": round(face.box_score, 4),
         "scores": np.round(face.scores.astype(float), 4).tolist(),

@@ -196,6 +196,8 @@ class ResultFolder:
             self.format.of_many(())  # a missing package is an error before the work
         self._manifest_path = folder / f".manifest{mark}.sqlite"
         lock = folder / f".lock{mark}"
+        if folder.exists() and not folder.is_dir():
+            raise ConfigurationError(f"{folder} is a file: give a folder for the results")
         _refuse_files_of_others(folder, lock)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(lock, blocking=False)

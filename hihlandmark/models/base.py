@@ -96,7 +96,7 @@ def halvings(number: int) -> int:
 
 
 class Heatmaps(NamedTuple):
-    """Raw output of a network for one layout of P points, as ``heatmap.decode`` wants it.
+    """Raw output of a network for one layout of P points, the input of ``heatmap.decode``.
 
     ``integer``: (N, P, h, h), scores of the last stack over cells of the crop. ``decimal``:
     (N, P, b, b), scores over the b x b bins inside the cell; None of networks without such a head.
@@ -116,16 +116,19 @@ class NestedHeatmaps(NamedTuple):
 
     ``integer``: (N, P, h, h), scores over cells of the crop. ``cells``: (N, P, K), the K best
     cells, row by row, best first. ``decimal``: (N, P, K, 2, `DECIMAL_EXTENT`), scores over the bins
-    of x and of y inside of each of them and `DECIMAL_MARGIN` bins around it.
+    of x and of y inside of each of them and `DECIMAL_MARGIN` bins around it. ``visibility``:
+    (N, P), logits of the point being seen; None of networks without that head.
     """
 
     integer: torch.Tensor
     cells: torch.Tensor
     decimal: torch.Tensor
+    visibility: torch.Tensor | None = None
 
     def float(self) -> NestedHeatmaps:
         """In float32."""
-        return NestedHeatmaps(self.integer.float(), self.cells, self.decimal.float())
+        visibility = None if self.visibility is None else self.visibility.float()
+        return NestedHeatmaps(self.integer.float(), self.cells, self.decimal.float(), visibility)
 
 
 AnyHeatmaps = Heatmaps | NestedHeatmaps

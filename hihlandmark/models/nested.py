@@ -46,12 +46,14 @@ class NestedConfiguration(NetworkConfiguration):
     encoder with its up path, and ``stacks - 1`` hourglasses on the grid. ``decimal_features``:
     channels between the features of a cell and its decimal heatmaps. ``decimal_rank``: rank of the
     weights that follow, in layouts of more than twice as many points; 0: full rank in all.
+    ``visibility``: channels that visibility is read from; 0: the network does not predict it.
     """
 
     encoder: str
     stride: int = field()
     decimal_features: int
     decimal_rank: int = 0
+    visibility: int = 0
 
     @property
     def crop_multiple(self) -> int:
@@ -155,14 +157,15 @@ class NestedHead(nn.Module):
         c = configuration
         self.integer = nn.ModuleList(nn.Conv2d(c.features, points, 1) for _ in range(c.stacks))
         self.embedding = nn.Parameter(torch.randn(points, c.features) * 0.02)
-        outputs = 2 * DECIMAL_EXTENT
-        shape, rank = (c.decimal_features, outputs), c.decimal_rank
+        out_channels = 2 * DECIMAL_EXTENT
+        shape, rank = (c.decimal_features, out_channels), c.decimal_rank
         if rank and points > 2 * rank:
             self.basis = nn.Parameter(torch.randn(rank, *shape) * 0.02)
             self.mix = nn.Parameter(torch.randn(points, rank) * rank**-0.5)
         else:
             self.weight = nn.Parameter(torch.randn(points, *shape) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(points, outputs))
+        self.bias = nn.Parameter(torch.zeros(points, out_channels))
+        self.visibility = VisibilityReadOut(points, c.visibility) if c.visibility else None
 
     def read_out(self) -> torch.Tensor:
         """The weights (P, ``decimal_features``, 2 * `DECIMAL_EXTENT`) from features to scores."""
@@ -199,6 +202,46 @@ class NestedHead(nn.Module):
         return (scores.float() + self.bias[:, None]).unflatten(-1, (2, DECIMAL_EXTENT))
 
 
+class VisibilityFeatures(nn.Sequential):
+    """Both kinds of `Features` (N, 2C, h, h) -> what visibility is read from (N, V, h, h)."""
+
+    def __init__(self, features: int, channels: int) -> None:
+        super().__init__(
+            # The features were made for heatmaps: their scales differ.
+            nn.GroupNorm(2, 2 * features, affine=False),
+            nn.Conv2d(2 * features, channels, 1),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+
+class VisibilityReadOut(nn.Module):
+    """One logit for each of P points, from the features of a cell."""
+
+    def __init__(self, points: int, channels: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(points, channels) * 0.02)
+        self.weight = nn.Parameter(torch.randn(points, channels) * channels**-0.5)
+        self.bias = nn.Parameter(torch.zeros(points))
+
+    def forward(self, features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Features (N, V, h, h), cells (N, P), row by row -> logits (N, P)."""
+        x = nn.functional.gelu(_at_cells(features, cells) + self.embedding)
+        return (x * self.weight).sum(dim=-1) + self.bias
+
+
+def is_of_visibility(name: str) -> bool:
+    """Whether a parameter of a nested network, by its name, serves visibility alone."""
+    return name.startswith("visibility_features.") or ".visibility." in name
+
+
+def _at_cells(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Features (N, C, h, h) at cells (N, P), row by row: (N, P, C)."""
+    first = torch.arange(cells.shape[0], device=cells.device)[:, None]
+    first = first * (features.shape[2] * features.shape[3])
+    return nn.functional.embedding(cells + first, features.permute(0, 2, 3, 1).flatten(0, 2))
+
+
 def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest ``mix`` (P, r) and ``basis`` (r, C, O) of a head's ``weight`` (P, C, O)."""
     left, values, right = torch.linalg.svd(weight.float().flatten(1), full_matrices=False)
@@ -228,17 +271,22 @@ class Nested(LandmarkNetwork):
         self.auxiliary_heads = nn.ModuleDict(
             {n: NestedHead(points, c) for n, points in c.auxiliary_layouts.items()}
         )
+        if c.visibility:
+            self.visibility_features = VisibilityFeatures(c.features, c.visibility)
 
     def forward(
         self, crops: torch.Tensor, layouts: Sequence[str] | None = None
     ) -> dict[str, NestedHeatmaps]:
         """Crops (N, 3, S, S), normalized -> `NestedHeatmaps` of the layouts."""
         features = self.features(crops)
+        read = self.visibility_map(features) if self.configuration.visibility else None
         found = {}
         for name in self.configuration.layouts if layouts is None else layouts:
             integer = self.integer(name, features.stacks[-1])
             cells = integer.flatten(2).topk(TOP_CELLS, dim=-1).indices
-            found[name] = NestedHeatmaps(integer, cells, self.decimal(name, features, cells))
+            decimal = self.decimal(name, features, cells)
+            visibility = None if read is None else self.visibility(name, read, cells[..., 0])
+            found[name] = NestedHeatmaps(integer, cells, decimal, visibility)
         return found
 
     def features(self, crops: torch.Tensor) -> Features:
@@ -263,6 +311,19 @@ class Nested(LandmarkNetwork):
     def decimal(self, layout: str, features: Features, cells: torch.Tensor) -> torch.Tensor:
         """Decimal heatmaps of a layout at cells, see `NestedHead.decimal`."""
         return self._head(layout).decimal(features.decimal, cells, self.read)
+
+    def visibility_map(self, features: Features) -> torch.Tensor:
+        """What `visibility` of all layouts is read from (N, V, h, h)."""
+        both = torch.cat([features.stacks[-1], features.decimal], dim=1)
+        found: torch.Tensor = self.visibility_features(both)
+        return found
+
+    def visibility(self, layout: str, read: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Logits (N, P) of a layout's points being seen, from a map at cells (N, P)."""
+        read_out = self._head(layout).visibility
+        assert read_out is not None
+        logits: torch.Tensor = read_out(read, cells)
+        return logits
 
     def _head(self, layout: str) -> NestedHead:
         heads = self.heads if layout in self.heads else self.auxiliary_heads

@@ -109,7 +109,7 @@ MODELS: dict[str, ModelEntry] = {
     # Two stacks, because it is the second one that sees a boundary.
     "awing-small": ModelEntry("awing", {**_SMALL, "stacks": 2, "features": 80}),
 }
-"""By the name that `Detector` and training configurations ask for."""
+"""By the name used by `Detector` and training configurations."""
 
 
 def register_architecture(
@@ -126,7 +126,7 @@ def register_architecture(
 
 
 def register_model(name: str, architecture: str, configuration: Mapping[str, Any]) -> None:
-    """Add a model under the name that `Detector` and training configurations ask for."""
+    """Add a model under the name used by `Detector` and training configurations."""
     MODELS[name] = ModelEntry(architecture, configuration)
 
 

@@ -26,16 +26,18 @@ class CropLandmarks(NamedTuple):
 
     ``points``: (N, P, 2) in crop pixels, the center of the top-left pixel is (0, 0).
     ``covariance``: (N, P, 2, 2) in squared crop pixels. ``mass``: (N, P) in 0..1, the share of the
-    integer heatmap around its peak; 0 where the heatmap is empty.
+    integer heatmap around its peak; 0 where the heatmap is empty. ``visibility``: (N, P), logits of
+    the point being seen; None of networks that do not predict it.
     """
 
     points: FloatArray
     covariance: FloatArray
     mass: FloatArray
+    visibility: FloatArray | None = None
 
     def select(self, index: Any) -> CropLandmarks:
         """The same NumPy index applied to all arrays."""
-        return CropLandmarks(*(array[index] for array in self))
+        return CropLandmarks(*(array[index] for array in self if array is not None))
 
 
 ANY = -1

@@ -50,8 +50,8 @@ class CropGraph(nn.Module):
         self.eval()
 
     def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Crops (N, S, S, 3) uint8 RGB -> points (N, P, 2), covariance and mass, see `Decoded`."""
-        return tuple(self.decode(self.heatmaps(crops)))
+        """Crops (N, S, S, 3) uint8 RGB -> the tensors of `Decoded`, points (N, P, 2) first."""
+        return self.decode(self.heatmaps(crops)).tensors()
 
     def heatmaps(self, crops: torch.Tensor) -> list[AnyHeatmaps]:
         """Crops (N, S, S, 3) uint8 RGB -> the raw heatmaps of each layout, float32."""
@@ -66,11 +66,14 @@ class CropGraph(nn.Module):
         ]
         if len(found) == 1:
             return found[0]
-        return Decoded(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+        tensors = (each.tensors() for each in found)
+        return Decoded(*(torch.cat(parts, dim=1) for parts in zip(*tensors, strict=True)))
 
     def on_pixels(self, size: int) -> PixelGraph:
         """This graph for any number of crops of ``size`` pixels."""
-        return PixelGraph(self, "crops", (ANY, size, size, 3), Decoded._fields)
+        has_visibility = bool(getattr(self.network.configuration, "visibility", 0))
+        outputs = Decoded._fields if has_visibility else Decoded._fields[:-1]
+        return PixelGraph(self, "crops", (ANY, size, size, 3), outputs)
 
 
 def folded(network: nn.Module, layouts: Sequence[str]) -> nn.Module:

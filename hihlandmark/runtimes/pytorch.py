@@ -74,7 +74,8 @@ class TorchRuntime:
             return self(crops)
         if len(parts) == 1:
             return parts[0]
-        return CropLandmarks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        arrays = zip(*parts, strict=True)
+        return CropLandmarks(*(np.concatenate(each) for each in arrays if each[0] is not None))
 
     def _run(self, crops: Image) -> CropLandmarks:
         require_usable(self.device)
@@ -89,7 +90,7 @@ class TorchRuntime:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             heatmaps = self._heatmaps(batch)
         decoded = self.graph.decode(heatmaps)
-        return CropLandmarks(*(each[:count].float().cpu().numpy() for each in decoded))
+        return CropLandmarks(*(each[:count].float().cpu().numpy() for each in decoded.tensors()))
 
 
 def run_module(module: nn.Module, device: AnyDevice | str = "cpu") -> Run:

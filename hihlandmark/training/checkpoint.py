@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_average(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of a checkpoint without auxiliary heads, as they are exported."""
+def read_average(checkpoint: Path, auxiliary: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """The averaged weights of a checkpoint, as they are exported.
+
+    Of the auxiliary heads, only those of the layouts ``auxiliary`` are kept.
+    """
     state = load_checkpoint(checkpoint)["average"]
-    return {name: t for name, t in state.items() if not name.startswith("auxiliary_heads.")}
+    kept = tuple(f"auxiliary_heads.{layout}." for layout in auxiliary)
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith(kept) or not name.startswith("auxiliary_heads.")
+    }
 
 
 class RunLog:

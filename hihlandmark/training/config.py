@@ -232,6 +232,8 @@ class CalibrationSet(FaceSet):
 
     of: str
     """Name of the calibrated layout; the set may have another one that shares points."""
+    reference: str | None = None
+    """Whose points the set has, if not a person's: see `Calibration`."""
 
 
 class Card(_Table):
@@ -258,7 +260,9 @@ class TrainingConfiguration(_Table):
     network: Mapping[str, Any] = {}
     """Changed fields of the model's configuration, such as ``stacks``."""
     auxiliary_layouts: Mapping[str, int] = {}
-    """Further layouts with their numbers of points, which train the features; not exported."""
+    """Further layouts with their numbers of points, which train the features."""
+    exported_auxiliary: tuple[str, ...] = ()
+    """Auxiliary layouts that stay in the exported weights."""
     canonical_scale: float = Field(CANONICAL_SCALE, gt=0)
     """Side of the crop over the longer side of the tight box of a face's 98 or 68 points."""
     boxes: Mapping[str, BoxMap] = {}
@@ -312,6 +316,12 @@ class TrainingConfiguration(_Table):
         return {**values, "stages": stages}
 
     @model_validator(mode="after")
+    def _has_the_exported_layouts(self) -> TrainingConfiguration:
+        if unknown := set(self.exported_auxiliary) - set(self.auxiliary_layouts):
+            raise ValueError(f"exported_auxiliary: {sorted(unknown)} is not in auxiliary_layouts")
+        return self
+
+    @model_validator(mode="after")
     def _has_the_first_stage(self) -> TrainingConfiguration:
         if self.first_stage > len(self.stages):
             raise ValueError(f"first_stage: there are stages 1 to {len(self.stages)}")
@@ -319,7 +329,9 @@ class TrainingConfiguration(_Table):
 
     def network_configuration(self) -> dict[str, Any]:
         """The model's configuration with the layouts and changes of this run, as exported."""
-        return {**configuration_of(self.model, self.layouts), **self.network}
+        exported = {name: self.auxiliary_layouts[name] for name in self.exported_auxiliary}
+        own = configuration_of(self.model, self.layouts)
+        return {**own, "auxiliary_layouts": exported, **self.network}
 
     def box_maps(self) -> dict[str, BoxMap]:
         """The crop contract: the map from each kind of box to the crop of this run."""
@@ -327,7 +339,8 @@ class TrainingConfiguration(_Table):
 
     def fingerprint(self) -> str:
         """The values that change the weights; they must be equal to resume a run."""
-        excluded: dict[str, Any] = dict.fromkeys(("validation", "card", "save_every"), True)
+        unused = ("validation", "card", "save_every", "exported_auxiliary")
+        excluded: dict[str, Any] = dict.fromkeys(unused, True)
         # Without a teacher the whole table is left out, so that older runs can be resumed.
         excluded["mesh"] = True if not any(each.mesh for each in self.sets) else {}
         excluded["distillation"] = True if self.distillation is None else {"weights"}
@@ -341,6 +354,8 @@ class TrainingConfiguration(_Table):
             excluded["self_training"] = {"sets": each_set}
         if not any(stage.trained for stage in self.stages):
             excluded["stages"] = {"__all__": {"trained"}}
+        if not self.augmentation.occluders:
+            excluded["augmentation"] = {"occluders"}
         return self.model_dump_json(exclude=excluded)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,20 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hihlandmark.arrays import FloatArray, Image, IndexArray
+from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
 from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, invert, tight_boxes
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import generator
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
-from hihlandmark.layouts import EXACT_98_29, EXACT_98_68, LAYOUTS, Layout, get_layout
+from hihlandmark.layouts import (
+    EXACT_98_29,
+    EXACT_98_68,
+    LAYOUTS,
+    Layout,
+    get_conversion,
+    get_layout,
+)
 from hihlandmark.training.config import FaceSet, Mesh, TrainingConfiguration, TrainingSet
 from hihlandmark.training.mesh import (
     IRISES,
@@ -33,6 +41,7 @@ from hihlandmark.training.mesh import (
     mesh_faces,
     oversampled,
     read_mesh,
+    turned_away,
 )
 from hihlandmark.training.schedule import Draw, MixtureSampler, Plan
 
@@ -52,6 +61,9 @@ class Batch(NamedTuple):
     """(B, P) float32, 0 where a point is unknown or outside of the crop."""
     unreadable: torch.Tensor
     """(B,): number of images that were replaced by this one."""
+    visible: torch.Tensor
+    """(B, P) float32 in 0..1: how much of a point can be seen; NaN where unknown, and everywhere
+    without the augmentation ``occluders``: other augmentation covers points unnoticed."""
 
 
 class UnlabeledBatch(NamedTuple):
@@ -67,13 +79,17 @@ class UnlabeledBatch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A face: image (H, W, 3), points (P, 2), NaN where unknown, and square (4,) of its crop."""
+    """A face: image (H, W, 3), points (P, 2), NaN where unknown, and square (4,) of its crop.
+
+    ``visible``: (P,), 1 for points that can be seen, 0 for others, NaN where unknown.
+    """
 
     name: str
     image: Image
     points: FloatArray
     square: FloatArray
     unreadable: int
+    visible: FloatArray
 
 
 class _Faces:
@@ -115,7 +131,7 @@ class _Faces:
             square = self.box_maps[draw.set_number].squares(tight_boxes(box))[0]
             points = face.points.copy()
             points[list(training_set.ignored)] = np.nan
-            return Sample(face.name, image, points, square, unreadable)
+            return Sample(face.name, image, points, square, unreadable, _visible(face))
         raise DataError(f"no image of {faces.name} can be read: is the data set complete?")
 
 
@@ -189,6 +205,18 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
             )
             for name in self.maps
         }
+        known = {name: LAYOUTS[name] for name in self.starts if name in LAYOUTS}
+        self.pupils = [
+            [self.starts[name] + np.array(eye, np.intp) for eye in layout.pupils]
+            for name, layout in known.items()
+        ]
+        # Of each layout that follows from the mesh, the nearest vertices of its points, and which
+        # points are part of an outline.
+        self.nearest: dict[str, tuple[IndexArray, BoolArray]] = {}
+        for name in known if any(self.meshes) else ():
+            with suppress(ConfigurationError):
+                weights = np.abs(get_conversion(MESH, name).matrix)
+                self.nearest[name] = weights.argmax(axis=1), ~inner_points(name)
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
@@ -211,19 +239,24 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         """One row of a `Batch`."""
         draw = self.faces.sampler.draw(number)
         rng = generator(self.configuration.seed, *draw)
-        name, image, own, square, unreadable = self.faces.load(draw)
-        points, weights = self._labels(draw.set_number, name, own, square)
+        sample = self.faces.load(draw)
+        points, weights = self._labels(draw.set_number, sample.name, sample.points, sample.square)
+        visible = self._visibility(draw.set_number, sample, points)
         other = partial(self._other_crop, rng, size)
-        crop, points, flipped = self.configuration.augmentation.crop(
-            image, points, self.mirror, square, size, rng, other
+        crop, points, flipped, covered = self.configuration.augmentation.crop(
+            sample.image, points, self.mirror, sample.square, size, rng, other, self._eyes(points)
         )
         if flipped:
-            weights = weights[self.mirror]
+            weights, visible = weights[self.mirror], visible[self.mirror]
         with np.errstate(invalid="ignore"):  # unknown points are NaN
             known = np.asarray(((points >= -0.5) & (points < size - 0.5)).all(axis=-1))
+        if covered is not None:  # also where it is unknown whether it was visible before
+            visible = np.where(covered > 0.99, 0, visible * (1 - covered))
+        if self.configuration.augmentation.occluders:
+            visible = np.where(np.isfinite(points).all(axis=-1) & ~known, 0, visible)
         weights = np.where(known, weights, 0).astype(np.float32)
         points = np.nan_to_num(points).astype(np.float32)
-        return crop, points, weights, np.int64(unreadable)
+        return crop, points, weights, np.int64(sample.unreadable), visible.astype(np.float32)
 
     def _labels(
         self, set_number: int, name: str, own: FloatArray, square: FloatArray
@@ -264,6 +297,46 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
             add(start + inner, mapping(vertices)[inner], share * settings.mapped_weight)
         return points, weights
 
+    def _visibility(self, set_number: int, sample: Sample, points: FloatArray) -> FloatArray:
+        """(P,) for the points (P, 2) of all layouts as `Sample.visible`, before occluders.
+
+        Mapped points are visible, unless the mesh turns them away. Those of outlines are annotated
+        on the outline that can be seen: where the mesh hides them they are unknown.
+        """
+        layout = self.faces.faces[set_number].layout
+        if not self.configuration.augmentation.occluders:
+            return np.full(len(points), np.nan)
+        visible = np.where(np.isfinite(points).all(axis=-1), 1.0, np.nan)
+        if np.isnan(sample.visible).all():
+            visible[:] = np.nan
+        source, target = self.shared[layout]
+        mesh = self.meshes[set_number]
+        vertices = None
+        if mesh is not None:
+            vertices = mesh.of(sample.name, sample.square, self.configuration.mesh.worst)
+        if vertices is not None:
+            turned = turned_away(vertices)
+            for name, (nearest, outline) in self.nearest.items():
+                hidden = turned[nearest]
+                hidden = np.where(outline & (hidden != 0), np.nan, hidden)
+                place = self._place(name)
+                visible[place] = np.where(
+                    hidden == 1, 0, np.where(hidden == 0, visible[place], np.nan)
+                )
+        stated = np.isfinite(sample.visible)
+        own = visible[self._place(layout)]
+        own[stated] = np.fmin(own[stated], sample.visible[stated])
+        visible[target] = np.where(stated[source], own[source], visible[target])
+        return visible
+
+    def _eyes(self, points: FloatArray) -> FloatArray | None:
+        """The left and the right eye (2, 2) of a face with the points (P, 2) of all layouts."""
+        for pair in self.pupils:
+            eyes = np.stack([points[each].mean(axis=0) for each in pair])
+            if np.isfinite(eyes).all():
+                return eyes
+        return None
+
     def _place(self, layout: str) -> slice:
         """Where a layout's points lie in the row of all points."""
         return slice(self.starts[layout], self.starts[layout] + self.layouts[layout])
@@ -273,7 +346,8 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         draw = self.unlabeled.sampler.draw(number)
         rng = generator(self.configuration.seed + 1, *draw)
         augmentation = self.configuration.augmentation
-        _, image, _, square, _ = self.unlabeled.load(draw)
+        sample = self.unlabeled.load(draw)
+        image, square = sample.image, sample.square
         if rng.random() < augmentation.flip:
             image = np.ascontiguousarray(image[:, ::-1])
             square = square * (-1, 1, 1, -1) + (image.shape[1] - 1, 0, 0, 0)
@@ -290,6 +364,16 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
         """The crop of a random face of the run, for patches."""
         sample = self.faces.load(self.faces.sampler.draw(int(rng.integers(self.plan.samples))))
         return cut_crop(sample.image, sample.square, size)
+
+
+def _visible(face: AnnotatedFace) -> FloatArray:
+    """`Sample.visible` of a face.
+
+    A face that is said to be occluded has points whose visibility is unknown.
+    """
+    if face.visible is not None:
+        return face.visible.astype(np.float64)
+    return np.full(len(face.points), np.nan if "occlusion" in face.subsets else 1.0)
 
 
 def _stack(rows: list[tuple[Any, ...]]) -> list[torch.Tensor]:

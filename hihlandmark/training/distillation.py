@@ -130,4 +130,5 @@ class PseudoLabeler:
         weight = self.settings.weight * trusted / (trusted + variance)
         weights[:, self.places] = torch.where(inside, weight, 0)
         unreadable = torch.zeros(faces, dtype=torch.int64, device=moved.device)
-        return Batch(unlabeled.augmented, points, weights, unreadable)
+        visible = torch.full_like(weights, torch.nan)
+        return Batch(unlabeled.augmented, points, weights, unreadable, visible)

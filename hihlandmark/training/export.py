@@ -44,7 +44,7 @@ def export(
         TrainingError: the checkpoint cannot be read.
         DataError: a split cannot be read or has too few faces.
     """
-    state = read_average(checkpoint)
+    state = read_average(checkpoint, configuration.exported_auxiliary)
     card = ModelCard(
         name=configuration.name,
         architecture=MODELS[configuration.model].architecture,
@@ -87,7 +87,8 @@ def _calibrations(
     calibrations = {}
     for faces in configuration.card.calibration:
         detector = Detector(faces.of, configuration.model, weights=weights)
-        calibrations[faces.of] = fit(measure_points(detector, read_face_set(data, faces)))
+        fitted = fit(measure_points(detector, read_face_set(data, faces)))
+        calibrations[faces.of] = fitted.model_copy(update={"reference": faces.reference})
     return calibrations
 
 

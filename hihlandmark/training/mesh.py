@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from hihlandmark.crop import (
     transform_points,
 )
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, is_mirror_table
-from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.errors import ConfigurationError, DataError, missing_extra
 from hihlandmark.image import load_image
 from hihlandmark.layouts import MESH478, Layout, get_layout
 from hihlandmark.shape_prior import procrustes_mean
@@ -136,6 +136,70 @@ def is_rare(points: FloatArray) -> bool:
         middle = (points[start] + points[end]) / 2
         aside.append(float((points[iris] - middle) @ axis) / width**2)
     return bool(min(openness) < SHUT_BELOW or abs(np.mean(aside)) > AVERTED_ABOVE)
+
+
+def turned_away(points: FloatArray) -> FloatArray:
+    """Which vertices of a mesh (478, 2) the face itself hides.
+
+    The mesh has no depth. A vertex is turned away where the triangles around it are seen from
+    behind, and is behind the nose where it lies in a triangle nearer to the middle of the face.
+
+    Returns:
+        (478,): 1 for hidden vertices, 0 for others, NaN near the outline.
+    """
+    triangles, area, around, nearest = _triangulation()
+    corners = points[triangles]
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    seen = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+    share = around @ seen / (around @ area)
+    share = share / max(float(np.quantile(share, 0.9)), 1e-6)
+    hidden = np.where(share < _BEHIND, 1.0, np.where(share < _OUTLINE, np.nan, 0.0))
+    if (share < _BEHIND).mean() > _TURNED:
+        # Barycentric coordinates of all vertices in all triangles seen from the front.
+        size = np.where(seen > 0, seen, np.inf)
+        apart = points[:, None] - corners[None, :, 0]
+        u = (apart[..., 0] * second[:, 1] - apart[..., 1] * second[:, 0]) / size
+        v = (first[:, 0] * apart[..., 1] - first[:, 1] * apart[..., 0]) / size
+        inside = np.minimum(np.minimum(u, v), 1 - u - v) > _INSIDE
+        outward = np.abs(MESH478.mean_shape[:, 0])
+        in_front = outward[triangles].max(axis=1) < outward[: len(outward), None] * _NEARER
+        hidden[(inside & in_front).any(axis=1)] = 1
+    return hidden[nearest]
+
+
+_BEHIND, _OUTLINE = -0.05, 0.1
+_TURNED = 0.02
+"""Share of vertices seen from behind from which on the nose may hide others."""
+_INSIDE, _NEARER = 0.05, 0.7
+
+
+@cache
+def _triangulation() -> tuple[IndexArray, FloatArray, FloatArray, IndexArray]:
+    """Of the mean mesh, which looks to the front.
+
+    Triangles (T, 3), twice their areas (T,), which of them (478, T) have a vertex, and the vertex
+    itself (478,), or for those of the irises the nearest other one.
+    """
+    with missing_extra("train"):
+        from scipy.spatial import Delaunay, cKDTree
+
+    shape = MESH478.mean_shape
+    count = min(IRISES)
+    triangles = Delaunay(shape[:count]).simplices.astype(np.intp)
+    first, second = (shape[triangles[:, i]] - shape[triangles[:, 0]] for i in (1, 2))
+    area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+    triangles[area < 0] = triangles[area < 0][:, ::-1]
+    area = np.abs(area)
+    # Slivers between points of the outline are no part of the face.
+    thick = area > 1e-3 * np.median(area)
+    triangles, area = triangles[thick], area[thick]
+    around = np.zeros((VERTICES, len(triangles)))
+    for corner in range(3):
+        around[triangles[:, corner], np.arange(len(triangles))] = 1
+    around[around.sum(axis=1) == 0] = 1
+    nearest = np.arange(VERTICES)
+    nearest[count:] = cKDTree(shape[:count]).query(shape[count:])[1]
+    return triangles, area, around, nearest
 
 
 @dataclass(frozen=True, eq=False)

@@ -185,6 +185,10 @@ def _copy_points(head: NestedHead, sources: Sequence[tuple[NestedHead, int]]) ->
             own[point] = other[index]
         head.embedding[point] = source.embedding[index]
         head.bias[point] = source.bias[index]
+        if head.visibility is not None and source.visibility is not None:
+            seen = zip(head.visibility.parameters(), source.visibility.parameters(), strict=True)
+            for own, other in seen:
+                own[point] = other[index]
     weights = torch.stack([read_outs[source][index] for source, index in sources])
     if hasattr(head, "weight"):
         head.weight.copy_(weights)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
-from hihlandmark.models.nested import Nested
+from hihlandmark.models.nested import Nested, is_of_visibility
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.torch_devices import resolve_device
 from hihlandmark.training.checkpoint import (
@@ -469,11 +469,16 @@ def _make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torc
 
 
 def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:
-    """Load weights that must fit, except for auxiliary heads, which may be missing or unused."""
+    """Load weights that must fit, except for auxiliary heads and visibility.
+
+    These may be missing or unused.
+    """
     own = network.state_dict()
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
-    wrong = sorted(n for n in different if not n.startswith("auxiliary_heads."))
+    wrong = sorted(
+        n for n in different if not n.startswith("auxiliary_heads.") and not is_of_visibility(n)
+    )
     if wrong:
         raise WeightsError(
             f"the initial weights are of another network: {len(wrong)} tensors are missing, "

@@ -169,7 +169,10 @@ class Calibration(_Part):
     (p, score): the score is interpolated between them, and constant beyond the first and the last.
 
     ``correlation``: how the errors of points vary together; None: unknown. ``reliability``: model
-    of `Face.reliability`; None: it is NaN.
+    of `Face.reliability`; None: it is NaN. ``visibility``: a and b of the probability
+    ``sigmoid(a + b x)`` that a point is visible, from the network's logit x (Platt scaling); None:
+    `Face.visibility` is NaN. ``reference``: whose points the errors were measured against, where
+    that was not a person.
     """
 
     bias: Number = 0.0
@@ -179,6 +182,8 @@ class Calibration(_Part):
     knots: Annotated[Knots, Field(max_length=MAX_KNOTS), AfterValidator(_check_rising)] = ()
     correlation: Correlation | None = None
     reliability: Reliability | None = None
+    visibility: tuple[Number, Number] | None = None
+    reference: str | None = None
 
     @cached_property
     def error_correlation(self) -> ErrorCorrelation | None:
@@ -200,8 +205,20 @@ class Calibration(_Part):
     def scores_of(self, features: FloatArray) -> FloatArray:
         """Scores (...) in 0..1 of the features (..., 3) from `calibration_features`."""
         logit = features @ np.array([self.bias, self.spread, self.mass])
-        score: FloatArray = (1 + np.tanh(logit / 2)) / 2  # the sigmoid, without overflow
+        score = _sigmoid(logit)
         return np.interp(score, *np.transpose(self.knots)) if self.knots else score
+
+    def visibilities(self, logits: FloatArray | None, shape: tuple[int, ...]) -> FloatArray:
+        """Calibrated probabilities of being visible, of a shape; NaN where they are unknown."""
+        if logits is None or self.visibility is None:
+            return np.full(shape, np.nan)
+        bias, slope = self.visibility
+        return _sigmoid(bias + slope * logits)
+
+
+def _sigmoid(logit: FloatArray) -> FloatArray:
+    """Without overflow."""
+    return np.asarray((1 + np.tanh(logit / 2)) / 2)
 
 
 def calibration_features(

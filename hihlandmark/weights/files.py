@@ -11,7 +11,7 @@ import logging
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,7 +75,7 @@ class PackagedModel:
     layouts: tuple[str, ...] = ()
     size: int = 0
     license: str = ""
-    nme: tuple[Figure, ...] = ()
+    nme: tuple[Figure, ...] = field(default=(), repr=False)
     problem: str | None = None
 
 

@@ -61,7 +61,7 @@ class Objective(nn.Module):
         ConfigurationError: a loss does not exist or does not fit the architecture.
     """
 
-    names: ClassVar[tuple[str, ...]]
+    names: tuple[str, ...]
     """Names of the K losses of `forward`."""
     supports_distillation: ClassVar[bool] = False
     usual_integer_sigma: ClassVar[float] = 1.25

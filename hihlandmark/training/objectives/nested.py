@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import NESTED_INTEGER_SIGMA, encode_nested
 from hihlandmark.models.base import NestedHeatmaps, normalize
-from hihlandmark.models.nested import Features, Nested
+from hihlandmark.models.nested import Features, Nested, is_of_visibility
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.objectives.base import Objective, Teacher
@@ -15,6 +18,9 @@ from hihlandmark.weights.card import Decoding
 
 EARLY_WEIGHT = 0.5
 """Weight of the integer heatmaps of all stacks but the last."""
+LOSSES = ("integer", "decimal", "distillation", "visibility")
+"""Their names; the last one is that of networks that predict visibility."""
+VISIBILITY_WEIGHT = 0.5
 CELL_JITTER = 0.25
 """The second cell of a point is that of the point moved by up to this many cells."""
 
@@ -25,7 +31,6 @@ class NestedObjective(Objective):
     Each layout counts by its share of the faces, whatever its number of points.
     """
 
-    names = ("integer", "decimal", "distillation")
     supports_distillation = True
     usual_integer_sigma = NESTED_INTEGER_SIGMA
 
@@ -39,6 +44,8 @@ class NestedObjective(Objective):
         layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
         self.counts = list(layouts.values())
         self.layouts = list(layouts)
+        has_visibility = network.configuration.visibility > 0
+        self.names = LOSSES if has_visibility else LOSSES[:-1]
 
     @staticmethod
     def decoding(loss: Loss, stride: int) -> Decoding:
@@ -53,14 +60,53 @@ class NestedObjective(Objective):
         return torch.stack([points, faces, torch.full_like(faces, len(batch.weights))])
 
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
-        """The losses (3,) of `forward` -> the total loss."""
+        """The losses of `forward` -> the total loss."""
         distilled = self.teacher.weight if self.teacher else 0.0
-        return losses @ losses.new_tensor((1.0, self.loss.decimal_weight, distilled))
+        weights = (1.0, self.loss.decimal_weight, distilled, VISIBILITY_WEIGHT)
+        return losses @ losses.new_tensor(weights[: len(losses)])
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
-        """The losses (3,) of `names`: KL divergences from the targets, and from the teacher's."""
+        """The losses of `names`: KL divergences from targets and teacher, and a cross-entropy."""
         crops = normalize(batch.crops, self.mean, self.std)
         features = self._features(crops)
+        count = totals[2]
+        losses = []
+        if self._trains(lambda name: not is_of_visibility(name)):
+            labeled = self._labeled_sums(batch, features, totals)
+            distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
+            losses += [labeled, distilled[None]]
+        else:
+            losses += [torch.zeros(3, device=batch.points.device)]
+        if len(self.names) == len(LOSSES):
+            losses += [self._visibility_sum(batch, features)[None] / count.amax().clamp(min=1)]
+        return torch.cat(losses)
+
+    def _trains(self, chosen: Callable[[str], bool]) -> bool:
+        """Whether any parameter with a chosen name is trained."""
+        return any(p.requires_grad and chosen(name) for name, p in self.network.named_parameters())
+
+    def _visibility_sum(self, batch: Batch, features: Features) -> torch.Tensor:
+        """The cross-entropy of visibility: a mean over known points and layouts, summed over faces.
+
+        It is read where the network finds the points, as in prediction.
+        """
+        total = torch.zeros((), device=batch.points.device)
+        read = self.network.visibility_map(features)
+        for layout, target in zip(
+            self.layouts, batch.visible.split(self.counts, dim=1), strict=True
+        ):
+            with torch.no_grad():
+                cells = self.network.integer(layout, features.stacks[-1]).flatten(2).argmax(dim=-1)
+            logits = self.network.visibility(layout, read, cells).float()
+            known = target.isfinite()
+            losses = nn.functional.binary_cross_entropy_with_logits(
+                logits, target.nan_to_num(), reduction="none"
+            )
+            total = total + ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).sum()
+        return total / len(self.layouts)
+
+    def _labeled_sums(self, batch: Batch, features: Features, totals: torch.Tensor) -> torch.Tensor:
+        """The losses (2,) of the integer and of the decimal heatmaps."""
         size, stride = features.decimal.shape[-1], self.network.configuration.stride
         points = batch.points.split(self.counts, dim=1)
         weights = batch.weights.split(self.counts, dim=1)
@@ -88,14 +134,14 @@ class NestedObjective(Objective):
             reachable = targets.reachable * weight[..., None] / cells.shape[-1]
             decimal = (divergence * reachable).sum()
             labeled = labeled + shares[number] * torch.stack([integer, decimal])
-        distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
-        return torch.cat([labeled, distilled[None]])
+        return labeled
 
     def _features(self, crops: torch.Tensor) -> Features:
         """Those of the network; without gradients where only heads are trained, to save time."""
         heads = ("heads.", "auxiliary_heads.")
-        parameters = self.network.named_parameters()
-        are_trained = any(p.requires_grad for name, p in parameters if not name.startswith(heads))
+        are_trained = self._trains(
+            lambda name: not name.startswith(heads) and not is_of_visibility(name)
+        )
         with torch.set_grad_enabled(are_trained and torch.is_grad_enabled()):
             features: Features = self.network.features(crops)
         if not are_trained:
