@@ -27,6 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from hihlandmark.decoding_cost import (
+    MAX_SCANS,
+    DecodingCost,
+    Header,
+    decoding_cost,
+    jpeg_xl_header,
+    reduce_jpeg2000,
+)
 from hihlandmark.download import download, is_url, not_bytes, read_at_most, shorten
 from hihlandmark.errors import ConfigurationError, ImageError, check_positive
 
@@ -50,9 +58,9 @@ IMAGE_FORMATS = (*_COMMON, "JPEG2000", "PPM", "QOI", "PSD", "TGA")
 # Limits on files that are small or valid and take minutes or gigabytes to decode.
 MAX_PIXELS = 200_000_000  # there are cameras with that many
 MAX_BYTES = 64 * 2**20
-MAX_SLOW_PIXELS = 4_000_000  # of formats that Pillow decodes in Python, about 2 megapixels/s
-MAX_SCANS = 100  # of a JPEG; libtiff has the same limit
-LARGE_PIXELS = 50_000_000  # larger images are decoded one at a time, and reduced for prediction
+MAX_SECONDS = 8.0  # that decoding may take by `decoding_cost`; with more max_pixels, as many more
+MAX_MEMORY = 2.6e9  # bytes that decoding may take, of one image and of all at once
+LARGE_PIXELS = 50_000_000  # larger images are reduced for prediction
 BLOCK_PIXELS = 8_000_000  # pixels that are converted at once
 
 # The value of full brightness by dtype name. Wide integers are mostly 8-bit values that went
@@ -78,9 +86,6 @@ UPRIGHT_TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-# Of JPEG (ITU-T T.81, table B.1), except those without a segment: restarts, and 00 after data ff.
-JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 
 # The first characters of a text that is too long for a path and holds nothing else.
 BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]{256}")
@@ -121,8 +126,10 @@ def load_image(
             ``white`` > 1 (its range is probably 0..1), and logged as a warning otherwise; so are
             12 or fewer bits in 16.
         max_pixels: limit on files and PIL images, checked before decoding; replaces Pillow's.
-            Formats that Pillow decodes in Python (QOI, compressed BMP, PPM of text or of unusual
-            depth) are limited to 4 megapixels, and JPEG files to 100 scans.
+            Formats that take long or much memory have lower limits (4 megapixels where Pillow
+            decodes in Python: QOI, compressed BMP, PPM of text or of unusual depth; see
+            SECURITY.md), which grow with ``max_pixels`` above its default. JPEG files are limited
+            to 100 scans.
         timeout: limit on a download in seconds, in total.
         max_bytes: limit on a download, and on a file object that cannot seek.
 
@@ -139,7 +146,8 @@ def load_image(
 class ReducedImage(NamedTuple):
     """An image, and by which factor k it is smaller than what it was read from: 1, 2, 4 or 8.
 
-    A pixel covers k x k pixels of the original, and the center of pixel x is (x + 0.5) k - 0.5.
+    A pixel covers k x k pixels of the original, and the center of pixel x is (x + 0.5) k - 0.5
+    (of a reduced JPEG 2000, whose low-pass filter is centered at even pixels, up to half a pixel).
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
@@ -192,7 +200,9 @@ def _load(
         source = f"PIL image of mode {image.mode} and size {image.size}"
         return _decode(image, source, white, max_pixels, reduce_above)
     with _opened(image, timeout, max_bytes) as (file, source):
-        return _decode(_identify(file, source), source, white, max_pixels, reduce_above, file)
+        return _decode(
+            _identify(file, source, max_pixels), source, white, max_pixels, reduce_above, file
+        )
 
 
 def refuse_one_image(images: object) -> None:
@@ -287,6 +297,12 @@ class _PillowLimit:
             limit = self._limit if self._inside else Image.MAX_IMAGE_PIXELS
         return limit is not None and pixels > limit
 
+    def after_fork(self) -> None:
+        """Restore the limit; threads inside do not exist in this process."""
+        if self._inside:
+            Image.MAX_IMAGE_PIXELS = self._limit
+        self._lock, self._inside = threading.Lock(), 0
+
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
@@ -300,17 +316,51 @@ class _PillowLimit:
                 Image.MAX_IMAGE_PIXELS = self._limit
 
 
+class _Memory:
+    """Lets images be decoded at the same time while they take `MAX_MEMORY` together."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()  # held while waiting: large images are not overtaken
+        self._change = threading.Condition()
+        self._used = 0.0
+
+    @contextmanager
+    def reserve(self, size: float) -> Iterator[None]:
+        size = min(size, MAX_MEMORY)
+        with self._turn, self._change:
+            self._change.wait_for(lambda: self._used + size <= MAX_MEMORY)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._change:
+                self._used -= size
+                self._change.notify()
+
+
 _pillow_limit = _PillowLimit()
-_large_images = threading.Lock()
+_memory = _Memory()
 
 
-def _identify(file: IO[bytes], source: str) -> Image.Image:
+def _after_fork() -> None:
+    global _memory
+    _pillow_limit.after_fork()
+    _memory = _Memory()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _identify(file: IO[bytes], source: str, max_pixels: int) -> Image.Image:
     """Read the header of an image file, without decoding its pixels."""
     start = b""
     try:
         start = file.read(12)
         if not start:
             raise ImageError(f"{source} is empty: it has 0 bytes")
+        if header := jpeg_xl_header(file):
+            _check_cost(header, decoding_cost(header, file), source, max_pixels)
         with _pillow_limit:
             return Image.open(file, formats=readable_formats())
     except ImageError:
@@ -318,7 +368,7 @@ def _identify(file: IO[bytes], source: str) -> Image.Image:
     except Exception as error:  # damaged headers make Pillow raise errors of many kinds
         for is_signature, name, advice in PLUG_IN_FORMATS:
             if is_signature(start) and name not in Image.OPEN:
-                raise ImageError(f"{source} is a {name} image: {advice}") from error
+                raise ImageError(f"{source} has the format {name}: {advice}") from error
         raise ImageError(
             f"{source} is not an image of a known format or has a damaged header: {start!r}..."
         ) from error
@@ -335,8 +385,15 @@ PLUG_IN_FORMATS: tuple[tuple[Callable[[bytes], object], str, str], ...] = (
         "JXL",
         "pip install pillow-jxl-plugin",
     ),
+    (
+        re.compile(
+            rb"....ftyp(iso|mp4|M4V|avc1|qt|dash|3gp)|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL
+        ).match,
+        "of a video",
+        "use hihlandmark video, or hihlandmark.track",
+    ),
 )
-"""How files start that Pillow reads with a plug-in, the name of the format, and how to get it."""
+"""How files start that Pillow does not read by itself, the name of the format, and advice."""
 
 
 @cache
@@ -365,39 +422,33 @@ def _decode(
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"{source} is empty: it has {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{source} has {width} x {height} pixels, more than max_pixels={max_pixels}: "
-            "raise the limit if you trust it"
-        )
     factor = next((k for k in (1, 2, 4) if width * height <= reduce_above * k * k), 8)
-    with _large_images if width * height > LARGE_PIXELS else nullcontext():
-        if factor > 1 and file is not None:
-            image.draft(image.mode, (width // factor, height // factor))  # reduces JPEG only
-        is_reduced = image.size != (width, height)
+    with _image_errors(image, source, file):
+        cost = _cost(image, file, factor)
+        if image.format == "JPEG2000" and math.isfinite(reduce_above):
+            while factor < 8 and _excess(cost, max_pixels):
+                factor *= 2
+                cost = _cost(image, file, factor)
+    _check_cost(image, cost, source, max_pixels)
+    with _memory.reserve(cost.memory):
+        decoded_factor = _reduce_while_decoding(image, file, factor) if file is not None else 1
         pixels = _pixels(image, source, white, file)
-        is_turned = is_reduced and _orientation(image) >= 5
+        is_turned = decoded_factor > 1 and _orientation(image) >= 5
         del image  # which takes as much memory as the pixels
         pixels = _to_rgb(pixels)
-        if is_reduced:
-            return ReducedImage(pixels, factor, (height, width) if is_turned else (width, height))
         size = pixels.shape[1], pixels.shape[0]
-        return ReducedImage(_reduce(pixels, factor) if factor > 1 else pixels, factor, size)
+        if decoded_factor > 1:
+            size = (height, width) if is_turned else (width, height)
+        if factor > decoded_factor:
+            pixels = _reduce(pixels, factor // decoded_factor)
+        return ReducedImage(pixels, factor, size)
 
 
-def _pixels(
-    image: Image.Image, source: str, white: float | None, file: IO[bytes] | None
-) -> NDArray[np.uint8]:
-    """Decode a PIL image into upright pixels (H, W, 1..4)."""
-    has_16_bits = ";16" in str(getattr(image, "tile", ""))  # the mode on file
+@contextmanager
+def _image_errors(image: Image.Image, source: str, file: IO[bytes] | None) -> Iterator[None]:
+    """Raise `ImageError` for what Pillow raises when it reads the image."""
     try:
-        _refuse_slow(image, source)
-        is_large = _pillow_limit.forbids(image.width * image.height)
-        with _pillow_limit if is_large else nullcontext():
-            image.load()
-            upright = _upright(image)
-            size = upright.height, upright.width
-            pixels = _map_rows(lambda *rows: np.array(_plain_mode(_rows(upright, *rows))), *size)
+        yield
     except ImageError:
         raise
     except Exception as error:  # as in _identify; also MemoryError
@@ -407,6 +458,67 @@ def _pixels(
         else:
             message = f"{source} is truncated or damaged: {error or type(error).__name__}"
         raise ImageError(message) from error
+
+
+def _cost(image: Image.Image, file: IO[bytes] | None, factor: int) -> DecodingCost:
+    """The cost of decoding a file, or of a PIL image, which may be decoded already."""
+    if file is not None:
+        return decoding_cost(image, file, factor)
+    opened = getattr(image, "fp", None)
+    return decoding_cost(image, None if opened is None or opened.closed else opened)
+
+
+def _check_cost(
+    image: Image.Image | Header, cost: DecodingCost, source: str, max_pixels: int
+) -> None:
+    """Raise `ImageError` for an image that is too large, or takes too long or much memory."""
+    size = f"{image.width} x {image.height} pixels"
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            f"{source} has {size}, more than max_pixels={max_pixels}: "
+            "raise the limit if you trust it"
+        )
+    if excess := _excess(cost, max_pixels):
+        raise ImageError(
+            f"{source} is a {image.format} image of {size} that {excess}: save it as PNG or JPEG, "
+            f"or raise max_pixels above {max(max_pixels, MAX_PIXELS)} if you trust it"
+        )
+
+
+def _excess(cost: DecodingCost, max_pixels: int) -> str:
+    """What about the cost is beyond the limits, or an empty string."""
+    scale = max(max_pixels / MAX_PIXELS, 1)
+    if cost.scans > MAX_SCANS:
+        return f"has more than {MAX_SCANS} scans"
+    if cost.seconds > MAX_SECONDS * scale:
+        return f"would take {cost.seconds:.0f} seconds of CPU time to decode"
+    if cost.memory > MAX_MEMORY * scale:
+        return f"would take {cost.memory / 1e9:.1f} GB of memory to decode"
+    return ""
+
+
+def _reduce_while_decoding(image: Image.Image, file: IO[bytes], factor: int) -> int:
+    """Let an image be decoded at a lower resolution where its format allows."""
+    if image.format == "JPEG2000":
+        return reduce_jpeg2000(image, file, factor)
+    width, height = image.size
+    if factor > 1:
+        image.draft(image.mode, (width // factor, height // factor))  # reduces JPEG only
+    return factor if image.size != (width, height) else 1
+
+
+def _pixels(
+    image: Image.Image, source: str, white: float | None, file: IO[bytes] | None
+) -> NDArray[np.uint8]:
+    """Decode a PIL image into upright pixels (H, W, 1..4)."""
+    has_16_bits = ";16" in str(getattr(image, "tile", ""))  # the mode on file
+    with _image_errors(image, source, file):
+        is_large = _pillow_limit.forbids(image.width * image.height)
+        with _pillow_limit if is_large else nullcontext():
+            image.load()
+            upright = _upright(image)
+            size = upright.height, upright.width
+            pixels = _map_rows(lambda *rows: np.array(_plain_mode(_rows(upright, *rows))), *size)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     if image.mode in WHITE_OF_WIDE_MODE:
         return _scale_to_uint8(pixels, white or WHITE_OF_WIDE_MODE[image.mode], source)
@@ -417,41 +529,6 @@ def _pixels(
             source,
         )
     return pixels
-
-
-def _refuse_slow(image: Any, source: str) -> None:
-    """Raise `ImageError` for a PIL image that is not decoded yet and would take minutes."""
-    pixels = image.width * image.height
-    for codec, _, offset, *_ in getattr(image, "tile", ()):
-        if codec in Image.DECODERS and pixels > MAX_SLOW_PIXELS:
-            raise ImageError(
-                f"{source} has {image.width} x {image.height} pixels, more than {MAX_SLOW_PIXELS} "
-                f"of the slow format {image.format} ({codec}): convert it to PNG"
-            )
-        if codec == "jpeg" and _has_many_scans(image.fp, offset):
-            raise ImageError(f"{source} has more than {MAX_SCANS} scans: save it anew")
-
-
-def _has_many_scans(file: IO[bytes], start: int) -> bool:
-    """Whether a JPEG has more than `MAX_SCANS`; their data hold no marker but restarts."""
-    position = start + 2  # after the start of the image
-    scans = 0
-    while scans <= MAX_SCANS:
-        file.seek(position)
-        data = file.read(2**16)
-        found = JPEG_MARKER.search(data)
-        if found is None:
-            if len(data) < 2:
-                return False
-            position += len(data) - 1  # the marker may begin with the last byte
-        elif found[0] == b"\xff\xd9":  # end of the image
-            return False
-        else:
-            scans += found[0] == b"\xff\xda"
-            position += found.end()
-            file.seek(position)
-            position += int.from_bytes(file.read(2), "big")  # the length of the segment
-    return True
 
 
 def _map_rows(convert: Callable[[int, int], NDArray[Any]], height: int, width: int) -> NDArray[Any]:
@@ -599,5 +676,8 @@ def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    weight = alpha.astype(np.uint16)  # 255 * 255 + 127 still fits
-    return ((pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    plain = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    image = Image.fromarray(np.ascontiguousarray(plain))
+    white = Image.new(image.mode, image.size, "white")
+    white.paste(image, mask=Image.fromarray(np.ascontiguousarray(alpha[..., 0])))
+    return np.array(white).reshape(pixels.shape)

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from hihlandmark import Detector, ImageError, load_image
 from hihlandmark.cli import app
+from hihlandmark.decoding_cost import jpeg_xl_header
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.image import LARGE_PIXELS, load_reduced
 from hihlandmark.io import find_images
@@ -78,9 +79,9 @@ def test_formats_decoded_in_python_are_limited_to_4_megapixels(
     for size in ("<ii", ">ii"):
         header = header.replace(struct.pack(size, 50, 50), struct.pack(size, 2100, 2100))
     header = header.replace(b" 50 50 ", b" 2100 2100 ")
-    with pytest.raises(ImageError, match="slow format"):
+    with pytest.raises(ImageError, match="seconds"):
         load_image(header)
-    with pytest.raises(ImageError, match="slow format"):
+    with pytest.raises(ImageError, match="seconds"):
         load_image(Image.open(io.BytesIO(header)))
 
 
@@ -108,6 +109,73 @@ def test_jpeg_files_are_limited_to_100_scans() -> None:
         for source in (many, io.BytesIO(many), Image.open(io.BytesIO(many))):
             with pytest.raises(ImageError, match="scans"):
                 load_image(source)
+
+
+def jpeg2000(side: int, **options: Any) -> bytes:
+    """A flat JPEG 2000; a large one is the header of a small one, which decides."""
+    small = encode(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=True, **options)
+    if side == 64:
+        return small
+    tile = options.get("tile_size", (side, side))
+    at = small.index(b"\xff\x4f\xff\x51") + 8
+    size = struct.pack(">8I", side, side, 0, 0, *tile, 0, 0)
+    return small[:at] + size + small[at + len(size) :]
+
+
+def webp(side: int) -> bytes:
+    small = encode(Image.new("RGB", (64, 64)), "WEBP", lossless=True)
+    at = small.index(b"VP8L") + 9  # 14 bits each
+    flags = int.from_bytes(small[at : at + 4], "little") >> 28 << 28
+    return small[:at] + struct.pack("<I", flags | side - 1 | side - 1 << 14) + small[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("image", "keyword"),
+    [
+        (jpeg2000(13_000, num_resolutions=1), "seconds"),
+        (jpeg2000(7000, num_resolutions=1) + bytes(30_000_000), "seconds"),
+        (jpeg2000(5000, num_resolutions=1, codeblock_size=(4, 4)), "seconds"),
+        (jpeg2000(9000, num_resolutions=1, precinct_size=(8, 8)), "seconds"),
+        (jpeg2000(9000, num_resolutions=1, tile_size=(8, 8)), "seconds"),
+        (webp(13_000), "seconds"),
+    ],
+    ids=["levels", "bytes", "blocks", "precincts", "tiles", "webp"],
+)
+def test_files_that_take_long_or_much_memory_are_refused(image: bytes, keyword: str) -> None:
+    for load in (load_image, load_reduced):
+        with pytest.raises(ImageError, match=keyword):
+            load(image)
+    with pytest.raises(ImageError, match="damaged"):  # all but the header is missing
+        load_image(image[:200], max_pixels=10**12)
+
+
+def test_files_that_take_much_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hihlandmark.image.MAX_MEMORY", 1e5)
+    with pytest.raises(ImageError, match="memory"):
+        load_image(encode(Image.new("L", (100, 100)), "PNG"))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 201), (9000, 20), (400, 300), (40, 9000)])
+def test_size_of_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, int]) -> None:
+    pytest.importorskip("pillow_jxl")
+    exif = Image.Exif()
+    exif[0x010E] = "a" * 70_000
+    for options in ({}, {"exif": exif.tobytes()}, {"use_container": True}):
+        data = encode(Image.new("RGB", size), "JXL", effort=1, **options)
+        assert jpeg_xl_header(io.BytesIO(data)) == (*size, "JXL")
+        with pytest.raises(ImageError, match="max_pixels=100"):
+            load_image(data, max_pixels=100)
+        assert load_image(data).shape[:2] == size[::-1]
+
+
+def test_scans_of_a_large_jpeg_count() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    image = with_scans(encode(Image.fromarray(noise), "JPEG", progressive=True), 50)
+    at = image.index(b"\xff\xc2") + 5
+    for side, keyword in ((14_000, "seconds"), (10_000, "damaged")):
+        large = image[:at] + struct.pack(">HH", side, side) + image[at + 4 :]
+        with pytest.raises(ImageError, match=keyword):
+            load_image(large[: -len(large) // 20] if keyword == "damaged" else large)
 
 
 LIST = """
@@ -193,6 +261,33 @@ def test_large_files_are_reduced_and_arrays_are_not(
     assert np.abs(small[:50, :50] - means).max() < 3
     assert load_reduced(image).factor == 1
     np.testing.assert_array_equal(load_image(data), full)
+
+
+@pytest.mark.parametrize("size", [(302, 201), (257, 131), (301, 203)])
+@pytest.mark.parametrize("resolutions", [1, 2, 6])
+def test_large_jpeg_2000_files_are_decoded_at_a_lower_resolution(
+    size: tuple[int, int], resolutions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    image = np.stack([x * 0.8, y, (x + y) / 2], axis=-1).astype(np.uint8)
+    data = encode(Image.fromarray(image), "JPEG2000", num_resolutions=resolutions)
+    monkeypatch.setattr("hihlandmark.image.LARGE_PIXELS", 4000)
+    small, factor, original = load_reduced(data)
+    assert factor == 4
+    assert original == size
+    width, height = size[0] // 4, size[1] // 4
+    means = image[: height * 4, : width * 4].reshape(height, 4, width, 4, 3).mean(axis=(1, 3))
+    inner = small[2 : height - 2, 2 : width - 2] - means[2:-2, 2:-2]
+    assert np.abs(inner).max() < 4
+    np.testing.assert_array_equal(load_image(data), image)
+
+
+def test_jpeg_2000_files_with_much_data_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.new("RGB", (64, 64), "red"), "JPEG2000")
+    monkeypatch.setattr("hihlandmark.image.MAX_SECONDS", 64 * 64 * 0.1 / 1e6)
+    assert load_reduced(data).factor == 2
+    with pytest.raises(ImageError, match="seconds"):
+        load_image(data)
 
 
 def test_faces_of_a_reduced_image_are_in_pixels_of_the_original(

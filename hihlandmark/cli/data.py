@@ -35,7 +35,7 @@ MESSAGES_SHOWN = 10  # per split and kind; --all shows the rest
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of a data set.", metavar="DIR")]
 FormatOption = Annotated[
-    Literal["auto", "wflw", "w300", "cofw", "lists", "project", "packed"],
+    Literal["auto", "wflw", "w300", "cofw", "lists", "pts", "project", "packed"],
     typer.Option("--format", help="Format of the data set; auto: by its files."),
 ]
 LayoutNameOption = Annotated[

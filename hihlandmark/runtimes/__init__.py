@@ -60,7 +60,7 @@ def register_runtime(name: str, backend: Backend) -> None:
 def choose_runtime(name: str, device: AnyDevice) -> str:
     """The runtime of a name; "auto" takes the fastest that is installed.
 
-    On a CPU that is OpenVINO (docs/speed.md), then ONNX Runtime; elsewhere PyTorch.
+    On a CPU that is OpenVINO (docs/research/speed.md), then ONNX Runtime; elsewhere PyTorch.
 
     Raises:
         ConfigurationError: the runtime is unknown, not installed, or does not run on the device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -18,12 +19,30 @@ from hihlandmark.runtimes.forks import ReopenedRun, keep_for_ever
 from hihlandmark.torch_state import default_torch_state, is_forked
 
 
+def import_openvino() -> Any:
+    """The module, without telemetry. Needs the extra ``openvino``.
+
+    Its import would send events over the network and write to ``~/intel``; it does without the
+    package for that where it is not installed.
+    """
+    name = "openvino_telemetry"
+    is_free = name not in sys.modules
+    if is_free:
+        sys.modules[name] = None  # type: ignore[assignment]  # not installed
+    try:
+        with missing_extra("openvino"):
+            import openvino
+    finally:
+        if is_free:
+            sys.modules.pop(name, None)
+    return openvino
+
+
 def write_openvino(graph: PixelGraph, path: Path) -> None:
     """Write a graph as OpenVINO's XML, with the weights in a .bin beside it."""
     from hihlandmark.runtimes.graph import without_tracer_warnings
 
-    with missing_extra("openvino"):
-        import openvino
+    openvino = import_openvino()
     with default_torch_state(), without_tracer_warnings():
         model = openvino.convert_model(
             graph.module, example_input=graph.example(), input=list(graph.shape)
@@ -105,9 +124,9 @@ def _make_core() -> Any:
     is a segmentation fault. And its type tables are built at first use without regard to Python's
     lock: two threads at once deadlock.
     """
-    with missing_extra("openvino"):
-        import openvino
-        from openvino import opset13
+    openvino = import_openvino()
+    from openvino import opset13
+
     core = openvino.Core()
     pixel = opset13.parameter([1], np.uint8)
     model = openvino.Model([opset13.convert(pixel, "f32")], [pixel], "first")
