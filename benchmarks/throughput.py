@@ -4,9 +4,9 @@
 
 COUNT images, the images of DIR repeated: one by one through `Detector.predict`, then through
 `predict_many`; the ratio is the gain of working ahead. "cores busy" is processor time divided by
-elapsed time, in percent of the cores. Then LONG images, with the memory of the process after each
-tenth, and an image of 50 megapixels made of the first image. Memory is the largest resident set so
-far, less what it was before the first image.
+elapsed time, in percent of the cores. Then LONG images, with the resident memory of the process
+after each tenth. And the memory that an image of 50 megapixels adds, made of the first image: the
+largest resident set so far, less what it was before.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def resident() -> float:
+    """Resident set of this process now, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
 def measure(results: Iterator[Any], method: str) -> dict[str, Any]:
     """Speed and use of the cores while an iterator is consumed."""
     start, used = time.perf_counter(), time.process_time()
@@ -55,17 +61,18 @@ def measure(results: Iterator[Any], method: str) -> dict[str, Any]:
         "images": images,
         "faces": faces,
         "images_per_second": images / seconds,
+        "cpu_ms_per_image": 1000 * used / images,
         "cores_busy": 100 * used / seconds / len(os.sched_getaffinity(0)),
     }
 
 
 def memory_over_time(detector: Detector, folder: Path, count: int) -> list[float]:
-    """Peak memory in MB after each tenth of many images."""
-    peaks = []
+    """Resident memory in MB after each tenth of many images."""
+    found = []
     for number, _ in enumerate(detector.predict_many(image_paths(folder, count)), start=1):
         if number % max(1, count // 10) == 0:
-            peaks.append(peak())
-    return peaks
+            found.append(resident())
+    return found
 
 
 def main() -> None:
@@ -82,6 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     detector = Detector(98, runtime=arguments.runtime, device=arguments.device)
     list(detector.predict_many(image_paths(arguments.images, 4)))  # warms up
+    memory = memory_over_time(detector, arguments.images, arguments.long)
     before = peak()
     first = next(image_paths(arguments.images, 1))
     large = np.asarray(cv2.resize(load_image(first), LARGE[::-1]), np.uint8)
@@ -98,23 +106,23 @@ def main() -> None:
             f"predict_many, {default_workers()} workers",
         ),
     ]
-    peaks = memory_over_time(detector, arguments.images, arguments.long)
     record = {
         "machine": machine(),
         "runtime": detector.runtime.name,
         "throughput": rows,
-        "memory_mb": {"before": before, "large_image": after_large, "long": peaks},
+        "memory_mb": {"before": before, "large_image": after_large, "long": memory},
     }
     arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     first_speed = rows[0]["images_per_second"]
     table = Table(
         "",
-        ["method", "images", "faces", "images per second", "speedup", "cores busy"],
+        ["method", "images", "faces", "CPU-ms", "images per second", "speedup", "cores busy"],
         [
             [
                 row["method"],
                 row["images"],
                 row["faces"],
+                f"{row['cpu_ms_per_image']:.0f}",
                 f"{row['images_per_second']:.2f}",
                 f"{row['images_per_second'] / first_speed:.2f}",
                 f"{row['cores_busy']:.0f} %",
@@ -124,8 +132,8 @@ def main() -> None:
     )
     print(table.markdown())
     print(f"\n50 megapixels: {after_large - before:.0f} MB more than before")
-    added = ", ".join(f"{mb - before:.0f}" for mb in peaks)
-    print(f"{arguments.long} images, after each tenth: {added} MB more than before")
+    after = ", ".join(f"{mb:.0f}" for mb in memory)
+    print(f"{arguments.long} images, resident after each tenth: {after} MB")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ class _Jpeg2000(NamedTuple):
     def read(cls, file: IO[bytes]) -> _Jpeg2000:
         file.seek(0)
         head = file.read(2**16)
-        start = head.find(b"\xff\x4f\xff\x51")  # of the code stream: SOC, SIZ
+        start = head.find(b"\xff\x4f\xff\x51")  # the first two markers of a code stream
         if start < 0:
             return cls()
         with suppress(IndexError):  # damaged, which decoding will report

@@ -393,7 +393,7 @@ def test_nested_gives_the_layouts_that_are_wanted_and_reads_their_best_cells() -
 
     assert list(both) == ["WFLW98", "COFW29"]
     assert list(one) == ["COFW29"]
-    integer, cells, _ = one["COFW29"]
+    integer, cells, *_ = one["COFW29"]
     torch.testing.assert_close(integer, both["COFW29"].integer)
     assert torch.equal(cells[..., 0], integer.flatten(2).argmax(dim=-1))
 

@@ -259,12 +259,10 @@ class FaceTracker:
         for i, face in enumerate(self._faces):
             squares[i] = _steady_square(self._squares.get(face.track_id), squares[i])
         self._squares = {face.track_id: squares[i] for i, face in enumerate(self._faces)}
-        # The map turns these boxes into these squares, because its shift is 0.
-        box_map = self.detector.box_map("landmarks")
-        boxes = _corners(squares, box_map.scale)
+        boxes = np.stack([face.box for face in self._faces])
         scores = np.array([face.box_score for face in self._faces])
-        detections = Detections(boxes, scores, angles=squares[:, 3])
-        ((_, faces),) = self._one_crop.run([Found(None, image, detections)], box_map)
+        found = Found(None, image, Detections(boxes, scores), squares=squares)
+        ((_, faces),) = self._one_crop.run([found], self.detector.box_map("landmarks"))
         return [_with_points(face, face.points) for face in faces]
 
     def _assign_ids(self, faces: Sequence[Face]) -> list[Face]:
@@ -323,13 +321,13 @@ def _resized(face: Face, image: Image, frame: Frame) -> Face:
 
 def _with_points(face: Face, points: FloatArray, covariance: FloatArray | None = None) -> Face:
     covariance = face.covariance if covariance is None else covariance
-    face = replace(face, points=points, covariance=covariance)
-    return replace(face, box=tight_boxes(face.points))
+    box = tight_boxes(points.astype(np.float32))
+    return replace(face, points=points, covariance=covariance, box=box)
 
 
-def _corners(squares: FloatArray, scale: float = 1.0) -> FloatArray:
-    """The boxes (F, 4) xyxy with the centers of squares (F, 4) and sides smaller by a factor."""
-    half = squares[:, 2:3] / scale / 2
+def _corners(squares: FloatArray) -> FloatArray:
+    """The boxes (F, 4) xyxy of upright squares (F, 4)."""
+    half = squares[:, 2:3] / 2
     return np.concatenate([squares[:, :2] - half, squares[:, :2] + half], axis=1)
 
 
