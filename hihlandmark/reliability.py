@@ -53,7 +53,12 @@ class Reliability(BaseModel):
         """The reliabilities (N,) in 0..1 of features (N, K)."""
         standardized = (features - self.mean) / np.array(self.std)
         logit = self.bias + standardized.clip(-LARGEST, LARGEST) @ np.array(self.weights)
-        return np.asarray((1 + np.tanh(logit / 2)) / 2)
+        return sigmoid(logit)
+
+
+def sigmoid(logit: FloatArray) -> FloatArray:
+    """Without overflow."""
+    return np.asarray((1 + np.tanh(logit / 2)) / 2)
 
 
 LARGEST = 5.0

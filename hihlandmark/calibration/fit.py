@@ -186,7 +186,7 @@ def measure_points(
                 skipped.append(f"{face.name}: {error}")
             else:
                 points = conversion(transform_points(crop_matrix(square, size), face.points))
-                yield crop, points, _hidden(face, conversion)
+                yield crop, points, hidden_points(face, conversion)
             if progress:
                 progress(done, len(faces))
 
@@ -211,7 +211,7 @@ def measure_points(
     )
 
 
-def _hidden(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
+def hidden_points(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
     """(P,) in the target layout as `PointStatistics.hidden`; NaN for points not shared."""
     hidden = np.nan if face.visible is None else conversion.matrix @ ~face.visible
     return np.where(conversion.exact, hidden, np.nan)

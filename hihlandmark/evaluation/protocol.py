@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, Progress
+from hihlandmark.calibration.fit import hidden_points
 from hihlandmark.crop import CANONICAL_CROP, BoxMap, fit_box_map, tight_boxes
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
@@ -163,7 +164,7 @@ def evaluate(
         skipped=tuple(skipped),
         remarks=_remarks(faces, shared, official_map),
         visibility=np.stack([missing[:, 0] if face is None else face.visibility for face in found]),
-        hidden=np.stack([shared.hidden(face) for face in kept]),
+        hidden=np.stack([hidden_points(face, shared.from_truth) for face in kept]),
     )
 
 
@@ -278,12 +279,6 @@ class _SharedPoints:
     def of(self, truth: FloatArray) -> FloatArray:
         """Annotated points (..., A, 2) -> (..., P, 2), NaN where the layout has other points."""
         return np.where(self.exact[:, None], self.from_truth(truth), np.nan)
-
-    def hidden(self, face: AnnotatedFace) -> FloatArray:
-        """(P,): 1 for points annotated as hidden, 0 for visible ones, NaN where not stated."""
-        if face.visible is None:
-            return np.full(self.layout.size, np.nan)
-        return np.where(self.from_truth.exact, self.from_truth.matrix @ ~face.visible, np.nan)
 
 
 def _shared_points(annotated: Layout, detector: Detector, approximate: bool) -> _SharedPoints:

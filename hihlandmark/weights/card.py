@@ -32,7 +32,7 @@ from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import BoxMap
 from hihlandmark.errors import WeightsError
 from hihlandmark.layouts import Contour, Layout
-from hihlandmark.reliability import Reliability
+from hihlandmark.reliability import Reliability, sigmoid
 from hihlandmark.uncertainty import ErrorCorrelation
 
 SCHEMA = 2
@@ -205,7 +205,7 @@ class Calibration(_Part):
     def scores_of(self, features: FloatArray) -> FloatArray:
         """Scores (...) in 0..1 of the features (..., 3) from `calibration_features`."""
         logit = features @ np.array([self.bias, self.spread, self.mass])
-        score = _sigmoid(logit)
+        score = sigmoid(logit)
         return np.interp(score, *np.transpose(self.knots)) if self.knots else score
 
     def visibilities(self, logits: FloatArray | None, shape: tuple[int, ...]) -> FloatArray:
@@ -213,12 +213,7 @@ class Calibration(_Part):
         if logits is None or self.visibility is None:
             return np.full(shape, np.nan)
         bias, slope = self.visibility
-        return _sigmoid(bias + slope * logits)
-
-
-def _sigmoid(logit: FloatArray) -> FloatArray:
-    """Without overflow."""
-    return np.asarray((1 + np.tanh(logit / 2)) / 2)
+        return sigmoid(bias + slope * logits)
 
 
 def calibration_features(
