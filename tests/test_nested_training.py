@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, DataError, Detector, WeightsError
 from hihlandmark.cli import app
+from hihlandmark.heatmap import decode_heatmaps
 from hihlandmark.layouts import W300_68, WFLW98
-from hihlandmark.models.nested import Nested, is_of_visibility
+from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
 from hihlandmark.training.mesh import (
@@ -25,7 +26,7 @@ from hihlandmark.training.mesh import (
     is_rare,
     read_mesh,
 )
-from hihlandmark.training.objectives import Teacher, make_objective
+from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
 from hihlandmark.training.objectives.nested import training_cells
 from hihlandmark.training.schedule import Plan
 from hihlandmark.training.trainer import (
@@ -150,6 +151,20 @@ def test_a_network_is_its_own_perfect_teacher() -> None:
     other = build_training_network(nested(seed=5)).eval()
     # The first stack has its own head, which the last one teaches.
     assert 0 <= distilled(network) < distilled(other)
+
+
+@pytest.mark.parametrize("model", ["hih-small", "hih-small-v1"])
+def test_a_mirrored_teacher_finds_the_points_of_the_mirrored_crop(model: str) -> None:
+    configuration = nested() if model == "hih-small" else tiny()
+    network, size = build_training_network(configuration).eval(), configuration.stages[0].crop_size
+    crops = torch.randn(2, 3, size, size)
+    seen = Teacher(network, ("WFLW98",), 1.0, "digest", mirrored=True)(crops)["WFLW98"]
+    own = network(crops.flip(-1), ["WFLW98"])["WFLW98"]
+    decoding = decoding_of(configuration)
+    points = decode_heatmaps(seen.float(), decoding).points
+    expected = decode_heatmaps(own.float(), decoding).points[:, WFLW98.mirror]
+    expected[..., 0] = size - 1 - expected[..., 0]
+    torch.testing.assert_close(points, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_training_cells_are_the_true_one_and_one_near_by() -> None:
@@ -356,3 +371,18 @@ def test_labels_of_visibility_come_from_occluders_annotations_and_the_crop(tmp_p
     assert labels[:, 1].isnan().all(), "a point of 98 that 68 points do not have"
     far = visible(augmentation={**PLAIN, "occluders": 1e-9, "shift": 5.0, "shift_probability": 1.0})
     assert (far[:, 98:166] == 0).any()
+
+
+def test_convolutions_of_full_rank_become_those_of_low_rank() -> None:
+    full = build_training_network(nested())
+    assert isinstance(full, Nested)
+    rank = full.configuration.features
+    low = build_training_network(nested(network={**nested().network, "fine_rank": rank}))
+    low.load_state_dict(with_fine_rank(full.state_dict(), rank))
+    again = with_fine_rank(low.state_dict(), rank)
+    assert all(torch.equal(again[n], t) for n, t in low.state_dict().items())
+    crops = torch.rand(2, 3, SIZE, SIZE)
+    for name, found in low.eval()(crops).items():
+        expected = full.eval()(crops)[name]
+        torch.testing.assert_close(found.integer, expected.integer)
+        torch.testing.assert_close(found.decimal, expected.decimal, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ as in HIH. docs/concepts/heatmaps.md has the reasons.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -46,6 +47,7 @@ class NestedConfiguration(NetworkConfiguration):
     encoder with its up path, and ``stacks - 1`` hourglasses on the grid. ``decimal_features``:
     channels between the features of a cell and its decimal heatmaps. ``decimal_rank``: rank of the
     weights that follow, in layouts of more than twice as many points; 0: full rank in all.
+    ``fine_rank``: rank of the convolutions that bring fine levels to the grid; 0: full rank.
     ``visibility``: channels that visibility is read from; 0: the network does not predict it.
     """
 
@@ -53,6 +55,7 @@ class NestedConfiguration(NetworkConfiguration):
     stride: int = field()
     decimal_features: int
     decimal_rank: int = 0
+    fine_rank: int = 0
     visibility: int = 0
 
     @property
@@ -125,20 +128,22 @@ class DecimalFeatures(nn.Module):
     """Features for the decimals: those of the grid and the finer levels of the encoder.
 
     With the coarse features alone, the decimal heatmap is less accurate than the mean of the
-    integer heatmap.
+    integer heatmap. ``rank``: of the strided convolutions, 0 for full rank.
     """
 
-    def __init__(self, fine_channels: Sequence[int], features: int) -> None:
+    def __init__(self, fine_channels: Sequence[int], features: int, rank: int) -> None:
         super().__init__()
         self.coarse = ConvBlock(features, features)
         self.fine = nn.ModuleList()
         for level, channels in enumerate(fine_channels):
             ratio = 2 ** (len(fine_channels) - level)
             strided = nn.Conv2d(
-                FINE_FEATURES, features, 2 * ratio, ratio, padding=ratio // 2, bias=False
+                FINE_FEATURES, rank or features, 2 * ratio, ratio, padding=ratio // 2, bias=False
             )
-            norm = nn.BatchNorm2d(features)
-            self.fine.append(nn.Sequential(ConvBlock(channels, FINE_FEATURES), strided, norm))
+            layers = [ConvBlock(channels, FINE_FEATURES), strided]
+            if rank:
+                layers.append(nn.Conv2d(rank, features, 1, bias=False))
+            self.fine.append(nn.Sequential(*layers, nn.BatchNorm2d(features)))
         self.mix = nn.Sequential(nn.ReLU(), Bottleneck(features, features))
 
     def forward(self, x: torch.Tensor, fine_levels: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -249,6 +254,22 @@ def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     return left[:, :rank] * scale, (right[:rank] * scale[:, None]).unflatten(1, weight.shape[1:])
 
 
+def with_fine_rank(state: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """Weights with their convolutions of fine levels as the nearest ones of ``fine_rank``."""
+    found = dict(state)
+    strided = [n for n in state if re.fullmatch(r"decimal_features\.fine\.\d+\.1\.weight", n)]
+    for name in strided:
+        weight, prefix = state[name].float(), name.removesuffix("1.weight")
+        if f"{prefix}3.weight" in state:
+            continue
+        mix, basis = low_rank(weight.flatten(2), rank)
+        found[name] = basis.view(rank, *weight.shape[1:])
+        for old in [n for n in state if n.startswith(f"{prefix}2.")]:
+            found[old.replace(f"{prefix}2.", f"{prefix}3.")] = found.pop(old)
+        found[f"{prefix}2.weight"] = mix[..., None, None]
+    return found
+
+
 class Nested(LandmarkNetwork):
     """An encoder, an integer heatmap on a coarse grid, and decimal heatmaps at the best cells."""
 
@@ -263,7 +284,9 @@ class Nested(LandmarkNetwork):
         self.stacks = nn.ModuleList(
             GridStack(c.depth, c.features, c.points) for _ in range(c.stacks - 1)
         )
-        self.decimal_features = DecimalFeatures(channels[: self.grid_level], c.features)
+        self.decimal_features = DecimalFeatures(
+            channels[: self.grid_level], c.features, c.fine_rank
+        )
         self.read = nn.Sequential(
             nn.LayerNorm(c.features), nn.Linear(c.features, c.decimal_features), nn.GELU()
         )

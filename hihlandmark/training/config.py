@@ -225,6 +225,8 @@ class Distillation(_Table):
     """Weight of the KL divergence between both networks, a mean over points and faces."""
     layouts: tuple[str, ...] | None = None
     """Layouts to teach; None: all that both networks predict."""
+    mirrored: bool = False
+    """The teacher sees the mirrored crop: the student learns what a flip test gains."""
 
 
 class CalibrationSet(FaceSet):

@@ -62,7 +62,7 @@ def read_teacher(
             f"teacher both predict {', '.join(both) or 'none'}"
         )
     network = network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-    return Teacher(network, chosen, settings.weight, card.sha256)
+    return Teacher(network, chosen, settings.weight, card.sha256, settings.mirrored)
 
 
 def _problems(

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
-from hihlandmark.models.nested import Nested, is_of_visibility
+from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.torch_devices import resolve_device
 from hihlandmark.training.checkpoint import (
@@ -474,6 +474,8 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     These may be missing or unused.
     """
     own = network.state_dict()
+    if rank := getattr(network.configuration, "fine_rank", 0):
+        initial = with_fine_rank(initial, rank)
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
     wrong = sorted(

@@ -12,7 +12,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import gaussian
 from hihlandmark.layouts import Contour, get_layout
-from hihlandmark.models.base import AnyHeatmaps, LandmarkNetwork
+from hihlandmark.models.base import AnyHeatmaps, Heatmaps, LandmarkNetwork, NestedHeatmaps
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import HEATMAP_LOSSES, POINT_LOSSES, PointLoss, contour_normals
@@ -39,6 +39,8 @@ class Teacher:
     """Weight of its loss."""
     digest: str
     """SHA-256 of its weights file."""
+    mirrored: bool = False
+    """It sees mirrored crops."""
 
     @property
     def points(self) -> int:
@@ -48,7 +50,30 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, crops: torch.Tensor) -> Mapping[str, AnyHeatmaps]:
         """Crops (N, 3, S, S), normalized -> raw heatmaps of the layouts that it teaches."""
-        return self.network(crops, self.layouts)
+        if not self.mirrored:
+            return self.network(crops, self.layouts)
+        found = self.network(crops.flip(-1), self.layouts)
+        return {
+            name: mirrored(each, torch.tensor(get_layout(name).mirror, device=crops.device))
+            for name, each in found.items()
+        }
+
+
+def mirrored(heatmaps: AnyHeatmaps, mirror: torch.Tensor) -> AnyHeatmaps:
+    """Heatmaps of mirrored crops -> those of the crops. ``mirror`` (P,): partner of each point."""
+    integer = heatmaps.integer[:, mirror].flip(-1)
+    if isinstance(heatmaps, Heatmaps):
+        decimal = heatmaps.decimal
+        return Heatmaps(integer, None if decimal is None else decimal[:, mirror].flip(-1))
+    cells, size = heatmaps.cells[:, mirror], integer.shape[-1]
+    x, y = heatmaps.decimal[:, mirror].unbind(dim=-2)
+    visibility = None if heatmaps.visibility is None else heatmaps.visibility[:, mirror]
+    return NestedHeatmaps(
+        integer,
+        cells + size - 1 - 2 * (cells % size),
+        torch.stack([x.flip(-1), y], dim=-2),
+        visibility,
+    )
 
 
 class Objective(nn.Module):
