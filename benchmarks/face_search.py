@@ -28,15 +28,20 @@ from hihlandmark.tables import Table
 
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mtcnn", {}),
+    ("mtcnn", {"precision": "fp32"}),
     ("mtcnn", {"detection_size": 1280}),
     ("centerface", {}),
+    ("centerface", {"precision": "fp32"}),
     ("centerface", {"detection_size": 1280}),
     ("blazeface", {"detection_size": 320}),
     ("blazeface", {}),
+    ("blazeface", {"precision": "fp32"}),
 )
 
 
-def search(scenes: Path, detectors: list[FaceDetector]) -> list[dict[str, Any]]:
+def search(
+    scenes: Path, detectors: list[FaceDetector], precisions: list[str]
+) -> list[dict[str, Any]]:
     """One row for each detector."""
     labeled = {each.path.name: each for each in read_boxes(scenes)}
     paths = sorted((scenes / "images").iterdir())
@@ -60,6 +65,7 @@ def search(scenes: Path, detectors: list[FaceDetector]) -> list[dict[str, Any]]:
     return [
         {
             "detector": detector.name,
+            "precision": precisions[k],
             "detection_size": getattr(detector, "detection_size", None),
             "faces": dict(zip(MIN_SIDES, faces.tolist(), strict=True)),
             "found": dict(zip(MIN_SIDES, found[k].tolist(), strict=True)),
@@ -76,10 +82,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     recalls = [f"recall >= {side} px" for side in MIN_SIDES]
     return Table(
         "",
-        ["detector", "size", *recalls, "boxes", "CPU-ms, median", "90 %"],
+        ["detector", "precision", "size", *recalls, "boxes", "CPU-ms, median", "90 %"],
         [
             [
                 row["detector"],
+                row["precision"],
                 row["detection_size"],
                 *(f"{row['found'][s]}/{row['faces'][s]}" for s in MIN_SIDES),
                 f"{row['boxes_per_image']:.2f}",
@@ -101,13 +108,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    detectors = []
+    detectors, precisions = [], []
     for name, options in SETTINGS:
         try:
             detectors.append(make_face_detector(name, device="cpu", **options))
+            precisions.append(options.get("precision", "auto"))
         except ConfigurationError as error:
             print(f"left out: {error}")
-    rows = search(arguments.data / "scenes", detectors)
+    rows = search(arguments.data / "scenes", detectors, precisions)
     arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(markdown(rows))
 

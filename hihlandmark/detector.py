@@ -159,6 +159,7 @@ class Detector:
             face_detector,
             device=self.device,
             runtime="auto" if is_exported_model(runtime) else runtime,
+            precision=precision,
             detection_size=detection_size,
             min_face=min_face,
             min_score=min_box_score,

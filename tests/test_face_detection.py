@@ -38,7 +38,7 @@ ASTRONAUT_POINTS = np.array([(205, 100), (245, 102), (223, 128), (203, 139), (24
 
 @pytest.fixture(scope="module")
 def mtcnn() -> MTCNNFaceDetector:
-    return MTCNNFaceDetector("cpu")
+    return MTCNNFaceDetector("cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +243,22 @@ def test_missing_package_of_centerface_is_an_error(monkeypatch):
 def test_runtimes_find_the_same_faces(name, runtime, request, head):
     pytest.importorskip(runtime)
     (expected,) = request.getfixturevalue(name).detect([head])
-    (found,) = make_face_detector(name, device="cpu", runtime=runtime).detect([head])
+    exact = make_face_detector(name, device="cpu", runtime=runtime, precision="fp32")
+    (found,) = exact.detect([head])
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
     np.testing.assert_allclose(found.five_points, expected.five_points, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["mtcnn", "centerface"])
+def test_faces_found_in_bf16_are_about_the_same(name, request, head):
+    pytest.importorskip("openvino")
+    (expected,) = request.getfixturevalue(name).detect([head])
+    quick = make_face_detector(name, device="cpu", runtime="openvino", precision="bf16")
+    (found,) = quick.detect([head])
+    side = np.ptp(expected.boxes[0, ::2])
+    assert not np.array_equal(found.boxes, expected.boxes)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05 * side)
+    np.testing.assert_allclose(found.five_points, expected.five_points, atol=0.05 * side)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +308,7 @@ def test_make_face_detector_builds_by_name_with_the_options_given():
 
 def test_registered_face_detector_is_made_by_its_name(monkeypatch):
     monkeypatch.delitem(FACE_DETECTORS, "nothing", raising=False)
-    register_face_detector("nothing", lambda device, runtime: FindsNothing())
+    register_face_detector("nothing", lambda device, runtime, precision: FindsNothing())
     assert isinstance(make_face_detector("nothing"), FindsNothing)
 
 

@@ -18,6 +18,7 @@ from hihlandmark.face_detection.boxes import (
 )
 from hihlandmark.face_detection.centerface import CenterFaceDetector
 from hihlandmark.face_detection.mtcnn import MTCNNFaceDetector
+from hihlandmark.runtimes import PrecisionChoice
 from hihlandmark.runtimes.devices import AnyDevice
 
 __all__ = [
@@ -50,7 +51,8 @@ def register_face_detector(name: str, factory: Callable[..., FaceDetector]) -> N
 
     Args:
         name: what users pass, and the key of its box map in the model cards.
-        factory: called with ``device``, ``runtime``, and the other options that the user has set.
+        factory: called with ``device``, ``runtime``, ``precision``, and the other options that the
+            user has set.
     """
     FACE_DETECTORS[name] = factory
 
@@ -60,6 +62,7 @@ def make_face_detector(
     *,
     device: str | AnyDevice = "auto",
     runtime: str = "auto",
+    precision: PrecisionChoice = "auto",
     detection_size: int | Literal["auto"] | None = None,
     min_face: float | None = None,
     min_score: float | None = None,
@@ -70,6 +73,7 @@ def make_face_detector(
         detector: a name in `FACE_DETECTORS`, or an object, which is returned as it is.
         device: where its networks run.
         runtime: what runs its networks, see `Detector`.
+        precision: of its networks, see `Detector`.
         detection_size: longest side in pixels of the image that is searched. None, here and for the
             other options: the default of the face detector. "auto", also for objects: the default,
             and once more, larger or with a border, where nothing is found.
@@ -82,7 +86,12 @@ def make_face_detector(
     """
     if detection_size == "auto":
         made = make_face_detector(
-            detector, device=device, runtime=runtime, min_face=min_face, min_score=min_score
+            detector,
+            device=device,
+            runtime=runtime,
+            precision=precision,
+            min_face=min_face,
+            min_score=min_score,
         )
         return AutoSizeFaceDetector(made)
     options = {"detection_size": detection_size, "min_face": min_face, "min_score": min_score}
@@ -91,7 +100,9 @@ def make_face_detector(
         if detector not in FACE_DETECTORS:
             choices = ", ".join(map(repr, FACE_DETECTORS))
             raise ConfigurationError(f"unknown face detector {detector!r}; choose one of {choices}")
-        return FACE_DETECTORS[detector](device=device, runtime=runtime, **given)
+        return FACE_DETECTORS[detector](
+            device=device, runtime=runtime, precision=precision, **given
+        )
     if isinstance(detector, type) or not isinstance(detector, FaceDetector):
         raise ConfigurationError(f"{detector!r} is no face detector with a name and detect()")
     if given:

@@ -24,7 +24,8 @@ from hihlandmark.face_detection.base import (
 )
 from hihlandmark.face_detection.boxes import best_boxes
 from hihlandmark.layouts import FIVE
-from hihlandmark.runtimes.devices import AnyDevice
+from hihlandmark.runtimes import PrecisionChoice, choose_precision
+from hihlandmark.runtimes.devices import CPU, AnyDevice
 from hihlandmark.runtimes.openvino import run_openvino
 
 MIN_FACE = 20
@@ -55,6 +56,7 @@ class BlazeFaceDetector:
     Args:
         device: not used.
         runtime: not used: OpenVINO reads the network's file.
+        precision: of OpenVINO, see `Detector`.
         detection_size: longest side in pixels of the image that is searched in tiles of 192
             pixels.
         min_face: side in pixels, in the image as given, of the smallest face wanted.
@@ -72,13 +74,15 @@ class BlazeFaceDetector:
         device: str | AnyDevice = "cpu",
         *,
         runtime: str = "auto",
+        precision: PrecisionChoice = "auto",
         detection_size: int = DETECTION_SIZE,
         min_face: float = MIN_FACE,
         min_score: float = MIN_SCORE,
     ) -> None:
         check_options(detection_size, min_face, min_score, _SIDE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
-        self._run = run_openvino(_file(), shape=(1, _SIDE, _SIDE, 3))
+        chosen = choose_precision(precision, "openvino", CPU)
+        self._run = run_openvino(_file(), precision=chosen, shape=(1, _SIDE, _SIDE, 3))
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """See `FaceDetector.detect`. Boxes lie in [0, W - 1] x [0, H - 1]. With ``angles``."""

@@ -23,7 +23,7 @@ from hihlandmark.face_detection.base import (
     upscale_detections,
 )
 from hihlandmark.face_detection.boxes import best_boxes
-from hihlandmark.runtimes import Run, choose_runtime
+from hihlandmark.runtimes import PrecisionChoice, Run, choose_precision, choose_runtime
 from hihlandmark.runtimes.base import ANY
 from hihlandmark.runtimes.devices import CPU, AnyDevice
 from hihlandmark.runtimes.openvino import run_openvino
@@ -52,6 +52,7 @@ class CenterFaceDetector:
     Args:
         device: not used.
         runtime: what runs the network, see `Detector`.
+        precision: of OpenVINO, see `Detector`; OpenCV runs it in fp32.
         detection_size: longest side in pixels to which larger images are downscaled.
         min_face: side in pixels, in the image as given, of the smallest face wanted.
         min_score: confidence threshold: boxes with a lower score (0..1) are dropped.
@@ -67,6 +68,7 @@ class CenterFaceDetector:
         device: str | AnyDevice = "cpu",
         *,
         runtime: str = "auto",
+        precision: PrecisionChoice = "auto",
         detection_size: int = DETECTION_SIZE,
         min_face: float = MIN_FACE,
         min_score: float = MIN_SCORE,
@@ -74,7 +76,8 @@ class CenterFaceDetector:
         check_options(detection_size, min_face, min_score, _MULTIPLE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
         if choose_runtime(runtime, CPU) == "openvino":
-            self._run = run_openvino(_file(), shape=(1, 3, ANY, ANY))
+            chosen = choose_precision(precision, "openvino", CPU)
+            self._run = run_openvino(_file(), precision=chosen, shape=(1, 3, ANY, ANY))
         else:
             self._run = _run_opencv(_file())
 

@@ -22,7 +22,7 @@ from hihlandmark.face_detection.base import (
     upscale_detections,
 )
 from hihlandmark.face_detection.boxes import best_boxes
-from hihlandmark.runtimes import Run, make_run
+from hihlandmark.runtimes import PrecisionChoice, Run, make_run
 from hihlandmark.runtimes.base import ANY, PixelGraph
 from hihlandmark.runtimes.devices import CPU, AnyDevice, resolve_device
 from hihlandmark.versions import version_of
@@ -82,6 +82,7 @@ class MTCNNFaceDetector:
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`.
         runtime: what runs the networks, see `Detector`.
+        precision: of the networks, see `Detector`; PyTorch runs them in fp32.
         detection_size: longest side in pixels of the image that is searched. Faces of 24 pixels in
             it are found reliably, smaller ones less often. What is found is verified in the image
             at about twice this size.
@@ -100,6 +101,7 @@ class MTCNNFaceDetector:
         device: str | AnyDevice = "auto",
         *,
         runtime: str = "auto",
+        precision: PrecisionChoice = "auto",
         detection_size: int = DETECTION_SIZE,
         min_face: float = MIN_FACE,
         min_score: float = MIN_SCORE,
@@ -109,7 +111,7 @@ class MTCNNFaceDetector:
         # Dozens of small steps, of which each costs MPS more than the CPU.
         self.device = CPU if resolved.type == "mps" else resolved
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
-        self._cascade = Cascade(self.device, runtime)
+        self._cascade = Cascade(self.device, runtime, precision)
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """See `FaceDetector.detect`. Boxes lie in [0, W - 1] x [0, H - 1], five points anywhere."""
@@ -139,7 +141,9 @@ class Cascade:
     Coordinates are the original's: pixels counted from 1, as in Matlab.
     """
 
-    def __init__(self, device: AnyDevice, runtime: str = "auto") -> None:
+    def __init__(
+        self, device: AnyDevice, runtime: str = "auto", precision: PrecisionChoice = "auto"
+    ) -> None:
         release = version_of("facenet-pytorch")
 
         def run_of(name: str, shape: tuple[int, ...], *outputs: str) -> Run:
@@ -148,7 +152,7 @@ class Cascade:
 
                 return PixelGraph(mtcnn_network(name), "pixels", shape, outputs)
 
-            return make_run(runtime, make_graph, f"{name} {release}", device)
+            return make_run(runtime, make_graph, f"{name} {release}", device, precision)
 
         self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves", "scores")
         self._refine = run_of("RNet", (ANY, 24, 24, 3), "moves", "scores")

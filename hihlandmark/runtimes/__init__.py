@@ -105,14 +105,19 @@ def choose_precision(precision: PrecisionChoice, runtime: str, device: AnyDevice
     backend = RUNTIMES[runtime]
     if precision == "auto":
         is_faster = "bf16" in backend.precisions and has_native_bf16(device)
-        chosen: Precision = "bf16" if is_faster else "fp32"
-        logger.info("precision: %s", chosen)
-        return chosen
+        return "bf16" if is_faster else "fp32"
     if precision not in backend.precisions:
         raise ConfigurationError(
             f"{backend.title} computes in {' or '.join(backend.precisions)}, not in {precision!r}"
         )
     return precision
+
+
+def available_precision(precision: PrecisionChoice, runtime: str, device: AnyDevice) -> Precision:
+    """`choose_precision`, or fp32 where the runtime has no other."""
+    if "bf16" not in RUNTIMES[runtime].precisions:
+        return "fp32"
+    return choose_precision(precision, runtime, device)
 
 
 def is_exported_model(name: str) -> bool:
@@ -167,6 +172,7 @@ def make_runtime(
     if compiled and name != "torch":
         raise ConfigurationError(f"compile is for runtime 'torch', not for {name!r}")
     precision = choose_precision(precision, name, device)
+    logger.info("precision: %s", precision)
 
     def make_graph() -> CropGraph:
         from hihlandmark.runtimes.graph import CropGraph, folded
@@ -192,14 +198,21 @@ def make_runtime(
     return ConvertedRuntime(name, run, precision)
 
 
-def make_run(name: str, make_graph: Callable[[], PixelGraph], key: str, device: AnyDevice) -> Run:
-    """A graph run in fp32 by ``name`` or, with "auto", by the fastest.
+def make_run(
+    name: str,
+    make_graph: Callable[[], PixelGraph],
+    key: str,
+    device: AnyDevice,
+    precision: PrecisionChoice = "auto",
+) -> Run:
+    """A graph run by ``name`` or, with "auto", by the fastest.
 
     Args:
         name: as of `choose_runtime`.
         make_graph: makes the graph; called only where no earlier conversion is kept.
         key: distinguishes the graph from others in the cache of converted graphs.
         device: where it runs.
+        precision: as of `choose_precision`. Runtimes without bf16, and PyTorch, take fp32.
 
     Raises:
         ConfigurationError: the runtime is not available.
@@ -210,7 +223,9 @@ def make_run(name: str, make_graph: Callable[[], PixelGraph], key: str, device: 
 
         with default_torch_state():
             return run_module(make_graph().module, device)
-    return _converted_run(name, make_graph, key, device, "fp32")
+    return _converted_run(
+        name, make_graph, key, device, available_precision(precision, name, device)
+    )
 
 
 def _converted_run(
