@@ -48,11 +48,12 @@ if TYPE_CHECKING:
     from hihlandmark.detector import Detector
 
 LAYOUTS = {98: "WFLW", 68: "300-W", 29: "COFW"}  # numbers of points, and their data sets
+# Of the image and of the enlarged face on the page: phones are narrow.
+HEIGHT = "min(560px, 90vw)"
 SWITCHES = ("contours", "numbers", "boxes")  # what can be drawn in addition to the points
 # Sizes in pixels.
 SCREEN_SIDE = 1280  # longer side of the image; small images are enlarged up to twice
 FACE_SIDE = 900  # side of an enlarged face
-HEIGHT = 560  # of the image and of the enlarged face on the page
 NUMBERS_FROM = 300  # smallest face whose point numbers can be read
 MAX_ENLARGED = 20  # number of faces; all are in the table and the downloads
 DELETE_CACHE = (60, 600)  # seconds between deletions, and the age of deleted files
@@ -73,10 +74,15 @@ NOTES = (
     "Points are red at score 0 and green at score 1: the probability that a point lies within 5 % "
     "of the distance between the outer eye corners. Head pose: yaw above 0° turns to the right of "
     "the image, pitch above 0° looks up, roll above 0° is tilted clockwise; expect errors of 5°, "
-    "in pitch of 15°. This machine deletes images after 10 minutes. The weights are for research "
-    "only, not for commercial use. Landmarks do not identify a person."
+    "in pitch of 15°. This machine deletes images after 10 minutes. All weights but hih-open are "
+    "for research only, not for commercial use. Landmarks do not identify a person."
 )
-HEADINGS = ["Face", "Mean score", "Lowest score", "Yaw", "Pitch", "Roll"]
+# Words of the table stay whole; it scrolls where it does not fit.
+STYLE = """
+#faces { overflow-x: auto }
+#faces :is(th, td) { padding: 6px 5px; overflow-wrap: normal; word-break: normal }
+"""
+HEADINGS = ("Face", "Mean score", "Yaw", "Pitch", "Roll", "Lowest score")
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,13 @@ class Prediction:
             # A whole number: -0.3 is 0, not -0.
             angles = [f"{round(each.value)}°" for each in (yaw, pitch, roll)]
             score = f"{face.scores[lowest]:.2f}: {name} (number {lowest})"
-            rows.append([str(number), f"{face.scores.mean():.2f}", score, *angles])
+            rows.append([str(number), f"{face.scores.mean():.2f}", *angles, score])
         return rows
+
+    def markdown(self) -> str:
+        """The table for the page; empty without a face."""
+        rows = [HEADINGS, ["---"] * len(HEADINGS), *self.table()] if self.faces else []
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def note(text: str) -> str:
@@ -249,7 +260,7 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
     import gradio as gr
 
     def predict(payload: Any, layout: Any, model: Any, switches: Any) -> list[Any]:
-        nothing: list[Any] = [None, None, gr.Gallery([], visible=False), [], None]
+        nothing: list[Any] = [None, None, gr.Gallery([], visible=False), "", None]
         if payload is None:
             return [note("No image yet."), *nothing]
         try:
@@ -259,7 +270,7 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
             return [note(f"{Path(str(payload.get('path'))).name}: {error}"), *nothing]
         record = demo.write(f"{shown.path.stem}.landmarks.json", shown.record())
         gallery = gr.Gallery(crops, visible=bool(crops), selected_index=0 if crops else None)
-        return [shown.summary(), shown, whole, gallery, shown.table(), record]
+        return [shown.summary(), shown, whole, gallery, shown.markdown(), record]
 
     def redraw(shown: Prediction | None, switches: Any) -> list[Any]:
         text = gr.skip()
@@ -324,7 +335,7 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
                     record = gr.DownloadButton("Download JSON")
                     png = gr.Button("Download PNG", size="lg")
                     png_file = gr.DownloadButton(visible="hidden", elem_id="png-file")
-        table = gr.Dataframe(headers=HEADINGS, interactive=False, wrap=True, label="Faces")
+        table = gr.Markdown(elem_id="faces")
         gr.Markdown(NOTES)
         shown = gr.State()
         # One worker for all functions, so that one image at a time is in memory. `preprocess` would
@@ -333,12 +344,12 @@ def build_page(demo: Demo, layout: int, model: str, limits: str, queue: int) -> 
         common |= {"preprocess": False, "api_visibility": "private"}
         inputs = [image, points, network, switches]
         outputs = [summary, shown, whole, crops, table, record]
-        image.input(predict, inputs, outputs, **common)
+        # Not `input`, which sends the old image when it is removed.
+        image.change(predict, inputs, outputs, **common)
         for choice in (points, network):
             choice.input(predict, inputs, outputs, trigger_mode="always_last", **common)
         for name, button in zip(EXAMPLES, examples, strict=True):
-            written = button.click(partial(write_example, name), None, image, **common)
-            written.then(predict, inputs, outputs, **common)
+            button.click(partial(write_example, name), None, image, **common)
         whole.select(choose_face, shown, crops, **common)
         switches.input(
             redraw, [shown, switches], [summary, whole, crops], trigger_mode="always_last", **common
@@ -399,7 +410,7 @@ def open_demo(
                 quiet=True, inline=False, footer_links=[], run_history=False,
                 enable_monitoring=False, max_file_size=max_megabytes * 2**20, ssr_mode=False,
                 mcp_server=False, num_workers=0, state_session_capacity=1000,
-                app_kwargs={"middleware": [known_hosts]}, theme=theme,
+                app_kwargs={"middleware": [known_hosts]}, theme=theme, css=STYLE,
             )  # fmt: skip
             yield f"http://{name}:{port}"
         finally:

@@ -21,6 +21,7 @@ from hihlandmark import Detector, Face
 from hihlandmark.video import AnnotatedVideo, read_frames
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SCHEMA = EXAMPLES.parent / "docs" / "reference" / "result-1.schema.json"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 Pixels = np.ndarray[Any, Any]
@@ -61,7 +62,7 @@ def test_quick_start_draws_three_layouts(
 # ---------------------------------------------------------------------------------- batch_folder
 
 
-def test_batch_folder_writes_a_line_a_photo_and_goes_on_after_a_broken_one(
+def test_batch_folder_writes_a_line_an_image_and_goes_on_after_a_broken_one(
     tmp_path: Path,
     astronaut: Pixels,
     one_detector: Detector,
@@ -99,7 +100,7 @@ def clip(tmp_path: Path, astronaut: Pixels) -> Path:
     return path
 
 
-def test_webcam_streams_pictures_with_faces_to_a_browser(clip: Path, detector: Detector) -> None:
+def test_webcam_streams_images_with_faces_to_a_browser(clip: Path, detector: Detector) -> None:
     with serving(load_script("webcam"), str(clip), detector) as connection:
         connection.request("GET", "/")
         answer = connection.getresponse()
@@ -169,36 +170,49 @@ def png(target: Pixels) -> bytes:
     return buffer.getvalue()
 
 
+def form(content: bytes) -> dict[str, Any]:
+    return {"files": {"image": ("a.png", content, "image/png")}}
+
+
 def test_endpoint_answers_with_the_faces(
     client: Any, astronaut: Pixels, one_detector: Detector
 ) -> None:
     source = astronaut[:240, 100:380]
-    answer = client.post("/landmarks?layout=68", content=png(source))
+    answer = client.post("/landmarks?layout=68", **form(png(source)))
     assert answer.status_code == 200
     (face,) = answer.json()["faces"]
     (expected,) = one_detector.predict(source)
-    np.testing.assert_allclose(Face.from_dict(face).points, expected.points, atol=0.01)
-    nobody = client.post("/landmarks", content=png(astronaut[300:, :200]))
+    assert face == json.loads(json.dumps(expected.to_dict()))
+    nobody = client.post("/landmarks", **form(png(astronaut[300:, :200])))
     assert nobody.json() == {"faces": []}
+
+
+def test_endpoint_describes_its_response(client: Any) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    described = set(schemas["FoundFace"]["properties"])
+    published = json.loads(SCHEMA.read_text())["$defs"]["face"]["properties"]
+    assert described == set(published) - {"track_id", "filled"}, "those two are of videos"
 
 
 def test_endpoint_says_what_is_wrong_with_a_request(
     client: Any, endpoint: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = client.post("/landmarks", content=b"not a source")
+    broken = client.post("/landmarks", **form(b"not a source"))
     assert broken.status_code == 400
     assert "image" in broken.json()["detail"]
-    assert client.post("/landmarks", content=b"").status_code == 400
+    assert client.post("/landmarks", **form(b"")).status_code == 400
+    assert client.post("/landmarks", content=b"no form").status_code == 422
+    assert client.post("/landmarks", content=iter([b"no length"])).status_code == 411
     monkeypatch.setattr(endpoint, "MAX_BYTES", 1000)
-    large = client.post("/landmarks", content=bytes(1001))
+    large = client.post("/landmarks", **form(bytes(1001)))
     assert large.status_code == 413
     assert "1000 bytes" in large.json()["detail"]
     monkeypatch.setattr(endpoint, "MAX_BYTES", 10**6)
     monkeypatch.setattr(endpoint, "MAX_PIXELS", 100 * 100)
-    many_pixels = client.post("/landmarks", content=png(np.zeros((101, 100, 3), np.uint8)))
+    many_pixels = client.post("/landmarks", **form(png(np.zeros((101, 100, 3), np.uint8))))
     assert many_pixels.status_code == 400
     assert "pixels" in many_pixels.json()["detail"]
-    assert client.post("/landmarks?layout=5", content=b"").status_code == 422
+    assert client.post("/landmarks?layout=5", **form(b"")).status_code == 422
 
 
 # ------------------------------------------------------------------------------------- notebooks

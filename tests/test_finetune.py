@@ -171,6 +171,12 @@ def test_own_layout_is_learned_and_comes_with_the_weights(
     np.testing.assert_allclose(left, face["left_eye_outer_corner"])
     assert pickle.loads(pickle.dumps(face)).layout is face.layout
 
+    LAYOUTS.pop("EYES12")
+    arguments = ["eval", "--data", faces, "--split", "train", "--weights", tmp_path / "own"]
+    measured = CliRunner().invoke(app, [*map(str, arguments), "--runtime", "torch", "--json"])
+    assert measured.exit_code == 0, measured.output
+    assert json.loads(measured.stdout)["layout"] == "EYES12"
+
 
 def _of_other_process(face: Face) -> tuple[str, NDArray[np.floating]]:
     return face.layout.name, face["left_eye_outer_corner"]
@@ -504,5 +510,5 @@ def test_verdict_says_plainly_whether_it_helped(shift: float, word: str) -> None
         scores = np.ones((4, 68))
         return Evaluation(names, W300_68, truth, truth + np.array([error, 0]), scores, units)
 
-    outcome = Outcome(Path("card"), Path("picture"), 3, of(1.0), of(1.0 + shift))
+    outcome = Outcome(Path("card"), Path("drawing"), 3, of(1.0), of(1.0 + shift))
     assert word in outcome.verdict

@@ -176,9 +176,25 @@ def test_what_is_not_a_video_is_an_image_error(
         list(read_frames(tmp_path / "a.mp4"))
 
 
-def test_missing_camera_is_an_image_error() -> None:
-    with pytest.raises(ImageError, match="camera:99"):
+def test_a_missing_camera_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"camera:99: .*connected"):
         next(read_frames("camera:99"))
+    for source in ("0", "/dev/video99"):
+        with pytest.raises(ImageError, match=f"camera:{source.removeprefix('/dev/video')}"):
+            next(read_frames(source))
+    for source in ("camera:", "camera:front", "camera:-1"):
+        with pytest.raises(ConfigurationError, match="camera:0"):
+            next(read_frames(source))
+    result = CliRunner().invoke(app, ["video", "camera:99", "--out", str(tmp_path / "a.mp4")])
+    assert result.exit_code == 1
+    assert "connected" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigurationError, match=r"hihlandmark\[video\]"):
+        next(read_frames("camera:0"))
 
 
 @pytest.mark.parametrize("suffix", ["", ".zip", ".tar", ".tgz"])
@@ -431,10 +447,11 @@ def test_video_command_draws_and_writes(
     assert "frames: 5, tracked faces: 1; results in" in result.stderr
     assert len(list(read_frames(out))) == 5
     assert len(points.read_text().splitlines()) == 5
-    printed = CliRunner().invoke(
-        app, ["video", str(clip), "--layout", "29", "--no-flip-test", "--frames", "2"]
-    )
+    printed_arguments = ["video", str(clip), "--layout", "29", "--frames", "2"]
+    printed = CliRunner().invoke(app, printed_arguments)
     assert [json.loads(line)["frame"] for line in printed.stdout.splitlines()] == [0, 1]
+    doubted = CliRunner().invoke(app, [*printed_arguments, "--min-reliability", "1"])
+    assert [json.loads(line)["faces"] for line in doubted.stdout.splitlines()] == [[], []]
 
 
 def squeezed(images: list[Image]) -> list[Image]:

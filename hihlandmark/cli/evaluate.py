@@ -12,6 +12,7 @@ from hihlandmark.cli.options import (
     DataFormatOption,
     DetectionSizeOption,
     DeviceOption,
+    FaceDetectorName,
     FaceDetectorOption,
     FlipTestOption,
     MinBoxScoreOption,
@@ -32,10 +33,9 @@ def evaluate_split(
         str | None, typer.Option(help="Name of the split; required without --detector.")
     ] = None,
     detector_name: Annotated[
-        str | None,
+        FaceDetectorName | None,
         typer.Option(
             "--detector",
-            metavar="NAME",
             help="Measure the recall of a face detector on the bounding boxes of WIDER FACE "
             "or of a boxes.jsonl instead.",
         ),
@@ -114,6 +114,7 @@ def evaluate_split(
     from hihlandmark.evaluation import protocol
     from hihlandmark.evaluation.corruptions import measure_robustness
     from hihlandmark.evaluation.report import new_figure, print_report, summarize, write_report
+    from hihlandmark.weights import open_model
 
     if every > 1 and not (jitter or robustness):
         raise typer.BadParameter("--every requires --jitter or --robustness")
@@ -122,6 +123,8 @@ def evaluate_split(
     if out is not None:
         new_figure(1, 1)  # a missing package is an error before the work, not after it
         out.mkdir(parents=True, exist_ok=True)
+    if weights is not None:
+        open_model(weights, model=model)  # makes layouts of their own known to the reader
     faces = read_faces(data, split, format=data_format, layout=annotated)
     detector = make_detector(
         layout or protocol.annotated_layout(faces).name,

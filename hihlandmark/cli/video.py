@@ -31,6 +31,10 @@ def video(
     points: Annotated[
         Path | None, Option(help="File for the faces of every frame, .jsonl or .parquet.")
     ] = None,
+    draw_boxes: Annotated[bool, Option(help="Draw the boxes of the faces as well.")] = True,
+    draw_numbers: Annotated[
+        bool, Option("--draw-numbers", help="Draw the numbers of the points as well.")
+    ] = False,
     layout: options.DefaultLayoutOption = None,
     model: options.ModelOption = "hih-small",
     weights: options.WeightsOption = None,
@@ -41,6 +45,7 @@ def video(
     min_face: options.MinFaceOption = None,
     min_box_score: options.MinBoxScoreOption = None,
     detection_size: options.DetectionSizeOption = None,
+    min_reliability: options.MinReliabilityOption = 0.0,
     batch_size: options.BatchSizeOption = None,
     any_rotation: options.AnyRotationOption = False,
     shape_prior: options.ShapePriorOption = True,
@@ -83,12 +88,14 @@ def video(
         else:
             tracked = track(source, detector, detect_every=detect_every, smooth=smooth)
         try:
-            for frame, faces in islice(tracked, frames):
+            for frame, found in islice(tracked, frames):
+                # Unknown (NaN) stays.
+                faces = [face for face in found if not face.reliability < min_reliability]
                 count, tracks = count + 1, tracks | {face.track_id for face in faces}
                 if writer:
                     writer.add(frame, faces)
                 if annotated:
-                    drawn = draw_faces(frame.image, faces, boxes=True)
+                    drawn = draw_faces(frame.image, faces, boxes=draw_boxes, numbers=draw_numbers)
                     annotated.add(drawn, frame.time, frame.pixel_aspect)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

@@ -150,8 +150,8 @@ def _mirror(folder: Path, layout: str, size: int, is_needed: bool) -> IndexArray
         return np.arange(size)
     if path is None:
         raise DataError(
-            f"{folder} or {folder.parent} has no points.json: write the mirror table of the {size} "
-            f'points there, {{"{size}": {{"flip": [...]}}}}'
+            f"{size} points per face are no known layout: give weights that hold it, or write "
+            f'their mirror table, {{"{size}": {{"flip": [...]}}}}, into {folder}/points.json'
         )
     try:
         mirror = np.array(json.loads(path.read_text(encoding="utf-8"))[str(size)]["flip"], np.intp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ TIMEOUT = 20.0  # seconds without data after which a stream or camera has ended
 _OBLONG = 8  # pixels that are longer than this many times their width come from wrong metadata
 # FFmpeg's input format for the cameras of a system, and its name for camera n.
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
+_CAMERA_HINT = (
+    "check that it is connected, that no other program uses it, and that you may use it (on Linux "
+    "users of the group video); on Linux `ls /dev/video*` lists all, and containers often have none"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +94,7 @@ def open_container(source: str) -> Any:
     av = import_av()
     name, kind = source, None
     if source.startswith(CAMERA):
-        if sys.platform not in _CAMERAS:
-            raise ConfigurationError(f"{source}: cameras are supported on Linux and macOS only")
-        kind, pattern = _CAMERAS[sys.platform]
-        name = pattern.format(source[len(CAMERA) :])
+        kind, name = _camera(source)
     else:
         _refuse_special_file(source)
     try:
@@ -101,6 +103,9 @@ def open_container(source: str) -> Any:
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, av.error.ExitError):
             reason = f"no data within {TIMEOUT:g} seconds"
+        if kind is not None:
+            reason = f"no camera could be opened ({reason}): {_CAMERA_HINT}"
+            raise ImageError(f"{source}: {reason}") from error
         raise ImageError(f"{source}: cannot be opened as a video ({reason})") from error
     if not container.streams.video:
         container.close()
@@ -111,8 +116,22 @@ def open_container(source: str) -> Any:
     return container
 
 
+def _camera(source: str) -> tuple[str, str]:
+    """FFmpeg's input format and name of a camera. Raises `ConfigurationError`."""
+    if sys.platform not in _CAMERAS:
+        raise ConfigurationError(f"{source}: cameras are supported on Linux and macOS only")
+    number = source.removeprefix(CAMERA)
+    if not (number.isascii() and number.isdigit()):
+        raise ConfigurationError(f"{source}: no number of a camera; the first is camera:0")
+    kind, pattern = _CAMERAS[sys.platform]
+    return kind, pattern.format(number)
+
+
 def _refuse_special_file(source: str) -> None:
     """Raise `ImageError` for a pipe or device, which FFmpeg would wait for without a timeout."""
+    if re.fullmatch(r"\d+|/dev/video\d+", source) and not Path(source).is_file():
+        number = source.removeprefix("/dev/video")
+        raise ImageError(f"{source}: there is no such file; camera {number} is {CAMERA}{number}")
     path = source.removeprefix("file://").removeprefix("file:")
     with suppress(OSError, ValueError):  # a URL, or missing, which FFmpeg reports
         if not stat.S_ISREG(os.stat(path).st_mode):
