@@ -78,7 +78,7 @@ def under(calibration: Calibration, faces: Sequence[Face]) -> list[Face]:
     ]
 
 
-def folds_by_photo(faces: AnnotatedFaces) -> list[IndexArray]:
+def folds_by_image(faces: AnnotatedFaces) -> list[IndexArray]:
     """The indices of the faces in each fold; faces of one image are in one fold."""
     images = [face.name.rsplit("_f", 1)[0] for face in faces]
     names, image = np.unique(images, return_inverse=True)
@@ -117,7 +117,7 @@ def annotated(data: Path) -> dict[str, dict[str, Any]]:
         else:
             statistics = measure_points(detector, read)
             everything = np.arange(len(faces))
-            for held_out in folds_by_photo(read):
+            for held_out in folds_by_image(read):
                 own = fit(statistics.select(np.setdiff1d(everything, held_out)))
                 for index, face in zip(
                     held_out, under(own, [faces[k] for k in held_out]), strict=True

@@ -50,7 +50,7 @@ class Landmarker:
     def decode(self, crops: Image) -> CropLandmarks:
         """One run of the network: no flip test, no shape prior. In float64."""
         found = self.runtime(crops)
-        return CropLandmarks(*(np.asarray(a, np.float64) for a in found if a is not None))
+        return CropLandmarks(*(np.asarray(each, np.float64) for each in found.arrays()))
 
     def finish(self, crops: Image, found: CropLandmarks) -> CropLandmarks:
         """Apply flip test and shape prior to what `decode` found in the crops."""

@@ -22,7 +22,7 @@ from hihlandmark.face import Face
 from hihlandmark.layouts import Layout
 from hihlandmark.uncertainty import axes, propagate
 
-Faces = Face | Iterable[Face]
+AnyFaces = Face | Iterable[Face]
 """One face, or several of the same layout."""
 IRIS_DIAMETER, IRIS_STD = 11.7, 0.5
 """Millimeters: horizontal diameter of the visible iris of adults, and how much people differ."""
@@ -111,12 +111,12 @@ class Scale:
     mm_per_pixel: Measurement
 
     @classmethod
-    def from_points(cls, faces: Faces, a: str, b: str, mm: float, mm_std: float = 0.0) -> Scale:
+    def from_points(cls, faces: AnyFaces, a: str, b: str, mm: float, mm_std: float = 0.0) -> Scale:
         """The scale at which two named points are ``mm`` apart, known to ``mm_std``."""
         return cls._of_length(distance(faces, a, b), mm, mm_std)
 
     @classmethod
-    def from_iris(cls, faces: Faces) -> Scale:
+    def from_iris(cls, faces: AnyFaces) -> Scale:
         """The scale at which irises are 11.7 mm wide, with 0.5 mm of difference between people.
 
         The diameter is the longer of the horizontal and the vertical one, the mean of both eyes.
@@ -155,7 +155,7 @@ class Scale:
         return Measurement(value, np.hypot(pixels.std * factor, pixels.value * error))
 
 
-def eye_openness(faces: Faces) -> Eyes:
+def eye_openness(faces: AnyFaces) -> Eyes:
     """Openness of the left and the right eye: about 0.3 open, below 0.1 closed (a blink).
 
     It is the mean distance between points of the upper and the lower lid over the distance between
@@ -171,7 +171,7 @@ def eye_openness(faces: Faces) -> Eyes:
     return Eyes(left, right)
 
 
-def pupil_position(faces: Faces) -> tuple[Eyes, Eyes] | None:
+def pupil_position(faces: AnyFaces) -> tuple[Eyes, Eyes] | None:
     """Positions of the pupils in the frames of their eyes, in corner distances.
 
     From the middle of the corners: along the line of the corners, positive towards the right side
@@ -192,7 +192,7 @@ def pupil_position(faces: Faces) -> tuple[Eyes, Eyes] | None:
     return Eyes(left_along, right_along), Eyes(left_across, right_across)
 
 
-def mouth_openness(faces: Faces) -> Measurement:
+def mouth_openness(faces: AnyFaces) -> Measurement:
     """The gap between the lips over the width of the mouth: 0 closed, 0.5 or more wide open."""
     many, single = _listed(faces)
     names = (*_GAP, *_CORNERS)
@@ -204,17 +204,17 @@ def mouth_openness(faces: Faces) -> Measurement:
     return _one(*_measure(many, names, ratio), single)
 
 
-def mouth_opening(faces: Faces, scale: Scale | None = None) -> Measurement:
+def mouth_opening(faces: AnyFaces, scale: Scale | None = None) -> Measurement:
     """The gap between the inner lips in pixels, or in millimeters with a scale."""
     return distance(faces, *_GAP, scale)
 
 
-def mouth_width(faces: Faces, scale: Scale | None = None) -> Measurement:
+def mouth_width(faces: AnyFaces, scale: Scale | None = None) -> Measurement:
     """The distance of the mouth's corners in pixels, or in millimeters with a scale."""
     return distance(faces, *_CORNERS, scale)
 
 
-def distance(faces: Faces, a: str, b: str, scale: Scale | None = None) -> Measurement:
+def distance(faces: AnyFaces, a: str, b: str, scale: Scale | None = None) -> Measurement:
     """The distance of two named points in pixels, or in millimeters with a scale."""
     many, single = _listed(faces)
 
@@ -225,7 +225,7 @@ def distance(faces: Faces, a: str, b: str, scale: Scale | None = None) -> Measur
     return scale.apply(found) if scale else found
 
 
-def angle(faces: Faces, a: str, vertex: str, b: str) -> Measurement:
+def angle(faces: AnyFaces, a: str, vertex: str, b: str) -> Measurement:
     """The angle at a named point between two others, in degrees from 0 to 180."""
     many, single = _listed(faces)
 
@@ -237,7 +237,7 @@ def angle(faces: Faces, a: str, vertex: str, b: str) -> Measurement:
     return _one(*_measure(many, (a, vertex, b), between), single)
 
 
-def asymmetry(faces: Faces, point: str) -> tuple[Measurement, Measurement]:
+def asymmetry(faces: AnyFaces, point: str) -> tuple[Measurement, Measurement]:
     """How a pair of points differs about the mid-line of the face, in inter-ocular distances.
 
     The mid-line goes through the middle of all mirrored pairs, at a right angle to their mean
@@ -283,7 +283,7 @@ def asymmetry(faces: Faces, point: str) -> tuple[Measurement, Measurement]:
 
 
 def head_pose(
-    faces: Faces, image_size: tuple[int, int] | None = None, focal_length: float | None = None
+    faces: AnyFaces, image_size: tuple[int, int] | None = None, focal_length: float | None = None
 ) -> HeadPose:
     """Estimate the head pose from 9 to 16 points and a generic head (PnP, least squares).
 
@@ -458,7 +458,7 @@ def _lengths(starts: FloatArray, ends: FloatArray) -> tuple[FloatArray, ...]:
     return tuple(np.moveaxis(np.linalg.norm(starts - ends, axis=-1), -1, 0))
 
 
-def _listed(faces: Faces) -> tuple[list[Face], bool]:
+def _listed(faces: AnyFaces) -> tuple[list[Face], bool]:
     """The faces as a list, and whether it was a single one."""
     return ([faces], True) if isinstance(faces, Face) else (list(faces), False)
 

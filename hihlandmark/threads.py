@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 
 
 def default_workers() -> int:
@@ -19,8 +19,8 @@ def default_workers() -> int:
 
 
 def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
+    function: Callable[[Item], Output], items: Iterable[Item], workers: int
+) -> Iterator[Output]:
     """Like ``map``, computed by threads while the caller uses the previous result.
 
     Items, which may be endless, are taken in the caller's thread, ``workers`` of them ahead. A
@@ -30,7 +30,7 @@ def map_ahead(
     if isinstance(items, Sequence) and len(items) == 1:
         yield function(items[0])
         return
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[Output]] = deque()
     with ThreadPoolExecutor(workers, "hihlandmark") as pool:
         try:
             held: list[Exception] = []

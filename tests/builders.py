@@ -1,4 +1,4 @@
-"""Small inputs that several test files build: faces, data sets, training runs."""
+"""Small inputs that several test files build: faces, data sets, networks, training runs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from hihlandmark import ImageError
+from hihlandmark.crop import BoxMap
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.layouts import COFW29, LAYOUTS, W300_68, WFLW98
+from hihlandmark.models.registry import build_model, configuration_of
+from hihlandmark.runtimes import export
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import TrainingBatches, read_face_set, usable_faces
 from hihlandmark.training.objectives import NORMALIZATION, decoding_of
 from hihlandmark.training.schedule import Plan
-from hihlandmark.weights import save_weights
-from hihlandmark.weights.card import CropContract, ModelCard
+from hihlandmark.weights import LoadedModel, save_weights
+from hihlandmark.weights.card import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CropContract,
+    Decoding,
+    ModelCard,
+    Normalization,
+)
 
 Array = NDArray[np.floating]
 
@@ -162,6 +173,56 @@ def write_teacher(folder: Path, changes: dict[str, Any] | None = None, **setting
     for head in ("stacks.0.predict", "decimal_head.predict"):
         state[f"{head}.weight"] *= 10  # heatmaps that are not flat
     return save_weights(folder, card.model_copy(update=changes or {}), state)
+
+
+# Networks with random weights, for runtimes
+
+CPU = torch.device("cpu")
+CROP_SIZE = 64
+DECODINGS = {
+    "hih": Decoding(decoder="local_soft_argmax", activation="softmax", stride=4),
+    "adnet": Decoding(decoder="mean", activation="linear", stride=4),
+    "awing": Decoding(decoder="quarter_shift", activation="linear", stride=4),
+    "nested": Decoding(decoder="soft", activation="softmax", stride=8),
+}
+_MODELS = {
+    "hih": "hih-small-v1",
+    "adnet": "adnet-small",
+    "awing": "awing-small",
+    "nested": "hih-small",
+}
+
+
+def tiny_model(architecture: str) -> LoadedModel:
+    """A narrow network with random weights and lively batch norms, and its card."""
+    torch.manual_seed(5)
+    configuration = configuration_of(_MODELS[architecture], ["COFW29"])
+    configuration |= {"features": 16, "depth": 2, "input_size": CROP_SIZE}
+    if architecture == "hih":
+        configuration |= {"decimal_features": 8, "decimal_bins": 4}
+    network = build_model(architecture, configuration)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    card = ModelCard(
+        name=f"{architecture}-tiny",
+        architecture=architecture,
+        configuration=configuration,
+        normalization=Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        crop=CropContract(pixel_origin=0.5, boxes={"mtcnn": BoxMap((0.0, 0.0), 1.0)}),
+        decoding=DECODINGS[architecture],
+        training_data=[],
+        license="test",
+        file=f"{architecture}-tiny.safetensors",
+        sha256="0" * 64,
+    )
+    return LoadedModel(network.eval(), card, {})
+
+
+def some_crops(count: int) -> NDArray[np.uint8]:
+    """Crops (count, S, S, 3) of drawn faces, for `tiny_model`."""
+    return export.drawn_faces("COFW29", CROP_SIZE, count)
 
 
 # Data sets in the formats of their authors

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,10 +21,12 @@ from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector, Face, HihlandmarkError, __version__
 from hihlandmark.cli import app, options
-from hihlandmark.cli.export import crops_of_faces
+from hihlandmark.cli.export import ExportFormat, crops_of_faces
+from hihlandmark.datasets import DATASET_FORMATS
 from hihlandmark.face_detection import FACE_DETECTORS
 from hihlandmark.io import find_images
 from hihlandmark.runtimes import RUNTIMES
+from hihlandmark.runtimes.export import export_formats
 
 run = CliRunner()
 
@@ -91,6 +93,9 @@ def test_failures_are_named_and_the_rest_is_done(images: Path, tmp_path: Path) -
         (["predict", "x.png", "--draw"], "--out"),
         (["predict", "x.png", "--format", "csv"], "--out"),
         (["predict", "x.png", "--format", "xml"], "json"),
+        (["predict", "x.png", "--face-detector", "yolo"], "blazeface"),
+        (["eval", "--data", "x", "--format", "coco"], "wflw"),
+        (["export", "--out", "x", "--to", "coreml"], "onnx"),
         (["nonsense"], "nonsense"),
     ],
 )
@@ -200,8 +205,19 @@ def test_shell_completes_names() -> None:
         if parameter.name == name
     ]
     assert offered == expected
-    assert set(options.FACE_DETECTORS) <= FACE_DETECTORS.keys()
-    assert set(options.RUNTIMES) <= {"auto", *RUNTIMES}
+
+
+def test_choices_are_the_rows_of_the_tables() -> None:
+    assert set(options.RUNTIME_NAMES) == {"auto", *RUNTIMES}
+    assert set(get_args(options.FaceDetectorName)) == set(FACE_DETECTORS)
+    assert set(get_args(options.DataFormat)) == {"auto", *DATASET_FORMATS}
+    assert set(get_args(ExportFormat)) == set(export_formats())
+
+
+def test_an_unknown_runtime_is_an_error_that_lists_them() -> None:
+    result = run.invoke(app, ["predict", "x.png", "--runtime", "tensorrt"])
+    assert isinstance(result.exception, ConfigurationError)
+    assert "onnxruntime" in str(result.exception)
 
 
 def test_numbers_have_the_right_form_of_their_noun() -> None:

@@ -55,8 +55,8 @@ def test_cvat_comes_back_with_hidden_and_missing_points(tmp_path, images):
     )
     text = text.replace('occluded="0"', 'occluded="1"', 1)
     last = text.rindex('outside="0"')
-    (tmp_path / "mended.xml").write_text(text[:last] + 'outside="1"' + text[last + 11 :])
-    done = import_corrections(tmp_path / "mended.xml", images, tmp_path / "out")
+    (tmp_path / "corrected.xml").write_text(text[:last] + 'outside="1"' + text[last + 11 :])
+    done = import_corrections(tmp_path / "corrected.xml", images, tmp_path / "out")
     assert (done.images, done.faces, done.left_out) == (2, 3, [])
     read = read_faces(tmp_path / "out", "train")
     assert read.layout == "W300_68"
@@ -78,8 +78,8 @@ def test_label_studio_comes_back_in_both_forms(tmp_path, images, form, layout):
         for result in (results := tasks[0]["annotations"][0]["result"]):
             result.pop("parentID", None)
         results[:] = [result for result in results if result["type"] == "keypointlabels"]
-    (tmp_path / "mended.json").write_text(json.dumps(tasks))
-    import_corrections(tmp_path / "mended.json", images, tmp_path / "out")
+    (tmp_path / "corrected.json").write_text(json.dumps(tasks))
+    import_corrections(tmp_path / "corrected.json", images, tmp_path / "out")
     read = read_faces(tmp_path / "out", "train")
     assert read.layout == layout.name
     for found, expected in zip(read, faces, strict=True):
@@ -91,8 +91,8 @@ def test_a_point_added_by_hand_joins_the_face_that_lacks_it(tmp_path, images):
     tasks = [task(faces, "/data/local-files/?d=some/where/a/1.png")]
     results = tasks[0]["annotations"][0]["result"]
     del next(r for r in reversed(results) if r["type"] == "keypointlabels")["parentID"]
-    (tmp_path / "mended.json").write_text(json.dumps(tasks))
-    import_corrections(tmp_path / "mended.json", images, tmp_path / "out")
+    (tmp_path / "corrected.json").write_text(json.dumps(tasks))
+    import_corrections(tmp_path / "corrected.json", images, tmp_path / "out")
     np.testing.assert_allclose(points_in(tmp_path / "out")[1], faces[1].points, atol=0.01)
 
 
@@ -101,26 +101,26 @@ def test_only_the_last_valid_annotation_of_a_task_counts(tmp_path, images):
     tasks = [task([old], "2.png", updated_at="2026-01-01T00:00:00Z"), task([old], "a/1.png")]
     tasks[0]["annotations"] += task([new], "", updated_at="2026-01-02T00:00:00Z")["annotations"]
     tasks[1]["annotations"][0]["was_cancelled"] = True
-    (tmp_path / "mended.json").write_text(json.dumps(tasks))
-    assert import_corrections(tmp_path / "mended.json", images, tmp_path / "out").faces == 1
+    (tmp_path / "corrected.json").write_text(json.dumps(tasks))
+    assert import_corrections(tmp_path / "corrected.json", images, tmp_path / "out").faces == 1
     np.testing.assert_allclose(points_in(tmp_path / "out")[0], new.points, atol=0.01)
 
 
 def test_annotations_are_kept_unless_appending_is_chosen(tmp_path, images):
-    def mended(name):
-        path = tmp_path / "mended.xml"
+    def corrected(name):
+        path = tmp_path / "corrected.xml"
         path.write_text(to_cvat([Result(source(name), [face()], SIZE)]))
         return path
 
     out = tmp_path / "out"
-    import_corrections(mended("2.png"), images, out)
+    import_corrections(corrected("2.png"), images, out)
     first = (out / "annotations.jsonl").read_bytes()
     with pytest.raises(DataError, match="exists"):
-        import_corrections(mended("a/1.png"), images, out)
+        import_corrections(corrected("a/1.png"), images, out)
     with pytest.raises(DataError, match="already"):
-        import_corrections(mended("2.png"), images, out, append=True)
+        import_corrections(corrected("2.png"), images, out, append=True)
     assert (out / "annotations.jsonl").read_bytes() == first
-    import_corrections(mended("a/1.png"), images, out, append=True)
+    import_corrections(corrected("a/1.png"), images, out, append=True)
     assert (out / "annotations.jsonl").read_bytes().startswith(first)
     assert len(points_in(out)) == 2
 
@@ -135,21 +135,21 @@ def test_other_files_are_refused(tmp_path, images, text):
 
 def test_missing_images_are_named(tmp_path, images):
     results = [Result(source(name), [face()], SIZE) for name in ("2.png", "../../none.png")]
-    (tmp_path / "mended.xml").write_text(to_cvat(results))
-    arguments = ["data", "import", str(tmp_path / "mended.xml"), "--images", str(images)]
+    (tmp_path / "corrected.xml").write_text(to_cvat(results))
+    arguments = ["data", "import", str(tmp_path / "corrected.xml"), "--images", str(images)]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 1
     assert "1 face in 1 image" in done.output
     assert "none.png" in done.output
 
 
-@pytest.mark.parametrize("suffix", ["json", "csv", "parquet"])
-def test_the_least_reliable_images_come_first(tmp_path, suffix):
+@pytest.mark.parametrize("name", ["json", "csv", "csv-wide", "parquet"])
+def test_the_least_reliable_images_come_first(tmp_path, name):
     from dataclasses import replace
 
     from hihlandmark.io import FORMATS
 
-    if suffix == "parquet":
+    if name == "parquet":
         pytest.importorskip("pyarrow")
     rated = {
         "good.png": [face(score=0.9)],
@@ -158,13 +158,13 @@ def test_the_least_reliable_images_come_first(tmp_path, suffix):
         "none.png": [],
     }
     results = [Result(source(name), faces, SIZE) for name, faces in rated.items()]
-    if suffix == "json":
+    if name == "json":
         for result in results:
             (tmp_path / f"{result.source.name}.json").write_bytes(
                 FORMATS["json"].of_image(result)[".json"]
             )
     else:
-        (tmp_path / f"part.{suffix}").write_bytes(FORMATS[suffix].of_many(results))
+        (tmp_path / f"part{FORMATS[name].suffix}").write_bytes(FORMATS[name].of_many(results))
     assert [each.image for each in images_to_label(tmp_path)] == ["bad.png", "poor.png", "good.png"]
     listed = CliRunner().invoke(app, ["data", "next", str(tmp_path), "--paths", "-n", "1"])
     assert listed.output == "bad.png\n"

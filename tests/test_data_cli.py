@@ -237,7 +237,7 @@ def test_label_uses_centered_faces_of_crops_without_detection(
     assert face.points == pytest.approx(expected.points, abs=0.6)
 
 
-@pytest.mark.parametrize("output_format", ["json", "jsonl", "parquet", "parquet-points"])
+@pytest.mark.parametrize("output_format", ["json", "jsonl", "csv", "csv-wide", "parquet-points"])
 def test_sheet_of_a_result_folder_shows_the_lowest_scores_first(
     tmp_path: Path, output_format: str
 ) -> None:

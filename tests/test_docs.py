@@ -6,13 +6,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pages import DOCS, FENCE, ROOT, blocks_of
 from PIL import Image
 from typer.main import get_command
 
@@ -23,21 +23,12 @@ from hihlandmark.runtimes import RUNTIMES
 from hihlandmark.training.config import read_configuration
 from hihlandmark.training.objectives import OBJECTIVES
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 EVERYTHING = [ROOT / "README.md", *PAGES]
-
-_FENCE = re.compile(r"^( *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^\1```", re.M | re.S)
 
 
 def relative(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
-
-
-def python_blocks(page: Path) -> list[str]:
-    found = _FENCE.finditer(page.read_text("utf-8"))
-    return [match["text"] for match in found if match["language"] == "python"]
 
 
 # ----------------------------------------------------------------------------------------- code
@@ -82,7 +73,7 @@ def workplace(
 
 def run(page: str, **names: Any) -> dict[str, Any]:
     """The Python blocks of a page one after the other; what they leave behind."""
-    blocks = python_blocks(ROOT / page)
+    blocks = blocks_of(ROOT / page, "python")
     assert blocks, f"{page} has no Python any more"
     namespace: dict[str, Any] = {"__name__": "page", **names}
     for number, block in enumerate(blocks, 1):
@@ -106,20 +97,6 @@ def test_pages_for_newcomers(workplace: Path, capsys: pytest.CaptureFixture[str]
     left = run("docs/coming-from.md")
     assert left["points"].shape == (98, 2)
     assert left["face"].layout.size == 68
-
-
-def write_clip(path: Path, image: NDArray[np.uint8], frames: int) -> None:
-    av: ModuleType = pytest.importorskip("av")
-    pytest.importorskip("trackers")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width = image.shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for _ in range(frames):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
 
 
 def test_quick_start(workplace: Path) -> None:
@@ -167,8 +144,7 @@ def test_data_of_ones_own(workplace: Path) -> None:
     assert left["faces"].layout == "W300_68"
     assert len(left["faces"]) == 1
     for name, page in (("mine.toml", "own-data"), ("fine.toml", "fine-tuning")):
-        text = (DOCS / f"{page}.md").read_text("utf-8")
-        (toml,) = (match["text"] for match in _FENCE.finditer(text) if match["language"] == "toml")
+        (toml,) = blocks_of(DOCS / f"{page}.md", "toml")
         Path(name).write_text(toml)
         configuration = read_configuration(name)
         assert [each.folder for each in configuration.sets] == ["my-faces"]
@@ -214,7 +190,7 @@ def test_a_runtime_can_be_added(workplace: Path) -> None:
 
 def test_all_python_is_python() -> None:
     for page in EVERYTHING:
-        for number, block in enumerate(python_blocks(page), 1):
+        for number, block in enumerate(blocks_of(page, "python"), 1):
             compile(block, f"{relative(page)}, block {number}", "exec")
 
 
@@ -240,9 +216,9 @@ COMMANDS = commands()
 def shown_commands(page: Path) -> Iterator[str]:
     """What follows `hihlandmark` in blocks of a page and in its text, a command each."""
     text = page.read_text("utf-8")
-    blocks = [match["text"].replace("\\\n", " ") for match in _FENCE.finditer(text)]
+    blocks = [match["text"].replace("\\\n", " ") for match in FENCE.finditer(text)]
     lines = [line for block in blocks for line in block.splitlines()]
-    spans = re.findall(r"`([^`]+)`", _FENCE.sub("", text))
+    spans = re.findall(r"`([^`]+)`", FENCE.sub("", text))
     for shown in (*lines, *(" ".join(span.split()) for span in spans)):
         for match in re.finditer(r"(?:^|[\s$;{])hihlandmark (?P<rest>.*)", shown):
             if not re.search(r"(import|install|from|for)\s*$", shown[: match.start("rest") - 12]):
@@ -285,7 +261,7 @@ def test_whole_command_lines_parse() -> None:
     """With the types of their values; those with brackets, dots and variables are no whole ones."""
     parsed = 0
     for page in EVERYTHING:
-        for match in _FENCE.finditer(page.read_text("utf-8")):
+        for match in FENCE.finditer(page.read_text("utf-8")):
             for line in match["text"].replace("\\\n", " ").splitlines():
                 shown = re.fullmatch(r"\s*(?:\$ )?hihlandmark (?P<rest>[^\[\]|$>]*)", line)
                 if shown is None or "..." in line or match["language"] == "toml":
@@ -309,13 +285,13 @@ def slug(heading: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    text = _FENCE.sub("", page.read_text("utf-8"))
+    text = FENCE.sub("", page.read_text("utf-8"))
     return {slug(heading) for heading in re.findall(r"^#+ (.*)$", text, re.M)}
 
 
 @pytest.mark.parametrize("page", EVERYTHING, ids=relative)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
-    text = _FENCE.sub("", page.read_text("utf-8"))
+    text = FENCE.sub("", page.read_text("utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?:|mailto:", target):
             continue
@@ -334,9 +310,6 @@ def test_pages_link_to_nothing_that_the_site_lacks() -> None:
             if "://" not in target and not file.is_relative_to(DOCS):
                 assert file.suffix == ".py", target
                 assert file.is_relative_to(ROOT / "hihlandmark"), target
-
-
-# -------------------------------------------------------------------------------------- figures
 
 
 # ----------------------------------------------------------------------------------------- site

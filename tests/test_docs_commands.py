@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pages import DOCS, ROOT, blocks_of
 from PIL import Image
-from test_docs import _FENCE, DOCS, ROOT, python_blocks, write_clip
 
 from hihlandmark import Detector
 
@@ -94,6 +94,20 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, astronaut: NDArray[np.ui
     return folder
 
 
+def write_clip(path: Path, image: NDArray[np.uint8], frames: int) -> None:
+    av: Any = pytest.importorskip("av")
+    pytest.importorskip("trackers")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width = image.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for _ in range(frames):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
 def test_reasons_leave_few_commands_out() -> None:
     run = [c for page in PAGES for c in commands_of(page) if reason(c) is None]
     assert len(run) >= 15, run
@@ -137,7 +151,7 @@ def run(environment: dict[str, str], folder: Path, *command: str) -> str:
 
 def write_data(environment: dict[str, str], folder: Path) -> None:
     """Annotated faces by the script of own-data.md; configurations with few steps."""
-    (script, *_) = python_blocks(DOCS / "own-data.md")
+    (script, *_) = blocks_of(DOCS / "own-data.md", "python")
     run(environment, folder, "python", "-c", script)
     lines = (folder / "my-faces" / "annotations.jsonl").read_text().splitlines()
     assert {json.loads(line)["split"] for line in lines} == {"train", "val"}
@@ -155,11 +169,6 @@ def eight_points(lines: str) -> str:
     for row in rows:
         row["points"] = [row["points"][index] for index in (17, 19, 21, 36, 26, 24, 22, 45)]
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def blocks_of(page: Path, language: str) -> list[str]:
-    found = _FENCE.finditer(page.read_text("utf-8"))
-    return [match["text"] for match in found if match["language"] == language]
 
 
 # ----------------------------------------------------------------------------------------- ONNX
@@ -195,7 +204,7 @@ def test_the_python_of_the_onnx_page_finds_the_points_of_the_detector(
     exported: Path, expected: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(exported)
-    (block,) = python_blocks(DOCS / "onnx.md")
+    (block,) = blocks_of(DOCS / "onnx.md", "python")
     names: dict[str, object] = {}
     exec(compile(block, "docs/onnx.md", "exec"), names)
     assert np.abs(np.asarray(names["points"]) - expected).max() < 0.1

@@ -38,6 +38,8 @@ def crop_with_points() -> tuple[Image, Image]:
         crop[0, y, x] = value
     return crop, points
 
+
+def test_the_flip_test_is_the_moment_matched_mean_of_both_crops() -> None:
     crop, points = crop_with_points()
     found = Landmarker(brightest_pixels, FIVE, SIZE, flip_test=True).predict(crop)
     # The runtime finds the value of a point at the mirrored place of the point itself.

@@ -59,15 +59,6 @@ def test_paper_losses_equal_hand_computed_values() -> None:
     assert soft_label_cross_entropy(predicted, target).item() == pytest.approx(entropy, rel=1e-5)
 
 
-def wing_on_heatmap(error: float, y: float) -> float:
-    """Adaptive Wing with the paper's constants, of which epsilon = 1 drops out."""
-    power = 2.1 - y
-    if abs(error) < 0.5:
-        return 14 * math.log(1 + abs(error) ** power)
-    slope = 14 * (1 / (1 + 0.5**power)) * power * 0.5 ** (power - 1)
-    return slope * abs(error) - (0.5 * slope - 14 * math.log(1 + 0.5**power))
-
-
 @pytest.mark.parametrize(
     ("x", "y"), [(0.5, -1.0), (0.0, 3.0), (-9.9, 10.1), (25.0, 0.1), (-12.0, -40.0)]
 )

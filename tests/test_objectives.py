@@ -20,7 +20,7 @@ from hihlandmark.training.objectives.base import LineMaps
 from hihlandmark.training.trainer import build_training_network, train
 
 MODELS = ["adnet-small", "awing-small"]
-WFLW, W300, COFW = slice(0, 98), slice(98, 166), slice(166, 195)
+WFLW, COFW = slice(0, 98), slice(166, 195)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

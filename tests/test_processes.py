@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_runtimes import CPU, some_crops, tiny_model
+from builders import CPU, some_crops, tiny_model
 
 from hihlandmark import Detector, runtimes
 from hihlandmark.arrays import Image
-from hihlandmark.runtimes import CropLandmarks, make_runtime, pytorch
+from hihlandmark.runtimes import CropLandmarks, make_runtime
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights import load_model
 
@@ -88,11 +88,31 @@ def test_a_detector_can_be_sent_to_a_spawned_process(astronaut: Image) -> None:
     np.testing.assert_allclose(found, _predict(detector, astronaut), atol=1e-3)
 
 
-def test_a_gpu_in_a_forked_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
-    with pytest.raises(runtimes.ConfigurationError, match="spawn"):
-        pytorch.require_usable(torch.device("cuda:1"))
-    pytorch.require_usable(CPU)
+FORK_WITH_GPU = """
+import os, sys
+import torch
+from hihlandmark import ConfigurationError, Detector
+
+torch.zeros(1, device="cuda")
+child = os.fork()
+if child == 0:
+    Detector(68, device="cpu", runtime="torch")
+    try:
+        Detector(68, device="cuda")
+    except ConfigurationError as error:
+        os._exit(0 if "spawn" in str(error) else 1)
+    os._exit(2)
+_, status = os.waitpid(child, 0)
+print("done", status)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_gpu_in_a_forked_process_is_an_error() -> None:
+    command = [sys.executable, "-c", FORK_WITH_GPU]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.stdout == "done 0\n", finished.stderr[-2000:]
 
 
 # The caller's state of PyTorch

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import CPU, CROP_SIZE, DECODINGS, some_crops, tiny_model
 from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, doctor, runtimes
 from hihlandmark.arrays import Image
 from hihlandmark.cli import app
-from hihlandmark.crop import BoxMap
 from hihlandmark.errors import ExportError
 from hihlandmark.models.base import Heatmaps
 from hihlandmark.models.registry import build_model, configuration_of
@@ -42,63 +42,15 @@ from hihlandmark.weights import LoadedModel, load_model, save_weights
 from hihlandmark.weights.card import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    CropContract,
-    Decoding,
-    ModelCard,
     Normalization,
 )
 
-CPU = torch.device("cpu")
-SIZE = 64
-DECODINGS = {
-    "hih": Decoding(decoder="local_soft_argmax", activation="softmax", stride=4),
-    "adnet": Decoding(decoder="mean", activation="linear", stride=4),
-    "awing": Decoding(decoder="quarter_shift", activation="linear", stride=4),
-    "nested": Decoding(decoder="soft", activation="softmax", stride=8),
-}
-MODELS = {
-    "hih": "hih-small-v1",
-    "adnet": "adnet-small",
-    "awing": "awing-small",
-    "nested": "hih-small",
-}
 ARCHITECTURES = sorted(DECODINGS)
 SLOWER = [
     "hih",
     *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "hih"),
 ]
 """One architecture in the fast tests of conversions, which take seconds each."""
-
-
-def tiny_model(architecture: str) -> LoadedModel:
-    """A narrow network with random weights and lively batch norms, and its card."""
-    torch.manual_seed(5)
-    configuration = configuration_of(MODELS[architecture], ["COFW29"])
-    configuration |= {"features": 16, "depth": 2, "input_size": SIZE}
-    if architecture == "hih":
-        configuration |= {"decimal_features": 8, "decimal_bins": 4}
-    network = build_model(architecture, configuration)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-    card = ModelCard(
-        name=f"{architecture}-tiny",
-        architecture=architecture,
-        configuration=configuration,
-        normalization=Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        crop=CropContract(pixel_origin=0.5, boxes={"mtcnn": BoxMap((0.0, 0.0), 1.0)}),
-        decoding=DECODINGS[architecture],
-        training_data=[],
-        license="test",
-        file=f"{architecture}-tiny.safetensors",
-        sha256="0" * 64,
-    )
-    return LoadedModel(network.eval(), card, {})
-
-
-def some_crops(count: int) -> Image:
-    return export.drawn_faces("COFW29", SIZE, count)
 
 
 def graph_of(model: LoadedModel) -> CropGraph:
@@ -154,7 +106,7 @@ def test_every_runtime_gives_the_points_of_the_network_for_any_batch(
 def test_points_of_several_layouts_come_from_one_run() -> None:
     torch.manual_seed(5)
     configuration = configuration_of("hih-small-v1", ["COFW29", "W300_68"])
-    configuration |= {"features": 16, "depth": 2, "input_size": SIZE}
+    configuration |= {"features": 16, "depth": 2, "input_size": CROP_SIZE}
     configuration |= {"decimal_features": 8, "decimal_bins": 4}
     network = build_model("hih", configuration).eval()
     normalization = Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -247,14 +199,16 @@ def test_without_a_writable_cache_nothing_is_left_in_the_temporary_folder(
 def test_auto_takes_bf16_where_it_is_native_and_logs_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    model = tiny_model("hih")
     for is_native, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(
             "hihlandmark.runtimes.torch_devices.has_native_bf16", lambda device, n=is_native: n
         )
         for name in ("torch", "openvino"):
-            with caplog.at_level(logging.INFO):
-                assert choose_precision("auto", name, CPU) == expected
-            assert f"precision: {expected}" in caplog.text
+            assert choose_precision("auto", name, CPU) == expected
+        with caplog.at_level(logging.INFO):
+            make_runtime("torch", lambda: model.network, "COFW29", model.card, CPU, "auto")
+        assert f"precision: {expected}" in caplog.text
         assert choose_precision("auto", "onnxruntime", CPU) == "fp32"
         assert choose_precision("fp32", "torch", CPU) == "fp32"
 
@@ -476,7 +430,7 @@ def test_compiled_batches_are_filled_up_and_cut_again(monkeypatch: pytest.Monkey
     plain = make_runtime("torch", lambda: model.network, "COFW29", model.card, CPU)
     compiled = make_runtime("auto", lambda: model.network, "COFW29", model.card, CPU, compiled=True)
     for count in (1, 2, 3, 5, 8):
-        crops = export.drawn_faces("COFW29", SIZE, count)
+        crops = export.drawn_faces("COFW29", CROP_SIZE, count)
         assert_close(compiled(crops), plain(crops))
     assert [shape[0] for shape in shapes] == [1, 2, 4, 8, 8]
     with pytest.raises(ConfigurationError, match="compile is for runtime 'torch'"):
@@ -528,10 +482,10 @@ def test_int8_quantizes_the_network_and_reports_how_far_points_move(tmp_path: Pa
     import onnx
 
     model = tiny_model("hih")
-    crops = export.drawn_faces("COFW29", SIZE, 12)
+    crops = export.drawn_faces("COFW29", CROP_SIZE, 12)
     path, parity = export.export(model, "COFW29", "onnx", tmp_path, calibration=crops)
     assert path.name == "hih-tiny-29-int8.onnx"
-    assert 0 < parity.largest < SIZE
+    assert 0 < parity.largest < CROP_SIZE
     assert parity.points == 6 * 29, "those of the faces that gave no ranges"
     nodes = {node.op_type for node in onnx.load(path).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= nodes
@@ -542,7 +496,7 @@ def test_int8_quantizes_the_network_and_reports_how_far_points_move(tmp_path: Pa
 
 def tiny_openvino_file(folder: Path) -> Path:
     path = folder / "tiny.xml"
-    write_openvino(graph_of(tiny_model("hih")).on_pixels(SIZE), path)
+    write_openvino(graph_of(tiny_model("hih")).on_pixels(CROP_SIZE), path)
     return path
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hihlandmark.cli.options import (
+    DataFormatOption,
     DetectionSizeOption,
     DeviceOption,
     FaceDetectorOption,
@@ -34,10 +35,6 @@ app = typer.Typer(
 MESSAGES_SHOWN = 10  # per split and kind; --all shows the rest
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of a data set.", metavar="DIR")]
-FormatOption = Annotated[
-    Literal["auto", "wflw", "w300", "cofw", "lists", "pts", "project", "packed"],
-    typer.Option("--format", help="Format of the data set; auto: by its files."),
-]
 LayoutNameOption = Annotated[
     str | None,
     typer.Option("--layout", help="Layout of the points, such as WFLW98; default: auto."),
@@ -47,7 +44,7 @@ LayoutNameOption = Annotated[
 @app.command()
 def info(
     folder: FolderArgument,
-    data_format: FormatOption = "auto",
+    data_format: DataFormatOption = "auto",
     layout: LayoutNameOption = None,
     images: Annotated[bool, typer.Option(help="Read every image to find problems.")] = True,
     every_message: Annotated[
@@ -123,13 +120,13 @@ def show(
         int, typer.Option(min=16, max=1024, help="Side of crops in pixels.")
     ] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the faces and augmentation.")] = 0,
-    data_format: FormatOption = "auto",
+    data_format: DataFormatOption = "auto",
     layout: LayoutNameOption = None,
 ) -> None:
     """Draw faces with their points onto one contact sheet.
 
-    Of a result folder of `hihlandmark predict` (json, jsonl or parquet): the faces with the lowest
-    mean scores, lowest first. Of a data set: random faces, before and after augmentation.
+    Of a result folder of `hihlandmark predict` (json, jsonl, csv or parquet): the faces with the
+    lowest mean scores, lowest first. Of a data set: random faces, before and after augmentation.
 
     In the latter, a row is a face: the stored image, its crop, and augmented crops. Blue points
     belong to the left side, pink ones to the right, white ones to the middle; red ones are
@@ -203,7 +200,7 @@ def prepare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a packed data set at --out.")
     ] = False,
-    data_format: FormatOption = "auto",
+    data_format: DataFormatOption = "auto",
     layout: LayoutNameOption = None,
 ) -> None:
     """Pack data sets into one shuffled set of crops that training reads quickly.

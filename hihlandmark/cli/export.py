@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ExportFormat = Literal["onnx", "openvino"]
+"""The keys of `runtimes.export.export_formats`."""
+
 _MIN_CROPS, _MAX_CROPS = 20, 200
 """Half of them give the ranges, half show the accuracy of INT8."""
 _INT8 = "Compute in INT8, with the value ranges of the faces in this folder of images. For onnx."
 
 
 def export(
-    to: Annotated[str, Option(help="Format of the file: onnx or openvino.")],
+    to: Annotated[ExportFormat, Option(help="Format of the file.")],
     out: Annotated[Path, Option("--out", "-o", help="Folder for the file and its JSON.")],
     layout: options.LayoutOption = "98",
     model: options.ModelOption = "hih-small",

@@ -72,7 +72,7 @@ def finetune(
         print(f"stopped: {kept}; the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"weights: {outcome.card.with_suffix('.safetensors')}")
-    print(f"faces before and after (green: annotated, red: found): {outcome.picture}")
+    print(f"faces before and after (green: annotated, red: found): {outcome.drawing}")
     Table(
         "", (f"{len(outcome.after)} faces not trained on", "before", "after"), outcome.rows()
     ).print()

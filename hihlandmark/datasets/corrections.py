@@ -5,12 +5,10 @@ Reads what was made of the exports of `io.connectors.to_cvat` and `to_label_stud
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -21,6 +19,7 @@ import numpy as np
 from hihlandmark.datasets.project import ANNOTATIONS
 from hihlandmark.errors import DataError
 from hihlandmark.io.connectors import HIDDEN
+from hihlandmark.io.results import FoundFace, read_results
 from hihlandmark.layouts import LAYOUTS, Layout, get_layout
 from hihlandmark.writing import write_atomically
 
@@ -29,7 +28,7 @@ DECIMALS = 2
 _UPLOAD = re.compile(r"[0-9a-f]{8}-")  # in front of the names of files uploaded to Label Studio
 
 
-class MendedFace(NamedTuple):
+class CorrectedFace(NamedTuple):
     """The points of one face by name, in pixels with the center of the top-left one at (0, 0).
 
     ``image``: as the tool names it. ``hidden``: names of points marked as covered.
@@ -100,7 +99,7 @@ def import_corrections(
     return Imported(len({row["image"] for row in rows}), len(rows), left_out)
 
 
-def read_corrections(file: Path) -> list[MendedFace]:
+def read_corrections(file: Path) -> list[CorrectedFace]:
     """The faces in a file of CVAT (XML) or Label Studio (JSON). Raises `DataError`."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -117,7 +116,7 @@ def read_corrections(file: Path) -> list[MendedFace]:
         ) from error
 
 
-def _faces_of_cvat(text: str) -> Iterator[MendedFace]:
+def _faces_of_cvat(text: str) -> Iterator[CorrectedFace]:
     """CVAT counts from the corner of the image, not from the center of its first pixel."""
     root = ElementTree.fromstring(text)
     if root.tag != "annotations":
@@ -133,10 +132,10 @@ def _faces_of_cvat(text: str) -> Iterator[MendedFace]:
                 if point.get("occluded") == "1":
                     hidden.add(point.attrib["label"])
             if points:
-                yield MendedFace(image.attrib["name"], points, frozenset(hidden))
+                yield CorrectedFace(image.attrib["name"], points, frozenset(hidden))
 
 
-def _faces_of_label_studio(text: str) -> Iterator[MendedFace]:
+def _faces_of_label_studio(text: str) -> Iterator[CorrectedFace]:
     """The last annotation of each task. Predictions that nobody has accepted are no annotations."""
     for task in json.loads(text):
         done = [each for each in task["annotations"] if not each.get("was_cancelled")]
@@ -147,7 +146,7 @@ def _faces_of_label_studio(text: str) -> Iterator[MendedFace]:
         hidden = {item for face in _grouped(marked) for item in face.items()}
         for points in _grouped(last["result"]):
             covered = frozenset(name for name, place in points.items() if (name, place) in hidden)
-            yield MendedFace(task["data"]["image"], points, covered)
+            yield CorrectedFace(task["data"]["image"], points, covered)
 
 
 def _grouped(results: Iterable[Mapping[str, Any]]) -> list[dict[str, tuple[float, float]]]:
@@ -187,7 +186,7 @@ def _middle(face: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _layout_of(faces: Sequence[MendedFace], file: Path) -> Layout:
+def _layout_of(faces: Sequence[CorrectedFace], file: Path) -> Layout:
     """The smallest layout with the names of all points."""
     names = {name for face in faces for name in face.points}
     fitting = [known for known in LAYOUTS.values() if names <= set(known.point_names)]
@@ -199,7 +198,7 @@ def _layout_of(faces: Sequence[MendedFace], file: Path) -> Layout:
     return min(fitting, key=lambda known: known.size)
 
 
-def _columns(face: MendedFace, layout: Layout) -> dict[str, Any]:
+def _columns(face: CorrectedFace, layout: Layout) -> dict[str, Any]:
     """``points``, null for those that were not annotated, and ``visible`` where some are hidden."""
     points = [
         [round(value, DECIMALS) for value in face.points[name]] if name in face.points else None
@@ -249,7 +248,7 @@ def _refuse_repeated(target: Path, old: bytes, images: set[str]) -> None:
 # Which images to label first
 
 
-class Candidate(NamedTuple):
+class ImageToLabel(NamedTuple):
     """An image to label: its number of faces, and the values of the worst of them."""
 
     image: str
@@ -258,74 +257,29 @@ class Candidate(NamedTuple):
     score: float
 
 
-def images_to_label(results: Path) -> list[Candidate]:
+def images_to_label(results: Path) -> list[ImageToLabel]:
     """The images of results, those first whose worst face has the lowest reliability.
 
     Faces of equal or unknown reliability (NaN) are ordered by their mean score. Images without a
     face are left out.
 
     Args:
-        results: folder of `hihlandmark predict` (json, jsonl, csv or parquet), or one of its files,
-            or ``annotations.jsonl`` of `hihlandmark data label`.
+        results: as of `io.results.read_results`.
 
     Raises:
-        DataError: there are no such results.
+        DataError: there are no results, or none with a face.
     """
-    files = [results] if results.is_file() else sorted(results.rglob("*"))
-    readers = {".json": _json_faces, ".jsonl": _json_faces, ".csv": _csv_faces}
-    readers[".parquet"] = _parquet_faces
-    found: dict[str, list[tuple[float, float]]] = {}
-    for file in files:
-        reader = readers.get(file.suffix.lower())
-        if reader is None or file.name.endswith(".coco.json") or not file.is_file():
-            continue
-        try:
-            for image, reliability, score in reader(file):
-                found.setdefault(image, []).append((reliability, score))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(f"{file} holds no results of hihlandmark predict: {error!r}") from error
-    if not found:
-        raise DataError(f"{results} has no results with faces as json, jsonl, csv or parquet")
-    candidates = []
-    for image, faces in found.items():
-        reliability, score = min(faces, key=_order)
-        candidates.append(Candidate(image, len(faces), reliability, score))
-    return sorted(candidates, key=lambda each: _order((each.reliability, each.score)))
+    by_image: dict[str, list[FoundFace]] = {}
+    for found in read_results(results):
+        by_image.setdefault(found.image, []).append(found)
+    if not by_image:
+        raise DataError(f"{results} has no results with faces")
+    worst = [min(faces, key=_order) for faces in by_image.values()]
+    return [
+        ImageToLabel(each.image, len(by_image[each.image]), each.reliability, each.score)
+        for each in sorted(worst, key=_order)
+    ]
 
 
-def _order(face: tuple[float, float]) -> tuple[float, float]:
-    reliability, score = face
-    return (1.0 if np.isnan(reliability) else reliability), score
-
-
-def _number(value: Any) -> float:
-    return np.nan if value in (None, "") else float(value)
-
-
-_Rated = Iterator[tuple[str, float, float]]
-
-
-def _json_faces(file: Path) -> _Rated:
-    """Image, reliability and mean score of each face; also of lines of ``annotations.jsonl``."""
-    for line in file.read_text("utf-8").splitlines():
-        record = json.loads(line) if line.strip() else {}
-        for face in record.get("faces", [record] if "scores" in record else []):
-            score = float(np.mean(face["scores"]))
-            yield record["image"], _number(face.get("reliability")), score
-
-
-def _csv_faces(file: Path) -> _Rated:
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = (row for row in csv.DictReader(lines) if row["face"])
-        for (image, _), points in groupby(rows, key=lambda row: (row["image"], row["face"])):
-            listed = list(points)
-            score = float(np.mean([float(row["score"]) for row in listed]))
-            yield image, _number(listed[0].get("reliability")), score
-
-
-def _parquet_faces(file: Path) -> _Rated:
-    from hihlandmark.io.sources import require_pyarrow
-
-    for row in require_pyarrow().parquet.read_table(file).to_pylist():
-        if row["face"] is not None:
-            yield row["image"], _number(row.get("reliability")), float(np.mean(row["scores"]))
+def _order(face: FoundFace) -> tuple[float, float]:
+    return (1.0 if np.isnan(face.reliability) else face.reliability), face.score

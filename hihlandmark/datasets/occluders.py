@@ -209,8 +209,8 @@ def _border(canvas: _Canvas, rng: np.random.Generator) -> None:
     canvas.mask[:] = np.rot90(canvas.mask, int(rng.integers(4)))
 
 
-Draw = Callable[[_Canvas, np.random.Generator], None]
-SHAPES: Mapping[str, Draw] = {
+DrawShape = Callable[[_Canvas, np.random.Generator], None]
+SHAPES: Mapping[str, DrawShape] = {
     "hand": _hand,
     "mask": _mask,
     "sunglasses": _sunglasses,

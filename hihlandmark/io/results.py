@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import nsmallest
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,14 +19,27 @@ from hihlandmark.errors import DataError, HihlandmarkError
 from hihlandmark.face import Face, transform_face
 from hihlandmark.image import load_image
 from hihlandmark.io.sources import require_pyarrow
-from hihlandmark.layouts import get_layout
 
 
 class FoundFace(NamedTuple):
-    """A face of a result folder, and the path of its image as written there."""
+    """A face of results.
+
+    ``image``: its path as written there. ``reliability``: NaN where it is unknown. ``score``: the
+    mean over the points. ``values``: those of `Face.to_dict` that the results have.
+    """
 
     image: str
-    face: Face
+    reliability: float
+    score: float
+    values: Mapping[str, Any]
+
+    def to_face(self) -> Face:
+        """The face, with covariances of 0 where they are unknown. Raises `DataError`."""
+        try:
+            unknown = np.zeros((len(self.values["points"]), 2, 2))
+            return Face.from_dict({"covariance": unknown, "approximate": [], **self.values})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"a face of {self.image} is damaged: {error!r}") from error
 
 
 class CloseUp(NamedTuple):
@@ -39,48 +54,81 @@ def is_result_folder(folder: Path) -> bool:
     return any(folder.glob(".manifest*.sqlite"))
 
 
-def read_results(folder: Path) -> Iterator[FoundFace]:
-    """The faces of a result folder in the formats json, jsonl and parquet.
+def read_results(results: Path) -> Iterator[FoundFace]:
+    """The faces of results in the formats json, jsonl, csv, csv-wide and parquet.
+
+    Args:
+        results: a result folder, one of its files, or ``annotations.jsonl`` of `data label`.
 
     Raises:
-        DataError: the folder has no results in these formats, or a file is damaged.
+        DataError: there are no results in these formats, or a file is damaged.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".jsonl", ".parquet"))
-    paths = [path for path in paths if not path.name.endswith(".coco.json")]
-    if not paths:
-        raise DataError(f"{folder} has no results in the formats json, jsonl or parquet")
-    for path in paths:
+    readers = {".json": _read_json, ".jsonl": _read_json, ".csv": _read_csv}
+    readers[".parquet"] = _read_parquet
+    files = [results] if results.is_file() else sorted(results.rglob("*"))
+    is_read = False
+    for file in files:
+        reader = readers.get(file.suffix.lower())
+        if reader is None or file.name.endswith(".coco.json") or not file.is_file():
+            continue
+        is_read = True
         try:
-            yield from _parquet_faces(path) if path.suffix == ".parquet" else _json_faces(path)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise DataError(f"{path} is damaged, or no result of predict: {error}") from error
+            for image, values in reader(file):
+                reliability = float(values.get("reliability", np.nan))
+                yield FoundFace(image, reliability, float(np.mean(values["scores"])), values)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} is damaged, or no result of predict: {error!r}") from error
+    if not is_read:
+        raise DataError(f"{results} has no results in the formats json, jsonl, csv or parquet")
 
 
-def _json_faces(path: Path) -> Iterator[FoundFace]:
+_Read = Iterator[tuple[str, dict[str, Any]]]
+"""Images and the values of their faces."""
+
+
+def _read_json(path: Path) -> _Read:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            record = json.loads(line)
-            for values in record.get("faces", ()):
-                yield FoundFace(record["image"], Face.from_dict(values))
+            record = json.loads(line) if line.strip() else {}
+            for values in record.get("faces", [record] if "scores" in record else []):
+                yield record["image"], values
 
 
-def _parquet_faces(path: Path) -> Iterator[FoundFace]:
+def _read_csv(path: Path) -> _Read:
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = (row for row in csv.DictReader(lines) if row["face"])
+        for (image, _), group in groupby(rows, key=lambda row: (row["image"], row["face"])):
+            first, *others = group
+            points = _points_of_wide(first) if "x" not in first else [first, *others]
+            yield (
+                image,
+                {
+                    "layout": first["layout"],
+                    "points": [(float(point["x"]), float(point["y"])) for point in points],
+                    "scores": [float(point["score"]) for point in points],
+                    "box": [float(first[name]) for name in ("x0", "y0", "x1", "y1")],
+                    "box_score": float(first["box_score"]),
+                    "reliability": float(first.get("reliability") or "nan"),
+                },
+            )
+
+
+def _points_of_wide(row: Mapping[str, str]) -> list[dict[str, str]]:
+    """The row of a face (csv-wide) as one row per point (csv)."""
+    names = [key[:-2] for key, value in row.items() if key.endswith("_x") and value]
+    return [{key: row[f"{name}_{key}"] for key in ("x", "y", "score")} for name in names]
+
+
+def _read_parquet(path: Path) -> _Read:
     with require_pyarrow().parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(256):
             for row in batch.to_pylist():
                 if row["face"] is None:
                     continue
-                layout = get_layout(row["layout"])
-                covariance = row.get("covariance") or np.zeros((layout.size, 4))
-                face = Face(
-                    points=np.array(row["points"]),
-                    scores=np.array(row["scores"]),
-                    covariance=np.reshape(covariance, (layout.size, 2, 2)),
-                    box=np.array(row["box"]),
-                    box_score=row["box_score"],
-                    layout=layout,
-                )
-                yield FoundFace(row["image"], face)
+                values = {name: value for name, value in row.items() if value is not None}
+                if "covariance" in values:
+                    values["covariance"] = np.reshape(values["covariance"], (-1, 2, 2))
+                yield row["image"], values
 
 
 def worst_faces(folder: Path, count: int, side: int) -> list[CloseUp]:
@@ -93,8 +141,8 @@ def worst_faces(folder: Path, count: int, side: int) -> list[CloseUp]:
         count: of faces, at most.
         side: of the close-ups in pixels.
     """
-    found = nsmallest(count, read_results(folder), key=lambda each: float(each.face.scores.mean()))
-    return [_close_up(*each, side) for each in found]
+    found = nsmallest(count, read_results(folder), key=lambda each: each.score)
+    return [_close_up(each.image, each.to_face(), side) for each in found]
 
 
 def _close_up(path: str, face: Face, side: int) -> CloseUp:

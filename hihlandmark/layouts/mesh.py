@@ -137,7 +137,7 @@ register_layout(MESH478)
 # of webmorphR.stim (CC-BY-4.0) agree with lids and lips within 1 % of the inter-ocular distance.
 # They tell how far the jaw lies outside of that of the mesh, and where on the outer lips and on the
 # base of the nose the points lie.
-Point = int | dict[int, float]
+Vertex = int | dict[int, float]
 """A vertex, or vertices with their weights."""
 JAW_BEYOND = 0.029
 """Share of the way from the nose's base by which an annotated jaw lies beyond that of the mesh."""
@@ -166,16 +166,16 @@ def _jaw(count: int) -> list[dict[int, float]]:
     ]
 
 
-def _at(first: int, points: Iterable[Point]) -> dict[int, dict[int, float]]:
+def _at(first: int, points: Iterable[Vertex]) -> dict[int, dict[int, float]]:
     """Points, given as vertices or as weights, by their indices from ``first`` on."""
     weights = (p if isinstance(p, dict) else {p: 1.0} for p in points)
     return dict(enumerate(weights, first))
 
 
-_NOSE: tuple[Point, ...] = (*along(NOSE_BRIDGE, np.linspace(0, 1, 4)), {98: 0.57, 97: 0.43}, 97, 2)
-_BROW: list[Point] = [*along(LEFT_BROW_UPPER, np.linspace(0, 1, 5))]
-_OUTER_UPPER_LIP: tuple[Point, ...] = (61, {40: 0.31, 39: 0.69}, 37, 0)
-_OUTER_LOWER_LIP: tuple[Point, ...] = (17, {181: 0.28, 84: 0.72}, {91: 0.72, 181: 0.28})
+_NOSE: tuple[Vertex, ...] = (*along(NOSE_BRIDGE, np.linspace(0, 1, 4)), {98: 0.57, 97: 0.43}, 97, 2)
+_BROW: list[Vertex] = [*along(LEFT_BROW_UPPER, np.linspace(0, 1, 5))]
+_OUTER_UPPER_LIP: tuple[Vertex, ...] = (61, {40: 0.31, 39: 0.69}, 37, 0)
+_OUTER_LOWER_LIP: tuple[Vertex, ...] = (17, {181: 0.28, 84: 0.72}, {91: 0.72, 181: 0.28})
 _QUARTERS = (0.25, 0.5, 0.75)
 _TABLES = {
     W300_68: {

@@ -35,9 +35,13 @@ class CropLandmarks(NamedTuple):
     mass: FloatArray
     visibility: FloatArray | None = None
 
+    def arrays(self) -> tuple[FloatArray, ...]:
+        """Those that there are."""
+        return tuple(each for each in self if each is not None)
+
     def select(self, index: Any) -> CropLandmarks:
         """The same NumPy index applied to all arrays."""
-        return CropLandmarks(*(array[index] for array in self if array is not None))
+        return CropLandmarks(*(each[index] for each in self.arrays()))
 
 
 ANY = -1

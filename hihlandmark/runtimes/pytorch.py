@@ -74,8 +74,8 @@ class TorchRuntime:
             return self(crops)
         if len(parts) == 1:
             return parts[0]
-        arrays = zip(*parts, strict=True)
-        return CropLandmarks(*(np.concatenate(each) for each in arrays if each[0] is not None))
+        arrays = zip(*(part.arrays() for part in parts), strict=True)
+        return CropLandmarks(*map(np.concatenate, arrays))
 
     def _run(self, crops: Image) -> CropLandmarks:
         require_usable(self.device)

@@ -49,11 +49,11 @@ PointNumbers = Annotated[tuple[int, ...], BeforeValidator(_expand_ranges)]
 """Indices of points; in TOML ranges are allowed: ``["4-18", 22]``."""
 
 
-class _Table(BaseModel):
+class _ConfigurationTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FaceSet(_Table):
+class FaceSet(_ConfigurationTable):
     """A split of a data set. ``folder`` is relative to the folder given as ``--data``."""
 
     folder: str = "."
@@ -94,7 +94,7 @@ class TrainingSet(FaceSet):
     """Points that are not trained."""
 
 
-class Stage(_Table):
+class Stage(_ConfigurationTable):
     """One cycle of the learning rate at one crop size. Small crops first: they cost less."""
 
     steps: int | None = Field(None, ge=1)
@@ -122,7 +122,7 @@ class Stage(_Table):
         return self
 
 
-class Loss(_Table):
+class Loss(_ConfigurationTable):
     """Names of `losses.HEATMAP_LOSSES` and `losses.POINT_LOSSES`, and their weights."""
 
     integer: str = "cross_entropy"
@@ -146,7 +146,7 @@ class Loss(_Table):
     """Weight of the points that a face trains in layouts other than its own."""
 
 
-class Mesh(_Table):
+class Mesh(_ConfigurationTable):
     """How the meshes of the sets are used."""
 
     weight: float = Field(0.5, ge=0)
@@ -163,7 +163,7 @@ class Mesh(_Table):
     """How often faces with shut eyes or averted gaze are drawn, against once for other faces."""
 
 
-class Optimizer(_Table):
+class Optimizer(_ConfigurationTable):
     """Adam, AdamW or RMSprop."""
 
     name: Literal["adam", "adamw", "rmsprop"] = "adamw"
@@ -178,7 +178,7 @@ class Optimizer(_Table):
     """Mixed precision of Accelerate; "no" is float32."""
 
 
-class Validation(_Table):
+class Validation(_ConfigurationTable):
     """Evaluations of the averaged weights during the run, which select the best checkpoint."""
 
     every: int = Field(500, ge=1)
@@ -191,7 +191,7 @@ class Validation(_Table):
     """Faces of the first set that are drawn with their predictions at each evaluation."""
 
 
-class SelfTraining(_Table):
+class SelfTraining(_ConfigurationTable):
     """Training on unlabeled faces with a mean teacher (Tarvainen and Valpola, 2017).
 
     The averaged network labels a plain crop, the network is trained on an augmented one. A point
@@ -211,7 +211,7 @@ class SelfTraining(_Table):
     """Standard deviation in cells at which a point has half of the weight."""
 
 
-class Distillation(_Table):
+class Distillation(_ConfigurationTable):
     """Training on the heatmaps of a trained network (Hinton et al., arXiv 1503.02531).
 
     The teacher runs on the crops of the student, labeled and unlabeled, in the stages whose crops
@@ -238,7 +238,7 @@ class CalibrationSet(FaceSet):
     """Whose points the set has, if not a person's: see `Calibration`."""
 
 
-class Card(_Table):
+class Card(_ConfigurationTable):
     """The model card of the exported weights, and the data for calibration and priors."""
 
     license: str = "Unknown: set card.license in the training configuration."
@@ -250,7 +250,7 @@ class Card(_Table):
     """Faces to which the `ShapePrior` of their layout is fitted."""
 
 
-class TrainingConfiguration(_Table):
+class TrainingConfiguration(_ConfigurationTable):
     """Everything that determines a training run, apart from the data."""
 
     name: str

@@ -93,6 +93,8 @@ class PseudoLabeler:
     """Labels plain crops with a teacher, as a batch of augmented crops for the student.
 
     The teacher is put into evaluation mode. The weights of the points are those of `SelfTraining`.
+    It calls `CropGraph` rather than `Landmarker`, which sees NumPy arrays only: the decoding is the
+    same, and the tensors stay on the device.
     """
 
     def __init__(

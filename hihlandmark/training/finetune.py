@@ -58,7 +58,7 @@ from hihlandmark.training.trainer import TrainingProgress, train
 from hihlandmark.weights import LoadedModel, load_model, save_weights, shape_prior_tensors
 from hihlandmark.weights.card import NAME, DataSource, Figure, LayoutDefinition, ModelCard
 
-RECORD, PICTURE, RUN, START = "finetune.json", "before-after.png", "run", "run/start"
+RECORD, DRAWING, RUN, START = "finetune.json", "before-after.png", "run", "run/start"
 VAL_SHARE = 0.2
 """Share of the images that are held out where there is no split "val"."""
 MOST_SKIPPED = 0.2
@@ -88,7 +88,7 @@ class Outcome:
 
     card: Path
     """Of the weights."""
-    picture: Path
+    drawing: Path
     steps: int
     before: Evaluation
     """Of the weights at the start, on the faces that were not trained on."""
@@ -225,9 +225,9 @@ def finetune(
     card_path = _write_result(before, split, layout, out, faces, device, found)
     after = _measure(card_path, model, layout, split, device)
     _add_figure(card_path, after, faces, out)
-    picture = out / PICTURE
-    _draw(found, after, split.val_faces, picture)
-    return Outcome(card_path, picture, summary.steps, found, after)
+    drawing = out / DRAWING
+    _draw(found, after, split.val_faces, drawing)
+    return Outcome(card_path, drawing, summary.steps, found, after)
 
 
 # The faces

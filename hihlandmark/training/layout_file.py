@@ -42,18 +42,18 @@ Point = StrictInt | StrictStr
 """A point, by index or name."""
 
 
-class _Table(BaseModel):
+class _FileTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ContourLines(_Table):
+class ContourLines(_FileTable):
     """A line through points."""
 
     points: tuple[Point, ...] = Field(min_length=2)
     closed: StrictBool = False
 
 
-class LayoutFile(_Table):
+class LayoutFile(_FileTable):
     """The content of a layout file, TOML or JSON."""
 
     name: StrictStr | None = None
