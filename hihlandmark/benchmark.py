@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hihlandmark.arrays import Image
 from hihlandmark.detector import Detector
@@ -149,14 +147,6 @@ def first_prediction(
         command = [sys.executable, "-c", _FIRST_PREDICTION, layout, weights, str(device), str(path)]
         printed = subprocess.check_output(command, text=True, stderr=subprocess.PIPE)
     return dict(zip(("ready", "first_image"), map(float, printed.split()), strict=True))
-
-
-def gflop(network: nn.Module, side: int) -> float:
-    """GFLOP for one crop of ``side`` pixels; a multiplication with an addition counts as two."""
-    device = next(network.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, side, side, device=device))
-    return counter.get_total_flops() / 1e9
 
 
 def machine() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,14 @@ def write_teacher(folder: Path, changes: dict[str, Any] | None = None, **setting
     for head in ("stacks.0.predict", "decimal_head.predict"):
         state[f"{head}.weight"] *= 10  # heatmaps that are not flat
     return save_weights(folder, card.model_copy(update=changes or {}), state)
+
+
+def encoded(image: Image.Image | NDArray[np.uint8], format: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a file with the image, written by Pillow."""
+    buffer = io.BytesIO()
+    pillow = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    pillow.save(buffer, format, **options)
+    return buffer.getvalue()
 
 
 # Networks with random weights, for runtimes

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import write_data
+from hub_server import Hub, local_hub
 from numpy.typing import NDArray
 from skimage.data import astronaut as skimage_astronaut
 
@@ -43,6 +44,12 @@ def one_thread() -> Iterator[None]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature data sets, a copy for each file of tests."""
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with local_hub(monkeypatch, tmp_path / "cache") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

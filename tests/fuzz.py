@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from builders import encoded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from PIL import Image
 
 from hihlandmark.datasets import read_faces
 from hihlandmark.errors import HihlandmarkError, ImageError, WeightsError
@@ -43,9 +43,7 @@ tried: Counter[str] = Counter()
 
 def encode(format: str, **options: Any) -> bytes:
     x = np.arange(40 * 30 * 3).reshape(40, 30, 3) % 251
-    image, buffer = Image.fromarray(x.astype(np.uint8)), io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
+    return encoded(x.astype(np.uint8), format, **options)
 
 
 def encoded_images() -> list[bytes]:

@@ -74,18 +74,6 @@ def test_predict_writes_each_format_and_the_drawing(images: Path, tmp_path: Path
         assert np.any(np.array(drawn) != np.array(raw))
 
 
-def test_failures_are_named_and_the_rest_is_done(images: Path, tmp_path: Path) -> None:
-    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
-    (tmp_path / "empty").mkdir()
-    failing = ["nowhere.png", str(images / "*.bmp"), str(tmp_path / "empty")]
-    result = run.invoke(app, ["predict", str(images), *failing, "--refine", "0", "--no-flip-test"])
-    assert result.exit_code == 1
-    assert len(result.stdout.splitlines()) == 3
-    for name in ("broken.jpg", "nowhere.png", "*.bmp", "empty"):
-        assert name in result.stderr
-    assert "failed: 4" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "keyword"),
     [
@@ -152,21 +140,6 @@ def test_weights_commands_find_and_verify_the_packaged_weights() -> None:
     path = Path(run.invoke(app, ["weights", "path", "hih-small"]).stdout.strip())
     assert path.suffix == ".safetensors"
     assert path.is_file()
-
-
-def test_eval_prints_errors_and_the_hash_of_the_weights(
-    tmp_path: Path, astronaut: NDArray[np.uint8]
-) -> None:
-    (face,) = Detector(29, device="cpu").predict(astronaut)
-    Image.fromarray(astronaut).save(tmp_path / "image.png")
-    row = {"image": "image.png", "points": face.points.tolist(), "split": "val"}
-    (tmp_path / "annotations.jsonl").write_text(json.dumps(row))
-    result = run.invoke(app, ["eval", "--data", str(tmp_path), "--split", "val", "--json"])
-    assert result.exit_code == 0, result.stderr
-    figures = json.loads(result.stdout)
-    assert figures["layout"] == "COFW29"
-    assert figures["nme"] < 5
-    assert len(figures["weights"]) == 64
 
 
 def commands(group: Any) -> Iterator[Any]:

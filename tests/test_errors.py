@@ -42,7 +42,6 @@ from hihlandmark.datasets.project import label
 from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.evaluation.report import new_figure
 from hihlandmark.io import find_images
-from hihlandmark.io.sources import require_pyarrow
 from hihlandmark.layouts import COFW29, W300_68
 from hihlandmark.models.registry import ARCHITECTURES, build_model, configuration_of
 from hihlandmark.runtimes.export import exported_runtime, quantize
@@ -123,7 +122,6 @@ def small_detector(folder: Path, **options: Any) -> Detector:
 DETECTOR: list[Case] = [
     (ConfigurationError, "head", lambda folder: small_detector(folder, layout=68)),
     (ConfigurationError, "on_error", lambda _: quick_detector().predict_many([], on_error="skip")),
-    (ConfigurationError, "workers", lambda _: quick_detector().predict_many([], workers=0)),
 ]
 
 
@@ -351,7 +349,6 @@ MISSING: list[tuple[str, str, Attempt]] = [
     ("h5py", "train", read_empty_cofw),
     ("datasets", "train", load_damaged_packed_image),
     ("matplotlib.figure", "train", lambda _: new_figure(1, 1)),
-    ("pyarrow", "folders", lambda _: require_pyarrow()),
     ("fsspec", "folders", lambda _: first_found("s3://a/b")),
     ("s3fs", "s3fs", lambda _: first_found("s3://a/b")),
     ("av", "video", lambda _: next(read_frames("a.mp4"))),

@@ -372,6 +372,7 @@ def test_the_command_prints_tables_or_json_alone_and_writes_a_report(
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["nme"] < 2
+    assert len(report["weights"]) == 64
     assert (report["boxes"], report["refine"], report["flip_test"]) == ("labels", 0, False)
     assert report == json.loads((out / "report.json").read_text())
     result = CliRunner().invoke(app, [*command, "--normalize", "box"])

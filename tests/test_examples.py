@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+from builders import encoded
 from PIL import Image
 
 from hihlandmark import Detector, Face
@@ -164,12 +165,6 @@ def client(endpoint: ModuleType) -> Any:
     return TestClient(endpoint.app)
 
 
-def png(target: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(target).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def form(content: bytes) -> dict[str, Any]:
     return {"files": {"image": ("a.png", content, "image/png")}}
 
@@ -178,12 +173,12 @@ def test_endpoint_answers_with_the_faces(
     client: Any, astronaut: Pixels, one_detector: Detector
 ) -> None:
     source = astronaut[:240, 100:380]
-    answer = client.post("/landmarks?layout=68", **form(png(source)))
+    answer = client.post("/landmarks?layout=68", **form(encoded(source)))
     assert answer.status_code == 200
     (face,) = answer.json()["faces"]
     (expected,) = one_detector.predict(source)
     assert face == json.loads(json.dumps(expected.to_dict()))
-    nobody = client.post("/landmarks", **form(png(astronaut[300:, :200])))
+    nobody = client.post("/landmarks", **form(encoded(astronaut[300:, :200])))
     assert nobody.json() == {"faces": []}
 
 
@@ -209,7 +204,7 @@ def test_endpoint_says_what_is_wrong_with_a_request(
     assert "1000 bytes" in large.json()["detail"]
     monkeypatch.setattr(endpoint, "MAX_BYTES", 10**6)
     monkeypatch.setattr(endpoint, "MAX_PIXELS", 100 * 100)
-    many_pixels = client.post("/landmarks", **form(png(np.zeros((101, 100, 3), np.uint8))))
+    many_pixels = client.post("/landmarks", **form(encoded(np.zeros((101, 100, 3), np.uint8))))
     assert many_pixels.status_code == 400
     assert "pixels" in many_pixels.json()["detail"]
     assert client.post("/landmarks?layout=5", **form(b"")).status_code == 422

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import encoded
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -32,9 +32,7 @@ GOOD = {"good.png", "z.png", "member.png", "console.png"}
 
 
 def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 10)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (20, 10)))
 
 
 @pytest.fixture

@@ -1,36 +1,17 @@
-"""`predict` returns faces for every kind of image, [] without a face, and an error otherwise."""
+"""`predict` finds no face where there is none, and each of many boxes in order."""
 
-import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from hihlandmark import Detector, Face
+from hihlandmark import Detector
 
 Image = NDArray[np.uint8]
 
 
-def rotated_by_exif(image: Image) -> io.BytesIO:
-    exif, file = PillowImage.Exif(), io.BytesIO()
-    exif[0x0112] = 6
-    PillowImage.fromarray(np.rot90(image)).save(file, "JPEG", exif=exif)
-    return file
-
-
-WITH_A_FACE: dict[str, Callable[[Image], Any]] = {
-    "mirrored image": lambda image: image[:, ::-1],
-    "gray": lambda image: image.mean(axis=2).astype(np.uint8),
-    "uint16": lambda image: image.astype(np.uint16) * 257,
-    "float in 0..1": lambda image: image / 255,
-    "torch tensor": lambda image: torch.tensor(image),
-    "PIL palette": lambda image: PillowImage.fromarray(image).quantize(64),
-    "file rotated by EXIF": rotated_by_exif,
-}
 WITHOUT_A_FACE: dict[str, Callable[[Image], Image]] = {
     "1 x 1": lambda image: image[:1, :1],
     "1 x 500": lambda image: image[:1, :500],
@@ -39,15 +20,6 @@ WITHOUT_A_FACE: dict[str, Callable[[Image], Image]] = {
     "10 x 20,000": lambda image: np.full((20_000, 10, 3), 128, np.uint8),
     "white": lambda image: np.full((400, 300, 3), 255, np.uint8),
 }
-
-
-@pytest.mark.parametrize("kind", WITH_A_FACE)
-def test_face_is_found_in_every_kind_of_image(
-    kind: str, astronaut: Image, detector: Detector
-) -> None:
-    faces = detector.predict(WITH_A_FACE[kind](astronaut))
-    assert [type(face) for face in faces] == [Face]
-    assert np.isfinite(faces[0].points).all()
 
 
 @pytest.mark.parametrize("kind", WITHOUT_A_FACE)

@@ -1,11 +1,10 @@
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import Hub, local_hub
+from hub_server import Hub
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -15,12 +14,6 @@ from hihlandmark.weights import find_weights, pull_weights, verify_weights
 from hihlandmark.weights.publish import model_page, push_weights
 
 NAME = "adnet-small"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with local_hub(monkeypatch, tmp_path / "cache") as server:
-        yield server
 
 
 def test_what_was_pushed_is_pulled_and_gives_the_same_points(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import encoded
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -39,12 +39,6 @@ make_quick = partial(Detector, 29, **QUICK)
 @pytest.fixture(scope="module")
 def step() -> AddLandmarks:
     return AddLandmarks(make_quick, "bytes")
-
-
-def encoded(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_every_image_has_rows_and_other_columns_stay(

@@ -191,12 +191,6 @@ def test_a_missing_camera_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigurationError, match=r"hihlandmark\[video\]"):
-        next(read_frames("camera:0"))
-
-
 @pytest.mark.parametrize("suffix", ["", ".zip", ".tar", ".tgz"])
 def test_folders_and_archives_of_images_are_videos(
     suffix: str, frames: list[Image], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from hub_server import Hub, local_hub
+from hub_server import Hub
 from official_states import small_state
 from safetensors.torch import load_file, save
 
@@ -394,12 +394,6 @@ def test_revision_of_anything_but_a_repository_is_refused(saved: Path) -> None:
 # The Hub
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with local_hub(monkeypatch, tmp_path / "cache") as server:
-        yield server
-
-
 def test_first_use_downloads_second_does_not_and_offline_works(saved: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from hihlandmark.weights import find_weights, verify_weights; "
@@ -561,7 +555,7 @@ def test_official_checkpoint_is_converted(
     architecture, origin, theirs, ours = system
     official = small_state(architecture)
     write(tmp_path / "best.pth", official)
-    converted = convert_checkpoint(tmp_path / "best.pth", tmp_path / "out", "own", layout="COFW29")
+    converted = convert_checkpoint(tmp_path / "best.pth", tmp_path / "out", "own")
     network, read_card, _ = load_model(converted)
     assert read_card.architecture == architecture
     assert read_card.configuration["layouts"] == {"COFW29": 29}
@@ -571,8 +565,6 @@ def test_official_checkpoint_is_converted(
     if architecture == "adnet":  # BGR becomes RGB, the channels of coordinates stay
         bgr, rgb = official["pre.0.conv.weight"], network.state_dict()["stem.0.weight"]
         assert torch.equal(rgb, bgr[:, [2, 1, 0, *range(3, bgr.shape[1])]].half().float())
-    with pytest.raises(WeightsError, match="layout COFW29, not WFLW98"):
-        convert_checkpoint(tmp_path / "best.pth", tmp_path / "out", "own", layout="WFLW98")
 
 
 def test_converted_crops_are_the_same_square_from_every_box(tmp_path: Path) -> None:

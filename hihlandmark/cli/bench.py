@@ -21,23 +21,18 @@ def bench(
         list[int] | None, Option(min=1, help="Faces per batch; can be repeated.")
     ] = None,
     rounds: Annotated[int, Option(min=1, help="How often each call is measured.")] = 15,
-    threads: Annotated[int | None, Option(min=1, help="CPU threads of every runtime.")] = None,
     bf16: Annotated[bool, Option("--bf16", help="Also bf16: slow on a CPU without it.")] = False,
     json_file: Annotated[
         Path | None, Option("--json", help="File for the times, with machine and versions.")
     ] = None,
 ) -> None:
     """Measure the network and a whole image on this machine, in every installed runtime."""
-    import torch
-
     from hihlandmark import benchmark
     from hihlandmark.image import load_image
     from hihlandmark.layouts import get_layout
     from hihlandmark.runtimes.torch_devices import resolve_device
     from hihlandmark.writing import write_atomically
 
-    if threads:
-        torch.set_num_threads(threads)
     figures = benchmark.measure(
         weights or model, get_layout(layout).name, load_image(image or options.astronaut()),
         resolve_device(device), batches=batch or (1, 8), rounds=rounds,

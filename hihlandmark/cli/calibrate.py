@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hihlandmark.cli.options import (
+    AnnotatedOption,
     DataFormatOption,
     DeviceOption,
+    JsonOption,
     ModelOption,
     PrecisionOption,
     WeightsOption,
@@ -43,10 +45,7 @@ def calibrate(
         typer.Option("--layout", help="Layout to calibrate; default: the annotated one."),
     ] = None,
     data_format: DataFormatOption = "auto",
-    annotated: Annotated[
-        str | None,
-        typer.Option("--annotated", help="Layout of the labels, where the data set has several."),
-    ] = None,
+    annotated: AnnotatedOption = None,
     held_out: Annotated[
         int,
         typer.Option(
@@ -76,9 +75,7 @@ def calibrate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Report only: change no card.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:

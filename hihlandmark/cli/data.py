@@ -15,12 +15,14 @@ from hihlandmark.cli.options import (
     FaceDetectorOption,
     FlipTestOption,
     LayoutOption,
+    MinBoxScoreOption,
     MinFaceOption,
     ModelOption,
     RefineOption,
     WeightsOption,
     counted,
     make_detector,
+    progress_bar,
 )
 from hihlandmark.errors import ConfigurationError, DataError, missing_extra
 
@@ -52,7 +54,6 @@ def info(
     ] = False,
 ) -> None:
     """Describe a data set: format, splits, faces, points, subsets, and unusable samples."""
-    from hihlandmark.cli.options import progress_bar
     from hihlandmark.datasets import dataset_splits, read_faces
     from hihlandmark.datasets.inspection import inspect_split, split_layouts
 
@@ -119,7 +120,6 @@ def show(
     crop_size: Annotated[
         int, typer.Option(min=16, max=1024, help="Side of crops in pixels.")
     ] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the faces and augmentation.")] = 0,
     data_format: DataFormatOption = "auto",
     layout: LayoutNameOption = None,
 ) -> None:
@@ -156,11 +156,9 @@ def show(
         settings = read_configuration(configuration)
         augmentation, box_maps = settings.augmentation, settings.box_maps()
     faces = read_faces(folder, split, format=data_format, layout=layout)
-    chosen = generator(seed).permutation(len(faces))[:count].tolist()
+    chosen = generator(0).permutation(len(faces))[:count].tolist()
     changes = augmentation if augment else None
-    sheet = before_and_after(
-        faces, chosen, changes, box_maps=box_maps, crop_size=crop_size, seed=seed
-    )
+    sheet = before_and_after(faces, chosen, changes, box_maps=box_maps, crop_size=crop_size)
     _write_image(sheet, out)
     print(f"{len(chosen)} of {counted(len(faces), 'face')}: {out}")
     if faces.skipped:
@@ -207,7 +205,6 @@ def prepare(
 
     Unusable samples are left out, named and counted. Images are not changed.
     """
-    from hihlandmark.cli.options import progress_bar
     from hihlandmark.datasets import read_faces
     from hihlandmark.datasets.packed import pack
 
@@ -234,12 +231,7 @@ def label(
     device: DeviceOption = "auto",
     refine: RefineOption = 0,
     flip_test: FlipTestOption = True,
-    min_score: Annotated[
-        float,
-        typer.Option(
-            "--min-box-score", "--min-score", min=0, max=1, help="Smallest confidence of a box."
-        ),
-    ] = 0.95,
+    min_box_score: MinBoxScoreOption = 0.95,
     face_detector: FaceDetectorOption = "mtcnn",
     min_face: MinFaceOption = None,
     detection_size: DetectionSizeOption = None,
@@ -259,7 +251,7 @@ def label(
 
     options: dict[str, Any] = {
         "face_detector": face_detector,
-        "min_box_score": min_score,
+        "min_box_score": min_box_score,
         "min_face": min_face,
         "detection_size": detection_size,
     }

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hihlandmark.cli.options import (
+    AnnotatedOption,
     BatchSizeOption,
     DataFormatOption,
     DetectionSizeOption,
@@ -15,6 +16,7 @@ from hihlandmark.cli.options import (
     FaceDetectorName,
     FaceDetectorOption,
     FlipTestOption,
+    JsonOption,
     MinBoxScoreOption,
     MinFaceOption,
     ModelOption,
@@ -24,6 +26,7 @@ from hihlandmark.cli.options import (
     ShapePriorOption,
     WeightsOption,
     make_detector,
+    progress_bar,
 )
 
 
@@ -44,9 +47,7 @@ def evaluate_split(
     layout: Annotated[
         str | None, typer.Option(help="Points to predict; default: those annotated.")
     ] = None,
-    annotated: Annotated[
-        str | None, typer.Option(help="Layout of the labels, if the data set has several.")
-    ] = None,
+    annotated: AnnotatedOption = None,
     boxes: Annotated[
         Literal["labels", "official", "detected"],
         typer.Option(help="Crop around annotated points, published rectangles or detected faces."),
@@ -89,12 +90,13 @@ def evaluate_split(
         Path | None,
         typer.Option("--out", "-o", help="Folder for the report, its curves and the worst faces."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure NME, FR and AUC on a split of a data set, or the recall of a face detector."""
     if detector_name is not None:
         search = {
             "runtime": runtime,
+            "precision": precision,
             "device": device,
             "min_face": min_face,
             "min_score": min_box_score,
@@ -109,7 +111,6 @@ def evaluate_split(
 
     from rich.console import Console
 
-    from hihlandmark.cli.options import progress_bar
     from hihlandmark.datasets import read_faces
     from hihlandmark.evaluation import protocol
     from hihlandmark.evaluation.corruptions import measure_robustness
@@ -199,7 +200,6 @@ def _evaluate_face_detector(data: Path, name: str, options: dict[str, Any], as_j
     """Print the recall of a face detector on a set of bounding boxes."""
     import json
 
-    from hihlandmark.cli.options import progress_bar
     from hihlandmark.evaluation.detection import MIN_OVERLAP, evaluate_face_detector, read_boxes
     from hihlandmark.face_detection import make_face_detector
 

@@ -11,7 +11,13 @@ from typing import Annotated
 
 import typer
 
-from hihlandmark.cli.options import DataFormatOption, DataWorkersOption, DeviceOption, ModelOption
+from hihlandmark.cli.options import (
+    DataFormatOption,
+    DataWorkersOption,
+    DeviceOption,
+    ModelOption,
+    progress_bar,
+)
 
 
 def finetune(
@@ -82,8 +88,6 @@ def finetune(
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on a terminal, otherwise a line on stderr whenever the note changes."""
-    from hihlandmark.cli.options import progress_bar
-
     if sys.stderr.isatty():
         with progress_bar("faces") as bar:
             yield bar

@@ -162,6 +162,11 @@ DataFormatOption = Annotated[
     DataFormat, Option("--format", help="Format of the data set; auto: by its files.")
 ]
 DataWorkersOption = Annotated[int, Option("--workers", min=0, help="Processes that prepare data.")]
+AnnotatedOption = Annotated[
+    str | None,
+    Option("--annotated", help="Layout of the labels, where the data set has several."),
+]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 ImageArgument = Annotated[
     str | None, Argument(help="An image; default: the astronaut of scikit-image.")
 ]

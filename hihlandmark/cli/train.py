@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hihlandmark.cli.options import DataWorkersOption, DeviceOption, counted
+from hihlandmark.cli.options import DataWorkersOption, DeviceOption, counted, progress_bar
 
 
 def train(
@@ -49,7 +49,6 @@ def train(
         from hihlandmark.training.config import read_configuration
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.trainer import train as run_training
-    from hihlandmark.cli.options import progress_bar
     from hihlandmark.weights import load_model
 
     chosen = read_configuration(configuration, settings or ())

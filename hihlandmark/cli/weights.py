@@ -34,14 +34,11 @@ def pull(
     repository: Annotated[
         str, typer.Argument(help="owner/name or owner/name@revision on the Hub.")
     ],
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit.")
-    ] = None,
 ) -> None:
     """Download weights from the Hugging Face Hub into its cache, and verify them."""
     from hihlandmark.weights import pull_weights, verify_weights
 
-    files = pull_weights(repository, revision=revision)
+    files = pull_weights(repository)
     verify_weights(files)
     print(f"{files.card.name}: {files.source}, verified")
 
@@ -55,12 +52,11 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository a private one.")
     ] = False,
-    message: Annotated[str | None, typer.Option("--message", help="Commit message.")] = None,
 ) -> None:
     """Upload weights, their card and a page about them to the Hugging Face Hub."""
     from hihlandmark.weights.publish import push_weights
 
-    print(f"uploaded: {push_weights(weights, repository, private=private, message=message)}")
+    print(f"uploaded: {push_weights(weights, repository, private=private)}")
 
 
 @app.command()

@@ -466,10 +466,7 @@ def robustness_figure(robustness: Robustness, normalization: str) -> bytes:
 
 
 def failure_gallery(evaluation: Evaluation, faces: AnnotatedFaces, count: int = 40) -> bytes:
-    """The ``count`` worst of the faces, missed ones first, with their name and NME.
-
-    Annotated points are green, predicted ones red; lines connect them.
-    """
+    """The `comparison_tile` of the ``count`` worst faces, missed ones first."""
     errors = evaluation.face_errors
     order = [i for i in np.argsort(-errors, kind="stable") if not np.isnan(errors[i])][:count]
     load_image_of = {face.name: face.load_image for face in faces}
@@ -478,21 +475,26 @@ def failure_gallery(evaluation: Evaluation, faces: AnnotatedFaces, count: int = 
         name = evaluation.names[i]
         error = "missed" if np.isinf(errors[i]) else f"NME {100 * errors[i]:.2f} %"
         points = evaluation.truth[i], evaluation.predicted[i]
-        tiles.append(_tile(load_image_of[name](), *points, f"{name} {error}"))
+        tiles.append(comparison_tile(load_image_of[name](), *points, f"{name} {error}"))
     nothing = Tile(np.zeros((1, 1, 3), np.uint8), np.zeros((0, 2)), "no face has an error")
     return encode_png(contact_sheet(tiles or [nothing], TILES_PER_ROW, TILE))
 
 
-def _tile(image: Image, truth: FloatArray, predicted: FloatArray, caption: str) -> Tile:
-    """The crop of one face with true and predicted points (P, 2), of which some may be NaN."""
+def comparison_tile(
+    image: Image, truth: FloatArray, predicted: FloatArray, caption: str, size: int = TILE
+) -> Tile:
+    """The crop (size, size, 3) of one face with true and predicted points (P, 2), NaN if unknown.
+
+    Annotated points are green, predicted ones red; lines connect them.
+    """
     known = np.isfinite(truth).all(axis=1)
     square = square_around(truth[known], MARGIN)
-    crop = np.ascontiguousarray(cut_crop(image, square, TILE))
+    crop = np.ascontiguousarray(cut_crop(image, square, size))
     true, guessed = (
-        transform_points(crop_matrix(square, TILE), points[known]) for points in (truth, predicted)
+        transform_points(crop_matrix(square, size), points[known]) for points in (truth, predicted)
     )
     if np.isfinite(guessed).all():
-        ends = np.round(np.clip(np.stack([true, guessed], axis=1), -TILE, 2 * TILE))
+        ends = np.round(np.clip(np.stack([true, guessed], axis=1), -size, 2 * size))
         cv2.polylines(crop, list(ends.astype(np.int32)), False, (255, 255, 255), 1, cv2.LINE_AA)
     colors = np.repeat([PREDICTED, ANNOTATED], len(true), axis=0)
     return Tile(crop, np.concatenate([guessed, true]), caption, colors)

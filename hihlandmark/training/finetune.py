@@ -19,17 +19,16 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.calibration.fit import fit, measure_points
-from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_points
 from hihlandmark.datasets import dataset_splits, read_faces
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.datasets.faces import AnnotatedFaces
-from hihlandmark.datasets.inspection import Tile, contact_sheet
+from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.evaluation.metrics import Evaluation, failure_rate, mean_error
 from hihlandmark.evaluation.protocol import evaluate
+from hihlandmark.evaluation.report import comparison_tile
 from hihlandmark.layouts import LAYOUTS, Layout, get_layout
 from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import MODELS
@@ -65,9 +64,8 @@ MOST_SKIPPED = 0.2
 """Share of the annotations that may be unusable."""
 FEW_TO_CALIBRATE = 10
 """With fewer faces, a calibration that the weights have is better than a new one."""
-DRAWN = 6
-TRUTH, FOUND = (60, 225, 90), (255, 80, 60)
-"""RGB of annotated and of predicted points in the image of both."""
+DRAWN, TILE = 6, 400
+"""Faces in the image of both, and sides of their crops in pixels."""
 
 Say = Callable[[str], None]
 
@@ -572,19 +570,8 @@ def _draw(before: Evaluation, after: Evaluation, faces: AnnotatedFaces, path: Pa
         for what, evaluation in (("before", before), ("after", after)):
             error = 100 * float(evaluation.face_errors[index])
             caption = f"{what}: {error:.2f} %  {name}"
-            tiles.append(
-                _tile(image, evaluation.truth[index], evaluation.predicted[index], caption)
-            )
+            points = evaluation.truth[index], evaluation.predicted[index]
+            tiles.append(comparison_tile(image, *points, caption, TILE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet = contact_sheet(tiles, columns=4 if len(tiles) > 2 else 2, tile_size=400)
+    sheet = contact_sheet(tiles, columns=4 if len(tiles) > 2 else 2, tile_size=TILE)
     PillowImage.fromarray(sheet).save(path)
-
-
-def _tile(image: Image, truth: FloatArray, predicted: FloatArray, caption: str) -> Tile:
-    """The crop around a face with annotated points in green and predicted ones in red."""
-    square = square_around(truth[np.isfinite(truth).all(axis=-1)], margin=1.3)
-    size = 800
-    crop = cut_crop(image, square, size)
-    points = transform_points(crop_matrix(square, size), np.concatenate([truth, predicted]))
-    colors = np.repeat([TRUTH, FOUND], len(truth), axis=0)
-    return Tile(crop, points, caption, colors)

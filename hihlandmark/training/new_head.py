@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hihlandmark.arrays import BoolArray, FloatArray, Image, Progress
+from hihlandmark.arrays import BoolArray, FloatArray, Image
 from hihlandmark.crop import (
     BoxMap,
     crop_matrix,
@@ -48,9 +48,7 @@ class LocatedFace(NamedTuple):
     square: FloatArray
 
 
-def locate(
-    detector: Detector, faces: AnnotatedFaces, progress: Progress | None = None
-) -> list[LocatedFace]:
+def locate(detector: Detector, faces: AnnotatedFaces) -> list[LocatedFace]:
     """The crop squares of annotated faces, around the points of a layout that is known.
 
     Faces come from the face detector; where it finds less than half of them, also from the boxes of
@@ -63,7 +61,7 @@ def locate(
     box_map = detector.box_map("landmarks")
     found: list[LocatedFace] = []
     missed: list[tuple[Image, FloatArray]] = []
-    for done, index in enumerate(np.sort(order), 1):
+    for index in np.sort(order):
         face = faces[int(index)]
         try:
             image = face.load_image()
@@ -76,8 +74,6 @@ def locate(
             found.append(LocatedFace(image, face.points, squares[int(np.argmax(shares))]))
         else:
             missed.append((image, face.points))
-        if progress:
-            progress(done, len(order))
     if len(found) < len(missed):
         for image, points in missed:
             box = tight_boxes(points[np.isfinite(points).all(axis=-1)])

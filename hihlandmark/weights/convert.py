@@ -441,9 +441,7 @@ _NUMBERS: list[Any] = [
 ADNet's "scheduler" has its milestones in a `Counter`."""
 
 
-def convert_checkpoint(
-    checkpoint: Path, folder: Path, name: str, layout: str | None = None
-) -> Path:
+def convert_checkpoint(checkpoint: Path, folder: Path, name: str) -> Path:
     """Convert a checkpoint of the HIH, ADNet or Adaptive Wing authors to safetensors and a card.
 
     Also one of the prototype of the nested network, whose three layouts are kept.
@@ -451,11 +449,11 @@ def convert_checkpoint(
     The names of its tensors tell the system. The card states its decoding, normalization and crop.
 
     The checkpoint is a pickle of a state dict, alone or in a dict as "state_dict" or "net", its
-    keys with or without the prefix "module.". It is opened with ``weights_only=True``. ``layout``
-    is the expected layout; None accepts any. Returns the path of the card.
+    keys with or without the prefix "module.". It is opened with ``weights_only=True``. Returns the
+    path of the card.
 
     Raises:
-        WeightsError: the file is no such checkpoint, has another layout, or holds other objects.
+        WeightsError: the file is no such checkpoint, or holds other objects.
     """
     state = _read_checkpoint(checkpoint)
     system = _system_of(state, checkpoint)
@@ -464,10 +462,6 @@ def convert_checkpoint(
     except (ConfigurationError, WeightsError) as error:
         raise WeightsError(f"{checkpoint} is not a checkpoint of {system.name}: {error}") from error
     found = list(configuration["layouts"])
-    if layout is not None and layout not in found:
-        raise WeightsError(
-            f"{checkpoint} has the layout {', '.join(found)}, not {layout}: leave layout out."
-        )
     auxiliary = list(configuration.get("auxiliary_layouts", ()))
     maps = _official_crop(found + auxiliary, system.crop_layout or found[0], system.crop)
     card = ModelCard(
