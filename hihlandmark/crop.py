@@ -103,7 +103,7 @@ class BoxMap:
         """Crop squares (F, 4) of five points (F, 5, 2), of kind "five_points".
 
         The box is that of the upright five points (5, 2) when they are placed over the face by a
-        similarity. The crop is rotated where `crop_angles` says so.
+        similarity. The crop is rotated by the angles of `crop_angles`.
         """
         to_upright = similarities(np.asarray(five_points, np.float64), upright)
         corners = tight_boxes(upright).reshape(2, 2)
@@ -244,7 +244,7 @@ def cut_crop(
 ) -> Image:
     """Cut a crop (size, size, 3) out of an image (H, W, 3) uint8.
 
-    Outside of the image it is black, or what ``border`` says, one of OpenCV's border types. A face
+    Outside of the image it is black, or as by ``border``, one of OpenCV's border types. A face
     much larger than the crop is first downscaled by area averaging, to avoid aliasing.
     """
     matrix = crop_matrix(square, size)

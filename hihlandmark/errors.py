@@ -1,6 +1,6 @@
 """The error classes of this package.
 
-A message says what is wrong, with which input, and what to do.
+A message states what is wrong, with which input, and what to do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ExportError(HihlandmarkError):
 
 @contextmanager
 def missing_extra(extra: str) -> Iterator[None]:
-    """Turn the failing import of an optional package into an error that says what to install.
+    """Turn the failing import of an optional package into an error that names what to install.
 
     Args:
         extra: the extra of this package that installs it.

@@ -1,6 +1,6 @@
 """A small Hub on 127.0.0.1 for the tests: revisions and files of repositories, and its failures.
 
-It takes uploads, too, by the protocol for hubs without Xet storage.
+It also takes uploads, by the protocol for hubs without Xet storage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WRITING = re.compile(
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked: ``range`` is its Range header, "" without one."""
+    """A request of a client: ``range`` is its Range header, "" without one."""
 
     method: str
     path: str
@@ -51,7 +51,7 @@ class Repository:
 
 
 class Hub:
-    """Context manager that serves repositories; ``requests`` records everything it was asked.
+    """Context manager that serves repositories; ``requests`` records all requests.
 
     ``cuts`` lists, for the next downloads of weight files, after how many bytes the connection
     breaks; downloads beyond the list are whole. ``write_token``: who may make commits.
@@ -85,7 +85,7 @@ class Hub:
 
     @property
     def downloads(self) -> list[str]:
-        """Names of the files whose content was asked for, in order."""
+        """Names of the files whose content was requested, in order."""
         matches = (_FILE.fullmatch(r.path) for r in self.requests if r.method == "GET")
         return [match["name"] for match in matches if match]
 
@@ -222,9 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
         cut = None
         if self.command == "GET" and self.path.endswith(".safetensors") and self.hub.cuts:
             cut = self.hub.cuts.pop(0)
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked:
-            start = int(asked[1])
+        partial = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if partial:
+            start = int(partial[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self._send(206, headers, content[start:], cut)
         else:

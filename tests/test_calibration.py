@@ -365,7 +365,7 @@ def test_a_copy_never_replaces_other_weights(own: WeightFiles) -> None:
     with pytest.raises(ConfigurationError, match="other weights"):
         card_to_write(find_weights(), target.parent)
     target.unlink()
-    own.path.write_bytes(b"of somebody else")
+    own.path.write_bytes(b"of another program")
     with pytest.raises(ConfigurationError, match="other weights"):
         card_to_write(find_weights(), target.parent)
     with pytest.raises(ConfigurationError, match="folder"):

@@ -249,7 +249,7 @@ def test_failures_are_listed_and_reported_by_every_run(images: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("loaded")
-def test_file_of_somebody_else_is_kept_where_failures_would_be_listed(
+def test_file_of_another_program_is_kept_where_failures_would_be_listed(
     images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

@@ -116,7 +116,7 @@ def test_show_draws_one_row_per_face(data: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with Image.open(out) as sheet:
         assert sheet.size == (7 * 64, 3 * (64 + CAPTION_HEIGHT))
-    # Without augmentation, and with fewer faces than asked for:
+    # Without augmentation, and with fewer faces than given:
     out = tmp_path / "sheet.JPG"
     arguments = ("--split", "val", "--no-augment", "--crop-size", 64)
     assert run("show", data, "--out", out, *arguments).exit_code == 0

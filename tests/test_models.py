@@ -279,7 +279,7 @@ def bias_of(layer: nn.Conv2d) -> torch.Tensor:
 
 
 def second_stack(model: AWing, first_boundary: float, second_boundary: float) -> torch.Tensor:
-    """What stack 2 says of a crop when stack 1 says these boundaries of the two layouts."""
+    """What stack 2 predicts for a crop when stack 1 predicts these boundaries of two layouts."""
     crop = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         # Through the boundary alone: not through what is merged into the backbone.

@@ -162,7 +162,7 @@ def test_a_mirrored_teacher_finds_the_points_of_the_mirrored_crop(model: str) ->
     own = network(crops.flip(-1), ["WFLW98"])["WFLW98"]
     decoding = decoding_of(configuration)
     points = decode_heatmaps(seen.float(), decoding).points
-    expected = decode_heatmaps(own.float(), decoding).points[:, WFLW98.mirror]
+    expected = decode_heatmaps(own.float(), decoding).points[:, WFLW98.mirror.tolist()]
     expected[..., 0] = size - 1 - expected[..., 0]
     torch.testing.assert_close(points, expected, rtol=1e-4, atol=1e-3)
 

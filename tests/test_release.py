@@ -1,4 +1,4 @@
-"""What a release consists of besides code: that it is there, consistent, and says true things."""
+"""What a release consists of besides code: that it is there and consistent."""
 
 import re
 from pathlib import Path

@@ -61,7 +61,7 @@ print(devices.resolve_device("cpu"), devices.has_native_bf16(devices.CPU), "torc
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch is asked elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PyTorch elsewhere")
 def test_the_processor_is_known_without_torch() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "3"}
     output = subprocess.check_output(

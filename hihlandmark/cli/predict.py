@@ -49,7 +49,7 @@ _WORKERS = "Threads that read images and find faces; default: one per core, at m
 _SHARD = "2/8: do the second eighth; seven other processes the rest."
 _EXPLAIN = (
     "Print why faces of one image are found or dropped, and write no results; with --out as a "
-    "drawing, explanation.png, too."
+    "drawing, explanation.png, as well."
 )
 _ALLOW_MIXED = "Continue in a folder with results of another model, runtime or other options."
 

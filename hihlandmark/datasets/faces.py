@@ -246,7 +246,7 @@ class StoredImage:
         with pillow:
             try:
                 pillow.getexif().pop(EXIF_ORIENTATION_TAG, None)
-            except Exception:  # damaged metadata: `load_image` then ignores them too
+            except Exception:  # damaged metadata: `load_image` also ignores them
                 pillow.info.pop("exif", None)
             try:
                 return load_image(pillow)

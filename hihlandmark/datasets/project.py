@@ -41,12 +41,12 @@ from hihlandmark.datasets.faces import (
     unknown_split,
 )
 from hihlandmark.detector import Detector
-from hihlandmark.errors import ConfigurationError, DataError, ImageError
+from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.face_detection import Detections
 from hihlandmark.image import load_image
+from hihlandmark.io.job import predict_sources
+from hihlandmark.io.sources import Source
 from hihlandmark.layouts import LAYOUTS
-from hihlandmark.pipeline import Found
-from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.writing import write_atomically
 
 ANNOTATIONS = "annotations.jsonl"
@@ -261,27 +261,19 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
     if target.exists():
         raise DataError(f"{target} exists already: remove it or choose another folder")
 
-    def find(path: Path) -> Found[tuple[Path, str | None]]:
-        try:
-            image = load_image(path)
-        except ImageError as error:
-            return Found((path, f"{path}: {error}"), None, Detections.none())
-        return Found((path, None), image, detector.find_faces(image))
-
     lines: list[str] = []
     unreadable: list[str] = []
     count = without_face = 0
-    found = map_ahead(find, images, default_workers())
-    box_map = detector.box_map(detector.face_detector.name)
-    for (path, problem), faces in detector.pipeline.run(found, box_map):
-        if problem is not None:
-            unreadable.append(problem)
+    sources = (Source(str(path), path.name) for path in images)
+    for result in predict_sources(detector, sources):
+        if result.error is not None:
+            unreadable.append(f"{result.source.path}: {result.error}")
             continue
         count += 1
-        without_face += not faces
-        for face in faces:
+        without_face += not result.faces
+        for face in result.faces:
             row = {
-                "image": os.path.relpath(path, out),
+                "image": os.path.relpath(result.source.path, out),
                 "split": "train",
                 "points": face.points.round(2).tolist(),
                 "scores": face.scores.round(4).tolist(),

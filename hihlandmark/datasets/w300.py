@@ -72,7 +72,9 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             "files beside their images"
         )
     for part, place in places.items():
-        _read_part(folder, place, split, SPLITS[split][part], samples)
+        subset = SPLITS[split][part]
+        subsets = frozenset() if subset is None else frozenset({subset})
+        read_folder(folder, place, split, samples, W300_68.size, subsets)
     return samples.result("300-W", W300_68, PUBLISHED[split])
 
 
@@ -88,11 +90,6 @@ def _descend(folder: Path, path: str) -> Path | None:
             return None
         folder = folder / name
     return folder if folder.is_dir() else None
-
-
-def _read_part(root: Path, folder: Path, split: str, subset: str | None, samples: Samples) -> None:
-    subsets = frozenset() if subset is None else frozenset({subset})
-    read_folder(root, folder, split, samples, W300_68.size, subsets)
 
 
 def read_folder(

@@ -109,7 +109,7 @@ def evaluate(
     """Compare the points of a detector with the annotated points of a split.
 
     Where the layouts of weights, detector and faces differ but one can be converted to the other,
-    the points that are exact in the conversion are compared, and a remark says so. An image that
+    the points that are exact in the conversion are compared, and a remark states it. An image that
     cannot be read, or a face without known points or without a usable box, is skipped and named.
 
     Args:

@@ -4,7 +4,7 @@ The folder holds every image exactly once. Results are written in parts that are
 file is entered in the manifest with its SHA-256, written under its final name, and then its images
 are entered in one transaction: from then on they are done. A file without its images was left by a
 killed process and is removed. Other files are neither replaced nor removed: what is not in the
-manifest, or has other content than it says, belongs to somebody else.
+manifest, or has other content than entered there, belongs to another program.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class ResultFolder:
 
     Raises:
         ConfigurationError: another process uses the folder, or it holds results of other settings,
-            a damaged manifest, or files of somebody else and no manifest.
+            a damaged manifest, or files of another program and no manifest.
         OSError: the folder cannot be written.
     """
 
@@ -332,7 +332,7 @@ class ResultFolder:
         files: list[tuple[str, str, bytes]] = []
         if self.format.of_many is not None:
             while os.path.lexists(self.folder / self._part_name.format(self._part)):
-                self._part += 1  # the file is somebody else's
+                self._part += 1  # the file is not of this job
             ids = (count(first, self.shard.total) for first in self._next_ids)
             content = self.format.of_many(numbered(self._unwritten, *ids))
             files.append((self._part_name.format(self._part), "", content))
@@ -392,7 +392,7 @@ class ResultFolder:
                     raise
                 failed[image] = f"{name} cannot be written ({error.strerror})"
                 with _manifest_errors(self._manifest_path), self._manifest:
-                    # It may be somebody else's.
+                    # It may not be of this job.
                     self._manifest.execute("DELETE FROM files WHERE name = ?", (name,))
         for image, reason in failed.items():
             self._forget_image(image)

@@ -65,7 +65,7 @@ def choose_runtime(name: str, device: AnyDevice) -> str:
     Raises:
         ConfigurationError: the runtime is unknown, not installed, or does not run on the device.
     """
-    asked = name
+    given = name
     if name == "auto":
         name = os.environ.get(RUNTIME_VARIABLE, "auto")
     if name == "auto":
@@ -86,7 +86,7 @@ def choose_runtime(name: str, device: AnyDevice) -> str:
             f"runtime {name!r} runs on {', '.join(backend.devices)}, not on {device}: use "
             "runtime='torch', or another device"
         )
-    if asked == "auto":
+    if given == "auto":
         logger.info("runtime: %s", name)
     return name
 

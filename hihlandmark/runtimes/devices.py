@@ -58,7 +58,7 @@ CPU = Device("cpu")
 def resolve_device(device: str | AnyDevice = "auto") -> Device:
     """The device of a name; "auto" takes CUDA, then MPS, then the CPU.
 
-    PyTorch is asked unless the answer is known without it.
+    PyTorch is imported unless the device is known without it.
 
     Raises:
         ConfigurationError: this machine does not have the device.

@@ -1,4 +1,4 @@
-"""What PyTorch says about devices; `devices` asks it where it has to."""
+"""Devices as PyTorch reports them; `devices` calls this where it has to."""
 
 from __future__ import annotations
 

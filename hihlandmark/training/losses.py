@@ -261,7 +261,7 @@ def contour_normals(layout: Layout, points: torch.Tensor) -> torch.Tensor:
     """Unit normals of the layout's contours at points (..., P, 2) -> (..., P, 2), of either sign.
 
     Perpendicular to the bisecting tangent: the sum of the unit vectors from the previous and to the
-    next point. It equals ADNet's bisector (arXiv 2109.05721), but exists on a straight line too.
+    next point. It equals ADNet's bisector (arXiv 2109.05721), but also exists on a straight line.
     Closed contours wrap. The ends of open contours have one neighbor; neighbors that are unknown
     (NaN) or coincide with the point are not used. A point on two contours uses the first. Without a
     neighbor, off the contours, and where the contour folds back, the normal is 0.

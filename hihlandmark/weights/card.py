@@ -36,7 +36,7 @@ from hihlandmark.reliability import Reliability, sigmoid
 from hihlandmark.uncertainty import ErrorCorrelation
 
 SCHEMA = 2
-"""Version of the card's fields. Cards of schema 1 are read too."""
+"""Version of the card's fields. Cards of schema 1 are also read."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
