@@ -374,7 +374,7 @@ def test_labels_of_visibility_come_from_occluders_annotations_and_the_crop(tmp_p
 
 
 def test_convolutions_of_full_rank_become_those_of_low_rank() -> None:
-    full = build_training_network(nested())
+    full = build_training_network(nested(network={**nested().network, "fine_rank": 0}))
     assert isinstance(full, Nested)
     rank = full.configuration.features
     low = build_training_network(nested(network={**nested().network, "fine_rank": rank}))

@@ -84,6 +84,7 @@ MODELS: dict[str, ModelEntry] = {
             "stacks": 2,
             "depth": 2,
             "decimal_features": 256,
+            "fine_rank": 32,
         },
     ),
     # Every ingredient of its weights allows commercial use. The other layouts follow from this one.
@@ -99,6 +100,7 @@ MODELS: dict[str, ModelEntry] = {
             "depth": 2,
             "decimal_features": 128,
             "decimal_rank": 64,
+            "fine_rank": 32,
         },
     ),
     # ADNet (Huang et al., arXiv 2109.05721), as released.

@@ -407,7 +407,7 @@ def from_prototype(state_dict: Mapping[str, torch.Tensor]) -> Converted:
         for name, tensor in theirs.tensors.items()
         if not _PROTOTYPE_AUXILIARY.search(name)
     }
-    configuration = configuration_of("hih-small")
+    configuration = {**configuration_of("hih-small"), "fine_rank": 0}
     weights = theirs.translate("nested", configuration, _PROTOTYPE_RULES)
     # Its predictions are merged with the 68 points first.
     order, merged = (68, 98, 29), "stacks.0.merge_predictions.weight"
