@@ -90,14 +90,14 @@ def calibrate(
         report_calibration,
         store_calibration,
     )
-    from hihlandmark.weights import find_weights, open_model
+    from hihlandmark.weights import find_weights, register_layouts
     from hihlandmark.weights.card import Figure
 
     if dry_run and out is not None:
         raise ConfigurationError("--dry-run writes no card: omit --out or --dry-run")
     # Fail before the network runs.
     files = find_weights(weights, model=model)
-    open_model(weights, model=model)  # makes layouts of their own known to the reader
+    register_layouts(files.card)  # for the reader of the faces
     target = None if dry_run else card_to_write(files, out)
     splits = list(dict.fromkeys(split))  # no face is in two folds
     faces = _read_splits(data, splits, data_format, annotated)

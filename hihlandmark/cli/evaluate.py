@@ -115,7 +115,7 @@ def evaluate_split(
     from hihlandmark.evaluation import protocol
     from hihlandmark.evaluation.corruptions import measure_robustness
     from hihlandmark.evaluation.report import new_figure, print_report, summarize, write_report
-    from hihlandmark.weights import open_model
+    from hihlandmark.weights import find_weights, register_layouts
 
     if every > 1 and not (jitter or robustness):
         raise typer.BadParameter("--every requires --jitter or --robustness")
@@ -125,7 +125,7 @@ def evaluate_split(
         new_figure(1, 1)  # a missing package is an error before the work, not after it
         out.mkdir(parents=True, exist_ok=True)
     if weights is not None:
-        open_model(weights, model=model)  # makes layouts of their own known to the reader
+        register_layouts(find_weights(weights, model=model).card)  # for the reader of the faces
     faces = read_faces(data, split, format=data_format, layout=annotated)
     detector = make_detector(
         layout or protocol.annotated_layout(faces).name,

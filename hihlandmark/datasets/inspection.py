@@ -123,7 +123,6 @@ def before_and_after(
     box_maps: Mapping[str, BoxMap] = CANONICAL_CROP,
     crop_size: int = 256,
     variants: int = 5,
-    seed: int = 0,
 ) -> Image:
     """A contact sheet with one row per face: the stored image, its crop, augmented crops.
 
@@ -134,7 +133,6 @@ def before_and_after(
         box_maps: from each kind of box to its crop.
         crop_size: side of the crops and tiles in pixels.
         variants: augmented crops per face.
-        seed: of the augmentation.
 
     Raises:
         ImageError: an image cannot be read.
@@ -154,7 +152,7 @@ def before_and_after(
         square = to_square.squares(tight_boxes(known))[0]
         square[2] = max(square[2], 1.0)  # of a face with one known point
         for column, (caption, changes) in enumerate(columns):
-            rng = generator(seed, index, column)
+            rng = generator(0, index, column)
             crop, points, flipped, _ = changes.crop(
                 image, face.points, faces.mirror, square, crop_size, rng, images[row - 1]
             )

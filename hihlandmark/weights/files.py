@@ -120,11 +120,16 @@ def open_model(
     files = find_weights(weights, model=model, revision=revision)
     # Hash and tensors come from the same bytes: a file replaced in between is not read.
     content = verify_weights(files)
-    for name, definition in files.card.layouts.items():
-        find_or_register(definition.layout(name))
+    register_layouts(files.card)
     shape_priors = _read_shape_priors(content, files)
     logger.info("Loaded %s: %s", files.card.name, files.source)
     return OpenedModel(partial(_make_network, files, content), files.card, shape_priors)
+
+
+def register_layouts(card: ModelCard) -> None:
+    """Make the layouts of a card known. Raises `ConfigurationError` for a name that is taken."""
+    for name, definition in card.layouts.items():
+        find_or_register(definition.layout(name))
 
 
 @default_torch_state()
