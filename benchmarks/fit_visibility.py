@@ -135,9 +135,11 @@ def main() -> None:
     arguments = parser.parse_args()
     files = find_weights(arguments.weights)
     card = files.card
-    state = {n: t for n, t in read_weights(files).items() if not is_of_visibility(n)}
+    whole = read_weights(files)
+    state = {n: t for n, t in whole.items() if not is_of_visibility(n)}
     configuration = configuration_for(card, arguments.steps)
-    initial = {n: t.float() for n, t in state.items() if not n.startswith("shape_prior.")}
+    # A head that the weights already hold is trained further.
+    initial = {n: t.float() for n, t in whole.items() if not n.startswith("shape_")}
     run = arguments.run or Path(tempfile.mkdtemp())
     summary = train(
         configuration,

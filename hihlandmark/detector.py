@@ -91,8 +91,8 @@ class Detector:
         flip_test: also run the mirror image of a face's last crop and combine both results: more
             accurate, for one more run. None: where the pixel convention of the model card is
             symmetric, as that of our weights is.
-        shape_prior: correct points by the other points of the face (`ShapePrior`). None: where the
-            weights hold a prior of the layout.
+        shape_prior: correct points by the other points of the face, by what the weights hold for
+            the layout, a `ShapeRegression` or a `ShapePrior`. None: where they hold one.
         any_rotation: also find faces that lie on their side or stand upside down. The face detector
             searches eight rotations of each image, which takes about eight times as long, and the
             network tries four of each face. There are a few more false detections.
@@ -138,7 +138,7 @@ class Detector:
         self.limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
         self.device = resolve_device(device)
         # Before `get_layout`: weights may define layouts.
-        make_network, self.card, self._shape_priors = open_model(
+        make_network, self.card, self._corrections = open_model(
             weights, model=model, revision=revision
         )
         self.layout = _default_layout(self.card) if layout is None else get_layout(layout)
@@ -179,7 +179,7 @@ class Detector:
         if batch_size is not None:
             check_integer(batch_size=batch_size)
         layout = self._network_layout
-        if shape_prior and layout.name not in self._shape_priors:
+        if shape_prior and layout.name not in self._corrections:
             raise ConfigurationError(
                 f"{self.card.name} holds no shape prior of {layout.name}: leave shape_prior "
                 "at None or False"
@@ -193,7 +193,7 @@ class Detector:
             layout,
             self.card.configuration["input_size"],
             flip_test=self.card.is_symmetric if flip_test is None else flip_test,
-            shape_prior=self._shape_priors.get(layout.name) if use_prior else None,
+            shape_prior=self._corrections.get(layout.name) if use_prior else None,
         )
         self.pipeline = Pipeline(
             self.landmarker,

@@ -1,4 +1,4 @@
-"""Crops of faces to points: runtime, flip test and shape prior. Sees NumPy arrays only.
+"""Crops of faces to points: runtime, flip test and correction by the shape. Sees NumPy arrays only.
 
 Prediction, validation and calibration all call `Landmarker`. Where a crop lies in the image is the
 business of `crop` and `pipeline`.
@@ -15,6 +15,7 @@ from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.layouts import Layout
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.shape_prior import ShapePrior
+from hihlandmark.shape_regression import ShapeRegression
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Landmarker:
     layout: Layout
     crop_size: int
     flip_test: bool = False
-    shape_prior: ShapePrior | None = None
+    shape_prior: ShapePrior | ShapeRegression | None = None
 
     def predict(self, crops: Image) -> CropLandmarks:
         """The points of crops.
@@ -48,19 +49,19 @@ class Landmarker:
         return self.finish(crops, self.decode(crops))
 
     def decode(self, crops: Image) -> CropLandmarks:
-        """One run of the network: no flip test, no shape prior. In float64."""
+        """One run of the network: no flip test, no correction. In float64."""
         found = self.runtime(crops)
         return CropLandmarks(*(np.asarray(each, np.float64) for each in found.arrays()))
 
     def finish(self, crops: Image, found: CropLandmarks) -> CropLandmarks:
-        """Apply flip test and shape prior to what `decode` found in the crops."""
+        """Apply flip test and correction to what `decode` found in the crops."""
         if self.flip_test:
             mirrored = self.decode(np.ascontiguousarray(crops[:, :, ::-1]))
             found = moment_matched_mean(found, self._unflip(mirrored))
         return self.correct(found)
 
     def correct(self, found: CropLandmarks) -> CropLandmarks:
-        """Apply the shape prior."""
+        """Correct points by the other points of the face."""
         if self.shape_prior is None:
             return found
         points, covariance = self.shape_prior.correct(

@@ -22,12 +22,13 @@ from hihlandmark.crop import crop_matrix
 from hihlandmark.datasets import dataset_splits, read_faces
 from hihlandmark.layouts import COFW29, LAYOUTS, MESH478, W300_68, WFLW98, Layout, get_layout
 from hihlandmark.models.nested import Nested, NestedHead
+from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.training.finetune import Outcome, make_configuration, split_faces
 from hihlandmark.training.layout_file import describe, guess_mirror, read_layout_file
 from hihlandmark.training.new_head import LocatedFace, add_head, fit_crop, points_inside
 from hihlandmark.training.objectives import NORMALIZATION, decoding_of
 from hihlandmark.training.trainer import build_training_network
-from hihlandmark.weights import LoadedModel, load_model, save_weights
+from hihlandmark.weights import LoadedModel, correction_tensors, load_model, save_weights
 from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_layouts")
@@ -145,6 +146,32 @@ def test_known_layout_is_tuned_from_pts_files_and_the_command_resumes(
     other = call(faces, "--weights", tiny_weights, "--steps", 4, "--out", tmp_path / "tuned")
     assert isinstance(other.exception, ConfigurationError)
     assert "steps" in str(other.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shift", "kept"), [(0.0, True), (3.0, False)])
+def test_a_shape_regression_stays_unless_it_now_does_harm(
+    tmp_path: Path,
+    astronaut: NDArray[np.uint8],
+    astronaut_points: NDArray[np.floating],
+    tiny_weights: Path,
+    shift: float,
+    kept: bool,
+) -> None:
+    loaded = load_model(tiny_weights)
+    state = loaded.network.state_dict()
+    for layout in (W300_68, COFW29):
+        zeros = np.zeros((2 * layout.size, 2 * layout.size))
+        constant = np.full((layout.size, 2), shift)
+        regression = ShapeRegression(np.asarray(layout.mean_shape), zeros, constant)
+        state |= correction_tensors(layout.name, regression)
+    weights = save_weights(tmp_path / "weights", loaded.card, state)
+    faces = write_faces(tmp_path / "faces", astronaut, astronaut_points, 5)
+    result = call(faces, "--weights", weights, "--steps", 2, "--out", tmp_path / "tuned")
+    assert result.exit_code == 0, result.output
+    corrections = load_model(tmp_path / "tuned").corrections
+    assert "COFW29" in corrections, "its head has not changed"
+    assert ("W300_68" in corrections) is kept
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ from hihlandmark.cli import app
 from hihlandmark.errors import DataError, TrainingError
 from hihlandmark.layouts import COFW29
 from hihlandmark.models.hih import Heatmaps
+from hihlandmark.shape_prior import ShapePrior
+from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.training import checkpoint as checkpoints
 from hihlandmark.training.config import (
     Distillation,
@@ -469,10 +471,18 @@ def test_a_teacher_must_fit(
 # The command
 
 
-def test_the_command_trains_and_its_weights_predict(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "kind"), [("shapes", ShapePrior), ("regressions", ShapeRegression)]
+)
+def test_the_command_trains_and_its_weights_predict(
+    data: Path, tmp_path: Path, key: str, kind: type
+) -> None:
     calibration = [{"of": "COFW29", "folder": "COFW29", "split": "val"}]
-    shapes = [{"folder": "COFW29"}]
-    card = {"license": "research only", "calibration": calibration, "shapes": shapes}
+    card = {
+        "license": "research only",
+        "calibration": calibration,
+        key: [{"folder": "COFW29"}],
+    }
     configuration = tiny(card=card, canonical_scale=1.2)
     options = ["--set", "stages.0.steps=2", "--export", str(tmp_path / "weights")]
     arguments = [*command(configuration, data, tmp_path / "run")[2:], *options]
@@ -487,8 +497,9 @@ def test_the_command_trains_and_its_weights_predict(data: Path, tmp_path: Path) 
     assert detector.box_map("landmarks").scale == pytest.approx(1.4707 * 1.2 / 1.4, abs=1e-3)
     assert detector.card.calibration.keys() == {"COFW29"}
     prior = detector.landmarker.shape_prior
-    assert prior is not None
-    assert prior.covariance_scale != 1, "calibrated without the prior first"
+    assert isinstance(prior, kind)
+    if isinstance(prior, ShapePrior):
+        assert prior.covariance_scale != 1, "calibrated without the prior first"
     image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     (face,) = detector.predict(image, boxes=[[10, 10, 80, 80]])
     assert face.points.shape == (29, 2)

@@ -25,16 +25,17 @@ from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE, BoxMap, complete_b
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.models.registry import build_model
 from hihlandmark.shape_prior import ShapePrior
+from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.weights import (
     Calibration,
     ModelCard,
+    correction_tensors,
     find,
     find_weights,
     load_model,
     pull_weights,
     read_weights,
     save_weights,
-    shape_prior_tensors,
     verify_weights,
 )
 from hihlandmark.weights.card import Decoding
@@ -216,18 +217,44 @@ def test_saved_network_computes_the_same_to_half_precision(saved: Path) -> None:
 def test_shape_priors_travel_with_the_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     prior = ShapePrior(rng.normal(size=(29, 2)), rng.normal(size=(3, 29, 2)), 0.02, 0.3)
-    tensors = tiny_network().state_dict() | shape_prior_tensors("COFW29", prior)
-    _, _, priors = load_model(save_weights(tmp_path, card(), tensors))
-    ((layout, read),) = priors.items()
+    tensors = tiny_network().state_dict() | correction_tensors("COFW29", prior)
+    _, _, corrections = load_model(save_weights(tmp_path, card(), tensors))
+    ((layout, read),) = corrections.items()
     assert layout == "COFW29"
+    assert isinstance(read, ShapePrior)
     assert read.mean == pytest.approx(prior.mean, abs=2e-3)
     assert read.modes == pytest.approx(prior.modes, abs=2e-3)
     assert (read.noise, read.covariance_scale) == pytest.approx((0.02, 0.3), rel=1e-3)
 
 
+def regression() -> ShapeRegression:
+    rng = np.random.default_rng(0)
+    return ShapeRegression(*(rng.normal(size=shape) for shape in ((29, 2), (58, 58), (29, 2))))
+
+
+def test_shape_regressions_travel_with_the_weights(tmp_path: Path) -> None:
+    stored = regression()
+    tensors = tiny_network().state_dict() | correction_tensors("COFW29", stored)
+    read = load_model(save_weights(tmp_path, card(), tensors)).corrections["COFW29"]
+    assert isinstance(read, ShapeRegression)
+    for name in ("mean", "weights", "constant"):
+        assert getattr(read, name) == pytest.approx(getattr(stored, name), abs=2e-3)
+
+
+@pytest.mark.parametrize("lost", ["mean", "weights", "constant"])
+def test_a_broken_shape_regression_is_refused(tmp_path: Path, lost: str) -> None:
+    whole = correction_tensors("COFW29", regression())
+    for broken in (torch.zeros(5), None):
+        tensors = {**whole, f"shape_regression.COFW29.{lost}": broken}
+        kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        path = save_weights(tmp_path, card(), tiny_network().state_dict() | kept)
+        with pytest.raises(WeightsError, match="shape regression of COFW29"):
+            load_model(path)
+
+
 @pytest.mark.parametrize("lost", ["mean", "modes", "scales"])
 def test_a_broken_shape_prior_is_refused(tmp_path: Path, lost: str) -> None:
-    prior = shape_prior_tensors("COFW29", ShapePrior(np.zeros((29, 2)), np.zeros((3, 29, 2)), 0.02))
+    prior = correction_tensors("COFW29", ShapePrior(np.zeros((29, 2)), np.zeros((3, 29, 2)), 0.02))
     for broken in (torch.zeros(5), None):
         tensors = {**prior, f"shape_prior.COFW29.{lost}": broken}
         kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}

@@ -248,6 +248,9 @@ class Card(_ConfigurationTable):
     calibration: tuple[CalibrationSet, ...] = ()
     shapes: tuple[FaceSet, ...] = ()
     """Faces to which the `ShapePrior` of their layout is fitted."""
+    regressions: tuple[TrainingSet, ...] = ()
+    """Faces, without those held out, to which the `ShapeRegression` of their layout is fitted. It
+    takes the place of a prior."""
 
 
 class TrainingConfiguration(_ConfigurationTable):

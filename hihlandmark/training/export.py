@@ -1,4 +1,4 @@
-"""Export a checkpoint as weights with card, shape priors and calibration."""
+"""Export a checkpoint as weights with card, corrections by the shape, and calibration."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from hihlandmark.crop import BoxMap
 from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
+from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.layouts import BUILT_IN, get_layout, mirror_points
 from hihlandmark.models.registry import MODELS
 from hihlandmark.shape_prior import fit_shape_prior
+from hihlandmark.shape_regression import fit_shape_regression
 from hihlandmark.training.checkpoint import read_average
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import read_face_set
 from hihlandmark.training.objectives import NORMALIZATION, decoding_of
-from hihlandmark.weights import Calibration, save_weights, shape_prior_tensors
+from hihlandmark.weights import Calibration, correction_tensors, save_weights
 from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
 
 
@@ -32,7 +34,7 @@ def export(
     """Write the averaged weights of a checkpoint with their model card. Returns the card's path.
 
     Scores are calibrated on the splits of ``card.calibration``; layouts without one stay
-    uncalibrated. ``card.shapes`` gives the shape priors.
+    uncalibrated. ``card.shapes`` gives the shape priors, ``card.regressions`` the regressions.
 
     Args:
         checkpoint: of a run.
@@ -68,6 +70,10 @@ def export(
         state |= _shape_priors(configuration, data, calibrations)
         path = save_weights(folder, card, state)
         calibrations = _calibrations(path, configuration, data)
+    if configuration.card.regressions:
+        state |= shape_regressions(path, configuration, data)
+        path = save_weights(folder, card, state)
+        calibrations = _calibrations(path, configuration, data)
     return save_weights(folder, card.model_copy(update={"calibration": calibrations}), state)
 
 
@@ -101,7 +107,32 @@ def _shape_priors(
         faces = read_face_set(data, face_set)
         prior = fit_shape_prior(faces_and_mirror_images(faces))
         scale = calibrations.get(faces.layout, Calibration()).covariance_scale
-        tensors |= shape_prior_tensors(faces.layout, replace(prior, covariance_scale=scale))
+        tensors |= correction_tensors(faces.layout, replace(prior, covariance_scale=scale))
+    return tensors
+
+
+def shape_regressions(
+    weights: Path, configuration: TrainingConfiguration, data: Path
+) -> dict[str, torch.Tensor]:
+    """The tensors of the regressions of ``card.regressions``, fitted to what the weights find.
+
+    Raises:
+        DataError: a split cannot be read, or has no completely annotated face.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for face_set in configuration.card.regressions:
+        faces = read_face_set(data, face_set)
+        detector = Detector(
+            faces.layout, configuration.model, weights=weights, flip_test=True, shape_prior=False
+        )
+        measured = evaluate(detector, faces)
+        complete = np.isfinite(measured.truth).all(axis=(1, 2))
+        if not complete.any():
+            raise DataError(f"{faces.name} has no completely annotated face for card.regressions")
+        fitted = fit_shape_regression(
+            measured.predicted[complete], measured.truth[complete], faces.mirror
+        )
+        tensors |= correction_tensors(faces.layout, fitted)
     return tensors
 
 

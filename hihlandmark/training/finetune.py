@@ -33,6 +33,7 @@ from hihlandmark.layouts import LAYOUTS, Layout, get_layout
 from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import MODELS
 from hihlandmark.runtimes.torch_devices import has_native_bf16, resolve_device
+from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.training.checkpoint import LAST, read_average
 from hihlandmark.training.config import (
     Distillation,
@@ -54,7 +55,13 @@ from hihlandmark.training.new_head import (
     select,
 )
 from hihlandmark.training.trainer import TrainingProgress, train
-from hihlandmark.weights import LoadedModel, load_model, save_weights, shape_prior_tensors
+from hihlandmark.weights import (
+    DEFAULT_MODEL,
+    LoadedModel,
+    correction_tensors,
+    load_model,
+    save_weights,
+)
 from hihlandmark.weights.card import NAME, DataSource, Figure, LayoutDefinition, ModelCard
 
 RECORD, DRAWING, RUN, START = "finetune.json", "before-after.png", "run", "run/start"
@@ -401,16 +408,17 @@ def _make_start(
         }
     )
     temporary = out / f"{START}.part"
-    save_weights(temporary, card, network.state_dict() | _priors(loaded))
+    save_weights(temporary, card, network.state_dict() | _corrections(loaded))
     (temporary / "points.json").write_text(json.dumps(kept), encoding="utf-8")
     temporary.rename(out / START)
 
 
-def _priors(loaded: LoadedModel) -> dict[str, torch.Tensor]:
-    """The shape priors of weights, as tensors to store."""
+def _corrections(loaded: LoadedModel, without: str | None = None) -> dict[str, torch.Tensor]:
+    """The corrections of weights, as tensors to store, but for that of a layout."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, prior in loaded.shape_priors.items():
-        tensors |= shape_prior_tensors(name, prior)
+    for name, correction in loaded.corrections.items():
+        if name != without:
+            tensors |= correction_tensors(name, correction)
     return tensors
 
 
@@ -498,11 +506,34 @@ def _stage(crop_size: int, steps: int, rate: float, trained: tuple[str, ...]) ->
 
 
 def _measure(
-    weights: str | Path, model: str, layout: Layout, split: Split, device: str
+    weights: str | Path,
+    model: str,
+    layout: Layout,
+    split: Split,
+    device: str,
+    shape_prior: bool | None = None,
 ) -> Evaluation:
     """The errors of weights on the faces not trained on, with crops around their points."""
-    detector = Detector(layout, model, weights=weights, device=device, runtime="torch", refine=0)
+    detector = Detector(
+        layout,
+        model,
+        weights=weights,
+        device=device,
+        runtime="torch",
+        refine=0,
+        shape_prior=shape_prior,
+    )
     return evaluate(detector, split.val_faces)
+
+
+def _is_outdated(weights: Path, layout: Layout, split: Split, device: str) -> bool:
+    """Whether the shape regression of weights, fitted before their training, now does harm."""
+    errors = (
+        _measure(weights, DEFAULT_MODEL, layout, split, device, shape_prior).face_errors
+        for shape_prior in (True, False)
+    )
+    with_it, without = map(mean_error, errors)
+    return without < with_it
 
 
 def _write_result(
@@ -536,8 +567,14 @@ def _write_result(
             "figures": (),
         }
     )
-    state = read_average(out / RUN / LAST) | _priors(before)
+    trained = read_average(out / RUN / LAST)
+    state = trained | _corrections(before)
     path = save_weights(out, card, state)
+    if isinstance(before.corrections.get(layout.name), ShapeRegression) and _is_outdated(
+        path, layout, split, device
+    ):
+        state = trained | _corrections(before, without=layout.name)
+        path = save_weights(out, card, state)
     if layout.name in calibration:
         return path
     detector = Detector(layout, weights=path, device=device, runtime="torch")

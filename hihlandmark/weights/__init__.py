@@ -5,13 +5,13 @@ from hihlandmark.weights.files import (
     LoadedModel,
     OpenedModel,
     PackagedModel,
+    correction_tensors,
     list_models,
     load_model,
     open_model,
     read_weights,
     register_layouts,
     save_weights,
-    shape_prior_tensors,
     verify_weights,
 )
 from hihlandmark.weights.find import DEFAULT_MODEL, WeightFiles, find_weights, pull_weights
@@ -24,6 +24,7 @@ __all__ = [
     "OpenedModel",
     "PackagedModel",
     "WeightFiles",
+    "correction_tensors",
     "find_weights",
     "list_models",
     "load_model",
@@ -32,6 +33,5 @@ __all__ = [
     "read_weights",
     "register_layouts",
     "save_weights",
-    "shape_prior_tensors",
     "verify_weights",
 ]

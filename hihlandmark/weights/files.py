@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.layouts import find_or_register
 from hihlandmark.shape_prior import ShapePrior
+from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights.card import Figure, ModelCard
 from hihlandmark.weights.find import (
@@ -39,13 +40,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ShapeCorrection = ShapePrior | ShapeRegression
+_PARTS = {
+    "shape_prior": ("mean", "modes", "scales"),
+    "shape_regression": ("mean", "weights", "constant"),
+}
+"""Tensors of each kind of `ShapeCorrection`."""
+
 
 class LoadedModel(NamedTuple):
-    """A network, its card, and the shape priors stored with its weights, by name of the layout."""
+    """A network, its card, and what corrects points by each other, by name of the layout."""
 
     network: nn.Module
     card: ModelCard
-    shape_priors: dict[str, ShapePrior]
+    corrections: dict[str, ShapeCorrection]
 
 
 class OpenedModel(NamedTuple):
@@ -57,7 +65,7 @@ class OpenedModel(NamedTuple):
 
     make_network: Callable[[], nn.Module]
     card: ModelCard
-    shape_priors: dict[str, ShapePrior]
+    corrections: dict[str, ShapeCorrection]
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def load_model(
         ConfigurationError: as `find_weights`, or another layout has the name of one in the card.
     """
     opened = open_model(weights, model=model, revision=revision)
-    return LoadedModel(opened.make_network(), opened.card, opened.shape_priors)
+    return LoadedModel(opened.make_network(), opened.card, opened.corrections)
 
 
 def open_model(
@@ -121,9 +129,9 @@ def open_model(
     # Hash and tensors come from the same bytes: a file replaced in between is not read.
     content = verify_weights(files)
     register_layouts(files.card)
-    shape_priors = _read_shape_priors(content, files)
+    corrections = _read_corrections(content, files)
     logger.info("Loaded %s: %s", files.card.name, files.source)
-    return OpenedModel(partial(_make_network, files, content), files.card, shape_priors)
+    return OpenedModel(partial(_make_network, files, content), files.card, corrections)
 
 
 def register_layouts(card: ModelCard) -> None:
@@ -140,8 +148,9 @@ def _make_network(files: WeightFiles, content: bytes) -> nn.Module:
 
     state = _tensors(files, content)
     for layout in files.card.configuration["layouts"]:
-        for name in _prior_names(layout):
-            state.pop(name, None)
+        for kind in _PARTS:
+            for name in _part_names(kind, layout):
+                state.pop(name, None)
     arguments = files.card.architecture, files.card.configuration
     try:
         with torch.device("meta"):  # other shapes may need more memory than there is
@@ -205,51 +214,64 @@ def _safetensors_errors(files: WeightFiles) -> Iterator[None]:
         ) from error
 
 
-def shape_prior_tensors(layout: str, prior: ShapePrior) -> dict[str, torch.Tensor]:
-    """A layout's prior as tensors that `save_weights` stores beside those of the network."""
+def correction_tensors(layout: str, correction: ShapeCorrection) -> dict[str, torch.Tensor]:
+    """A layout's correction as tensors that `save_weights` stores beside those of the network."""
     import torch
 
-    scales = np.array([prior.noise, prior.covariance_scale])
-    parts = (prior.mean, prior.modes, scales)
-    return dict(zip(_prior_names(layout), map(torch.from_numpy, parts), strict=True))
+    if isinstance(correction, ShapePrior):
+        scales = np.array([correction.noise, correction.covariance_scale])
+        kind, parts = "shape_prior", (correction.mean, correction.modes, scales)
+    else:
+        kind = "shape_regression"
+        parts = (correction.mean, correction.weights, correction.constant)
+    return dict(zip(_part_names(kind, layout), map(torch.tensor, parts), strict=True))
 
 
-def _prior_names(layout: str) -> list[str]:
-    return [f"shape_prior.{layout}.{part}" for part in ("mean", "modes", "scales")]
+def _part_names(kind: str, layout: str) -> list[str]:
+    return [f"{kind}.{layout}.{part}" for part in _PARTS[kind]]
 
 
-def _read_shape_priors(content: bytes, files: WeightFiles) -> dict[str, ShapePrior]:
-    """The priors of `shape_prior_tensors` by layout."""
+def _read_corrections(content: bytes, files: WeightFiles) -> dict[str, ShapeCorrection]:
+    """The corrections of `correction_tensors` by layout."""
     import safetensors
 
     with _safetensors_errors(files):
         stored = dict(safetensors.deserialize(content))
-    priors = {}
+    found: dict[str, ShapeCorrection] = {}
     for layout, points in files.card.configuration["layouts"].items():
-        names = [name for name in _prior_names(layout) if name in stored]
-        try:
-            parts = [_array(stored[name]) for name in names]
-        except KeyError as error:
-            raise WeightsError(
-                f"The shape prior of {layout} in {files.source} is of type {error}; it must be one "
-                f"of {', '.join(_DTYPES)}"
-            ) from error
-        if not parts:
-            continue
-        shapes = [part.shape for part in parts]
-        count = len(parts[1]) if len(parts) == 3 else 0
-        if shapes != [(points, 2), (count, points, 2), (2,)]:
-            raise WeightsError(
-                f"The shape prior of {layout} in {files.source} has wrong shapes: {shapes}"
-            )
-        mean, modes, scales = parts
-        noise, covariance_scale = scales.tolist()
-        priors[layout] = ShapePrior(mean, modes, noise, covariance_scale)
-    return priors
+        for kind in _PARTS:
+            names = [name for name in _part_names(kind, layout) if name in stored]
+            what = f"The {kind.replace('_', ' ')} of {layout} in {files.source}"
+            try:
+                parts = [_array(stored[name]) for name in names]
+            except KeyError as error:
+                raise WeightsError(
+                    f"{what} is of type {error}; it must be one of {', '.join(_DTYPES)}"
+                ) from error
+            if parts:
+                found[layout] = _correction(kind, parts, points, what)
+    return found
+
+
+def _correction(kind: str, parts: Sequence[FloatArray], points: int, what: str) -> ShapeCorrection:
+    """The correction of a kind with its ``parts``; ``what`` begins the error's message."""
+    shapes = [part.shape for part in parts]
+    count = len(parts[1]) if len(parts) == 3 else 0
+    expected = {
+        "shape_prior": [(points, 2), (count, points, 2), (2,)],
+        "shape_regression": [(points, 2), (2 * points, 2 * points), (points, 2)],
+    }
+    if shapes != expected[kind]:
+        raise WeightsError(f"{what} has wrong shapes: {shapes}")
+    mean, second, last = parts
+    if kind == "shape_prior":
+        noise, covariance_scale = last.tolist()
+        return ShapePrior(mean, second, noise, covariance_scale)
+    return ShapeRegression(mean, second, last)
 
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-"""Types of shape priors, by safetensors' names."""
+"""Types of corrections, by safetensors' names."""
 
 
 def _array(stored: Mapping[str, Any]) -> FloatArray:

@@ -1,0 +1,106 @@
+"""Points corrected by a regression on what was annotated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hihlandmark.crop import crop_matrix, transform_points
+from hihlandmark.shape_regression import ShapeRegression, fit_shape_regression
+
+POINTS = 8
+MIRROR = np.array([1, 0, 3, 2, 4, 5, 6, 7])
+"""Points 4 to 7 lie on the middle line."""
+MEAN = np.array([[-1.2, -1], [1.2, -1], [-0.8, 1], [0.8, 1], [0, -0.5], [0, 0], [0, 0.6], [0, 1.2]])
+LONGER = np.zeros((POINTS, 2))
+LONGER[4:, 1] = [-0.4, 0, 0.2, 0.5]
+
+Floats = NDArray[np.float64]
+
+
+def faces(count: int, seed: int = 0) -> tuple[Floats, Floats]:
+    """Shapes (count, POINTS, 2) that are longer or shorter, and (count, 2, 3) where they lie."""
+    rng = np.random.default_rng(seed)
+    wide = rng.normal(0, 0.2, (count, 1, 1))
+    shapes = MEAN + wide * LONGER + rng.normal(0, 0.01, (count, POINTS, 2))
+    squares = np.stack(
+        [*rng.uniform(-1, 1, (2, count)), rng.uniform(3, 5, count), rng.uniform(-0.3, 0.3, count)],
+        axis=-1,
+    )
+    return shapes, crop_matrix(squares, 192)
+
+
+def shrunk(shapes: Floats) -> Floats:
+    """What a network finds that makes half of the length, and places all points to the left."""
+    return MEAN + (shapes - MEAN) * (1, 0.5) - (0.05, 0)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> ShapeRegression:
+    shapes, places = faces(300)
+    return fit_shape_regression(
+        transform_points(places, shrunk(shapes)), transform_points(places, shapes), MIRROR
+    )
+
+
+def test_what_the_network_makes_too_small_is_restored(fitted: ShapeRegression) -> None:
+    shapes, places = faces(50, seed=1)
+    true, found = transform_points(places, shapes), transform_points(places, shrunk(shapes))
+    covariance = np.tile(np.eye(2), (50, POINTS, 1, 1))
+    corrected, kept = fitted.correct(found, covariance, 192)
+    before, after = (np.linalg.norm(each - true, axis=-1).mean() for each in (found, corrected))
+    assert after < 0.2 * before
+    assert kept is covariance
+
+
+def test_a_face_and_its_mirror_image_differ_by_a_shift_alone(fitted: ShapeRegression) -> None:
+    shapes, _ = faces(5, seed=2)
+    found = 40 * shapes + 96
+
+    def corrections(points: Floats) -> Floats:
+        return fitted.correct(points, np.zeros((5, POINTS, 2, 2)), 192)[0] - points
+
+    mirrored = corrections(found[:, MIRROR] * (-1, 1) + (191, 0))[:, MIRROR] * (-1, 1)
+    apart = corrections(found) - mirrored
+    assert np.ptp(apart, axis=1) == pytest.approx(0, abs=1e-6)
+    assert apart.mean(axis=(0, 1)) == pytest.approx([2 * 0.05 * 40, 0], abs=0.3)
+
+
+def test_the_frame_is_upright_and_symmetric(fitted: ShapeRegression) -> None:
+    assert fitted.mean == pytest.approx(fitted.mean[MIRROR] * (-1, 1), abs=1e-9)
+    assert (fitted.mean**2).sum(axis=1).mean() == pytest.approx(1)
+
+
+def test_corrections_turn_and_grow_with_the_face(fitted: ShapeRegression) -> None:
+    shapes, _ = faces(3, seed=3)
+    covariance = np.zeros((3, POINTS, 2, 2))
+    upright, _ = fitted.correct(shapes, covariance, 192)
+    (place,) = crop_matrix(np.array([[0.3, 0.2, 5.0, 0.6]]), 192)
+    moved, _ = fitted.correct(transform_points(place, shapes), covariance, 192)
+    assert moved == pytest.approx(transform_points(place, upright), abs=1e-6)
+
+
+def test_an_unknown_point_stays_unknown_and_others_are_corrected(fitted: ShapeRegression) -> None:
+    points = 40 * faces(2, seed=4)[0] + 96
+    points[0, 3] = np.nan
+    corrected, _ = fitted.correct(points, np.zeros((2, POINTS, 2, 2)), 192)
+    assert np.isnan(corrected[0, 3]).all()
+    assert np.isfinite(np.delete(corrected.reshape(-1, 2), 3, axis=0)).all()
+
+
+def test_without_a_relation_nothing_but_the_mean_error_is_corrected() -> None:
+    shapes, _ = faces(200, seed=5)
+    noise = np.random.default_rng(6).normal(0, 0.1, shapes.shape)
+    fitted = fit_shape_regression(shapes, shapes + noise, MIRROR)
+    corrected, _ = fitted.correct(shapes, np.zeros((200, POINTS, 2, 2)), 192)
+    assert np.abs(corrected - shapes).mean() < 0.3 * np.abs(noise).mean()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_faces_are_enough(count: int) -> None:
+    shapes, places = faces(count)
+    points = transform_points(places, shapes)
+    fitted = fit_shape_regression(points, points, MIRROR)
+    corrected, _ = fitted.correct(points, np.zeros((count, POINTS, 2, 2)), 192)
+    assert corrected == pytest.approx(points, abs=0.01)
