@@ -194,7 +194,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, astronaut: NDArray[np.uin
 
 @pytest.fixture(scope="module")
 def expected(exported: Path) -> NDArray[np.float32]:
-    detector = Detector(98, refine=0, flip_test=False, device="cpu", precision="fp32")
+    detector = Detector(
+        98, refine=0, flip_test=False, shape_prior=False, device="cpu", precision="fp32"
+    )
     (face,) = detector.predict(exported / "image.jpg", boxes=[BOX], box_kind="mtcnn")
     return face.points
 
