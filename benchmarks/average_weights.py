@@ -4,7 +4,8 @@
 
 Every tensor becomes (1 - share) * START + share * END (Wortsman et al., arXiv 2109.01903). Heads
 with weights of low rank, whose factors have no common basis, are END's. The card is that of END
-without its calibrations and figures, which are to be fitted and measured again.
+without its calibrations and figures. These, and shape regressions, are to be fitted and measured
+again.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def main() -> None:
     start, end = (find_weights(str(path)) for path in arguments.weights)
     first, second = read_weights(start), read_weights(end)
     heads = tuple(name.rpartition(".")[0] + "." for name in second if name.endswith(LOW_RANK))
-    averaged = dict(second)
-    for name, tensor in second.items():
+    averaged = {n: t for n, t in second.items() if not n.startswith("shape_regression.")}
+    for name, tensor in averaged.items():
         if name in first and tensor.is_floating_point() and not name.startswith(heads):
             averaged[name] = torch.lerp(first[name].float(), tensor.float(), arguments.share)
     card = end.card.model_copy(update={"calibration": {}, "figures": ()})
