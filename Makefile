@@ -36,7 +36,7 @@ test: $(INSTALLED)
 # Without a packaged network, a server, a browser or training.
 CHECKED := $(addprefix tests/test_,$(addsuffix .py,connectors crop configuration datasets draw evaluation \
 	face heatmap image io_formats io_sources landmarker layouts losses release schedule shape_prior \
-	tables threads weights))
+	shape_regression tables threads weights))
 
 check: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not network" $(CHECKED)

@@ -5,7 +5,7 @@
 Only the head is trained, with `hihlandmark train`'s configuration hih-small-visibility and the
 sizes of the card, on faces covered by pasted occluders. Its probabilities are calibrated on the 100
 faces of 300-W that are held out of training, half of them covered: those of each layout by their
-own two numbers in the card. A head that the weights have already is replaced.
+own two numbers in the card. A head that the weights have already is trained further.
 """
 
 from __future__ import annotations
@@ -139,7 +139,11 @@ def main() -> None:
     state = {n: t for n, t in whole.items() if not is_of_visibility(n)}
     configuration = configuration_for(card, arguments.steps)
     # A head that the weights already hold is trained further.
-    initial = {n: t.float() for n, t in whole.items() if not n.startswith("shape_")}
+    initial = {
+        n: t.float()
+        for n, t in whole.items()
+        if not n.startswith(("shape_prior.", "shape_regression."))
+    }
     run = arguments.run or Path(tempfile.mkdtemp())
     summary = train(
         configuration,

@@ -107,7 +107,12 @@ def main() -> None:
     with torch.no_grad():
         for part in crops.split(AT_ONCE):
             network(normalize(part, mean, std), [])
-    state = {name: tensor.float() for name, tensor in read_weights(files).items()}
+    # Shape regressions are of what these weights find.
+    state = {
+        name: tensor.float()
+        for name, tensor in read_weights(files).items()
+        if not name.startswith("shape_regression.")
+    }
     for number, found in enumerate(moments):
         share = reduce(state, f"decimal_features.fine.{number}.", found, arguments.rank)
         print(f"level {number}: {100 * share:.1f} % of the variance is kept")

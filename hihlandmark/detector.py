@@ -181,8 +181,8 @@ class Detector:
         layout = self._network_layout
         if shape_prior and layout.name not in self._corrections:
             raise ConfigurationError(
-                f"{self.card.name} holds no shape prior of {layout.name}: leave shape_prior "
-                "at None or False"
+                f"{self.card.name} holds neither a shape regression nor a shape prior of "
+                f"{layout.name}: leave shape_prior at None or False"
             )
         self.face_detector: FaceDetector = self._upright_face_detector
         if any_rotation:

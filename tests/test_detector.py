@@ -15,6 +15,7 @@ from hihlandmark.crop import tight_boxes
 from hihlandmark.face_detection import Detections
 from hihlandmark.layouts import convert, get_layout
 from hihlandmark.runtimes.base import CropLandmarks
+from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.weights import find_weights, load_model, save_weights
 
 DetectorOf = Callable[[int], Detector]
@@ -330,6 +331,18 @@ def test_the_shape_prior_places_a_hidden_part_of_the_face(
         for detector in (plain, with_prior)
     ]
     assert errors[1].mean() < errors[0].mean()
+
+
+@pytest.mark.parametrize("layout", [98, 68, 29])
+def test_packaged_points_are_corrected_by_a_shape_regression(
+    layout: int, astronaut: Pixels, detector_of: DetectorOf
+) -> None:
+    detector = detector_of(layout)
+    assert isinstance(detector.landmarker.shape_prior, ShapeRegression)
+    (face,) = detector.predict(astronaut)
+    (plain,) = detector.with_options(shape_prior=False).predict(astronaut)
+    apart = np.linalg.norm(face.points - plain.points, axis=1) / face.interocular
+    assert 0.001 < apart.mean() < 0.03
 
 
 def test_a_missing_shape_prior_is_an_error(tmp_path: Path) -> None:

@@ -149,13 +149,16 @@ def test_known_layout_is_tuned_from_pts_files_and_the_command_resumes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shift", "kept"), [(0.0, True), (3.0, False)])
+@pytest.mark.parametrize(
+    ("shift", "held_out", "kept"), [(0.0, 10, True), (0.5, 10, False), (0.5, 3, True)]
+)
 def test_a_shape_regression_stays_unless_it_now_does_harm(
     tmp_path: Path,
     astronaut: NDArray[np.uint8],
     astronaut_points: NDArray[np.floating],
     tiny_weights: Path,
     shift: float,
+    held_out: int,
     kept: bool,
 ) -> None:
     loaded = load_model(tiny_weights)
@@ -166,7 +169,9 @@ def test_a_shape_regression_stays_unless_it_now_does_harm(
         regression = ShapeRegression(np.asarray(layout.mean_shape), zeros, constant)
         state |= correction_tensors(layout.name, regression)
     weights = save_weights(tmp_path / "weights", loaded.card, state)
-    faces = write_faces(tmp_path / "faces", astronaut, astronaut_points, 5)
+    faces = tmp_path / "faces"
+    write_faces(faces / "train", astronaut, astronaut_points, 4)
+    write_faces(faces / "val", astronaut, astronaut_points, held_out)
     result = call(faces, "--weights", weights, "--steps", 2, "--out", tmp_path / "tuned")
     assert result.exit_code == 0, result.output
     corrections = load_model(tmp_path / "tuned").corrections

@@ -97,6 +97,15 @@ def test_without_a_relation_nothing_but_the_mean_error_is_corrected() -> None:
     assert np.abs(corrected - shapes).mean() < 0.3 * np.abs(noise).mean()
 
 
+def test_what_is_no_face_and_no_faces_stay_as_they_are(fitted: ShapeRegression) -> None:
+    points = np.random.default_rng(7).uniform(0, 192, (50, POINTS, 2))
+    corrected, _ = fitted.correct(points, np.zeros((50, POINTS, 2, 2)), 192)
+    size = np.sqrt(points.var(axis=1).sum(axis=-1)).max()
+    assert np.linalg.norm(corrected - points, axis=-1).max() < size
+    assert corrected[0] == pytest.approx(points[0])
+    assert fitted.correct(points[:0], np.zeros((0, POINTS, 2, 2)), 192)[0].shape == (0, POINTS, 2)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_faces_are_enough(count: int) -> None:
     shapes, places = faces(count)

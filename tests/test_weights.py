@@ -244,7 +244,8 @@ def test_shape_regressions_travel_with_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lost", ["mean", "weights", "constant"])
 def test_a_broken_shape_regression_is_refused(tmp_path: Path, lost: str) -> None:
     whole = correction_tensors("COFW29", regression())
-    for broken in (torch.zeros(5), None):
+    nowhere = torch.full_like(whole[f"shape_regression.COFW29.{lost}"], 1e300)  # infinite when read
+    for broken in (torch.zeros(5), nowhere, None):
         tensors = {**whole, f"shape_regression.COFW29.{lost}": broken}
         kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         path = save_weights(tmp_path, card(), tiny_network().state_dict() | kept)

@@ -526,7 +526,7 @@ def _measure(
     return evaluate(detector, split.val_faces)
 
 
-def _is_outdated(weights: Path, layout: Layout, split: Split, device: str) -> bool:
+def _is_harmful(weights: Path, layout: Layout, split: Split, device: str) -> bool:
     """Whether the shape regression of weights, fitted before their training, now does harm."""
     errors = (
         _measure(weights, DEFAULT_MODEL, layout, split, device, shape_prior).face_errors
@@ -570,9 +570,8 @@ def _write_result(
     trained = read_average(out / RUN / LAST)
     state = trained | _corrections(before)
     path = save_weights(out, card, state)
-    if isinstance(before.corrections.get(layout.name), ShapeRegression) and _is_outdated(
-        path, layout, split, device
-    ):
+    has_regression = isinstance(before.corrections.get(layout.name), ShapeRegression)
+    if has_regression and not is_few and _is_harmful(path, layout, split, device):
         state = trained | _corrections(before, without=layout.name)
         path = save_weights(out, card, state)
     if layout.name in calibration:

@@ -263,6 +263,8 @@ def _correction(kind: str, parts: Sequence[FloatArray], points: int, what: str) 
     }
     if shapes != expected[kind]:
         raise WeightsError(f"{what} has wrong shapes: {shapes}")
+    if not all(np.isfinite(part).all() for part in parts):
+        raise WeightsError(f"{what} holds NaN or infinity: fetch it again")
     mean, second, last = parts
     if kind == "shape_prior":
         noise, covariance_scale = last.tolist()
