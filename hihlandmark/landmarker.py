@@ -14,8 +14,7 @@ import numpy as np
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.layouts import Layout
 from hihlandmark.runtimes.base import CropLandmarks
-from hihlandmark.shape_prior import ShapePrior
-from hihlandmark.shape_regression import ShapeRegression
+from hihlandmark.shape_regression import ShapeCorrection
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,7 @@ class Landmarker:
     layout: Layout
     crop_size: int
     flip_test: bool = False
-    shape_prior: ShapePrior | ShapeRegression | None = None
+    shape_prior: ShapeCorrection | None = None
 
     def predict(self, crops: Image) -> CropLandmarks:
         """The points of crops.

@@ -17,7 +17,7 @@ import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
 from hihlandmark.crop import invert, similarities, transform_points
-from hihlandmark.shape_prior import procrustes_mean
+from hihlandmark.shape_prior import ShapePrior, procrustes_mean
 
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties of the weights to choose from, for shapes with a root mean square distance of 1 from
@@ -68,6 +68,10 @@ class ShapeRegression:
         corrected = transform_points(invert(transform), aligned + correction)
         corrected[~known] = np.nan
         return corrected, covariance
+
+
+ShapeCorrection = ShapePrior | ShapeRegression
+"""What weights may hold to correct the points of a layout by each other."""
 
 
 def fit_shape_regression(

@@ -65,15 +65,14 @@ def export(
         },
     )
     path = save_weights(folder, card, state)
-    calibrations = _calibrations(path, configuration, data)
     if configuration.card.shapes:
-        state |= _shape_priors(configuration, data, calibrations)
+        without = _calibrations(path, configuration, data)
+        state |= _shape_priors(configuration, data, without)
         path = save_weights(folder, card, state)
-        calibrations = _calibrations(path, configuration, data)
     if configuration.card.regressions:
         state |= shape_regressions(path, configuration, data)
         path = save_weights(folder, card, state)
-        calibrations = _calibrations(path, configuration, data)
+    calibrations = _calibrations(path, configuration, data)
     return save_weights(folder, card.model_copy(update={"calibration": calibrations}), state)
 
 

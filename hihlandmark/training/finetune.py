@@ -55,13 +55,7 @@ from hihlandmark.training.new_head import (
     select,
 )
 from hihlandmark.training.trainer import TrainingProgress, train
-from hihlandmark.weights import (
-    DEFAULT_MODEL,
-    LoadedModel,
-    correction_tensors,
-    load_model,
-    save_weights,
-)
+from hihlandmark.weights import LoadedModel, correction_tensors, load_model, save_weights
 from hihlandmark.weights.card import NAME, DataSource, Figure, LayoutDefinition, ModelCard
 
 RECORD, DRAWING, RUN, START = "finetune.json", "before-after.png", "run", "run/start"
@@ -506,33 +500,20 @@ def _stage(crop_size: int, steps: int, rate: float, trained: tuple[str, ...]) ->
 
 
 def _measure(
-    weights: str | Path,
-    model: str,
-    layout: Layout,
-    split: Split,
-    device: str,
-    shape_prior: bool | None = None,
+    weights: str | Path, model: str, layout: Layout, split: Split, device: str
 ) -> Evaluation:
     """The errors of weights on the faces not trained on, with crops around their points."""
-    detector = Detector(
-        layout,
-        model,
-        weights=weights,
-        device=device,
-        runtime="torch",
-        refine=0,
-        shape_prior=shape_prior,
-    )
+    detector = Detector(layout, model, weights=weights, device=device, runtime="torch", refine=0)
     return evaluate(detector, split.val_faces)
 
 
 def _is_harmful(weights: Path, layout: Layout, split: Split, device: str) -> bool:
     """Whether the shape regression of weights, fitted before their training, now does harm."""
-    errors = (
-        _measure(weights, DEFAULT_MODEL, layout, split, device, shape_prior).face_errors
-        for shape_prior in (True, False)
+    detector = Detector(layout, weights=weights, device=device, runtime="torch", refine=0)
+    with_it, without = (
+        mean_error(evaluate(each, split.val_faces).face_errors)
+        for each in (detector, detector.with_options(shape_prior=False))
     )
-    with_it, without = map(mean_error, errors)
     return without < with_it
 
 

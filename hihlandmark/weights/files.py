@@ -22,7 +22,7 @@ from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.layouts import find_or_register
 from hihlandmark.shape_prior import ShapePrior
-from hihlandmark.shape_regression import ShapeRegression
+from hihlandmark.shape_regression import ShapeCorrection, ShapeRegression
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights.card import Figure, ModelCard
 from hihlandmark.weights.find import (
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ShapeCorrection = ShapePrior | ShapeRegression
 _PARTS = {
     "shape_prior": ("mean", "modes", "scales"),
     "shape_regression": ("mean", "weights", "constant"),
