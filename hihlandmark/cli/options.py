@@ -89,8 +89,8 @@ RuntimeOption = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    Literal["auto", "fp32", "bf16"],
-    Option("--precision", help="auto: bf16 where the hardware and the runtime have it, else fp32."),
+    Literal["auto", "fp32", "bf16", "int8"],
+    Option("--precision", help="auto: the fastest that hardware, runtime and weights have."),
 ]
 FaceDetectorOption = Annotated[
     FaceDetectorName,

@@ -25,7 +25,7 @@ from hihlandmark.runtimes.base import (
     Run,
     Runtime,
 )
-from hihlandmark.runtimes.devices import AnyDevice, has_native_bf16
+from hihlandmark.runtimes.devices import AnyDevice, has_native_bf16, has_native_int8
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.versions import version_of
 from hihlandmark.writing import write_atomically
@@ -91,24 +91,35 @@ def choose_runtime(name: str, device: AnyDevice) -> str:
     return name
 
 
-def choose_precision(precision: PrecisionChoice, runtime: str, device: AnyDevice) -> Precision:
-    """The precision of a name; "auto" takes bf16 where it is native and the runtime has it.
+def choose_precision(
+    precision: PrecisionChoice, runtime: str, device: AnyDevice, *, has_ranges: bool = False
+) -> Precision:
+    """The precision of a name; "auto" takes INT8, else bf16, if it is native and available.
 
     Args:
-        precision: "auto", "fp32" or "bf16".
+        precision: "auto", "fp32", "bf16" or "int8".
         runtime: a name in `RUNTIMES`.
         device: where it runs.
+        has_ranges: whether the weights hold the ranges that INT8 needs.
 
     Raises:
-        ConfigurationError: the runtime does not compute in the precision.
+        ConfigurationError: the runtime does not compute in the precision, or the weights hold no
+            ranges.
     """
     backend = RUNTIMES[runtime]
     if precision == "auto":
+        if "int8" in backend.precisions and has_ranges and has_native_int8(device):
+            return "int8"
         is_faster = "bf16" in backend.precisions and has_native_bf16(device)
         return "bf16" if is_faster else "fp32"
     if precision not in backend.precisions:
         raise ConfigurationError(
             f"{backend.title} computes in {' or '.join(backend.precisions)}, not in {precision!r}"
+        )
+    if precision == "int8" and not has_ranges:
+        raise ConfigurationError(
+            "precision='int8' needs weights that hold the ranges of their activations, as "
+            "hih-small does: use precision='auto'"
         )
     return precision
 
@@ -171,14 +182,17 @@ def make_runtime(
     name = choose_runtime("torch" if compiled and name == "auto" else name, device)
     if compiled and name != "torch":
         raise ConfigurationError(f"compile is for runtime 'torch', not for {name!r}")
-    precision = choose_precision(precision, name, device)
+    ranges = card.activation_ranges
+    precision = choose_precision(precision, name, device, has_ranges=bool(ranges))
     logger.info("precision: %s", precision)
 
     def make_graph() -> CropGraph:
         from hihlandmark.runtimes.graph import CropGraph, folded
+        from hihlandmark.runtimes.int8 import quantize
 
+        network = folded(make_network(), [layout])
         return CropGraph(
-            folded(make_network(), [layout]),
+            quantize(network, ranges) if precision == "int8" else network,
             [layout],
             card.normalization,
             decoding,
@@ -194,6 +208,8 @@ def make_runtime(
     # Everything that `make_graph` puts into the file.
     parts = (layout, card.normalization, decoding, card.crop.pixel_origin, card.architecture)
     key = f"{parts} {card.configuration} {card.sha256}"
+    if precision == "int8":
+        key += f" {ranges}"
     run = _converted_run(name, lambda: make_graph().on_pixels(size), key, device, precision)
     return ConvertedRuntime(name, run, precision)
 
@@ -212,7 +228,8 @@ def make_run(
         make_graph: makes the graph; called only where no earlier conversion is kept.
         key: distinguishes the graph from others in the cache of converted graphs.
         device: where it runs.
-        precision: as of `choose_precision`. Runtimes without bf16, and PyTorch, take fp32.
+        precision: as of `choose_precision`; these graphs hold no ranges for INT8. Runtimes without bf16,
+            and PyTorch, take fp32.
 
     Raises:
         ConfigurationError: the runtime is not available.

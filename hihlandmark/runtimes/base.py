@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Precision = Literal["fp32", "bf16"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "int8"]
 Outputs = list[FloatArray]
 Run = Callable[[Image], Outputs]
 """Runs a graph: pixels -> the arrays that it returns. May be called from several threads."""

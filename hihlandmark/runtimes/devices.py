@@ -22,6 +22,7 @@ _DEVICE_FILES = Path("/dev")
 _GPU_NODES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
 """Device files of NVIDIA's drivers (on PCs, on Jetson boards, in WSL) and of AMD's."""
 _BF16_FLAGS = {"amx_tile", "avx512_bf16"}
+_INT8_FLAGS = {"amx_int8", "avx512_vnni", "avx_vnni"}
 
 
 class AnyDevice(Protocol):
@@ -76,13 +77,24 @@ def resolve_device(device: str | AnyDevice = "auto") -> Device:
 
 def has_native_bf16(device: AnyDevice) -> bool:
     """Whether a device computes in bfloat16 natively: a CPU by AMX or AVX512-BF16, or a GPU."""
-    if device.type == "cpu" and "torch" not in sys.modules and (described := _processors()):
-        return any(_BF16_FLAGS & set(each.get("flags", "").split()) for each in described)
+    if device.type == "cpu" and "torch" not in sys.modules and _processors():
+        return _has_flag(_BF16_FLAGS)
     import torch
 
     from hihlandmark.runtimes import torch_devices
 
     return torch_devices.has_native_bf16(torch.device(str(device)))
+
+
+def has_native_int8(device: AnyDevice) -> bool:
+    """Whether a CPU multiplies integers of 8 bits faster than numbers of 16: by AMX or VNNI."""
+    if device.type != "cpu":
+        return False
+    if _processors():
+        return _has_flag(_INT8_FLAGS)
+    from hihlandmark.runtimes import torch_devices
+
+    return torch_devices.has_native_int8()
 
 
 def default_threads() -> int:
@@ -116,6 +128,10 @@ def _is_without_gpu() -> bool:
     return sys.platform == "linux" and not any(
         any(_DEVICE_FILES.glob(pattern)) for pattern in _GPU_NODES
     )
+
+
+def _has_flag(flags: set[str]) -> bool:
+    return any(flags & set(each.get("flags", "").split()) for each in _processors())
 
 
 @cache

@@ -14,7 +14,7 @@ import numpy as np
 from hihlandmark.arrays import Image
 from hihlandmark.errors import missing_extra
 from hihlandmark.runtimes.base import Backend, FileFormat, Outputs, PixelGraph, Precision, Run
-from hihlandmark.runtimes.devices import AnyDevice, default_threads
+from hihlandmark.runtimes.devices import CPU, AnyDevice, default_threads, has_native_bf16
 from hihlandmark.runtimes.forks import ReopenedRun, keep_for_ever
 from hihlandmark.torch_state import default_torch_state, is_forked
 
@@ -65,7 +65,8 @@ def run_openvino(
     Args:
         path: of the file.
         device: the CPU.
-        precision: "fp32" or "bf16".
+        precision: "fp32" or "bf16"; "int8" for a graph in which convolutions are quantized, of which
+            the rest is computed in bf16 where that is native, else in fp32.
         shape: of the input, where the file's is wrong; -1 for any number.
     """
 
@@ -74,8 +75,9 @@ def run_openvino(
         model = core.read_model(path)
         if shape:
             model.reshape(list(shape))
+        is_bf16 = precision == "bf16" or (precision == "int8" and has_native_bf16(CPU))
         settings = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32",
             "INFERENCE_NUM_THREADS": default_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -139,6 +141,6 @@ BACKEND = Backend(
     "OpenVINO",
     extra="openvino",
     devices=("cpu",),
-    precisions=("fp32", "bf16"),
+    precisions=("fp32", "bf16", "int8"),
     file=FileFormat("openvino", ".xml", "openvino", write_openvino, run_openvino),
 )

@@ -60,3 +60,8 @@ def has_native_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def has_native_int8() -> bool:
+    """Whether the CPU multiplies integers of 8 bits natively: by AMX or VNNI."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_vnni_supported()

@@ -251,6 +251,8 @@ class Card(_ConfigurationTable):
     regressions: tuple[TrainingSet, ...] = ()
     """Faces, without those held out, to which the `ShapeRegression` of their layout is fitted. It
     takes the place of a prior."""
+    activation_ranges: tuple[FaceSet, ...] = ()
+    """Faces, up to `export.FACES_OF_RANGES` of each set, on which the ranges for INT8 are measured."""
 
 
 class TrainingConfiguration(_ConfigurationTable):

@@ -18,6 +18,8 @@ from hihlandmark.errors import DataError
 from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.layouts import BUILT_IN, get_layout, mirror_points
 from hihlandmark.models.registry import MODELS
+from hihlandmark.runtimes.int8 import Ranges, observed_ranges
+from hihlandmark.runtimes.pytorch import TorchRuntime
 from hihlandmark.shape_prior import fit_shape_prior
 from hihlandmark.shape_regression import fit_shape_regression
 from hihlandmark.training.checkpoint import read_average
@@ -27,6 +29,9 @@ from hihlandmark.training.objectives import NORMALIZATION, decoding_of
 from hihlandmark.weights import Calibration, correction_tensors, save_weights
 from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
 
+FACES_OF_RANGES = 100
+"""Faces of a set on which the ranges of activations are measured."""
+
 
 def export(
     checkpoint: Path, configuration: TrainingConfiguration, data: Path, folder: Path
@@ -34,7 +39,8 @@ def export(
     """Write the averaged weights of a checkpoint with their model card. Returns the card's path.
 
     Scores are calibrated on the splits of ``card.calibration``; layouts without one stay
-    uncalibrated. ``card.shapes`` gives the shape priors, ``card.regressions`` the regressions.
+    uncalibrated. ``card.shapes`` gives the shape priors, ``card.regressions`` the regressions,
+    ``card.activation_ranges`` the ranges for INT8.
 
     Args:
         checkpoint: of a run.
@@ -72,6 +78,9 @@ def export(
     if configuration.card.regressions:
         state |= shape_regressions(path, configuration, data)
         path = save_weights(folder, card, state)
+    ranges = activation_ranges(path, configuration, data)
+    card = card.model_copy(update={"activation_ranges": ranges})
+    path = save_weights(folder, card, state)  # scores are calibrated in the precision of "auto"
     calibrations = _calibrations(path, configuration, data)
     return save_weights(folder, card.model_copy(update={"calibration": calibrations}), state)
 
@@ -95,6 +104,35 @@ def _calibrations(
         fitted = fit(measure_points(detector, read_face_set(data, faces)))
         calibrations[faces.of] = fitted.model_copy(update={"reference": faces.reference})
     return calibrations
+
+
+def activation_ranges(
+    weights: Path, configuration: TrainingConfiguration, data: Path
+) -> Ranges:
+    """The ranges that the network's activations have on the faces of ``card.activation_ranges``.
+
+    Raises:
+        DataError: a split cannot be read, or has no readable face.
+    """
+    found: list[Ranges] = []
+    for face_set in configuration.card.activation_ranges:
+        faces = read_face_set(data, face_set)
+        if len(faces) > FACES_OF_RANGES:
+            _, faces = faces.split(FACES_OF_RANGES)
+        detector = Detector(
+            faces.layout, configuration.model, weights=weights, runtime="torch", precision="fp32",
+            batch_size=8, flip_test=False,
+        )  # fmt: skip
+        assert isinstance(detector.runtime, TorchRuntime)
+        with observed_ranges(detector.runtime.graph.network) as ranges:
+            evaluate(detector, faces)
+        found.append(ranges)
+    names = {name for ranges in found for name in ranges}
+    extremes = {name: [each[name] for each in found if name in each] for name in names}
+    return {
+        name: (min(low for low, _ in extremes[name]), max(high for _, high in extremes[name]))
+        for name in sorted(names)
+    }
 
 
 def _shape_priors(

@@ -143,11 +143,12 @@ def turned_away(points: FloatArray) -> FloatArray:
 
     The mesh has no depth. A vertex is turned away where the triangles around it are seen from
     behind, and is behind the nose where it lies in a triangle nearer to the middle of the face.
+    Lips also fold when the mouth opens: they are hidden only where the cheek beside them is.
 
     Returns:
         (478,): 1 for hidden vertices, 0 for others, NaN near the outline.
     """
-    triangles, area, around, nearest = _triangulation()
+    triangles, area, around, nearest, beside = _triangulation()
     corners = points[triangles]
     first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     seen = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
@@ -164,6 +165,8 @@ def turned_away(points: FloatArray) -> FloatArray:
         outward = np.abs(MESH478.mean_shape[:, 0])
         in_front = outward[triangles].max(axis=1) < outward[: len(outward), None] * _NEARER
         hidden[(inside & in_front).any(axis=1)] = 1
+    lips = beside != np.arange(len(beside))
+    hidden[lips & (hidden[beside] != 1)] = hidden[beside][lips & (hidden[beside] != 1)]
     return hidden[nearest]
 
 
@@ -171,14 +174,17 @@ _BEHIND, _OUTLINE = -0.05, 0.1
 _TURNED = 0.02
 """Share of vertices seen from behind from which on the nose may hide others."""
 _INSIDE, _NEARER = 0.05, 0.7
+_MOUTH = 61, 37, 18
+"""A corner of the lips, a peak of the upper one, and the middle of the fold below the lower one."""
 
 
 @cache
-def _triangulation() -> tuple[IndexArray, FloatArray, FloatArray, IndexArray]:
+def _triangulation() -> tuple[IndexArray, FloatArray, FloatArray, IndexArray, IndexArray]:
     """Of the mean mesh, which looks to the front.
 
     Triangles (T, 3), twice their areas (T,), which of them (478, T) have a vertex, and the vertex
-    itself (478,), or for those of the irises the nearest other one.
+    itself (478,), or for those of the irises the nearest other one. Last the vertex itself (478,),
+    or for those of the lips the one beside them on the cheek, twice as far from the middle.
     """
     with missing_extra("train"):
         from scipy.spatial import Delaunay, cKDTree
@@ -199,7 +205,12 @@ def _triangulation() -> tuple[IndexArray, FloatArray, FloatArray, IndexArray]:
     around[around.sum(axis=1) == 0] = 1
     nearest = np.arange(VERTICES)
     nearest[count:] = cKDTree(shape[:count]).query(shape[count:])[1]
-    return triangles, area, around, nearest
+    corner, top, bottom = np.abs(shape[list(_MOUTH)])
+    lips = (np.abs(shape[:, 0]) <= corner[0]) & (top[1] <= shape[:, 1]) & (shape[:, 1] <= bottom[1])
+    others = np.flatnonzero(~lips[:count])
+    beside = np.arange(VERTICES)
+    beside[lips] = others[cKDTree(shape[others]).query(shape[lips] * (2, 1))[1]]
+    return triangles, area, around, nearest, beside
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,8 @@ _NUMBERS = re.compile(r"(?<=\[)\s+(?:-?[\d.e+-]+,?\s+)+(?=\])")
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 PositiveNumber = Annotated[StrictFloat, Field(ge=1e-6, le=MAX_NUMBER)]
 Number = Annotated[StrictFloat, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Low = Annotated[StrictFloat, Field(ge=-MAX_NUMBER, le=0)]
+High = Annotated[StrictFloat, Field(ge=0, le=MAX_NUMBER)]
 Probability = Annotated[StrictFloat, Field(ge=0, le=1)]
 Count = Annotated[StrictInt, Field(ge=0)]
 Knots = tuple[tuple[Probability, Probability], ...]
@@ -328,6 +330,8 @@ class ModelCard(_Part):
         calibration: by name of the layout.
         layouts: those of the predicted layouts that are not built in, by name. Loading the weights
             registers them.
+        activation_ranges: lowest and highest value of the input of convolutions by their name, for
+            INT8 (`runtimes.int8`); empty where they were not measured.
         file: name of the weights file; like its ``sha256`` empty until `save_weights` fills it.
 
     Raises:
@@ -344,6 +348,7 @@ class ModelCard(_Part):
     license: Text
     calibration: dict[str, Calibration] = {}
     figures: tuple[Figure, ...] = ()
+    activation_ranges: dict[str, tuple[Low, High]] = {}
     layouts: dict[str, LayoutDefinition] = {}
     # A name with a folder in it could lead outside of the folder of the card.
     file: Annotated[

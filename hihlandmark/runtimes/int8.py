@@ -1,0 +1,100 @@
+"""INT8 convolutions: the range of each one's input, and the rounding that runtimes recognize.
+
+A convolution whose input and weights pass through "fake quantization" (Jacob et al., arXiv
+1712.05877: rounded to 256 values, but kept as float32) is run by OpenVINO on integers of 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+Ranges = dict[str, tuple[float, float]]
+"""Lowest and highest value of the input of a convolution, by its name in a folded network."""
+
+_LEVELS = 255
+"""Steps from the lowest to the highest value of an input."""
+_LARGEST_WEIGHT = 127
+
+
+@contextmanager
+def observed_ranges(network: nn.Module) -> Iterator[Ranges]:
+    """The ranges of a network that runs in this context, filled in at its end.
+
+    They are means over the batches: the extremes of all batches are so far apart that the steps
+    between 256 values become too large.
+    """
+    seen: dict[str, list[tuple[float, float]]] = {}
+    ranges: Ranges = {}
+
+    def observe(name: str, values: torch.Tensor) -> None:
+        low, high = values.detach().float().aminmax()
+        # Zero, which is what padding adds, is always in the range.
+        seen.setdefault(name, []).append((min(low.item(), 0), max(high.item(), 0)))
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, n=name: observe(n, inputs[0]))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        yield ranges
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, extremes in seen.items():
+            low, high = np.mean(extremes, axis=0).round(4).tolist()
+            ranges[name] = low, high
+
+
+def quantize(network: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> nn.Module:
+    """Round inputs and weights of all convolutions with a range, in place; returns the network.
+
+    Inputs are rounded to 8 bits within their range, the weights of each output channel to 8 bits
+    within plus and minus their largest absolute value.
+    """
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d) and name in ranges:
+            parent, _, own = name.rpartition(".")
+            parametrize.register_parametrization(module, "weight", _RoundedWeights(module.weight))
+            setattr(
+                network.get_submodule(parent),
+                own,
+                nn.Sequential(_RoundedInput(*ranges[name]), module),
+            )
+    return network.eval()
+
+
+class _RoundedInput(nn.Module):
+    """To 256 values from ``low`` (at most 0) to ``high`` (at least 0), of which one is zero."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.step = max(high - low, 1e-6) / _LEVELS
+        self.zero = round(-low / self.step)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, 0, _LEVELS)
+
+
+class _RoundedWeights(nn.Module):
+    """To 255 values an output channel, symmetric around zero."""
+
+    steps: torch.Tensor
+    zeros: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        largest = weight.detach().abs().amax(dim=(1, 2, 3))
+        self.register_buffer("steps", largest.clamp(min=1e-6) / _LARGEST_WEIGHT)
+        self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int32))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.fake_quantize_per_channel_affine(
+            weight, self.steps, self.zeros, 0, -_LARGEST_WEIGHT, _LARGEST_WEIGHT
+        )
