@@ -34,7 +34,7 @@ def main() -> None:
     for name, tensor in averaged.items():
         if name in first and tensor.is_floating_point() and not name.startswith(heads):
             averaged[name] = torch.lerp(first[name].float(), tensor.float(), arguments.share)
-    card = end.card.model_copy(update={"calibration": {}, "figures": ()})
+    card = end.card.model_copy(update={"calibration": {}, "figures": (), "activation_ranges": {}})
     print(save_weights(arguments.out, card, averaged))
 
 

@@ -37,7 +37,7 @@ from hihlandmark.tables import Table
 from hihlandmark.weights.card import Decoder
 
 SPLITS = {"w300": "helen_test", "wflw98": "val", "cofw29": "val"}
-PRECISIONS: tuple[PrecisionChoice, ...] = ("fp32", "bf16")
+PRECISIONS: tuple[PrecisionChoice, ...] = ("fp32", "bf16", "int8")
 DECODERS: tuple[Decoder, ...] = ("argmax", "soft", "mean")
 FLIPS = (False, True)
 CROPS, IMAGES = 60, 60

@@ -37,6 +37,9 @@ AT_ONCE = 8
 DISTANCE = 1200.0
 """Millimeters from the camera to a simulated head."""
 
+DRAWS = 20
+"""Simulated shapes of each face."""
+
 MEASURES: dict[str, Callable[[list[Face]], Measurement]] = {
     "left eye openness": lambda faces: measures.eye_openness(faces).left,
     "right eye openness": lambda faces: measures.eye_openness(faces).right,
@@ -131,9 +134,11 @@ def annotated(data: Path) -> dict[str, dict[str, Any]]:
 
 def simulated(faces: list[Face], seed: int = 0) -> dict[str, Any]:
     """Coverage where found points are true points plus errors drawn from the model."""
-    truth = np.stack([face.points for face in faces])
+    truth = np.repeat([face.points for face in faces], DRAWS, axis=0)
     moved = [
-        replace(face, points=face.sample(1, seed + number)[0]) for number, face in enumerate(faces)
+        replace(face, points=points)
+        for number, face in enumerate(faces)
+        for points in face.sample(DRAWS, seed + number)
     ]
     return {"faces": len(faces), **coverage(moved, truth)}
 

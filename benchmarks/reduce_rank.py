@@ -117,7 +117,7 @@ def main() -> None:
         share = reduce(state, f"decimal_features.fine.{number}.", found, arguments.rank)
         print(f"level {number}: {100 * share:.1f} % of the variance is kept")
     sizes = {**files.card.configuration, "fine_rank": arguments.rank}
-    card = files.card.model_copy(update={"configuration": sizes})
+    card = files.card.model_copy(update={"configuration": sizes, "activation_ranges": {}})
     print(save_weights(arguments.out, card, {n: t.contiguous() for n, t in state.items()}))
 
 

@@ -1,5 +1,6 @@
 """INT8: ranges of activations, quantized convolutions, and where "auto" takes them."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ def test_ranges_are_means_of_the_extremes_of_batches_and_hold_zero() -> None:
     assert ranges["0"] == (0.0, 2.0), "observed after the end"
 
 
+def test_the_first_and_the_last_convolutions_get_no_range() -> None:
+    parts = {"heads": nn.Sequential(nn.Conv2d(4, 2, 1)), "body": nn.Conv2d(4, 4, 1)}
+    network = nn.Sequential(OrderedDict(reversed(parts.items())))
+    with observed_ranges(network) as ranges:
+        network(torch.ones(1, 4, 2, 2))
+    assert ranges.keys() == {"body"}
+
+
 def test_quantized_convolutions_round_inputs_and_weights() -> None:
     pixels = torch.rand(4, 3, 8, 8) * 2 - 1
     expected = two_convolutions()(pixels)
@@ -68,7 +77,7 @@ def test_auto_takes_int8_where_hardware_runtime_and_weights_have_it(
 
 def test_int8_that_cannot_be_is_refused_with_a_remedy() -> None:
     model = tiny_model("hih")
-    with pytest.raises(ConfigurationError, match="ranges of their activations.*'auto'"):
+    with pytest.raises(ConfigurationError, match=r"ranges of their activations.*'auto'"):
         make_runtime("openvino", lambda: model.network, "COFW29", model.card, CPU, "int8")
     with pytest.raises(ConfigurationError, match="PyTorch computes in fp32 or bf16"):
         Detector(29, runtime="torch", device="cpu", precision="int8")

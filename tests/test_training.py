@@ -120,7 +120,9 @@ def test_a_killed_run_resumes_to_the_same_weights(
 def train_in_two_processes(configuration: TrainingConfiguration, data: Path, folder: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = [sys.executable, *launch, *command(configuration, data, folder)]
-    subprocess.run(arguments, check=True, capture_output=True, env={**os.environ, **CPU})
+    environment = {**os.environ, **CPU}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.slow
@@ -481,6 +483,7 @@ def test_the_command_trains_and_its_weights_predict(
     card = {
         "license": "research only",
         "calibration": calibration,
+        "activation_ranges": [{"folder": "COFW29"}],
         key: [{"folder": "COFW29"}],
     }
     configuration = tiny(card=card, canonical_scale=1.2)
@@ -496,6 +499,7 @@ def test_the_command_trains_and_its_weights_predict(
     assert detector.card.decoding == decoding_of(configuration)
     assert detector.box_map("landmarks").scale == pytest.approx(1.4707 * 1.2 / 1.4, abs=1e-3)
     assert detector.card.calibration.keys() == {"COFW29"}
+    assert detector.card.activation_ranges
     prior = detector.landmarker.shape_prior
     assert isinstance(prior, kind)
     if isinstance(prior, ShapePrior):

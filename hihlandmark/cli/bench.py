@@ -21,7 +21,9 @@ def bench(
         list[int] | None, Option(min=1, help="Faces per batch; can be repeated.")
     ] = None,
     rounds: Annotated[int, Option(min=1, help="How often each call is measured.")] = 15,
-    bf16: Annotated[bool, Option("--bf16", help="Also bf16: slow on a CPU without it.")] = False,
+    all_precisions: Annotated[
+        bool, Option("--all-precisions", help="Also bf16 and INT8: slow on a CPU without them.")
+    ] = False,
     json_file: Annotated[
         Path | None, Option("--json", help="File for the times, with machine and versions.")
     ] = None,
@@ -36,7 +38,7 @@ def bench(
     figures = benchmark.measure(
         weights or model, get_layout(layout).name, load_image(image or options.astronaut()),
         resolve_device(device), batches=batch or (1, 8), rounds=rounds,
-        precisions=("fp32", "bf16") if bf16 else ("fp32",),
+        precisions=("fp32", "bf16", "int8") if all_precisions else ("fp32",),
     )  # fmt: skip
     print(benchmark.markdown(figures))
     if json_file:

@@ -57,7 +57,11 @@ def train(
         summary = run_training(
             chosen, data, run, device=device, initial=start, workers=workers, progress=bar
         )
-    if not PartialState().is_main_process:
+    state = PartialState()
+    # A process that leaves while another still talks to it would end both with an error.
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    if not state.is_main_process:
         return
     print(f"{counted(summary.steps, 'step')}; checkpoint: {summary.checkpoint}")
     for name, nme in summary.nme.items():

@@ -228,8 +228,8 @@ def make_run(
         make_graph: makes the graph; called only where no earlier conversion is kept.
         key: distinguishes the graph from others in the cache of converted graphs.
         device: where it runs.
-        precision: as of `choose_precision`; these graphs hold no ranges for INT8. Runtimes without bf16,
-            and PyTorch, take fp32.
+        precision: as of `choose_precision`, without ranges; fp32 where a runtime has no other, and
+            in PyTorch.
 
     Raises:
         ConfigurationError: the runtime is not available.

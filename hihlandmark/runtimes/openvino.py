@@ -65,8 +65,8 @@ def run_openvino(
     Args:
         path: of the file.
         device: the CPU.
-        precision: "fp32" or "bf16"; "int8" for a graph in which convolutions are quantized, of which
-            the rest is computed in bf16 where that is native, else in fp32.
+        precision: "fp32" or "bf16"; "int8" for a graph with quantized convolutions, whose other
+            layers are computed in bf16 where that is native, else in fp32.
         shape: of the input, where the file's is wrong; -1 for any number.
     """
 

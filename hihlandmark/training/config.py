@@ -252,7 +252,7 @@ class Card(_ConfigurationTable):
     """Faces, without those held out, to which the `ShapeRegression` of their layout is fitted. It
     takes the place of a prior."""
     activation_ranges: tuple[FaceSet, ...] = ()
-    """Faces, up to `export.FACES_OF_RANGES` of each set, on which the ranges for INT8 are measured."""
+    """Faces on which the ranges for INT8 are measured, `export.FACES_OF_RANGES` of each set."""
 
 
 class TrainingConfiguration(_ConfigurationTable):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from hihlandmark.arrays import FloatArray
 from hihlandmark.calibration.fit import fit, measure_points
@@ -106,9 +107,7 @@ def _calibrations(
     return calibrations
 
 
-def activation_ranges(
-    weights: Path, configuration: TrainingConfiguration, data: Path
-) -> Ranges:
+def activation_ranges(weights: Path, configuration: TrainingConfiguration, data: Path) -> Ranges:
     """The ranges that the network's activations have on the faces of ``card.activation_ranges``.
 
     Raises:
@@ -123,8 +122,7 @@ def activation_ranges(
             faces.layout, configuration.model, weights=weights, runtime="torch", precision="fp32",
             batch_size=8, flip_test=False,
         )  # fmt: skip
-        assert isinstance(detector.runtime, TorchRuntime)
-        with observed_ranges(detector.runtime.graph.network) as ranges:
+        with observed_ranges(network_of(detector)) as ranges:
             evaluate(detector, faces)
         found.append(ranges)
     names = {name for ranges in found for name in ranges}
@@ -133,6 +131,12 @@ def activation_ranges(
         name: (min(low for low, _ in extremes[name]), max(high for _, high in extremes[name]))
         for name in sorted(names)
     }
+
+
+def network_of(detector: Detector) -> nn.Module:
+    """The network that a detector with the runtime "torch" runs."""
+    assert isinstance(detector.runtime, TorchRuntime)
+    return detector.runtime.graph.network
 
 
 def _shape_priors(

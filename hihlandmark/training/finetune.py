@@ -32,6 +32,7 @@ from hihlandmark.evaluation.report import comparison_tile
 from hihlandmark.layouts import LAYOUTS, Layout, get_layout
 from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import MODELS
+from hihlandmark.runtimes.int8 import observed_ranges
 from hihlandmark.runtimes.torch_devices import has_native_bf16, resolve_device
 from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.training.checkpoint import LAST, read_average
@@ -46,6 +47,7 @@ from hihlandmark.training.config import (
     Validation,
 )
 from hihlandmark.training.data import select_points, usable_faces
+from hihlandmark.training.export import network_of
 from hihlandmark.training.layout_file import check_name, describe, read_layout_file
 from hihlandmark.training.new_head import (
     add_head,
@@ -558,8 +560,11 @@ def _write_result(
     if layout.name in calibration:
         return path
     detector = Detector(layout, weights=path, device=device, runtime="torch")
-    fitted = fit(measure_points(detector, split.val_faces))
-    update = {"calibration": {**calibration, layout.name: fitted}}
+    with observed_ranges(network_of(detector)) as ranges:
+        fitted = fit(measure_points(detector, split.val_faces))
+    update: dict[str, Any] = {"calibration": {**calibration, layout.name: fitted}}
+    if card.activation_ranges:
+        update["activation_ranges"] = {**card.activation_ranges, **ranges}
     return save_weights(out, card.model_copy(update=update), state)
 
 
