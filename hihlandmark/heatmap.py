@@ -44,8 +44,11 @@ WINDOW = 5
 an uncertain network spreads further."""
 MASS_RADIUS = 0.05
 """Of nested networks: the mass is the probability within this share of the crop's side."""
-MIXTURE_REACH = 2
-"""Cells farther than this from the best one have no part in the mean of ``soft``."""
+SHARPNESS = 4
+"""Power of the probabilities of cells in ``soft``. With 1, less likely cells move the points too
+far; with infinity, the best cell counts alone, as in ``argmax``."""
+MEAN_REACH = 2
+"""Cells farther than this from the best one have no part in ``soft`` and ``mean``."""
 
 
 def gaussian(centers: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
@@ -259,8 +262,9 @@ def decode_nested(
     Args:
         heatmaps: raw, in float32.
         decoder: ``argmax`` is HIH's: the best cell plus the mean of its decimal heatmap. ``soft``
-            is the mean of that and of the mean over the cells that were read. ``mean`` is the mean
-            of the integer heatmap alone, in a window around the best cell.
+            is the mean of these positions over the cells that were read and are near the best one,
+            weighed by the probabilities of the cells to the power of `SHARPNESS`. ``mean`` is the
+            mean of the integer heatmap alone, in a window around the best cell.
         stride: crop pixels a side of a cell.
         pixel_origin: offset added to a position before it is divided by the stride.
 
@@ -283,10 +287,9 @@ def decode_nested(
     if decoder == "mean":
         u = _moments(probabilities * _cells_near(corners[..., 0, :], size))[0] + 0.5
     elif decoder == "soft":
-        reach = (means - means[..., :1, :]).abs().amax(dim=-1) < MIXTURE_REACH
-        weights = p_cell * reach
-        mixture = (means * weights[..., None]).sum(dim=-2) / weights.sum(dim=-1, keepdim=True)
-        u = (u + mixture) / 2
+        reach = (means - means[..., :1, :]).abs().amax(dim=-1) < MEAN_REACH
+        weights = p_cell.pow(SHARPNESS) * reach
+        u = (means * weights[..., None]).sum(dim=-2) / weights.sum(dim=-1, keepdim=True)
 
     # Second moments of the mixture around the point.
     p_cell = p_cell / p_cell.sum(dim=-1, keepdim=True)
@@ -344,9 +347,9 @@ def _fraction(
 
 
 def _cells_near(cell: torch.Tensor, size: int) -> torch.Tensor:
-    """Maps (..., size, size) of 1 within `MIXTURE_REACH` cells of ``cell`` (..., 2), else 0."""
+    """Maps (..., size, size) of 1 within `MEAN_REACH` cells of ``cell`` (..., 2), else 0."""
     cells = torch.arange(size, device=cell.device)
-    near = (cells - cell[..., None]).abs() <= MIXTURE_REACH
+    near = (cells - cell[..., None]).abs() <= MEAN_REACH
     return (near[..., 1, :, None] & near[..., 0, None, :]).float()
 
 

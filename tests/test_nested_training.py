@@ -16,9 +16,11 @@ from hihlandmark import ConfigurationError, DataError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.heatmap import decode_heatmaps
 from hihlandmark.layouts import W300_68, WFLW98
+from hihlandmark.models.base import normalize
 from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
+from hihlandmark.training.losses import ERROR_LOSSES
 from hihlandmark.training.mesh import (
     MESH,
     fit_mesh_map,
@@ -94,6 +96,9 @@ def test_losses_that_a_nested_network_does_not_have_are_errors() -> None:
     configuration = nested(loss={"integer": "mse"})
     with pytest.raises(ConfigurationError, match="cross_entropy"):
         make_objective(configuration, build_training_network(configuration))
+    configuration = nested(loss={"point": "star"})
+    with pytest.raises(ConfigurationError, match=r"loss\.point of .* 'star'; there are smooth_l1"):
+        make_objective(configuration, build_training_network(configuration))
 
 
 def batch_of_one(points: np.ndarray, place: slice, total: int = 195) -> Batch:
@@ -119,7 +124,42 @@ def test_nested_network_learns_one_face_by_heart() -> None:
         optimizer.step()
     first, last = losses[0], losses[-1]
     assert (last[:2] < 0.9 * first[:2]).all()
-    assert first[2] == 0, "there is no teacher"
+    assert (first[2:4] == 0).all(), "there is neither a loss of points nor a teacher"
+
+
+@pytest.mark.parametrize("name", sorted(ERROR_LOSSES))
+def test_loss_of_points_is_that_of_the_decoded_points_and_trains_them(name: str) -> None:
+    torch.manual_seed(0)
+    configuration = nested(loss={"point": name, "point_weight": 1.0})
+    objective = make_objective(configuration, build_training_network(configuration)).eval()
+    batch = batch_of_one(WFLW98.mean_shape * 45 + 32, slice(0, 98))
+    batch.weights[0, 3] = 0
+    totals = objective.totals(batch)
+
+    def errors() -> torch.Tensor:
+        crops = normalize(batch.crops, objective.mean, objective.std)
+        heatmaps = objective.network(crops, ["WFLW98"])["WFLW98"].float()
+        decoded = decode_heatmaps(heatmaps, decoding_of(configuration))
+        missed = (decoded.points - batch.points[:, :98])[batch.weights[:, :98] > 0]
+        return missed.detach() * (64 / SIZE)
+
+    found = objective(batch, totals)
+    point = objective.names.index("point")
+    assert found[point].item() == pytest.approx(
+        ERROR_LOSSES[name](errors()).mean().item(), rel=1e-4
+    )
+    others = objective.loss.model_copy(update={"point_weight": 0.0})
+    without = make_objective(
+        configuration.model_copy(update={"loss": others}), objective.network
+    ).weigh(found)
+    assert (objective.weigh(found) - without).item() == pytest.approx(found[point].item(), rel=1e-4)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    before = errors().norm(dim=-1).mean()
+    for _ in range(12):
+        optimizer.zero_grad()
+        objective(batch, totals)[point].backward()
+        optimizer.step()
+    assert errors().norm(dim=-1).mean() < 0.9 * before
 
 
 def test_a_layout_counts_by_its_faces_and_not_by_its_points() -> None:
@@ -145,7 +185,8 @@ def test_a_network_is_its_own_perfect_teacher() -> None:
     def distilled(student: torch.nn.Module) -> float:
         objective = make_objective(configuration, student, teacher).eval()  # type: ignore[arg-type]
         with torch.no_grad():
-            return float(objective(batch, objective.totals(batch))[2])
+            losses = objective(batch, objective.totals(batch))
+        return float(losses[objective.names.index("distillation")])
 
     torch.manual_seed(5)
     other = build_training_network(nested(seed=5)).eval()

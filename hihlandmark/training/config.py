@@ -130,7 +130,8 @@ class Loss(_ConfigurationTable):
     decimal: str = "cross_entropy"
     """Loss of HIH's decimal heatmaps."""
     point: str = "none"
-    """Loss of the means of heatmaps; of ADNet's landmarks."""
+    """Loss of the means of heatmaps; of ADNet's landmarks; of the points that a nested network's
+    heatmaps are decoded to, one of `losses.ERROR_LOSSES`."""
     decimal_weight: float = Field(0.5, ge=0)
     point_weight: float = Field(0.0, ge=0)
     integer_sigma: float | None = Field(None, gt=0)

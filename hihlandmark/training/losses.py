@@ -245,6 +245,11 @@ def _errors(distributions: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return expected_points(distributions) - _at_least_single(truth)[0]
 
 
+ERROR_LOSSES: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "smooth_l1": smooth_l1,
+    "wing": wing,
+}
+"""The losses that need the errors (K, 2) of points alone."""
 POINT_LOSSES: Mapping[str, PointLoss] = {
     "smooth_l1": lambda maps, truth, normals: smooth_l1(_errors(maps, truth)),
     "wing": lambda maps, truth, normals: wing(_errors(maps, truth)),

@@ -8,17 +8,20 @@ import torch
 from torch import nn
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.heatmap import NESTED_INTEGER_SIGMA, encode_nested
+from hihlandmark.heatmap import NESTED_INTEGER_SIGMA, decode_nested, encode_nested
 from hihlandmark.models.base import NestedHeatmaps, normalize
-from hihlandmark.models.nested import Features, Nested, is_of_visibility
+from hihlandmark.models.nested import TOP_CELLS, Features, Nested, is_of_visibility
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
-from hihlandmark.training.objectives.base import Objective, Teacher
+from hihlandmark.training.losses import ERROR_LOSSES
+from hihlandmark.training.objectives.base import Objective, Teacher, named_loss
 from hihlandmark.weights.card import Decoding
 
 EARLY_WEIGHT = 0.5
 """Weight of the integer heatmaps of all stacks but the last."""
-LOSSES = ("integer", "decimal", "distillation", "visibility")
+POINT_CELLS = 64
+"""Losses of decoded points measure errors in cells of a map of this size, as their papers do."""
+LOSSES = ("integer", "decimal", "point", "distillation", "visibility")
 """Their names; the last one is that of networks that predict visibility."""
 VISIBILITY_WEIGHT = 0.5
 CELL_JITTER = 0.25
@@ -35,12 +38,15 @@ class NestedObjective(Objective):
     usual_integer_sigma = NESTED_INTEGER_SIGMA
 
     def __init__(self, network: Nested, loss: Loss, teacher: Teacher | None = None) -> None:
-        if (loss.integer, loss.decimal, loss.point) != ("cross_entropy", "cross_entropy", "none"):
+        if (loss.integer, loss.decimal) != ("cross_entropy", "cross_entropy"):
             raise ConfigurationError(
-                "a nested network is trained with loss.integer and loss.decimal 'cross_entropy' "
-                f"and loss.point 'none', not {loss.integer!r}, {loss.decimal!r}, {loss.point!r}"
+                "a nested network is trained with loss.integer and loss.decimal 'cross_entropy', "
+                f"not {loss.integer!r}, {loss.decimal!r}"
             )
         super().__init__(network, loss, teacher)
+        self.error_loss = None
+        if loss.point != "none":
+            self.error_loss = named_loss(ERROR_LOSSES, loss.point, "loss.point of a nested network")
         layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
         self.counts = list(layouts.values())
         self.layouts = list(layouts)
@@ -62,11 +68,12 @@ class NestedObjective(Objective):
     def weigh(self, losses: torch.Tensor) -> torch.Tensor:
         """The losses of `forward` -> the total loss."""
         distilled = self.teacher.weight if self.teacher else 0.0
-        weights = (1.0, self.loss.decimal_weight, distilled, VISIBILITY_WEIGHT)
+        point = self.loss.point_weight
+        weights = (1.0, self.loss.decimal_weight, point, distilled, VISIBILITY_WEIGHT)
         return losses @ losses.new_tensor(weights[: len(losses)])
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
-        """The losses of `names`: KL divergences from targets and teacher, and a cross-entropy."""
+        """The losses of `names`: all but those of points and visibility are KL divergences."""
         crops = normalize(batch.crops, self.mean, self.std)
         features = self._features(crops)
         count = totals[2]
@@ -76,7 +83,7 @@ class NestedObjective(Objective):
             distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
             losses += [labeled, distilled[None]]
         else:
-            losses += [torch.zeros(3, device=batch.points.device)]
+            losses += [torch.zeros(4, device=batch.points.device)]
         if len(self.names) == len(LOSSES):
             losses += [self._visibility_sum(batch, features)[None] / count.amax().clamp(min=1)]
         return torch.cat(losses)
@@ -106,13 +113,13 @@ class NestedObjective(Objective):
         return total / len(self.layouts)
 
     def _labeled_sums(self, batch: Batch, features: Features, totals: torch.Tensor) -> torch.Tensor:
-        """The losses (2,) of the integer and of the decimal heatmaps."""
+        """The losses (3,) of the integer heatmaps, the decimal ones, and the decoded points."""
         size, stride = features.decimal.shape[-1], self.network.configuration.stride
         points = batch.points.split(self.counts, dim=1)
         weights = batch.weights.split(self.counts, dim=1)
         point_total, face_total, count = totals
         shares = face_total / count.clamp(min=1) / point_total.clamp(min=1e-6)
-        labeled = torch.zeros(2, device=batch.points.device)
+        labeled = torch.zeros(3, device=batch.points.device)
         for number, layout in enumerate(self.layouts):
             # Also without a face of the layout: every process must have gradients of every head.
             faces = (weights[number] > 0).any(dim=1)
@@ -133,8 +140,39 @@ class NestedObjective(Objective):
             divergence = _kl(scores.float(), targets.decimal).sum(dim=-1)
             reachable = targets.reachable * weight[..., None] / cells.shape[-1]
             decimal = (divergence * reachable).sum()
-            labeled = labeled + shares[number] * torch.stack([integer, decimal])
+            point = torch.zeros((), device=batch.points.device)
+            if self.error_loss and layout in self.network.heads:
+                last = self.network.integer(layout, features.stacks[-1][faces])
+                point = self._point_sum(layout, last, read, known, weight)
+            labeled = labeled + shares[number] * torch.stack([integer, decimal, point])
         return labeled
+
+    def _point_sum(
+        self,
+        layout: str,
+        integer: torch.Tensor,
+        features: Features,
+        points: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """The loss of decoded points, summed with weights (N, P) over N faces.
+
+        Args:
+            layout: of the points.
+            integer: (N, P, h, h), of the last stack.
+            features: that decimals are read from.
+            points: (N, P, 2), the true ones in crop pixels.
+            weights: (N, P).
+        """
+        assert self.error_loss
+        cells = integer.flatten(2).topk(TOP_CELLS, dim=-1).indices
+        decimal = self.network.decimal(layout, features, cells)
+        stride = self.network.configuration.stride
+        heatmaps = NestedHeatmaps(integer, cells, decimal, None).float()
+        errors = decode_nested(heatmaps, stride=stride).points - points
+        taught = weights > 0
+        errors = errors[taught] * (POINT_CELLS / (integer.shape[-1] * stride))
+        return (self.error_loss(errors) * weights[taught]).sum()
 
     def _features(self, crops: torch.Tensor) -> Features:
         """Those of the network; without gradients where only heads are trained, to save time."""
