@@ -11,6 +11,7 @@ from torch import nn
 
 from hihlandmark import ConfigurationError, Detector, WeightsError, runtimes
 from hihlandmark.face_detection import make_face_detector
+from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes import choose_precision, export, make_runtime
 from hihlandmark.runtimes.base import Precision
 from hihlandmark.runtimes.devices import CPU
@@ -57,6 +58,25 @@ def test_quantized_convolutions_round_inputs_and_weights() -> None:
     clipped = quantize(two_convolutions(), {"0": (-0.5, 0.5)})
     torch.testing.assert_close(clipped(2 * pixels), clipped((2 * pixels).clamp(-0.501, 0.501)))
     assert torch.equal(clipped[0][0](torch.zeros(1)), torch.zeros(1))
+
+
+def test_ranges_of_another_network_are_an_error() -> None:
+    with pytest.raises(WeightsError, match=r"'stem\.0', are of another network.*fp32"):
+        quantize(two_convolutions(), {"stem.0": (0.0, 1.0)})
+
+
+@pytest.mark.parametrize("model", ["adnet-small", "awing-small"])
+def test_convolutions_with_two_inputs_are_left_alone(model: str) -> None:
+    network = build_model(model.removesuffix("-small"), configuration_of(model)).eval()
+    crops = torch.rand(1, 3, 256, 256)
+    with torch.inference_mode(), observed_ranges(network) as ranges:
+        expected = network(crops)
+    assert ranges
+    with torch.inference_mode():
+        found = quantize(network, ranges)(crops)
+    for layout, heatmaps in found.items():
+        assert heatmaps.integer.isfinite().all()
+        assert heatmaps.integer.shape == expected[layout].integer.shape
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,9 @@ def test_converted_networks_are_kept_for_the_next_time(
         make_runtime("openvino", lambda: model.network, "COFW29", card, CPU, decoding=decoding)
     assert len(written) == 3, "one for each set of weights and each decoding"
     assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == 3
+    monkeypatch.setattr(runtimes, "_hash_of_code", lambda: "of another version of the source")
+    make_runtime("openvino", lambda: model.network, "COFW29", model.card, CPU)
+    assert len(written) == 4, "and for each version of the code that makes graphs"
 
 
 @pytest.mark.slow
@@ -233,7 +236,7 @@ def test_decoding_is_exact_in_bf16(
     large = mixed[mixed > 64]
     rounded = torch.from_numpy(large).bfloat16().float().numpy()
     assert np.abs(large - rounded).mean() > 0.05
-    assert np.median(np.linalg.norm(mixed - exact, axis=-1)) < 0.15
+    assert np.median(np.linalg.norm(mixed - exact, axis=-1)) < 0.25
 
 
 def test_openvino_is_imported_without_telemetry(tmp_path: Path) -> None:

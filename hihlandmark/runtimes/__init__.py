@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +120,7 @@ def choose_precision(
     if precision == "int8" and not has_ranges:
         raise ConfigurationError(
             "precision='int8' needs weights that hold the ranges of their activations, as "
-            "hih-small does: use precision='auto'"
+            "hih-small does; face detectors hold none: use precision='auto'"
         )
     return precision
 
@@ -270,7 +271,7 @@ def _converted_file(
     """The file of a converted graph, written unless an earlier conversion is kept in the folder."""
     # Another release of the converter may write other files.
     versions = [version_of(name) for name in ("hihlandmark", "torch", file.package)]
-    digest = hashlib.sha256(" ".join([key, *versions]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(" ".join([key, *versions, _hash_of_code()]).encode()).hexdigest()[:16]
     path, sums = folder / f"{digest}{file.suffix}", folder / f"{digest}.sha256"
     if _is_intact(sums):
         return path
@@ -284,6 +285,19 @@ def _converted_file(
             part.replace(folder / part.name)
     write_atomically(sums, "".join(lines).encode())
     return path
+
+
+@cache
+def _hash_of_code() -> str:
+    """A hash of the source that makes the graphs: between releases, it changes without a version.
+
+    Applications that are frozen to one file have no source; there the version has to do.
+    """
+    package = Path(__file__).parents[1]
+    files = [package / "heatmap.py", *sorted((package / "models").glob("*.py"))]
+    files += [package / "runtimes" / name for name in ("graph.py", "int8.py")]
+    source = b"".join(file.read_bytes() for file in files if file.exists())
+    return hashlib.sha256(source).hexdigest()
 
 
 def _is_intact(sums: Path) -> bool:

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from hihlandmark.errors import WeightsError
+from hihlandmark.models.blocks import CoordConv
+
 Ranges = dict[str, tuple[float, float]]
 """Lowest and highest value of the input of a convolution, by its name in a folded network."""
 
@@ -42,8 +45,8 @@ def observed_ranges(network: nn.Module) -> Iterator[Ranges]:
 
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs, n=name: observe(n, inputs[0]))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and not name.startswith(UNROUNDED)
+        for name, module in _convolutions(network).items()
+        if not name.startswith(UNROUNDED)
     ]
     try:
         yield ranges
@@ -60,17 +63,31 @@ def quantize(network: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> n
 
     Inputs are rounded to 8 bits within their range, the weights of each output channel to 8 bits
     within plus and minus their largest absolute value.
+
+    Raises:
+        WeightsError: there are ranges, but none of a convolution of the network.
     """
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d) and name in ranges:
-            parent, _, own = name.rpartition(".")
-            parametrize.register_parametrization(module, "weight", _RoundedWeights(module.weight))
-            setattr(
-                network.get_submodule(parent),
-                own,
-                nn.Sequential(_RoundedInput(*ranges[name]), module),
-            )
+    found = {name: each for name, each in _convolutions(network).items() if name in ranges}
+    if ranges and not found:
+        raise WeightsError(
+            f"the card's activation_ranges, such as {min(ranges)!r}, are of another network: "
+            "measure them with benchmarks/fit_activation_ranges.py, or use precision='fp32'"
+        )
+    for name, module in found.items():
+        parent, _, own = name.rpartition(".")
+        parametrize.register_parametrization(module, "weight", _RoundedWeights(module.weight))
+        rounded = nn.Sequential(_RoundedInput(*ranges[name]), module)
+        setattr(network.get_submodule(parent), own, rounded)
     return network.eval()
+
+
+def _convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
+    """Those that can be rounded, by name: `CoordConv` may have two inputs."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and not isinstance(module, CoordConv)
+    }
 
 
 class _RoundedInput(nn.Module):

@@ -557,12 +557,12 @@ def _write_result(
     if has_regression and not is_few and _is_harmful(path, layout, split, device):
         state = trained | _corrections(before, without=layout.name)
         path = save_weights(out, card, state)
-    if layout.name in calibration:
-        return path
     detector = Detector(layout, weights=path, device=device, runtime="torch")
     with observed_ranges(network_of(detector)) as ranges:
-        fitted = fit(measure_points(detector, split.val_faces))
-    update: dict[str, Any] = {"calibration": {**calibration, layout.name: fitted}}
+        measured = measure_points(detector, split.val_faces)
+    update: dict[str, Any] = {}
+    if layout.name not in calibration:
+        update["calibration"] = {**calibration, layout.name: fit(measured)}
     if card.activation_ranges:
         update["activation_ranges"] = {**card.activation_ranges, **ranges}
     return save_weights(out, card.model_copy(update=update), state)

@@ -427,7 +427,7 @@ class ModelCard(_Part):
 
     def to_json(self) -> str:
         """The card as indented JSON, as `from_json` reads it."""
-        excluded = None if self.layouts else {"layouts"}
+        excluded = {name for name in ("activation_ranges", "layouts") if not getattr(self, name)}
         values = {"schema": SCHEMA, **self.model_dump(mode="json", exclude=excluded)}
         text = json.dumps(values, indent=2, ensure_ascii=False)
         # Lists of numbers on one line: the loadings of a correlation are thousands.
