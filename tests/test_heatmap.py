@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hihlandmark import heatmap
 from hihlandmark.heatmap import decode_nested, encode_nested, to_distributions
-from hihlandmark.models.base import NestedHeatmaps
+from hihlandmark.models.base import DECIMAL_EXTENT, DECIMAL_MARGIN, NestedHeatmaps
 from hihlandmark.weights.card import Decoder
 
 STRIDE, CELLS, BINS = 4, 64, 8
@@ -214,6 +214,20 @@ def test_nested_covariance_and_mass_show_two_candidates() -> None:
     assert 0.5 < found.mass.item() < 0.7
     assert found.covariance[0, 0, 0, 0].item() == pytest.approx(0.4 * 70**2, rel=0.1)
     assert found.covariance[0, 0, 1, 1].item() < 5
+
+
+def test_soft_weighs_near_cells_by_the_fourth_power_of_their_probabilities() -> None:
+    cells = torch.tensor([[[10 * NESTED_CELLS + 10, 10 * NESTED_CELLS + 11]]])
+    integer = torch.full((1, 1, NESTED_CELLS**2), -30.0)
+    integer[0, 0, cells[0, 0]] = torch.tensor([0.6, 0.4]).log()
+    # In each cell the first bin of its own: 8 pixels apart.
+    decimal = torch.full((1, 1, 2, 2, DECIMAL_EXTENT), -30.0)
+    decimal[..., DECIMAL_MARGIN] = 0
+    heatmaps = NestedHeatmaps(integer.view(1, 1, NESTED_CELLS, NESTED_CELLS), cells, decimal, None)
+    best = decode_nested(heatmaps, "argmax", stride=NESTED_STRIDE).points
+    found = decode_nested(heatmaps, "soft", stride=NESTED_STRIDE).points
+    share = 0.4**4 / (0.6**4 + 0.4**4)
+    torch.testing.assert_close(found - best, torch.tensor([[[8 * share, 0.0]]]))
 
 
 def test_decimals_reach_beyond_their_cell() -> None:

@@ -557,6 +557,8 @@ def _write_result(
     if has_regression and not is_few and _is_harmful(path, layout, split, device):
         state = trained | _corrections(before, without=layout.name)
         path = save_weights(out, card, state)
+    if layout.name in calibration and not card.activation_ranges:
+        return path
     detector = Detector(layout, weights=path, device=device, runtime="torch")
     with observed_ranges(network_of(detector)) as ranges:
         measured = measure_points(detector, split.val_faces)

@@ -10,7 +10,7 @@ from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.base import normalize
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
-from hihlandmark.training.losses import ACTIVATION
+from hihlandmark.training.losses import ACTIVATION, POINT_LOSSES
 from hihlandmark.training.objectives.base import LineObjective, Teacher, point_loss_of
 from hihlandmark.weights.card import Decoding
 
@@ -29,7 +29,7 @@ class ADNetObjective(LineObjective):
 
     def __init__(self, network: ADNet, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)
-        point_loss = point_loss_of(loss)
+        point_loss = point_loss_of(loss, POINT_LOSSES)
         if point_loss is None:
             raise ConfigurationError(
                 "adnet is trained on landmarks: set loss.point, such as anisotropic_direction"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -15,8 +15,10 @@ from hihlandmark.layouts import Contour, get_layout
 from hihlandmark.models.base import AnyHeatmaps, Heatmaps, LandmarkNetwork, NestedHeatmaps
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
-from hihlandmark.training.losses import HEATMAP_LOSSES, POINT_LOSSES, PointLoss, contour_normals
+from hihlandmark.training.losses import HEATMAP_LOSSES, contour_normals
 from hihlandmark.weights.card import IMAGENET_MEAN, IMAGENET_STD, Decoding, Normalization
+
+PointFunction = TypeVar("PointFunction")
 
 PIECES = 6
 """Straight pieces between two points of a line. On COFW, whose points are furthest apart, they
@@ -248,9 +250,11 @@ class LineMaps(nn.Module):
         return maps.amax(dim=1, keepdim=True) if self.merged else maps
 
 
-def point_loss_of(loss: Loss) -> PointLoss | None:
-    """The point loss of a configuration. Raises `ConfigurationError` for an unknown one."""
-    return None if loss.point == "none" else named_loss(POINT_LOSSES, loss.point, "loss.point")
+def point_loss_of(
+    loss: Loss, table: Mapping[str, PointFunction], key: str = "loss.point"
+) -> PointFunction | None:
+    """The point loss of a configuration; arguments and errors as of `named_loss`."""
+    return None if loss.point == "none" else named_loss(table, loss.point, key)
 
 
 def named_loss(table: Mapping[str, Any], name: str, key: str) -> Any:

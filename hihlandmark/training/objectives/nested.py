@@ -14,7 +14,7 @@ from hihlandmark.models.nested import TOP_CELLS, Features, Nested, is_of_visibil
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ERROR_LOSSES
-from hihlandmark.training.objectives.base import Objective, Teacher, named_loss
+from hihlandmark.training.objectives.base import Objective, Teacher, point_loss_of
 from hihlandmark.weights.card import Decoding
 
 EARLY_WEIGHT = 0.5
@@ -44,9 +44,7 @@ class NestedObjective(Objective):
                 f"not {loss.integer!r}, {loss.decimal!r}"
             )
         super().__init__(network, loss, teacher)
-        self.error_loss = None
-        if loss.point != "none":
-            self.error_loss = named_loss(ERROR_LOSSES, loss.point, "loss.point of a nested network")
+        self.error_loss = point_loss_of(loss, ERROR_LOSSES, "loss.point of a nested network")
         layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
         self.counts = list(layouts.values())
         self.layouts = list(layouts)
@@ -83,7 +81,7 @@ class NestedObjective(Objective):
             distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
             losses += [labeled, distilled[None]]
         else:
-            losses += [torch.zeros(4, device=batch.points.device)]
+            losses += [torch.zeros(len(LOSSES) - 1, device=batch.points.device)]
         if len(self.names) == len(LOSSES):
             losses += [self._visibility_sum(batch, features)[None] / count.amax().clamp(min=1)]
         return torch.cat(losses)
@@ -136,14 +134,14 @@ class NestedObjective(Objective):
                 is_last = stack == len(features.stacks) - 1
                 integer = integer + (1 if is_last else EARLY_WEIGHT) * (divergence * weight).sum()
             read = features._replace(decimal=features.decimal[faces])
-            scores = self.network.decimal(layout, read, cells)
-            divergence = _kl(scores.float(), targets.decimal).sum(dim=-1)
+            decimals = self.network.decimal(layout, read, cells)
+            divergence = _kl(decimals.float(), targets.decimal).sum(dim=-1)
             reachable = targets.reachable * weight[..., None] / cells.shape[-1]
             decimal = (divergence * reachable).sum()
             point = torch.zeros((), device=batch.points.device)
             if self.error_loss and layout in self.network.heads:
-                last = self.network.integer(layout, features.stacks[-1][faces])
-                point = self._point_sum(layout, last, read, known, weight)
+                # The scores are those of the last stack.
+                point = self._point_sum(layout, scores, read, known, weight)
             labeled = labeled + shares[number] * torch.stack([integer, decimal, point])
         return labeled
 
