@@ -20,7 +20,7 @@ from hihlandmark.models.base import normalize
 from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
-from hihlandmark.training.losses import ERROR_LOSSES
+from hihlandmark.training.losses import ERROR_LOSSES, smooth_l1
 from hihlandmark.training.mesh import (
     MESH,
     fit_mesh_map,
@@ -29,7 +29,7 @@ from hihlandmark.training.mesh import (
     read_mesh,
 )
 from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
-from hihlandmark.training.objectives.nested import training_cells
+from hihlandmark.training.objectives.nested import moved_crops, training_cells
 from hihlandmark.training.schedule import Plan
 from hihlandmark.training.trainer import (
     _Trainer,
@@ -124,7 +124,7 @@ def test_nested_network_learns_one_face_by_heart() -> None:
         optimizer.step()
     first, last = losses[0], losses[-1]
     assert (last[:2] < 0.9 * first[:2]).all()
-    assert (first[2:4] == 0).all(), "there is neither a loss of points nor a teacher"
+    assert (first[2:5] == 0).all(), "there is no loss of points or consistency, and no teacher"
 
 
 @pytest.mark.parametrize("name", sorted(ERROR_LOSSES))
@@ -160,6 +160,56 @@ def test_loss_of_points_is_that_of_the_decoded_points_and_trains_them(name: str)
         objective(batch, totals)[point].backward()
         optimizer.step()
     assert errors().norm(dim=-1).mean() < 0.9 * before
+
+
+def test_loss_of_consistency_draws_points_of_moved_crops_together() -> None:
+    torch.manual_seed(0)
+    configuration = nested(loss={"consistency_weight": 2.0})
+    objective = make_objective(configuration, build_training_network(configuration)).eval()
+    batch = batch_of_one(WFLW98.mean_shape * 45 + 32, slice(0, 98))
+    batch.crops.random_(0, 256)
+    totals, consistency = objective.totals(batch), objective.names.index("consistency")
+
+    def strayed() -> torch.Tensor:
+        """The distances in cells of 64 of the points of all layouts, smoothed below 0.05 cells."""
+        crops = normalize(batch.crops, objective.mean, objective.std)
+        moved, matrices = moved_crops(crops)
+        losses = []
+        for layout in ("WFLW98", "W300_68", "COFW29"):
+            here, there = (
+                decode_heatmaps(
+                    objective.network(each, [layout])[layout].float(), decoding_of(configuration)
+                ).points
+                for each in (crops, moved)
+            )
+            places = torch.cat([(2 * there + 1) / SIZE - 1, torch.ones_like(there[..., :1])], dim=2)
+            expected = ((places @ matrices.mT + 1) * SIZE - 1) / 2
+            losses.append(smooth_l1((here - expected)[0] * (64 / SIZE), 0.05).mean())
+        return torch.stack(losses).mean()
+
+    first = objective(batch, totals)
+    assert first[consistency].item() == pytest.approx(strayed().item(), rel=1e-3)
+    weights = torch.tensor([1, 0.5, 0, 0, 2.0])
+    torch.testing.assert_close(objective.weigh(first), first @ weights)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        objective(batch, totals)[consistency].backward()
+        optimizer.step()
+    assert strayed() < 0.5 * first[consistency]
+
+
+def test_places_in_moved_crops_are_mapped_to_those_in_the_crops() -> None:
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    centers = torch.tensor([[20.0, 41.0], [33.0, 25.0], [45.0, 45.0]])
+    blobs = torch.stack([(-((columns - x) ** 2 + (rows - y) ** 2) / 8).exp() for x, y in centers])
+    moved, matrices = moved_crops(blobs[:, None].expand(-1, 3, -1, -1))
+    moved = moved[:, 0] / moved[:, 0].sum(dim=(1, 2), keepdim=True)
+    found = torch.stack([(moved * columns).sum(dim=(1, 2)), (moved * rows).sum(dim=(1, 2))], dim=1)
+    places = torch.cat([(2 * found + 1) / 64 - 1, torch.ones(3, 1)], dim=1)
+    there = ((matrices @ places[..., None])[..., 0] + 1) * 32 - 0.5
+    torch.testing.assert_close(there, centers, atol=0.05, rtol=0)
+    assert ((found - centers).norm(dim=1) > 0.1).all(), "they must have moved"
 
 
 def test_a_layout_counts_by_its_faces_and_not_by_its_points() -> None:

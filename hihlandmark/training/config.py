@@ -134,6 +134,9 @@ class Loss(_ConfigurationTable):
     heatmaps are decoded to, one of `losses.ERROR_LOSSES`."""
     decimal_weight: float = Field(0.5, ge=0)
     point_weight: float = Field(0.0, ge=0)
+    consistency_weight: float = Field(0.0, ge=0)
+    """Weight of the distance between the points that a nested network finds in a crop and in the
+    same crop moved a little, for steadier points in videos; 0: the moved crops are not run."""
     integer_sigma: float | None = Field(None, gt=0)
     """Standard deviation of the integer target in cells; None: 0.7 for nested networks, whose cells
     are larger, 1.25 for others. The paper uses 1.5 with MSE."""

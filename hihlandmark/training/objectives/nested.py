@@ -13,7 +13,7 @@ from hihlandmark.models.base import NestedHeatmaps, normalize
 from hihlandmark.models.nested import TOP_CELLS, Features, Nested, is_of_visibility
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
-from hihlandmark.training.losses import ERROR_LOSSES
+from hihlandmark.training.losses import ERROR_LOSSES, smooth_l1
 from hihlandmark.training.objectives.base import Objective, Teacher, point_loss_of
 from hihlandmark.weights.card import Decoding
 
@@ -21,11 +21,16 @@ EARLY_WEIGHT = 0.5
 """Weight of the integer heatmaps of all stacks but the last."""
 POINT_CELLS = 64
 """Losses of decoded points measure errors in cells of a map of this size, as their papers do."""
-LOSSES = ("integer", "decimal", "point", "distillation", "visibility")
+LOSSES = ("integer", "decimal", "point", "distillation", "consistency", "visibility")
 """Their names; the last one is that of networks that predict visibility."""
 VISIBILITY_WEIGHT = 0.5
 CELL_JITTER = 0.25
 """The second cell of a point is that of the point moved by up to this many cells."""
+MOVED = (0.03, 0.05, 0.03)
+"""How far crops are moved for the loss of consistency, at most: by which part of their side, by
+which angle in radians, and by which factor less 1 they grow."""
+CONSISTENT_BELOW = 0.05
+"""Distance in cells below which the loss of consistency is quadratic."""
 
 
 class NestedObjective(Objective):
@@ -67,11 +72,12 @@ class NestedObjective(Objective):
         """The losses of `forward` -> the total loss."""
         distilled = self.teacher.weight if self.teacher else 0.0
         point = self.loss.point_weight
-        weights = (1.0, self.loss.decimal_weight, point, distilled, VISIBILITY_WEIGHT)
+        consistent = self.loss.consistency_weight
+        weights = (1.0, self.loss.decimal_weight, point, distilled, consistent, VISIBILITY_WEIGHT)
         return losses @ losses.new_tensor(weights[: len(losses)])
 
     def forward(self, batch: Batch, totals: torch.Tensor) -> torch.Tensor:
-        """The losses of `names`: all but those of points and visibility are KL divergences."""
+        """The losses of `names`: KL divergences, distances in cells, and that of visibility."""
         crops = normalize(batch.crops, self.mean, self.std)
         features = self._features(crops)
         count = totals[2]
@@ -79,7 +85,8 @@ class NestedObjective(Objective):
         if self._trains(lambda name: not is_of_visibility(name)):
             labeled = self._labeled_sums(batch, features, totals)
             distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
-            losses += [labeled, distilled[None]]
+            consistent = self._consistency_sum(crops, features) / count.amax().clamp(min=1)
+            losses += [labeled, distilled[None], consistent[None]]
         else:
             losses += [torch.zeros(len(LOSSES) - 1, device=batch.points.device)]
         if len(self.names) == len(LOSSES):
@@ -163,14 +170,40 @@ class NestedObjective(Objective):
             weights: (N, P).
         """
         assert self.error_loss
+        side = integer.shape[-1] * self.network.configuration.stride
+        errors = self._decoded(layout, integer, features) - points
+        taught = weights > 0
+        return (self.error_loss(errors[taught] * (POINT_CELLS / side)) * weights[taught]).sum()
+
+    def _decoded(self, layout: str, integer: torch.Tensor, features: Features) -> torch.Tensor:
+        """The points (N, P, 2) in crop pixels of integer heatmaps (N, P, h, h) and features."""
         cells = integer.flatten(2).topk(TOP_CELLS, dim=-1).indices
         decimal = self.network.decimal(layout, features, cells)
-        stride = self.network.configuration.stride
         heatmaps = NestedHeatmaps(integer, cells, decimal, None).float()
-        errors = decode_nested(heatmaps, stride=stride).points - points
-        taught = weights > 0
-        errors = errors[taught] * (POINT_CELLS / (integer.shape[-1] * stride))
-        return (self.error_loss(errors) * weights[taught]).sum()
+        return decode_nested(heatmaps, stride=self.network.configuration.stride).points
+
+    def _consistency_sum(self, crops: torch.Tensor, features: Features) -> torch.Tensor:
+        """How far points stray when crops are moved: a mean over points, summed over faces.
+
+        Every second crop is moved, to save time.
+        """
+        if not self.loss.consistency_weight:
+            return torch.zeros((), device=crops.device)
+        moved, matrices = moved_crops(crops[::2])
+        there = self._features(moved)
+        here = Features([maps[::2] for maps in features.stacks], features.decimal[::2])
+        losses = []
+        for layout in self.network.heads:
+            expected = self._places(layout, there) @ matrices[:, :, :2].mT
+            strayed = self._places(layout, here) - expected - matrices[:, None, :, 2]
+            losses.append(smooth_l1(strayed.flatten(0, 1) * (POINT_CELLS / 2), CONSISTENT_BELOW))
+        return torch.stack([each.mean() for each in losses]).mean() * len(crops)
+
+    def _places(self, layout: str, features: Features) -> torch.Tensor:
+        """The points (N, P, 2) that are found, from -1 to 1 over the crop."""
+        integer = self.network.integer(layout, features.stacks[-1])
+        side = integer.shape[-1] * self.network.configuration.stride
+        return (2 * self._decoded(layout, integer, features) + 1) / side - 1
 
     def _features(self, crops: torch.Tensor) -> Features:
         """Those of the network; without gradients where only heads are trained, to save time."""
@@ -219,6 +252,23 @@ def training_cells(points: torch.Tensor, size: int, stride: int) -> torch.Tensor
     jitter = ((u * 997) % 1 * 2 - 1) * CELL_JITTER
     cells = torch.stack([u, u + jitter], dim=2).floor().clamp(0, size - 1).long()
     return cells[..., 1] * size + cells[..., 0]
+
+
+def moved_crops(crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops (N, 3, S, S) moved a little, and the maps (N, 2, 3) from their places to the crops'.
+
+    Places run from -1 to 1. The motion is taken from the later digits of the mean brightness, so
+    that a resumed run repeats it.
+    """
+    digits = crops.new_tensor([997.0, 4999.0, 9973.0, 19997.0])
+    uniform = (crops.mean(dim=(1, 2, 3))[:, None] * digits) % 1 * 2 - 1
+    shift, angle, growth = MOVED
+    scale = 1 + growth * uniform[:, 0]
+    cosine, sine = scale * (angle * uniform[:, 1]).cos(), scale * (angle * uniform[:, 1]).sin()
+    rows = [cosine, -sine, 2 * shift * uniform[:, 2], sine, cosine, 2 * shift * uniform[:, 3]]
+    matrices = torch.stack(rows, dim=1).view(-1, 2, 3)
+    grid = nn.functional.affine_grid(matrices, list(crops.shape), align_corners=False)
+    return nn.functional.grid_sample(crops, grid, align_corners=False), matrices
 
 
 def _kl(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
