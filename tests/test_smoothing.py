@@ -34,11 +34,14 @@ def test_posterior_covariance_of_the_smoother_holds() -> None:
 
 
 def test_filter_keeps_the_shared_error_and_averages_the_rest() -> None:
-    one_euro = OneEuroFilter()
+    one_euro, variances = OneEuroFilter(), []
     for time, points in zip(TIMES, measured(0)[1], strict=True):
         one_euro(time, points, COVARIANCE[0], 100.0)
-    variance = one_euro.covariance[:, 0, 0]
-    assert ((variance > 0.9) & (variance < 1.3)).all()
+        variances.append(one_euro.covariance[:, 0, 0])
+    variance = np.array(variances[COUNT // 2 :])
+    # Of the variance of 1, 0.09 is independent from frame to frame.
+    assert 0.91 < np.median(variance) < 0.94
+    assert 0.91 < variance.mean() < 1.1
 
 
 def test_lag_in_motion_is_part_of_the_filters_covariance() -> None:

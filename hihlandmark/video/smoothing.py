@@ -38,9 +38,9 @@ class OneEuroFilter:
 
     def __init__(
         self,
-        min_cutoff: float = 1.0,
-        beta: float = 8.0,
-        derivative_cutoff: float = 2.0,
+        min_cutoff: float = 0.5,
+        beta: float = 8.5,
+        derivative_cutoff: float = 3.0,
         *,
         by_covariance: bool = True,
         jitter: float = JITTER,
