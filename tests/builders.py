@@ -214,6 +214,9 @@ def tiny_model(architecture: str) -> LoadedModel:
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    for name, parameter in network.named_parameters():
+        if name.endswith("visibility.bias"):
+            torch.nn.init.normal_(parameter)
     card = ModelCard(
         name=f"{architecture}-tiny",
         architecture=architecture,
