@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import subprocess
@@ -33,9 +34,12 @@ from hihlandmark.runtimes import (
     make_runtime,
     register_runtime,
 )
+from hihlandmark.runtimes import openvino as openvino_runtime
+from hihlandmark.runtimes.base import Outputs, Run
 from hihlandmark.runtimes.graph import CropGraph, PixelGraph, folded
+from hihlandmark.runtimes.kept import hash_of
 from hihlandmark.runtimes.onnxruntime import provider_of
-from hihlandmark.runtimes.openvino import write_openvino
+from hihlandmark.runtimes.openvino import FixedBatches, run_openvino, write_openvino
 from hihlandmark.runtimes.pytorch import TorchRuntime
 from hihlandmark.versions import version_of
 from hihlandmark.weights import LoadedModel, load_model, save_weights
@@ -174,15 +178,71 @@ def test_a_damaged_conversion_is_converted_again(
         ).points
 
     expected = points()
-    for suffix in (".bin", ".xml", ".sha256"):
-        (path,) = tmp_path.glob(f"*{suffix}")
+    files = sorted(tmp_path.iterdir())
+    # The conversion and the compiled network, each with its sums.
+    assert sorted(path.suffix for path in files) == [".bin", ".blob", ".sha256", ".sha256", ".xml"]
+    for path in files:
         content = path.read_bytes()
         path.unlink()  # the runtime has mapped it: not in place
         if damage != "deleted":
             half = len(content) // 2
             path.write_bytes(b"" if damage == "emptied" else content[:half] + bytes(half))
         np.testing.assert_array_equal(points(), expected)
-        assert len(list(tmp_path.iterdir())) == 3
+        assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_compiled_network_that_cannot_be_read_or_kept_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    path, crops = tmp_path / "network.xml", some_crops(2)
+    write_openvino(graph_of(tiny_model("hih")).on_pixels(CROP_SIZE), path)
+    (expected, *_) = run_openvino(path, CPU, keeps=True)(crops)
+    (kept,) = tmp_path.glob("*.blob")
+    kept.unlink()
+    kept.write_bytes(b"of another release")
+    (sums,) = tmp_path.glob("*.sha256")
+    sums.write_text(f"{hash_of(kept)}  {kept.name}\n")
+    np.testing.assert_array_equal(run_openvino(path, CPU, keeps=True)(crops)[0], expected)
+
+    def full(*arguments: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(openvino_runtime, "kept_file", full)
+    np.testing.assert_array_equal(run_openvino(path, CPU, keeps=True)(crops)[0], expected)
+    assert "No space left" in caplog.text
+
+
+def test_batches_of_any_size_are_run_as_batches_of_few_sizes() -> None:
+    opened: list[int] = []
+
+    def open_size(size: int) -> Run:
+        opened.append(size)
+
+        def run(pixels: Image) -> Outputs:
+            assert len(pixels) == size
+            return [pixels[:, 0] * 2.0, pixels[:, 1] + 1.0]
+
+        return run
+
+    batches = FixedBatches(open_size)
+    random = np.random.default_rng(0)
+
+    def check(count: int) -> None:
+        pixels = random.integers(0, 256, (count, 2, 3), dtype=np.uint8)
+        doubled, increased = batches(pixels)
+        np.testing.assert_array_equal(doubled, pixels[:, 0] * 2.0)
+        np.testing.assert_array_equal(increased, pixels[:, 1] + 1.0)
+
+    for count in (3, 1, 0, 8, 5):
+        check(count)
+    assert opened == [2], "the first batch opens one size, which serves all"
+    for _ in range(FixedBatches.WORTH_OPENING):
+        check(7)
+    assert opened == [2, 1, 4]
+    for _ in range(FixedBatches.WORTH_OPENING):
+        check(6)
+    assert opened == [2, 1, 4]
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])

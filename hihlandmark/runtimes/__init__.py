@@ -5,7 +5,6 @@ A runtime is a file in this folder and a row of `RUNTIMES`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
@@ -27,9 +26,9 @@ from hihlandmark.runtimes.base import (
     Runtime,
 )
 from hihlandmark.runtimes.devices import AnyDevice, has_native_bf16, has_native_int8
+from hihlandmark.runtimes.kept import hash_of, kept_file
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.versions import version_of
-from hihlandmark.writing import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,7 +257,8 @@ def _converted_run(
         raise ConfigurationError(f"runtime {name!r} reads no files: its row states none")
     folder = _cache_folder(file.package)
     if folder is not None:
-        return file.run(_converted_file(file, make_graph, key, folder), device, precision)
+        path = _converted_file(file, make_graph, key, folder)
+        return file.run(path, device, precision, keeps=True)
     # Windows does not remove a file that is in use.
     with tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as name:
         path = _converted_file(file, make_graph, key, Path(name))
@@ -269,22 +269,15 @@ def _converted_file(
     file: FileFormat, make_graph: Callable[[], PixelGraph], key: str, folder: Path
 ) -> Path:
     """The file of a converted graph, written unless an earlier conversion is kept in the folder."""
+
+    def write(path: Path) -> None:
+        logger.info("converting the network for %s, once: %s", file.package, folder / path.name)
+        with default_torch_state():
+            file.write(make_graph(), path)
+
     # Another release of the converter may write other files.
     versions = [version_of(name) for name in ("hihlandmark", "torch", file.package)]
-    digest = hashlib.sha256(" ".join([key, *versions, _hash_of_code()]).encode()).hexdigest()[:16]
-    path, sums = folder / f"{digest}{file.suffix}", folder / f"{digest}.sha256"
-    if _is_intact(sums):
-        return path
-    logger.info("converting the network for %s, once: %s", file.package, path)
-    # Under another name until it is complete: another process may look for it, or kill this one.
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, default_torch_state():
-        file.write(make_graph(), Path(temporary) / path.name)
-        parts = sorted(Path(temporary).iterdir())
-        lines = [f"{hash_of(part)}  {part.name}\n" for part in parts]
-        for part in parts:
-            part.replace(folder / part.name)
-    write_atomically(sums, "".join(lines).encode())
-    return path
+    return kept_file(folder, file.suffix, " ".join([key, *versions, _hash_of_code()]), write)
 
 
 @cache
@@ -297,20 +290,6 @@ def _hash_of_code() -> str:
     files = [package / "heatmap.py", *sorted((package / "models").glob("*.py"))]
     files += [package / "runtimes" / name for name in ("graph.py", "int8.py")]
     return " ".join(hash_of(file) for file in files if file.exists())
-
-
-def _is_intact(sums: Path) -> bool:
-    """Whether the files beside a list, as ``sha256sum`` writes it, are as it states."""
-    try:
-        entries = [line.split("  ", 1) for line in sums.read_text(encoding="utf-8").splitlines()]
-        return bool(entries) and all(hash_of(sums.with_name(name)) == sha for sha, name in entries)
-    except (OSError, ValueError):
-        return False
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _cache_folder(package: str) -> Path | None:

@@ -84,6 +84,16 @@ class Runtime(Protocol):
         ...
 
 
+class OpenFile(Protocol):
+    """Opens a file of a network."""
+
+    def __call__(
+        self, path: Path, device: AnyDevice, precision: Precision, *, keeps: bool = False
+    ) -> Run:
+        """With ``keeps`` it may keep beside the file what makes it faster to open again."""
+        ...
+
+
 @dataclass(frozen=True)
 class FileFormat:
     """A file that a runtime reads.
@@ -100,7 +110,7 @@ class FileFormat:
     suffix: str
     package: str
     write: Callable[[PixelGraph, Path], None]
-    run: Callable[[Path, AnyDevice, Precision], Run]
+    run: OpenFile
 
 
 @dataclass(frozen=True)
