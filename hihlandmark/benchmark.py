@@ -98,16 +98,21 @@ def network_rows(
     network, card, _ = model
     graph = CropGraph(network, [layout], card.normalization, card.decoding, card.crop.pixel_origin)
     plain = run_module(graph, device)
-    runs: dict[str, Callable[[Image], Sequence[Any]]] = {PLAIN: plain}
-    for name in filter(find_spec, RUNTIMES):
-        for precision in precisions:
-            try:
-                runtime = make_runtime(name, lambda: network, layout, card, device, precision)
-            except ConfigurationError:
-                continue  # not on this device, or not in this precision
-            runs[f"{name} {precision}"] = runtime
+
+    def all_runs() -> dict[str, Callable[[Image], Sequence[Any]]]:
+        runs: dict[str, Callable[[Image], Sequence[Any]]] = {PLAIN: plain}
+        for name in filter(find_spec, RUNTIMES):
+            for precision in precisions:
+                try:
+                    runtime = make_runtime(name, lambda: network, layout, card, device, precision)
+                except ConfigurationError:
+                    continue  # not on this device, or not in this precision
+                runs[f"{name} {precision}"] = runtime
+        return runs
+
     rows = []
     for batch in batches:
+        runs = all_runs()  # new ones, as OpenVINO prepares the size of the first batch
         crops = drawn_faces(layout, card.configuration["input_size"], batch)
         times = time_interleaved(
             {name: partial(run, crops) for name, run in runs.items()}, rounds, each=batch
