@@ -60,7 +60,7 @@ def main() -> None:
 
             def first(size: int = size) -> tuple[Run, float]:
                 start = time.process_time()
-                run = run_openvino(path, CPU, precision, keeps=True)
+                run = run_openvino(path, CPU, precision, cache_compiled=True)
                 run(drawn_faces(arguments.layout, side, size))
                 return run, (time.process_time() - start) * 1000
 

@@ -99,6 +99,9 @@ def test_losses_that_a_nested_network_does_not_have_are_errors() -> None:
     configuration = nested(loss={"point": "star"})
     with pytest.raises(ConfigurationError, match=r"loss\.point of .* 'star'; there are smooth_l1"):
         make_objective(configuration, build_training_network(configuration))
+    configuration = tiny(loss={"consistency_weight": 1.0})
+    with pytest.raises(ConfigurationError, match="consistency_weight needs a nested network"):
+        make_objective(configuration, build_training_network(configuration))
 
 
 def batch_of_one(points: np.ndarray, place: slice, total: int = 195) -> Batch:
@@ -203,7 +206,8 @@ def test_places_in_moved_crops_are_mapped_to_those_in_the_crops() -> None:
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     centers = torch.tensor([[20.0, 41.0], [33.0, 25.0], [45.0, 45.0]])
     blobs = torch.stack([(-((columns - x) ** 2 + (rows - y) ** 2) / 8).exp() for x, y in centers])
-    moved, matrices = moved_crops(blobs[:, None].expand(-1, 3, -1, -1))
+    with torch.autocast("cpu", torch.bfloat16):
+        moved, matrices = moved_crops(blobs[:, None].expand(-1, 3, -1, -1))
     moved = moved[:, 0] / moved[:, 0].sum(dim=(1, 2), keepdim=True)
     found = torch.stack([(moved * columns).sum(dim=(1, 2)), (moved * rows).sum(dim=(1, 2))], dim=1)
     places = torch.cat([(2 * found + 1) / 64 - 1, torch.ones(3, 1)], dim=1)

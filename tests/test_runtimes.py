@@ -197,19 +197,20 @@ def test_a_compiled_network_that_cannot_be_read_or_kept_is_compiled_again(
     pytest.importorskip("openvino")
     path, crops = tmp_path / "network.xml", some_crops(2)
     write_openvino(graph_of(tiny_model("hih")).on_pixels(CROP_SIZE), path)
-    (expected, *_) = run_openvino(path, CPU, keeps=True)(crops)
+    (expected, *_) = run_openvino(path, CPU, cache_compiled=True)(crops)
     (kept,) = tmp_path.glob("*.blob")
     kept.unlink()
     kept.write_bytes(b"of another release")
     (sums,) = tmp_path.glob("*.sha256")
     sums.write_text(f"{hash_of(kept)}  {kept.name}\n")
-    np.testing.assert_array_equal(run_openvino(path, CPU, keeps=True)(crops)[0], expected)
+    np.testing.assert_array_equal(run_openvino(path, CPU, cache_compiled=True)(crops)[0], expected)
+    assert kept.read_bytes() != b"of another release"
 
     def full(*arguments: Any) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(openvino_runtime, "kept_file", full)
-    np.testing.assert_array_equal(run_openvino(path, CPU, keeps=True)(crops)[0], expected)
+    np.testing.assert_array_equal(run_openvino(path, CPU, cache_compiled=True)(crops)[0], expected)
     assert "No space left" in caplog.text
 
 
@@ -243,6 +244,34 @@ def test_batches_of_any_size_are_run_as_batches_of_few_sizes() -> None:
     for _ in range(FixedBatches.WORTH_OPENING):
         check(6)
     assert opened == [2, 1, 4]
+
+
+def test_a_small_batch_is_not_filled_up_to_a_large_one() -> None:
+    opened: list[int] = []
+
+    def open_size(size: int) -> Run:
+        opened.append(size)
+        return lambda pixels: [pixels]
+
+    batches = FixedBatches(open_size)
+    for count in (16, 4, 1):
+        batches(np.zeros((count, 2, 3), np.uint8))
+    assert opened == [16, 1], "four are filled up, one is not"
+
+
+def test_a_size_that_cannot_be_opened_is_run_in_others(caplog: pytest.LogCaptureFixture) -> None:
+    def open_size(size: int) -> Run:
+        if size != 2:
+            raise RuntimeError("out of memory")
+        return lambda pixels: [pixels * 2.0]
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        FixedBatches(open_size)(np.ones((1, 2, 3), np.uint8))
+    batches = FixedBatches(open_size)
+    for count in (2, *[1] * (FixedBatches.WORTH_OPENING + 2)):
+        (doubled,) = batches(np.ones((count, 2, 3), np.uint8))
+        np.testing.assert_array_equal(doubled, np.full((count, 2, 3), 2.0))
+    assert caplog.text.count("out of memory") == 1
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])

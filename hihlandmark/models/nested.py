@@ -229,8 +229,8 @@ class VisibilityReadOut(nn.Module):
     def forward(self, features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Features (N, V, h, h), cells (N, P), row by row -> logits (N, P)."""
         x = nn.functional.gelu(_at_cells(features, cells) + self.embedding)
-        # OpenVINO (2026.4) adds the bias wrongly to a sum over the last axis of several crops.
-        return torch.einsum("npc,pc->np", x, self.weight.to(x.dtype)) + self.bias
+        # OpenVINO (2026.4) would add the bias wrongly to the sums of several crops.
+        return (x * self.weight + self.bias[:, None] / x.shape[-1]).sum(dim=-1)
 
 
 def is_of_visibility(name: str) -> bool:

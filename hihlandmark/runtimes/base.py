@@ -88,9 +88,9 @@ class OpenFile(Protocol):
     """Opens a file of a network."""
 
     def __call__(
-        self, path: Path, device: AnyDevice, precision: Precision, *, keeps: bool = False
+        self, path: Path, device: AnyDevice, precision: Precision, *, cache_compiled: bool = False
     ) -> Run:
-        """With ``keeps`` it may keep beside the file what makes it faster to open again."""
+        """With ``cache_compiled`` it may keep what makes it faster to open again beside the file."""
         ...
 
 

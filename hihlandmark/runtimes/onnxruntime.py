@@ -41,7 +41,7 @@ def write_onnx(graph: PixelGraph, path: Path) -> None:
 
 
 def run_onnx(
-    path: Path, device: AnyDevice, precision: Precision = "fp32", *, keeps: bool = False
+    path: Path, device: AnyDevice, precision: Precision = "fp32", *, cache_compiled: bool = False
 ) -> Run:
     """An ONNX file in ONNX Runtime, on the CPU or by its CUDA provider. Nothing is kept."""
     onnxruntime = import_onnxruntime()

@@ -66,7 +66,7 @@ def run_openvino(
     device: AnyDevice | None = None,
     precision: Precision = "fp32",
     *,
-    keeps: bool = False,
+    cache_compiled: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> Run:
     """An OpenVINO or ONNX file on the CPU.
@@ -76,13 +76,14 @@ def run_openvino(
         device: the CPU.
         precision: "fp32" or "bf16"; "int8" for a graph with quantized convolutions, whose other
             layers are computed in bf16 where that is native, else in fp32.
-        keeps: keep the compiled network beside the file: it opens in a third of the time.
+        cache_compiled: keep the compiled network beside the file: it opens in a third of the time.
         shape: of the input, where the file's is wrong; -1 for any number.
     """
 
     def open_() -> Run:
         core = _openvino_core()
-        model = core.read_model(path)
+        # Users may change their own files while these are open.
+        model = core.read_model(path, config={"ENABLE_MMAP": cache_compiled})
         if shape:
             model.reshape(list(shape))
         is_bf16 = precision == "bf16" or (precision == "int8" and has_native_bf16(CPU))
@@ -96,7 +97,7 @@ def run_openvino(
 
         def open_model(model: Any) -> Run:
             with _core_lock:
-                return _run_of(_compiled(core, model, settings, path if keeps else None))
+                return _run_of(_compiled(core, model, settings, path if cache_compiled else None))
 
         def open_size(size: int) -> Run:
             sized = model.clone()
@@ -132,11 +133,14 @@ class FixedBatches:
     """
 
     WORTH_OPENING = 20
+    MOST_FILLED_UP = 4
+    """A batch that would be filled up to more than this many times its size opens its own."""
 
     def __init__(self, open_size: Callable[[int], Run]) -> None:
         self._open = open_size
         self._runs: dict[int, Run] = {}
         self._wanted: Counter[int] = Counter()
+        self._failed: set[int] = set()
 
     def __call__(self, pixels: Image) -> Outputs:
         """See `base.Run`."""
@@ -144,9 +148,8 @@ class FixedBatches:
         sizes = [1 << bit for bit in reversed(range(count.bit_length())) if count & (1 << bit)]
         self._wanted.update(sizes)
         for size in sizes:
-            is_worth_it = not self._runs or self._wanted[size] >= self.WORTH_OPENING
-            if size not in self._runs and is_worth_it:
-                self._runs[size] = self._open(size)
+            if self._is_worth_opening(size):
+                self._try_to_open(size)
         found, start = [], 0
         while start < count:
             fitting = [size for size in self._runs if size <= count - start]
@@ -156,6 +159,22 @@ class FixedBatches:
             found.append(self._runs[size](part))
             start += size
         return [np.concatenate(parts)[: len(pixels)] for parts in zip(*found, strict=True)]
+
+    def _is_worth_opening(self, size: int) -> bool:
+        if not self._runs:
+            return True
+        is_wasteful = min(self._runs) > self.MOST_FILLED_UP * size
+        is_wanted = is_wasteful or self._wanted[size] >= self.WORTH_OPENING
+        return is_wanted and size not in self._runs and size not in self._failed
+
+    def _try_to_open(self, size: int) -> None:
+        try:
+            self._runs[size] = self._open(size)
+        except (MemoryError, RuntimeError) as error:
+            if not self._runs:
+                raise
+            self._failed.add(size)
+            logger.warning("batches of %d are run in other sizes: %s", size, error)
 
 
 def _run_of(compiled: Any) -> Run:
@@ -184,11 +203,16 @@ def _compiled(core: Any, model: Any, settings: dict[str, Any], path: Path | None
     # What it depends on; with other versions or processors it may not be readable.
     parts = [path.name, model.inputs[0].partial_shape, settings, version_of("openvino")]
     parts += [core.get_property("CPU", name) for name in _PROCESSOR]
+    key = " ".join(map(str, parts))
     try:
-        kept = kept_file(path.parent, ".blob", " ".join(map(str, parts)), write)
+        kept = kept_file(path.parent, ".blob", key, write)
         if compiled is None:
-            compiled = core.import_model(io.BytesIO(kept.read_bytes()), "CPU", settings)
-    except (OSError, RuntimeError) as error:
+            try:
+                compiled = core.import_model(io.BytesIO(kept.read_bytes()), "CPU", settings)
+            except RuntimeError:
+                kept.unlink(missing_ok=True)
+                kept_file(path.parent, ".blob", key, write)
+    except OSError as error:
         logger.warning("the compiled network is not kept beside %s: %s", path, error)
     return core.compile_model(model, "CPU", settings) if compiled is None else compiled
 

@@ -91,6 +91,7 @@ class Objective(nn.Module):
     names: tuple[str, ...]
     """Names of the K losses of `forward`."""
     supports_distillation: ClassVar[bool] = False
+    supports_consistency: ClassVar[bool] = False
     usual_integer_sigma: ClassVar[float] = 1.25
 
     mean: torch.Tensor
@@ -102,6 +103,8 @@ class Objective(nn.Module):
             raise ConfigurationError(
                 "distillation needs an HIH or nested network: remove the table"
             )
+        if loss.consistency_weight and not self.supports_consistency:
+            raise ConfigurationError("loss.consistency_weight needs a nested network: remove it")
         self.network, self.loss, self.teacher = network, loss, teacher
         self.integer_sigma = loss.integer_sigma or self.usual_integer_sigma
         self.integer_loss = named_loss(HEATMAP_LOSSES, loss.integer, "loss.integer")

@@ -40,6 +40,7 @@ class NestedObjective(Objective):
     """
 
     supports_distillation = True
+    supports_consistency = True
     usual_integer_sigma = NESTED_INTEGER_SIGMA
 
     def __init__(self, network: Nested, loss: Loss, teacher: Teacher | None = None) -> None:
@@ -194,8 +195,10 @@ class NestedObjective(Objective):
         here = Features([maps[::2] for maps in features.stacks], features.decimal[::2])
         losses = []
         for layout in self.network.heads:
-            expected = self._places(layout, there) @ matrices[:, :, :2].mT
-            strayed = self._places(layout, here) - expected - matrices[:, None, :, 2]
+            place = self._places(layout, there)[:, :, None]
+            # No matrix product, which autocast would round.
+            expected = (matrices[:, None, :, :2] * place).sum(dim=-1) + matrices[:, None, :, 2]
+            strayed = self._places(layout, here) - expected
             losses.append(smooth_l1(strayed.flatten(0, 1) * (POINT_CELLS / 2), CONSISTENT_BELOW))
         return torch.stack([each.mean() for each in losses]).mean() * len(crops)
 
@@ -267,8 +270,9 @@ def moved_crops(crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     cosine, sine = scale * (angle * uniform[:, 1]).cos(), scale * (angle * uniform[:, 1]).sin()
     rows = [cosine, -sine, 2 * shift * uniform[:, 2], sine, cosine, 2 * shift * uniform[:, 3]]
     matrices = torch.stack(rows, dim=1).view(-1, 2, 3)
-    grid = nn.functional.affine_grid(matrices, list(crops.shape), align_corners=False)
-    return nn.functional.grid_sample(crops, grid, align_corners=False), matrices
+    with torch.autocast(crops.device.type, enabled=False):  # it would move crops by half a pixel
+        grid = nn.functional.affine_grid(matrices, list(crops.shape), align_corners=False)
+        return nn.functional.grid_sample(crops, grid, align_corners=False), matrices
 
 
 def _kl(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
