@@ -90,7 +90,7 @@ class OpenFile(Protocol):
     def __call__(
         self, path: Path, device: AnyDevice, precision: Precision, *, cache_compiled: bool = False
     ) -> Run:
-        """With ``cache_compiled`` it may keep what makes it faster to open again beside the file."""
+        """With ``cache_compiled`` what makes it faster to open again may be kept beside it."""
         ...
 
 
