@@ -258,7 +258,7 @@ def _converted_run(
     folder = _cache_folder(file.package)
     if folder is not None:
         path = _converted_file(file, make_graph, key, folder)
-        return file.run(path, device, precision, cache_compiled=True)
+        return (file.run_kept or file.run)(path, device, precision)
     # Windows does not remove a file that is in use.
     with tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as name:
         path = _converted_file(file, make_graph, key, Path(name))

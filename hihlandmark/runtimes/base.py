@@ -84,16 +84,6 @@ class Runtime(Protocol):
         ...
 
 
-class OpenFile(Protocol):
-    """Opens a file of a network."""
-
-    def __call__(
-        self, path: Path, device: AnyDevice, precision: Precision, *, cache_compiled: bool = False
-    ) -> Run:
-        """With ``cache_compiled`` what makes it faster to open again may be kept beside it."""
-        ...
-
-
 @dataclass(frozen=True)
 class FileFormat:
     """A file that a runtime reads.
@@ -104,13 +94,16 @@ class FileFormat:
         package: distribution whose releases may convert differently.
         write: writes a graph to a path.
         run: loads a path for a device and a precision.
+        run_kept: the same for a path in the cache of conversions, beside which it may keep what
+            makes it faster to load again; None: `run`.
     """
 
     name: str
     suffix: str
     package: str
     write: Callable[[PixelGraph, Path], None]
-    run: OpenFile
+    run: Callable[[Path, AnyDevice, Precision], Run]
+    run_kept: Callable[[Path, AnyDevice, Precision], Run] | None = None
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,8 @@ def write_onnx(graph: PixelGraph, path: Path) -> None:
     program.save(str(path))
 
 
-def run_onnx(
-    path: Path, device: AnyDevice, precision: Precision = "fp32", *, cache_compiled: bool = False
-) -> Run:
-    """An ONNX file in ONNX Runtime, on the CPU or by its CUDA provider. Nothing is kept."""
+def run_onnx(path: Path, device: AnyDevice, precision: Precision = "fp32") -> Run:
+    """An ONNX file in ONNX Runtime, on the CPU or by its CUDA provider."""
     onnxruntime = import_onnxruntime()
     name, provider_options = provider_of(device)
     if name not in onnxruntime.get_available_providers():

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -262,5 +262,12 @@ BACKEND = Backend(
     extra="openvino",
     devices=("cpu",),
     precisions=("fp32", "bf16", "int8"),
-    file=FileFormat("openvino", ".xml", "openvino", write_openvino, run_openvino),
+    file=FileFormat(
+        "openvino",
+        ".xml",
+        "openvino",
+        write_openvino,
+        run_openvino,
+        partial(run_openvino, cache_compiled=True),
+    ),
 )
