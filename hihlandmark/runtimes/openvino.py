@@ -154,8 +154,10 @@ class FixedBatches:
         while start < count:
             fitting = [size for size in self._runs if size <= count - start]
             size = max(fitting, default=min(self._runs))
-            part = np.zeros((size, *pixels.shape[1:]), pixels.dtype)
-            part[: len(pixels) - start] = pixels[start : start + size]
+            part = pixels[start : start + size]
+            if len(part) < size:
+                rest = np.zeros((size - len(part), *pixels.shape[1:]), pixels.dtype)
+                part = np.concatenate([part, rest])
             found.append(self._runs[size](part))
             start += size
         return [np.concatenate(parts)[: len(pixels)] for parts in zip(*found, strict=True)]
@@ -181,7 +183,7 @@ def _run_of(compiled: Any) -> Run:
     request = compiled.create_infer_request()
 
     def run(pixels: Image) -> Outputs:
-        found = request.infer({0: np.ascontiguousarray(pixels)})
+        found = request.infer(np.ascontiguousarray(pixels), share_inputs=True, share_outputs=True)
         return [np.array(found[output]) for output in compiled.outputs]
 
     return run
