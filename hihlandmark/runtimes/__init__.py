@@ -187,17 +187,9 @@ def make_runtime(
     logger.info("precision: %s", precision)
 
     def make_graph() -> CropGraph:
-        from hihlandmark.runtimes.graph import CropGraph, folded
-        from hihlandmark.runtimes.int8 import quantize
+        from hihlandmark.runtimes.graph import graph_of_card
 
-        network = folded(make_network(), [layout])
-        return CropGraph(
-            quantize(network, ranges) if precision == "int8" else network,
-            [layout],
-            card.normalization,
-            decoding,
-            card.crop.pixel_origin,
-        )
+        return graph_of_card(make_network(), layout, card, decoding, precision)
 
     if name == "torch":
         from hihlandmark.runtimes.pytorch import TorchRuntime

@@ -15,8 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hihlandmark.heatmap import Decoded, decode_heatmaps
 from hihlandmark.models.base import AnyHeatmaps, normalize
 from hihlandmark.models.nested import NestedHead
-from hihlandmark.runtimes.base import ANY, PixelGraph
-from hihlandmark.weights.card import Decoding, Normalization
+from hihlandmark.runtimes.base import ANY, PixelGraph, Precision
+from hihlandmark.runtimes.int8 import quantize
+from hihlandmark.weights.card import Decoding, ModelCard, Normalization
 
 
 class CropGraph(nn.Module):
@@ -74,6 +75,16 @@ class CropGraph(nn.Module):
         has_visibility = bool(getattr(self.network.configuration, "visibility", 0))
         outputs = Decoded._fields if has_visibility else Decoded._fields[:-1]
         return PixelGraph(self, "crops", (ANY, size, size, 3), outputs)
+
+
+def graph_of_card(
+    network: nn.Module, layout: str, card: ModelCard, decoding: Decoding, precision: Precision
+) -> CropGraph:
+    """What a runtime runs of a network: one layout, folded, and rounded for INT8."""
+    network = folded(network, [layout])
+    if precision == "int8":
+        network = quantize(network, card.activation_ranges)
+    return CropGraph(network, [layout], card.normalization, decoding, card.crop.pixel_origin)
 
 
 def folded(network: nn.Module, layouts: Sequence[str]) -> nn.Module:
