@@ -81,17 +81,17 @@ class NestedObjective(Objective):
         """The losses of `names`: KL divergences, distances in cells, and that of visibility."""
         crops = normalize(batch.crops, self.mean, self.std)
         features = self._features(crops)
-        count = totals[2]
+        faces = totals[2].amax().clamp(min=1)
         losses = []
         if self._trains(lambda name: not is_of_visibility(name)):
             labeled = self._labeled_sums(batch, features, totals)
-            distilled = self._distillation_sum(crops, features) / count.amax().clamp(min=1)
-            consistent = self._consistency_sum(crops, features) / count.amax().clamp(min=1)
+            distilled = self._distillation_sum(crops, features) / faces
+            consistent = self._consistency_sum(crops, features) / faces
             losses += [labeled, distilled[None], consistent[None]]
         else:
             losses += [torch.zeros(len(LOSSES) - 1, device=batch.points.device)]
         if len(self.names) == len(LOSSES):
-            losses += [self._visibility_sum(batch, features)[None] / count.amax().clamp(min=1)]
+            losses += [self._visibility_sum(batch, features)[None] / faces]
         return torch.cat(losses)
 
     def _trains(self, chosen: Callable[[str], bool]) -> bool:
