@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from hihlandmark.arrays import BoolArray, FloatArray, Image
 
@@ -44,20 +45,24 @@ def similarities(
     Where the ``known`` points (N, P; None: all) coincide, are NaN or are missing, a translation of
     their center.
     """
-    known = np.ones(points.shape[:-1], bool) if known is None else known
+    z, goal = _as_complex(points), _as_complex(target)
+    known = np.ones(z.shape, bool) if known is None else known
     share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
-    center, target_center = share[:, None] @ points, share[:, None] @ target
-    p, t = points - center, target - target_center
-    size = np.einsum("np,npi,npi->n", share, p, p)
-    along = np.einsum("np,npi,npi->n", share, p, t)
-    across = np.einsum("np,np->n", share, p[..., 0] * t[..., 1] - p[..., 1] * t[..., 0])
-    apart = size > 1e-24 * (center**2).sum(axis=(1, 2))  # by more than the rounding of their center
-    fits = apart & (np.hypot(along, across) > 1e-9 * size)
-    cos = np.where(fits, along / np.where(fits, size, 1), 1)
-    sin = np.where(fits, across / np.where(fits, size, 1), 0)
-    linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=-2)
-    shift = target_center - center @ np.swapaxes(linear, -1, -2)
-    return np.concatenate([linear, np.swapaxes(shift, -1, -2)], axis=-1)
+    center, goal_center = (share * z).sum(axis=1), share @ goal
+    z, goal = z - center[:, None], goal - goal_center[:, None]
+    size = (share * np.square(np.abs(z))).sum(axis=1)
+    along = (share * z.conj() * goal).sum(axis=1)  # its angle is that of the rotation
+    apart = size > 1e-24 * np.square(np.abs(center))  # by more than the rounding of their center
+    fits = apart & (np.abs(along) > 1e-9 * size)
+    turn = np.where(fits, along / np.where(fits, size, 1), 1)
+    shift = goal_center - turn * center
+    rows = [[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]
+    return np.moveaxis(np.array(rows), -1, 0)
+
+
+def _as_complex(points: FloatArray) -> NDArray[np.complex128]:
+    """Points (..., 2) as numbers x + iy, which a product with one number turns and scales."""
+    return np.ascontiguousarray(points, np.float64).view(np.complex128)[..., 0]
 
 
 @dataclass(frozen=True)

@@ -476,6 +476,8 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     own = network.state_dict()
     if rank := getattr(network.configuration, "fine_rank", 0):
         initial = with_fine_rank(initial, rank)
+    left_out = tuple(f"{name}." for name in getattr(network.configuration, "pruned", ()))
+    initial = {n: t for n, t in initial.items() if not n.startswith(left_out)}
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
     wrong = sorted(

@@ -10,7 +10,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import NESTED_INTEGER_SIGMA, decode_nested, encode_nested
 from hihlandmark.models.base import NestedHeatmaps, normalize
-from hihlandmark.models.nested import TOP_CELLS, Features, Nested, is_of_visibility
+from hihlandmark.models.nested import Features, Nested, best_cells, is_of_visibility
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
 from hihlandmark.training.losses import ERROR_LOSSES, smooth_l1
@@ -178,7 +178,7 @@ class NestedObjective(Objective):
 
     def _decoded(self, layout: str, integer: torch.Tensor, features: Features) -> torch.Tensor:
         """The points (N, P, 2) in crop pixels of integer heatmaps (N, P, h, h) and features."""
-        cells = integer.flatten(2).topk(TOP_CELLS, dim=-1).indices
+        cells = best_cells(integer)
         decimal = self.network.decimal(layout, features, cells)
         heatmaps = NestedHeatmaps(integer, cells, decimal, None).float()
         return decode_nested(heatmaps, stride=self.network.configuration.stride).points
