@@ -45,7 +45,13 @@ class Landmarker:
             Points (N, P, 2) in crop pixels, covariances, masses and visibilities, in float64, not
             calibrated.
         """
-        return self.finish(crops, self.decode(crops))
+        if not self.flip_test:
+            return self.correct(self.decode(crops))
+        # In one batch, which takes less time than two.
+        both = self.decode(np.concatenate([crops, crops[:, :, ::-1]]))
+        count = len(crops)
+        found, mirrored = both.select(slice(count)), both.select(slice(count, None))
+        return self.correct(moment_matched_mean(found, self._unflip(mirrored)))
 
     def decode(self, crops: Image) -> CropLandmarks:
         """One run of the network: no flip test, no correction. In float64."""

@@ -145,7 +145,7 @@ class Pipeline:
         held: list[Exception] = []
         for item in until_error(found, held):
             images.append(self._enqueue(item, box_map, faces))
-            while len(faces) >= self.batch_size:
+            while len(faces) >= self._faces_at_once:
                 self._run_batch(faces)
             yield from _pop_done(images)
         while faces:
@@ -186,10 +186,19 @@ class Pipeline:
         best = np.concatenate(masses).reshape(-1, count).argmax(axis=0)
         return replace(detections, angles=angles.reshape(-1, count)[best, np.arange(count)])
 
+    @property
+    def _faces_at_once(self) -> int:
+        """Without second crops, mirrored crops are run in the same batch."""
+        is_halved = self.landmarker.flip_test and not self.refine
+        return max(self.batch_size // 2, 1) if is_halved else self.batch_size
+
     def _run_batch(self, faces: deque[_FaceJob]) -> None:
         """Run one batch of crops; faces that need another crop return to the front of the queue."""
-        batch = [faces.popleft() for _ in range(min(self.batch_size, len(faces)))]
+        batch = [faces.popleft() for _ in range(min(self._faces_at_once, len(faces)))]
         crops = np.stack(list(map_ahead(self._cut, batch, default_workers())))
+        if not self.refine:
+            self._store(batch, self.landmarker.predict(crops))
+            return
         found = self.landmarker.decode(crops)
         again = self._select_for_recrop(batch, found)
         faces.extendleft(

@@ -61,7 +61,7 @@ def test_the_flip_test_averages_the_logits_of_visibility() -> None:
     crop, _ = crop_with_points()
 
     def runtime(crops: Image) -> CropLandmarks:
-        is_mirrored = crops[0, 20, 20, 0] != 1
+        is_mirrored = crops[:, 20, 20, :1] != 1
         logits = np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]) * (1 + is_mirrored)
         return brightest_pixels(crops)._replace(visibility=logits)
 

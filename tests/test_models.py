@@ -207,6 +207,7 @@ def test_build_model_refuses_edges_of_other_points(edges: object, message: str) 
         ({"input_size": 80}, "input_size=80 is not a multiple of 32"),
         ({"stride": 16, "input_size": 96}, "input_size=96 is not a multiple of 64"),
         ({"decimal_features": 0}, "decimal_features=0 must be whole"),
+        ({"pruned": "stacks.0.residual"}, "pruned must list names"),
     ],
 )
 def test_build_model_refuses_impossible_values_of_nested(

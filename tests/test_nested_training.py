@@ -32,6 +32,7 @@ from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
 from hihlandmark.training.objectives.nested import moved_crops, training_cells
 from hihlandmark.training.schedule import Plan
 from hihlandmark.training.trainer import (
+    _load_initial,
     _Trainer,
     build_training_network,
     load_imagenet_encoder,
@@ -481,3 +482,27 @@ def test_convolutions_of_full_rank_become_those_of_low_rank() -> None:
         expected = full.eval()(crops)[name]
         torch.testing.assert_close(found.integer, expected.integer)
         torch.testing.assert_close(found.decimal, expected.decimal, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_are_left_out_do_not_change_the_others() -> None:
+    full = build_training_network(nested()).eval()
+    pruned = ["encoder.levels.4.3", "stacks.0.residual"]
+    less = build_training_network(nested(network={**nested().network, "pruned": pruned})).eval()
+    _load_initial(less, full.state_dict())
+    blocks = [full.get_submodule(name) for name in pruned]
+    left_out = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    assert sum(p.numel() for p in full.parameters()) - left_out == sum(
+        p.numel() for p in less.parameters()
+    )
+    for block in blocks:  # a residual of zero
+        for parameter in block.parameters():
+            parameter.data.zero_()
+    crops = torch.rand(2, 3, SIZE, SIZE)
+    for name, found in less(crops).items():
+        torch.testing.assert_close(found.integer, full(crops)[name].integer)
+
+
+@pytest.mark.parametrize("name", ["encoder.levels.4.0", "encoder.stem", "nothing"])
+def test_only_residual_blocks_can_be_left_out(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name!r} is no residual block"):
+        build_training_network(nested(network={**nested().network, "pruned": [name]}))
