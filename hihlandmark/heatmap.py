@@ -273,6 +273,7 @@ def decode_nested(
     """
     integer, cells, decimal, visibility = heatmaps
     size = integer.shape[-1]
+    probabilities = _softmax(integer)
     corners = _cell_at(cells, size).to(decimal.dtype)
     bins = torch.arange(DECIMAL_EXTENT, device=decimal.device, dtype=decimal.dtype)
     fractions = (bins + (0.5 - DECIMAL_MARGIN)) / DECIMAL_BINS
@@ -280,17 +281,18 @@ def decode_nested(
     mean = (p_fraction * fractions).sum(dim=-1)
     variance = (p_fraction * (fractions - mean[..., None]).square()).sum(dim=-1)
     means = corners + mean
-    p_cell = integer.flatten(-2).gather(-1, cells).softmax(dim=-1)
+    p_cell = probabilities.flatten(-2).gather(-1, cells)
 
     u = means[..., 0, :]
     if decoder == "mean":
-        u = _moments(_softmax(integer) * _cells_near(corners[..., 0, :], size))[0] + 0.5
+        u = _moments(probabilities * _cells_near(corners[..., 0, :], size))[0] + 0.5
     elif decoder == "soft":
         reach = (means - means[..., :1, :]).abs().amax(dim=-1) < MEAN_REACH
         weights = p_cell.pow(SHARPNESS) * reach
         u = (means * weights[..., None]).sum(dim=-2) / weights.sum(dim=-1, keepdim=True)
 
     # Second moments of the mixture around the point.
+    p_cell = p_cell / p_cell.sum(dim=-1, keepdim=True)
     offset = means - u[..., None, :]
     xx, yy = (p_cell[..., None] * (variance + offset.square())).sum(dim=-2).unbind(dim=-1)
     xy = (p_cell * offset[..., 0] * offset[..., 1]).sum(dim=-1)
