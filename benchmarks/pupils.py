@@ -6,7 +6,7 @@ Errors are distances in widths of the eye, of the face detected nearest to the a
 look in one direction with both eyes, so that both pupils lie at the same place between the corners
 of their eye, but for a constant. What the labels of both eyes differ beyond that, divided by the
 square root of 2, is taken as the error of one label: a network that always finds the true pupil
-would have it as well. Turned heads differ a little more, so it is an upper bound.
+would have it as well. Turned heads differ a little more; errors that both labels share do not show.
 """
 
 from __future__ import annotations
@@ -28,17 +28,24 @@ PUPILS = [96, 97]
 
 
 class Eyes(NamedTuple):
-    """Points of a layout: the pupils (2), and the left and right corner of both eyes (2, 2)."""
+    """A layout: its name, its pupils (2), and the left and right corner of both eyes (2, 2)."""
 
+    layout: str
     pupils: list[int]
     corners: list[list[int]]
 
 
 EYES = {
-    "scut86": ("SCUT86", Eyes([58, 59], [[46, 42], [53, 50]])),
-    "london189": ("LONDON189", Eyes([0, 1], [[18, 22], [23, 27]])),
+    "scut86": Eyes("SCUT86", [58, 59], [[46, 42], [53, 50]]),
+    "london189": Eyes("LONDON189", [0, 1], [[18, 22], [23, 27]]),
 }
-"""By folder: name of the layout, and the points."""
+"""By folder of the data set."""
+
+
+def widths(points: FloatArray, eyes: Eyes) -> FloatArray:
+    """The widths (..., 2) of the eyes of points (..., P, 2)."""
+    ends = points[..., eyes.corners, :]
+    return np.linalg.norm(ends[..., 1, :] - ends[..., 0, :], axis=-1)
 
 
 def places(points: FloatArray, eyes: Eyes) -> FloatArray:
@@ -64,11 +71,11 @@ def main() -> None:
     detector = Detector(98)
     header = ["data set", "faces", "eye, pixels", "error", "error of the labels"]
     rows = []
-    for folder, (layout, eyes) in EYES.items():
+    for folder, eyes in EYES.items():
         faces = read_faces(
-            arguments.data / folder, arguments.split, layout=layout, needs_mirror=False
+            arguments.data / folder, arguments.split, layout=eyes.layout, needs_mirror=False
         )
-        errors = []
+        errors, labels = [], []
         for face in faces.faces:
             center = tight_boxes(face.points).reshape(2, 2).mean(axis=0)
             found = [each.points for each in detector.predict(face.load_image())]
@@ -77,22 +84,15 @@ def main() -> None:
                 nearest = found[int(np.argmin(distances))]
                 missed = np.linalg.norm(nearest[PUPILS] - face.points[eyes.pupils], axis=1)
                 errors.append(missed / widths(face.points, eyes))
-        points = np.stack([face.points for face in faces.faces])
+                labels.append(face.points)
+        points = np.stack(labels)
         differences = np.subtract(*np.moveaxis(places(points, eyes), 1, 0))
         own = (differences - np.median(differences, axis=0)) / np.sqrt(2)
         width, error = np.median(widths(points, eyes)), np.mean(errors)
         of_labels = np.linalg.norm(own, axis=1).mean()
-        rows.append(
-            [folder, len(errors), f"{width:.0f}", f"{error:.3f}", f"{of_labels:.3f}"],
-        )
+        rows.append([folder, len(errors), f"{width:.0f}", f"{error:.3f}", f"{of_labels:.3f}"])
     print(Table(arguments.split, header, rows).markdown())
     print("weights:", detector.card.sha256)
-
-
-def widths(points: FloatArray, eyes: Eyes) -> FloatArray:
-    """The widths (..., 2) of the eyes of points (..., P, 2)."""
-    ends = points[..., eyes.corners, :]
-    return np.linalg.norm(ends[..., 1, :] - ends[..., 0, :], axis=-1)
 
 
 if __name__ == "__main__":

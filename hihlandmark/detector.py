@@ -85,8 +85,9 @@ class Detector:
             if it is rotated by more than 20 degrees. A crop that would hardly move is kept. 0, for
             the face detectors here: the box decides, and the rotation that the detector found. 1
             for rough boxes of your own, and for tilted faces in them.
-        batch_size: crops run through the network at once, two a face with the flip test; None: 4 on
-            a CPU, where more are slower and take memory (benchmarks/batch_size.py), 32 elsewhere.
+        batch_size: crops run through the network at once, mirrored ones of the flip test included;
+            None: 4 on a CPU, where more are slower and take memory (benchmarks/batch_size.py), 32
+            elsewhere.
         decoder: "local_soft_argmax" or "argmax", for networks without decimal heatmaps also
             "quarter_shift" or "mean" (see `heatmap.decode`); None: the model card's.
         flip_test: also run the mirror image of a face's last crop and combine both results: more
@@ -462,7 +463,10 @@ class Detector:
         return found
 
     def predict_crops(self, crops: Image) -> CropLandmarks:
-        """Crops (N, S, S, 3) uint8 RGB -> their points in crop pixels, not calibrated."""
+        """Crops (N, S, S, 3) uint8 RGB -> their points in crop pixels, not calibrated.
+
+        All are run at once, with the flip test 2N.
+        """
         return self.landmarker.predict(crops)
 
 

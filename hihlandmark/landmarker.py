@@ -39,7 +39,8 @@ class Landmarker:
         """The points of crops.
 
         Args:
-            crops: (N, S, S, 3) uint8 RGB.
+            crops: (N, S, S, 3) uint8 RGB, run at once, and with the flip test the mirrored ones as
+                well: one batch of 2N takes less time than two of N.
 
         Returns:
             Points (N, P, 2) in crop pixels, covariances, masses and visibilities, in float64, not
@@ -47,11 +48,9 @@ class Landmarker:
         """
         if not self.flip_test:
             return self.correct(self.decode(crops))
-        # In one batch, which takes less time than two.
         both = self.decode(np.concatenate([crops, crops[:, :, ::-1]]))
         count = len(crops)
-        found, mirrored = both.select(slice(count)), both.select(slice(count, None))
-        return self.correct(moment_matched_mean(found, self._unflip(mirrored)))
+        return self._combined(both.select(slice(count)), both.select(slice(count, None)))
 
     def decode(self, crops: Image) -> CropLandmarks:
         """One run of the network: no flip test, no correction. In float64."""
@@ -60,10 +59,12 @@ class Landmarker:
 
     def finish(self, crops: Image, found: CropLandmarks) -> CropLandmarks:
         """Apply flip test and correction to what `decode` found in the crops."""
-        if self.flip_test:
-            mirrored = self.decode(np.ascontiguousarray(crops[:, :, ::-1]))
-            found = moment_matched_mean(found, self._unflip(mirrored))
-        return self.correct(found)
+        if not self.flip_test:
+            return self.correct(found)
+        return self._combined(found, self.decode(np.ascontiguousarray(crops[:, :, ::-1])))
+
+    def _combined(self, found: CropLandmarks, mirrored: CropLandmarks) -> CropLandmarks:
+        return self.correct(moment_matched_mean(found, self._unflip(mirrored)))
 
     def correct(self, found: CropLandmarks) -> CropLandmarks:
         """Correct points by the other points of the face."""

