@@ -79,11 +79,26 @@ def test_knots_bend_the_score_between_and_beyond_them() -> None:
         ({"knots": [[0.1, 0.3], [0.4, 0.2]]}, "knots"),
         ({"knots": [[0.1, 0.3], [0.4, 1.2]]}, "knots"),
         ({"knots": [[p / 30, p / 30] for p in range(30)]}, "knots"),
+        ({"point_bias": [0.5, "high"]}, "point_bias"),
     ],
 )
 def test_a_card_with_a_broken_calibration_is_refused(values: dict[str, Any], field: str) -> None:
     card = json.loads(find_weights().card.to_json())
     with pytest.raises(WeightsError, match=rf"WFLW98\.{field}"):
+        ModelCard.from_json(json.dumps(card | {"calibration": {"WFLW98": values}}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"point_bias": [0.5] * 68},
+        {"correlation": {"std": [1.0] * 136, "loadings": [[0.5]] * 136}},
+    ],
+)
+def test_a_card_with_the_calibration_of_another_layout_is_refused(values: dict[str, Any]) -> None:
+    card = json.loads(find_weights().card.to_json())
+    assert ModelCard.from_json(json.dumps(card | {"calibration": {"W300_68": values}}))
+    with pytest.raises(WeightsError, match="WFLW98 must have as many points"):
         ModelCard.from_json(json.dumps(card | {"calibration": {"WFLW98": values}}))
 
 
@@ -149,6 +164,31 @@ def test_the_fit_recovers_weights_and_covariance_scale() -> None:
     fitted = fit(statistics_of(lambda odds: 1 / (1 + np.exp(0.5 - 0.8 * odds)), faces=400))
     assert (fitted.bias, fitted.mass) == pytest.approx((-0.5, 0.8), abs=0.1)
     assert fitted.covariance_scale == pytest.approx(4, rel=0.1)
+
+
+def test_parts_of_the_face_have_their_own_bias() -> None:
+    # With equal heatmaps, points of the jaw are near less often.
+    random = np.random.default_rng(5)
+    share = np.full(68, 0.9)
+    share[list(W300_68.parts["jaw"])] = 0.6
+    near = random.random((200, 68)) < share
+    features = np.concatenate([np.ones((200, 68, 1)), random.normal(size=(200, 68, 2))], axis=-1)
+    statistics = PointStatistics(
+        features,
+        np.where(near, 0.01, 0.2),
+        random.chisquare(2, near.shape),
+        np.full(near.shape, np.nan),
+        layout=W300_68,
+    )
+    fitted = fit(statistics)
+    assert fitted.scores_of(features).mean(axis=0) == pytest.approx(share, abs=0.03)
+    # A part and its mirror image share one.
+    bias = np.array(fitted.point_bias)
+    assert bias == pytest.approx(bias[W300_68.mirror])
+    assert fitted.bias + bias[0] == pytest.approx(np.log(0.6 / 0.4), abs=0.15)
+    few = fit(statistics.select(np.arange(3)))
+    assert 0 < np.ptp(few.point_bias) < np.ptp(bias) / 2
+    assert fit(replace(statistics, layout=None)).point_bias == ()
 
 
 def test_isotonic_fits_what_no_logistic_curve_does() -> None:

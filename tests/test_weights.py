@@ -127,6 +127,7 @@ def test_card_survives_json(decoding: dict[str, Any]) -> None:
         ({"license": " "}, "license"),
         ({"name": "../tiny"}, "name"),
         ({"configuration": {"layouts": 3}}, "configuration"),
+        ({"configuration": {"layouts": {}, "auxiliary_layouts": [1]}}, "configuration"),
         ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "normalization.std.2"),
         ({"crop": {"pixel_origin": 0, "boxes": {"m": {"shift": [0], "scale": 1}}}}, "m.shift"),
         ({"crop": {"pixel_origin": 0, "boxes": {"m": {"shift": [0, 0], "scale": 0}}}}, "boxes"),

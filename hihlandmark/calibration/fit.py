@@ -15,6 +15,7 @@ from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
+from hihlandmark.reliability import sigmoid
 from hihlandmark.uncertainty import whitening_axes
 from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, Correlation, calibration_features
 
@@ -25,6 +26,9 @@ MEDIAN_CHI2 = 2 * np.log(2)
 """Median of the squared Mahalanobis distance of a 2-D Gaussian."""
 RIDGE = 1e-4
 """On standardized features. Keeps the fit finite when every point of a small split is near."""
+PART_RIDGE = 1.0
+"""On the biases of parts, divided by the square of the number of faces: the points of a part err
+together, so that few faces tell little of it."""
 SMALLEST_VARIANCE = 1e-6
 """In squared crop pixels: makes the covariance of a heatmap with a single cell invertible."""
 RANK = 6
@@ -100,8 +104,9 @@ def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration
     """Fit a calibration to the known points.
 
     The covariance is scaled so that half of the true points lie in the 50 % ellipse. The method
-    "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two features);
-    "isotonic" adds a rising table (Zadrozny and Elkan 2002).
+    "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two features, with a
+    bias for each part of the face, which a part shares with its mirror image); "isotonic" adds a
+    rising table (Zadrozny and Elkan 2002).
 
     Raises:
         ConfigurationError: the method is unknown, or SciPy is missing.
@@ -109,20 +114,21 @@ def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration
     if method not in METHODS:
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     known = statistics.known
-    features, near = statistics.features[known], statistics.near[known]
     scale = float(np.median(statistics.distances[known]) / MEDIAN_CHI2)
-    bias, spread, mass = (round(float(weight), 5) for weight in _fit_logistic(features, near))
+    (bias, spread, mass), point_bias = _fit_logistic(statistics)
     scale = max(round(scale, 5), 1e-5)
     fitted = Calibration(
         bias=bias,
         spread=spread,
         mass=mass,
+        point_bias=point_bias,
         covariance_scale=scale,
         correlation=_fit_correlation(statistics, scale),
     )
     if method == "logistic":
         return fitted
-    return fitted.model_copy(update={"knots": _fit_knots(fitted.scores_of(features), near)})
+    scores = fitted.scores_of(statistics.features)[known]
+    return fitted.model_copy(update={"knots": _fit_knots(scores, statistics.near[known])})
 
 
 def calibrated(calibration: Calibration, statistics: PointStatistics) -> CalibratedPoints:
@@ -240,24 +246,53 @@ def _measure_batch(
 # Fitting
 
 
-def _fit_logistic(features: FloatArray, near: BoolArray) -> FloatArray:
-    """Weights (3,) that maximize the likelihood of ``near`` (N,) given features (N, 3)."""
+def _fit_logistic(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weights of the three features and biases of the P points, none without parts.
+
+    They maximize the likelihood of "within `NEAR`".
+    """
     with missing_extra("train"):
         from scipy.optimize import minimize
 
-    sign = np.where(near, 1.0, -1.0)
+    known = statistics.known
+    features, sign = statistics.features[known], np.where(statistics.near[known], 1.0, -1.0)
     # The ridge must not depend on the scale of the features, which are strongly correlated.
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     mean[0], std[0] = 0, 1  # the constant
-    standardized = (features - mean) / std
+    parts = _symmetric_parts(statistics.layout, known.shape[1])
+    of_parts = np.broadcast_to(parts, (*known.shape, parts.shape[1]))[known]
+    columns = np.concatenate([(features - mean) / std, of_parts], axis=1)
+    ridge = np.full(columns.shape[1], PART_RIDGE / len(known) ** 2)
+    ridge[: len(mean)] = RIDGE
 
-    def negative_log_likelihood(weights: FloatArray) -> float:
-        losses = np.logaddexp(0, -sign * (standardized @ weights))
-        return float(losses.mean() + RIDGE * np.square(weights).sum())
+    def loss_and_gradient(weights: FloatArray) -> tuple[float, FloatArray]:
+        margin = sign * (columns @ weights)
+        gradient = (-sign * sigmoid(-margin)) @ columns / len(sign)
+        loss = float(np.logaddexp(0, -margin).mean() + ridge @ np.square(weights))
+        return loss, gradient + 2 * ridge * weights
 
-    weights: FloatArray = minimize(negative_log_likelihood, np.zeros(features.shape[1])).x / std
+    found: FloatArray = minimize(loss_and_gradient, np.zeros(columns.shape[1]), jac=True).x
+    weights, biases = found[: len(mean)] / std, parts @ found[len(mean) :]
     weights[0] -= mean @ weights
-    return weights
+    return _rounded(weights), _rounded(biases) if parts.shape[1] else ()
+
+
+def _rounded(values: FloatArray) -> tuple[float, ...]:
+    return tuple(np.round(values, 5).tolist())
+
+
+def _symmetric_parts(layout: Layout | None, count: int) -> FloatArray:
+    """Which of P points belong to which of Q parts of the face, joined with their mirror images.
+
+    Returns:
+        (P, Q) of 0 and 1; Q is 0 without a layout, and if a single part holds all points.
+    """
+    if layout is None:
+        return np.zeros((count, 0))
+    joined = {frozenset([*part, *layout.mirror[list(part)]]) for part in layout.parts.values()}
+    rows = [np.isin(np.arange(count), list(part)) for part in sorted(joined, key=min)]
+    parts = np.array(rows, np.float64).reshape(-1, count).T
+    return parts[:, ~parts.all(axis=0)]
 
 
 def _fit_correlation(statistics: PointStatistics, covariance_scale: float) -> Correlation | None:

@@ -165,10 +165,11 @@ class Calibration(_Part):
     """Corrects the over- or underconfidence of a layout's heatmaps; `hihlandmark.calibration` fits.
 
     The score of a point is the probability that it is within `NEAR`, by a logistic model:
-    ``p = sigmoid(bias + spread * log(s) + mass * log(m / (1 - m)))`` where s is the standard
-    deviation of the point in inter-ocular distances and m the share of the integer heatmap around
-    its peak. Without ``knots`` the score is p. ``knots`` are up to `MAX_KNOTS` rising pairs
-    (p, score): the score is interpolated between them, and constant beyond the first and the last.
+    ``p = sigmoid(bias + b + spread * log(s) + mass * log(m / (1 - m)))`` where s is the standard
+    deviation of the point in inter-ocular distances, m the share of the integer heatmap around
+    its peak, and b its number in ``point_bias`` (P numbers; empty: 0). Without ``knots`` the score
+    is p. ``knots`` are up to `MAX_KNOTS` rising pairs (p, score): the score is interpolated between
+    them, and constant beyond the first and the last.
 
     ``correlation``: how the errors of points vary together; None: unknown. ``reliability``: model
     of `Face.reliability`; None: it is NaN. ``visibility``: a and b of the probability
@@ -180,6 +181,7 @@ class Calibration(_Part):
     bias: Number = 0.0
     spread: Number = -1.0
     mass: Number = 1.0
+    point_bias: tuple[Number, ...] = ()
     covariance_scale: PositiveNumber = 1.0
     knots: Annotated[Knots, Field(max_length=MAX_KNOTS), AfterValidator(_check_rising)] = ()
     correlation: Correlation | None = None
@@ -205,9 +207,9 @@ class Calibration(_Part):
         return self.scores_of(calibration_features(covariance, mass, interocular))
 
     def scores_of(self, features: FloatArray) -> FloatArray:
-        """Scores (...) in 0..1 of the features (..., 3) from `calibration_features`."""
+        """Scores (..., P) in 0..1 of the features (..., P, 3) from `calibration_features`."""
         logit = features @ np.array([self.bias, self.spread, self.mass])
-        score = sigmoid(logit)
+        score = sigmoid(logit + np.array(self.point_bias) if self.point_bias else logit)
         return np.interp(score, *np.transpose(self.knots)) if self.knots else score
 
     def visibilities(self, logits: FloatArray | None, shape: tuple[int, ...]) -> FloatArray:
@@ -359,13 +361,27 @@ class ModelCard(_Part):
     @field_validator("configuration")
     @classmethod
     def _check_configuration(cls, configuration: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(configuration.get("layouts"), dict):
+        layouts = configuration.get("layouts"), configuration.get("auxiliary_layouts", {})
+        if not all(isinstance(each, dict) for each in layouts):
             raise ValueError("layouts must map names to numbers of points")
         for name, limit in CONFIGURATION_LIMITS.items():
             value = configuration.get(name, 1)
             if type(value) is not int or not 1 <= value <= limit:
                 raise ValueError(f"{name} must be a whole number from 1 to {limit}")
         return configuration
+
+    @field_validator("calibration")
+    @classmethod
+    def _check_calibration(
+        cls, calibration: dict[str, Calibration], info: ValidationInfo
+    ) -> dict[str, Calibration]:
+        configuration = info.data.get("configuration", {})
+        heads = {**configuration.get("layouts", {}), **configuration.get("auxiliary_layouts", {})}
+        for name, own in calibration.items():
+            lengths = {len(own.point_bias), len(own.correlation.std) // 2 if own.correlation else 0}
+            if lengths - {0, heads.get(name, 0)}:
+                raise ValueError(f"{name} must have as many points as configuration.layouts")
+        return calibration
 
     @field_validator("layouts")
     @classmethod
