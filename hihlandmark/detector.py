@@ -88,8 +88,9 @@ class Detector:
         batch_size: crops run through the network at once, mirrored ones of the flip test included;
             None: 4 on a CPU, where more are slower and take memory (benchmarks/batch_size.py), 32
             elsewhere.
-        decoder: "local_soft_argmax" or "argmax", for networks without decimal heatmaps also
-            "quarter_shift" or "mean" (see `heatmap.decode`); None: the model card's.
+        decoder: "soft", "argmax" or "mean" for nested networks such as those packaged
+            (`heatmap.decode_nested`); "local_soft_argmax", "argmax", "quarter_shift" or "mean" for
+            others (`heatmap.decode`). None: the model card's.
         flip_test: also run the mirror image of a face's last crop and combine both results: more
             accurate, for one more run. None: where the pixel convention of the model card is
             symmetric, as that of our weights is.
@@ -134,8 +135,6 @@ class Detector:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._arguments: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}
-        if decoder not in (None, *DECODERS):
-            raise ConfigurationError(f"decoder must be one of {DECODERS}, not {decoder!r}")
         check_positive(max_pixels=max_pixels, max_bytes=max_bytes)
         self.limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
         self.device = resolve_device(device)
@@ -143,6 +142,12 @@ class Detector:
         make_network, self.card, self._corrections = open_model(
             weights, model=model, revision=revision
         )
+        if decoder not in (None, *self.card.decoders):
+            others = [each for each in DECODERS if each not in self.card.decoders]
+            raise ConfigurationError(
+                f"decoder of {self.card.name} must be one of {', '.join(self.card.decoders)}, not "
+                f"{decoder!r} ({', '.join(others)}: of other networks)"
+            )
         self.layout = _default_layout(self.card) if layout is None else get_layout(layout)
         self._network_layout = _source_of(self.layout, self.card)
         self._box_maps = complete_box_maps(self.card.crop.boxes)

@@ -109,18 +109,19 @@ class Face:
 
     def __post_init__(self) -> None:
         count = self.layout.size
+        for name, absent in (("approximate", False), ("visibility", np.nan)):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.full(count, absent))
         shapes: dict[str, tuple[int, ...]] = {"points": (count, 2), "scores": (count,)}
-        for name, shape in (shapes | {"covariance": (count, 2, 2), "box": (4,)}).items():
-            array = np.array(getattr(self, name), np.float32)
+        shapes |= {"covariance": (count, 2, 2), "box": (4,)}
+        for name, shape in (shapes | {"approximate": (count,), "visibility": (count,)}).items():
+            kind = np.bool_ if name == "approximate" else np.float32
+            array: NDArray[Any] = np.array(getattr(self, name), kind)
             if array.shape != shape:
                 raise ConfigurationError(
                     f"{name} of a {self.layout.name} face needs shape {shape}, not {array.shape}"
                 )
             self._freeze(name, array)
-        approximate = self.approximate if len(self.approximate) else np.zeros(count, bool)
-        self._freeze("approximate", np.array(approximate, bool))
-        visibility = self.visibility if len(self.visibility) else np.full(count, np.nan)
-        self._freeze("visibility", np.array(visibility, np.float32))
         object.__setattr__(self, "box_score", float(self.box_score))
         object.__setattr__(self, "reliability", float(self.reliability))
 

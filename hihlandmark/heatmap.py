@@ -102,7 +102,7 @@ class Decoded(NamedTuple):
     visibility: torch.Tensor | None = None
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Those that there are."""
+        """All of them, without a visibility that is None."""
         return tuple(each for each in self if each is not None)
 
 

@@ -182,11 +182,11 @@ def pupil_position(faces: AnyFaces) -> tuple[Eyes, Eyes] | None:
     """
     many, single = _listed(faces)
     layout = _layout_of(many)
-    if not _eyes(layout) or any(len(pupil) != 1 for pupil in layout.pupils):
+    if not (eyes := _eyes_with_pupils(layout)):
         return None
     found = []
-    for eye, (pupil,) in zip(_eyes(layout), layout.pupils, strict=True):
-        values, covariance = _measure(many, (eye[0], eye[len(eye) // 2], pupil), place_in_eye)
+    for eye in eyes:
+        values, covariance = _measure(many, eye, place_in_eye)
         found.append([_one(values, covariance, single, part) for part in (0, 1)])
     (left_along, left_across), (right_along, right_across) = found
     return Eyes(left_along, right_along), Eyes(left_across, right_across)
@@ -384,15 +384,9 @@ def lid_openness(points: FloatArray, layout: Layout) -> FloatArray:
 
     NaN where a point is unknown, and in layouts without eyelids.
     """
-    lids = np.full((*points.shape[:-2], 2), np.nan)
-    for number, eye in enumerate(_eyes(layout)):
-        # Around the eye: from one corner over the upper lid to the other one and back.
-        half = len(eye) // 2
-        pairs = [(eye[k], eye[-k]) for k in range(1, half)]
-        upper, lower = np.array(pairs).T
-        gaps = np.linalg.norm(points[..., upper, :] - points[..., lower, :], axis=-1)
-        lids[..., number] = gaps.mean(axis=-1)
-    return lids / np.maximum(eye_widths(points, layout), 1e-6)
+    if not (eyes := _eyes(layout)):
+        return np.full((*points.shape[:-2], 2), np.nan)
+    return np.concatenate([_openness(points[..., eye, :]) for eye in eyes], axis=-1)
 
 
 def eye_widths(points: FloatArray, layout: Layout) -> FloatArray:
@@ -411,13 +405,8 @@ def pupil_offsets(points: FloatArray, layout: Layout) -> FloatArray | None:
 
     Positive towards the right side of an upright face in the image. None in layouts without pupils.
     """
-    eyes = _eyes(layout)
-    if not eyes or any(len(pupil) != 1 for pupil in layout.pupils):
-        return None
-    indices = [
-        (eye[0], eye[len(eye) // 2], *pupil) for eye, pupil in zip(eyes, layout.pupils, strict=True)
-    ]
-    return place_in_eye(points[..., indices, :])[..., 0]
+    eyes = _eyes_with_pupils(layout)
+    return place_in_eye(points[..., eyes, :])[..., 0] if eyes else None
 
 
 def place_in_eye(points: FloatArray) -> FloatArray:
@@ -436,6 +425,14 @@ def _eyes(layout: Layout) -> list[tuple[int, ...]]:
     """The points of the left and the right eye, around each; [] in layouts without eyelids."""
     eyes = [layout.parts.get(f"{side}_eye", ()) for side in ("left", "right")]
     return eyes if all(len(eye) >= 4 for eye in eyes) else []
+
+
+def _eyes_with_pupils(layout: Layout) -> list[tuple[int, int, int]]:
+    """Both corners and the pupil of the left and the right eye; [] in layouts without pupils."""
+    if any(len(pupil) != 1 for pupil in layout.pupils):
+        return []
+    pairs = zip(_eyes(layout), layout.pupils, strict=False)
+    return [(eye[0], eye[len(eye) // 2], pupil) for eye, (pupil,) in pairs]
 
 
 # Values of faces with their errors

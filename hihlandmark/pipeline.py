@@ -124,18 +124,19 @@ class Pipeline:
         Raises:
             ConfigurationError: the model card has no reliability, or the limit is not in 0..1.
         """
-        self._check_min_reliability(min_reliability)
+        self.check_min_reliability(min_reliability)
         for key, faces in self._run(found, box_map):
             yield key, Faces(face for face in faces if not face.reliability < min_reliability)
 
-    def _check_min_reliability(self, limit: float) -> None:
+    def check_min_reliability(self, limit: float) -> None:
+        """Raise `ConfigurationError` for a limit that `run` does not take."""
         if not (is_number(limit) and 0 <= limit <= 1):
             raise ConfigurationError(f"min_reliability must lie in 0..1, not {limit!r}")
         if limit and self.calibration.reliability is None:
             name = self.landmarker.layout.name
             raise ConfigurationError(
                 f"the weights have no reliability of {name}: leave min_reliability at 0, or fit it "
-                "with benchmarks/fit_reliability.py"
+                "with benchmarks/fit_reliability.py of the repository"
             )
 
     def _run(

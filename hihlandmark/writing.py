@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hihlandmark.errors import ConfigurationError
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def refuse_existing(path: Path | None) -> None:
+    """Raise `ConfigurationError` for a file that exists: it may be the user's."""
+    if path is not None and os.path.lexists(path):
+        raise ConfigurationError(f"{path} exists already: choose another name, or remove it")
 
 
 @contextmanager

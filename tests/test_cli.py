@@ -104,7 +104,7 @@ def test_demo_writes_image_and_json(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     with Image.open(tmp_path / "astronaut.landmarks.png") as drawn:
         assert drawn.size == (512, 512)
-    assert len(json.loads((tmp_path / "astronaut.json").read_text())["faces"]) == 1
+    assert len(json.loads((tmp_path / "astronaut.landmarks.json").read_text())["faces"]) == 1
 
 
 def test_doctor_reports_device_weights_and_extras() -> None:

@@ -235,6 +235,9 @@ def test_label_uses_centered_faces_of_crops_without_detection(
     (face,) = read_faces(out, "train")
     (expected,) = Detector(98, refine=0).predict(crop, boxes=[[55, 55, 166, 166]], box_kind="mtcnn")
     assert face.points == pytest.approx(expected.points, abs=0.6)
+    limited = run("label", "crop.png", "--out", "set", "--cut", "2", "--min-face", "40")
+    assert limited.exit_code == 2
+    assert "--cut searches no faces" in limited.stderr
 
 
 @pytest.mark.parametrize("output_format", ["json", "jsonl", "csv", "csv-wide", "parquet-points"])

@@ -266,6 +266,9 @@ def test_auto_logs_its_device(caplog: pytest.LogCaptureFixture) -> None:
         ({"refine": -1}, ConfigurationError, "refine"),
         ({"batch_size": 0}, ConfigurationError, "batch_size"),
         ({"decoder": "guess"}, ConfigurationError, "local_soft_argmax"),
+        ({"decoder": "quarter_shift"}, ConfigurationError, "one of soft, argmax, mean"),
+        ({"decoder": "soft", "model": "awing-small"}, ConfigurationError, "local_soft_argmax"),
+        ({"min_box_score": 2}, ConfigurationError, "min_box_score"),
         ({"runtime": "tensorflow"}, ConfigurationError, "openvino"),
     ],
 )

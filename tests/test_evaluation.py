@@ -35,7 +35,13 @@ from hihlandmark.evaluation import (
     normalized_errors,
 )
 from hihlandmark.evaluation.metrics import point_distances
-from hihlandmark.evaluation.report import failure_gallery, summarize, to_markdown, write_report
+from hihlandmark.evaluation.report import (
+    failure_gallery,
+    refuse_other_files,
+    summarize,
+    to_markdown,
+    write_report,
+)
 from hihlandmark.layouts import W300_68
 
 Array = NDArray[np.floating]
@@ -325,6 +331,15 @@ def test_a_summary_without_found_faces_is_valid_json() -> None:
     report = json.loads(json.dumps(summarize(nothing, {}), allow_nan=False))
     assert (report["nme"], report["fr10"]) == (None, 100)
     assert "| all | 3 | 3 |" in to_markdown(summarize(nothing, {}), {})
+
+
+def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
+    refuse_other_files(tmp_path / "new")
+    (tmp_path / "points.csv").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"points\.csv is not of a report"):
+        refuse_other_files(tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    refuse_other_files(tmp_path)
 
 
 def test_a_report_folder_has_tables_and_figures(tmp_path: Path) -> None:

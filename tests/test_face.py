@@ -47,6 +47,9 @@ def test_arrays_are_read_only_float32_copies_of_the_right_shape() -> None:
     assert face.points[0].tolist() == [0, 0]
     with pytest.raises(ConfigurationError, match="points"):
         replace(face, points=np.zeros((98, 2)))
+    for name in ("visibility", "approximate"):
+        with pytest.raises(ConfigurationError, match=f"{name} of a COFW29 face"):
+            replace(face, **{name: np.zeros(3)})
 
 
 def test_to_layout_keeps_shared_points_and_marks_interpolated_ones() -> None:

@@ -50,6 +50,9 @@ def test_eval_counts_the_faces_that_are_found(wider):
     report = json.loads(result.stdout)
     assert [(each["faces"], each["found"]) for each in report["recall"]] == [(1, 1), (1, 1)]
     assert report["boxes_per_image"] == 0.5
+    refused = CliRunner().invoke(app, [*options, "--out", "report"])
+    assert refused.exit_code == 2
+    assert "recall alone" in refused.stderr
 
 
 def test_one_box_finds_one_face():

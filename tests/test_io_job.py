@@ -85,6 +85,15 @@ def test_images_with_a_result_are_not_pending(tmp_path: Path) -> None:
         assert (folder.done_before, folder.repeated) == (2, 1)
 
 
+@pytest.mark.parametrize("part_size", [1, 100])
+def test_an_image_that_is_named_again_in_a_run_is_repeated(tmp_path: Path, part_size: int) -> None:
+    write(tmp_path, [result("a")])
+    with ResultFolder(tmp_path, "jsonl", SETTINGS, part_size=part_size) as folder:
+        for source in folder.pending(sources("abcb")):
+            folder.add(result(source.path))
+        assert (folder.done_before, folder.repeated) == (1, 1)
+
+
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "json", "pts"])
 def test_changed_image_is_a_problem_and_its_result_stays(tmp_path: Path, name: str) -> None:
     write(tmp_path, [result("a", 2), result("b")], name)

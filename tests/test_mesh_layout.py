@@ -54,6 +54,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_model_is_built_for_every_known_layout() -> None:
+    assert configuration_of("hih-open", ["MESH478"])["layouts"] == {"MESH478": 478}
+    with pytest.raises(ConfigurationError, match="layout"):
+        configuration_of("hih-open", ["MESH479"])
+
+
 def test_folding_multiplies_weights_of_low_rank_and_changes_nothing_else() -> None:
     torch.manual_seed(0)
     network = build_model("nested", mesh_configuration()).eval()

@@ -221,6 +221,14 @@ def test_a_pack_is_replaced_only_when_asked(tmp_path: Path) -> None:
         old[0].load_image()
 
 
+def test_a_pack_beside_other_files_is_not_replaced(tmp_path: Path) -> None:
+    pack([faces_of(face(1))], tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("x")
+    with pytest.raises(ConfigurationError, match=r"also holds notes\.txt"):
+        pack([faces_of(face(2))], tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "x"
+
+
 def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ConfigurationError, match="not a packed data set"):

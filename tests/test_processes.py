@@ -249,3 +249,9 @@ def test_overlapping_uses_restore_the_default_type() -> None:
         assert torch.get_default_dtype() == torch.float32
         first.__exit__(None, None, None)
         assert torch.get_default_dtype() == torch.float64
+
+
+def test_importing_training_leaves_opencvs_threads_as_they_are() -> None:
+    code = "import cv2; cv2.setNumThreads(3); import hihlandmark.training.trainer; "
+    code += "assert cv2.getNumThreads() == 3"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

@@ -441,6 +441,9 @@ def test_video_command_draws_and_writes(
     assert "frames: 5, tracked faces: 1; results in" in result.stderr
     assert len(list(read_frames(out))) == 5
     assert len(points.read_text().splitlines()) == 5
+    again = CliRunner().invoke(app, arguments)
+    assert isinstance(again.exception, ConfigurationError)
+    assert "exists already" in str(again.exception)
     printed_arguments = ["video", str(clip), "--layout", "29", "--frames", "2"]
     printed = CliRunner().invoke(app, printed_arguments)
     assert [json.loads(line)["frame"] for line in printed.stdout.splitlines()] == [0, 1]
@@ -565,6 +568,31 @@ def test_a_recording_that_starts_late_begins_at_zero(
         assert container.duration / av.time_base < 2
         assert container.start_time == pytest.approx(0, abs=150_000)
     assert sound_of(out)[2] == pytest.approx(0, abs=0.15)
+
+
+def test_a_video_never_replaces_its_source(clip: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.mp4"
+    own.write_bytes(clip.read_bytes())
+    result = CliRunner().invoke(app, ["video", str(own), "--out", str(own)])
+    assert isinstance(result.exception, ConfigurationError)
+    with pytest.raises(ConfigurationError, match="is the source"):
+        AnnotatedVideo(own, own)
+    assert own.read_bytes() == clip.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--offline", "--no-smooth"], "omit it, or --no-smooth"),
+        (["--model", "adnet-small", "--min-reliability", "0.5"], "no reliability of WFLW98"),
+    ],
+)
+def test_options_of_video_that_have_no_effect_are_refused(
+    clip: Path, options: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(app, ["video", str(clip), *options])
+    assert result.exit_code != 0
+    assert message in str(result.exception) + result.stderr
 
 
 @pytest.mark.parametrize("suffix", ["webm", "gif", "doc", "txt", ""])

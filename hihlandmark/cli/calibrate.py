@@ -92,10 +92,12 @@ def calibrate(
     )
     from hihlandmark.weights import find_weights, register_layouts
     from hihlandmark.weights.card import Figure
+    from hihlandmark.writing import refuse_existing
 
     if dry_run and out is not None:
         raise ConfigurationError("--dry-run writes no card: omit --out or --dry-run")
     # Fail before the network runs.
+    refuse_existing(diagram)
     files = find_weights(weights, model=model)
     register_layouts(files.card)  # for the reader of the faces
     target = None if dry_run else card_to_write(files, out)
@@ -175,7 +177,12 @@ def _print_table(summary: dict[str, Any], dry_run: bool) -> None:
     Table(title, headers, rows).print()
     for line in _footnotes(summary):
         print(line)
-    print(f"calibration: {summary['calibration']['after']}")
+    after = summary["calibration"]["after"]
+    names = ("bias", "spread", "mass", "covariance_scale")
+    print("calibration: " + ", ".join(f"{name} {after[name]:.3f}" for name in names))
+    if after["point_bias"]:
+        low, high = min(after["point_bias"]), max(after["point_bias"])
+        print(f"  biases of the parts of the face: {low:.2f} to {high:.2f}")
     for name in ("diagram", "card"):
         if summary[name]:
             print(f"{name}: {summary[name]}")

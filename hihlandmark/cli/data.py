@@ -140,9 +140,11 @@ def show(
     from hihlandmark.datasets.augmentation import Augmentation, generator
     from hihlandmark.datasets.inspection import Tile, before_and_after, contact_sheet
     from hihlandmark.io.results import is_result_folder, worst_faces
+    from hihlandmark.writing import refuse_existing
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigurationError(f"--out {out} must end with .png, .jpg or .webp")
+    refuse_existing(out)
     if is_result_folder(folder):
         worst = worst_faces(folder, count, crop_size)
         tiles = [Tile(each.image, np.zeros((0, 2)), each.caption) for each in worst]
@@ -231,7 +233,7 @@ def label(
     device: DeviceOption = "auto",
     refine: RefineOption = 0,
     flip_test: FlipTestOption = True,
-    min_box_score: MinBoxScoreOption = 0.95,
+    min_box_score: MinBoxScoreOption = None,
     face_detector: FaceDetectorOption = "mtcnn",
     min_face: MinFaceOption = None,
     detection_size: DetectionSizeOption = None,
@@ -244,19 +246,22 @@ def label(
 ) -> None:
     """Label the faces of images with a network, for self-training or to be corrected by hand.
 
-    Self-training uses them to place crops only: --no-flip-test is twice as fast.
+    Faces with a box score below 0.95 are left out, unless --min-box-score is given. Self-training
+    uses the points to place crops only: --no-flip-test is twice as fast.
     """
     from hihlandmark.datasets import project
     from hihlandmark.io import find_images
 
-    options: dict[str, Any] = {
-        "face_detector": face_detector,
-        "min_box_score": min_box_score,
-        "min_face": min_face,
-        "detection_size": detection_size,
-    }
+    options: dict[str, Any] = {"min_face": min_face, "detection_size": detection_size}
     if cut is not None:
+        if any(each is not None for each in (min_face, min_box_score, detection_size)):
+            raise typer.BadParameter(
+                "--cut searches no faces: omit --min-face, --min-box-score and --detection-size"
+            )
         options = {"face_detector": project.CenteredFaceDetector(cut, face_detector)}
+    else:
+        options["face_detector"] = face_detector
+        options["min_box_score"] = 0.95 if min_box_score is None else min_box_score
     options |= {"weights": weights, "device": device, "refine": refine, "flip_test": flip_test}
     detector = make_detector(layout, model, **options)
     sources = list(find_images(paths))

@@ -73,7 +73,7 @@ def _write(image: str | None, out: Path, detector: Detector) -> None:
     name = Path(image).stem if image else "astronaut"
     loaded = detector.load_image(image or options.astronaut()).pixels
     faces = detector.predict(loaded)
-    drawn, record = out / f"{name}.landmarks.png", out / f"{name}.json"
+    drawn, record = out / f"{name}.landmarks.png", out / f"{name}.landmarks.json"
     write_atomically(drawn, encode_png(draw_faces(loaded, faces)))
     result = Result(Source(image or "skimage.data.astronaut()", name), faces)
     write_atomically(record, write_jsonl([result]))

@@ -94,6 +94,10 @@ def evaluate_split(
 ) -> None:
     """Measure NME, FR and AUC on a split of a data set, or the recall of a face detector."""
     if detector_name is not None:
+        if split or out or jitter or robustness:
+            raise typer.BadParameter(
+                "--detector measures recall alone: omit --split, --out, --jitter and --robustness"
+            )
         search = {
             "runtime": runtime,
             "precision": precision,
@@ -114,7 +118,13 @@ def evaluate_split(
     from hihlandmark.datasets import read_faces
     from hihlandmark.evaluation import protocol
     from hihlandmark.evaluation.corruptions import measure_robustness
-    from hihlandmark.evaluation.report import new_figure, print_report, summarize, write_report
+    from hihlandmark.evaluation.report import (
+        new_figure,
+        print_report,
+        refuse_other_files,
+        summarize,
+        write_report,
+    )
     from hihlandmark.weights import find_weights, register_layouts
 
     if every > 1 and not (jitter or robustness):
@@ -123,6 +133,7 @@ def evaluate_split(
         raise typer.BadParameter("--jitter requires --boxes labels or official")
     if out is not None:
         new_figure(1, 1)  # a missing package is an error before the work, not after it
+        refuse_other_files(out)
         out.mkdir(parents=True, exist_ok=True)
     if weights is not None:
         register_layouts(find_weights(weights, model=model).card)  # for the reader of the faces

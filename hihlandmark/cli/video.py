@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from hihlandmark.cli import options
 
@@ -65,7 +65,12 @@ def video(
     from hihlandmark.draw import draw_faces
     from hihlandmark.video import AnnotatedVideo, track, track_offline
     from hihlandmark.video.writing import JsonLinesFaces, open_faces
+    from hihlandmark.writing import refuse_existing
 
+    if offline and not smooth:
+        raise BadParameter("--offline smooths the points: omit it, or --no-smooth")
+    refuse_existing(out)
+    refuse_existing(points)
     count = 0
     tracks: set[int | None] = set()
     with ExitStack() as stack:
@@ -83,6 +88,7 @@ def video(
             flip_test=flip_test, shape_prior=shape_prior, max_pixels=max_pixels,
             max_bytes=max_bytes,
         )  # fmt: skip
+        detector.pipeline.check_min_reliability(min_reliability)
         if offline:
             tracked = track_offline(source, detector, detect_every=detect_every, frames=frames)
         else:

@@ -24,7 +24,7 @@ from hihlandmark.layouts import LAYOUTS, Layout, get_layout
 from hihlandmark.writing import write_atomically
 
 DECIMALS = 2
-"""Of a pixel, as CVAT writes them."""
+"""Digits after the point of coordinates in pixels, as CVAT writes them."""
 _UPLOAD = re.compile(r"[0-9a-f]{8}-")  # in front of the names of files uploaded to Label Studio
 
 

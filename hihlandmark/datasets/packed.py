@@ -31,7 +31,13 @@ from hihlandmark.datasets.faces import (
     Samples,
     unknown_split,
 )
-from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
+from hihlandmark.errors import (
+    ConfigurationError,
+    DataError,
+    ImageError,
+    abbreviate,
+    missing_extra,
+)
 
 DESCRIPTION, TABLE = "pack.json", "faces.arrow"
 VERSION = 1
@@ -385,6 +391,11 @@ def _check_target(out: Path, overwrite: bool) -> None:
         return
     if not (out / DESCRIPTION).is_file():
         raise ConfigurationError(f"{out} is not a packed data set: choose another folder")
+    others = sorted({path.name for path in out.iterdir()} - {DESCRIPTION, TABLE})
+    if overwrite and others:
+        raise ConfigurationError(
+            f"{out} also holds {abbreviate(others)}: move that away, or choose another folder"
+        )
     if not overwrite:
         raise ConfigurationError(f"{out} is a packed data set: overwrite it or choose another")
 

@@ -17,7 +17,7 @@ from hihlandmark.crop import crop_matrix, cut_crop, square_around, transform_poi
 from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.datasets.inspection import Tile, contact_sheet
 from hihlandmark.draw import encode_png
-from hihlandmark.errors import missing_extra
+from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.evaluation.corruptions import FAILING, Robustness, RobustnessCurve
 from hihlandmark.evaluation.eyes import eye_figures
 from hihlandmark.evaluation.metrics import (
@@ -297,6 +297,23 @@ def to_markdown(report: Report, settings: Mapping[str, Any]) -> str:
         parts += [f"## {table.title}", table.markdown()]
     parts += ["## Notes", "\n".join(f"- {note.strip()}" for note in notes(report))]
     return "\n\n".join(parts) + "\n"
+
+
+REPORT_FILES = {
+    *("report.json", "report.md", "ced.csv", "ced.png", "points.csv", "faces.csv", "failures.png"),
+    *("jitter.csv", "jitter.png", "robustness.csv", "robustness.png"),
+}
+"""What a report may consist of."""
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Raise `ConfigurationError` if a report would replace files that are not of a report."""
+    if (folder / "report.json").is_file():
+        return
+    if found := sorted(path.name for path in folder.glob("*") if path.name in REPORT_FILES):
+        raise ConfigurationError(
+            f"{folder / found[0]} is not of a report: choose another --out, or move it away"
+        )
 
 
 def write_report(

@@ -108,7 +108,9 @@ def check_options(
     if not (is_number(min_face) and min_face > 0):
         raise ConfigurationError(f"min_face must be more than 0 pixels, not {min_face}")
     if not (is_number(min_score) and 0 <= min_score <= 1):
-        raise ConfigurationError(f"min_score must lie in 0..1, not {min_score}")
+        raise ConfigurationError(
+            f"min_score (of `Detector`: min_box_score) must lie in 0..1, not {min_score}"
+        )
 
 
 def downscale(image: Image, longest: int, multiple: int = 1) -> tuple[Image, FloatArray]:

@@ -247,8 +247,10 @@ class ResultFolder:
             if source.path in self._in_progress:
                 self.repeated += 1
                 continue
-            stamp, error = self._finished(source.path)
-            if stamp == source.stamp:
+            stamp, error, part = self._finished(source.path)
+            if stamp == source.stamp and part >= self._first_part:
+                self.repeated += 1
+            elif stamp == source.stamp:
                 self.done_before += 1
                 self.failed_before += error is not None
             elif stamp is not None:
@@ -264,23 +266,23 @@ class ResultFolder:
                 self._in_progress[source.path], self._paths[key] = key, source.path
                 yield source
 
-    def _finished(self, path: str) -> tuple[str | None, str | None]:
-        """The stamp and the error of an image that has a result, else None for both.
+    def _finished(self, path: str) -> tuple[str | None, str | None, int]:
+        """The stamp, the error and the part of an image that has a result, else None, None and 0.
 
         A result that was deleted is forgotten.
         """
-        row = self._select("SELECT stamp, error FROM images WHERE path = ?", path)
+        row = self._select("SELECT stamp, error, part FROM images WHERE path = ?", path)
         if not row:
-            return None, None
+            return None, None, 0
         if self.format.of_image is not None:
             files = self._select("SELECT name FROM files WHERE image = ?", path)
             missing = [name for (name,) in files if not os.path.lexists(self.folder / name)]
             if missing:
                 logger.warning("%s is missing: its image is predicted again", missing[0])
                 self._forget_image(path)
-                return None, None
-        stamp, image_error = row[0]
-        return str(stamp), image_error
+                return None, None, 0
+        stamp, image_error, part = row[0]
+        return str(stamp), image_error, part
 
     def _select(self, query: str, *values: str) -> list[Any]:
         with _manifest_errors(self._manifest_path):
@@ -466,7 +468,7 @@ class ResultFolder:
                     self._manifest.execute("DELETE FROM files WHERE name = ?", (name,))
             query = "SELECT coalesce(max(part), 0) FROM (SELECT part FROM images UNION ALL "
             ((last,),) = self._manifest.execute(query + "SELECT part FROM files)").fetchall()
-        self._part = last + 1
+        self._part = self._first_part = last + 1
 
     def _refuse_other_settings(
         self, stored: Mapping[str, str], given: Mapping[str, str], names: Iterable[str]

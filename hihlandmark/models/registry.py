@@ -146,7 +146,8 @@ def configuration_of(model: str, layouts: Iterable[str] | None = None) -> dict[s
     entry = _row(MODELS, model, "model")
     configuration = dict(deepcopy(dict(entry.configuration)))
     if layouts is not None:
-        configuration["layouts"] = {name: _row(LAYOUT_POINTS, name, "layout") for name in layouts}
+        known = [get_layout(name) for name in layouts]
+        configuration["layouts"] = {layout.name: layout.size for layout in known}
     if entry.architecture == "adnet":
         configuration["edges"] = {
             name: [list(edge.indices) for edge in get_layout(name).edges]

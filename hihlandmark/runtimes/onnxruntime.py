@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,8 @@ def write_onnx(graph: PixelGraph, path: Path) -> None:
     with missing_extra("onnx"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     any_size = {axis: torch.export.Dim.AUTO for axis, n in enumerate(graph.shape) if n == ANY}
-    with default_torch_state(), without_tracer_warnings():
+    with default_torch_state(), without_tracer_warnings(), _errors_only():
         program = torch.onnx.export(
             graph.module,
             (graph.example(),),
@@ -38,6 +38,20 @@ def write_onnx(graph: PixelGraph, path: Path) -> None:
         )
     assert program is not None
     program.save(str(path))
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Without what the exporter logs below errors."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def run_onnx(path: Path, device: AnyDevice, precision: Precision = "fp32") -> Run:

@@ -263,7 +263,7 @@ class TrainingConfiguration(_ConfigurationTable):
     """Everything that determines a training run, apart from the data."""
 
     name: str
-    """Of the weights."""
+    """The name of the weights."""
     model: str
     """Name of a model of the registry."""
     layouts: tuple[str, ...] | None = None

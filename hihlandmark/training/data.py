@@ -500,5 +500,6 @@ def shared_points(starts: Mapping[str, int]) -> dict[str, tuple[IndexArray, Inde
     return {name: (column[:, 0], column[:, 1]) for name, column in columns.items()}
 
 
-# One thread per worker: OpenCV's threads would compete with the network's for the cores.
-cv2.setNumThreads(1)
+def use_one_thread(_: int) -> None:
+    """Start a worker: OpenCV's threads would compete with the network's for the cores."""
+    cv2.setNumThreads(1)

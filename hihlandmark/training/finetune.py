@@ -1,7 +1,8 @@
 """Fine-tuning in one call: split, start, train, calibrate, and compare with the start.
 
 A layout that the weights predict is trained further; a new one gets a head of its own (`new_head`).
-The weights after the last step are the result: the faces of the comparison choose nothing.
+The weights after the last step are the result: the faces of the comparison choose none. They decide
+whether a shape regression of the start is kept.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from hihlandmark.training.new_head import (
 from hihlandmark.training.trainer import TrainingProgress, train
 from hihlandmark.weights import LoadedModel, correction_tensors, load_model, save_weights
 from hihlandmark.weights.card import NAME, DataSource, Figure, LayoutDefinition, ModelCard
+from hihlandmark.writing import write_atomically
 
 RECORD, DRAWING, RUN, START = "finetune.json", "before-after.png", "run", "run/start"
 VAL_SHARE = 0.2
@@ -334,7 +336,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigurationError(f"{out} holds something else: choose a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 # A new layout
@@ -578,11 +580,11 @@ def _add_figure(card_path: Path, after: Evaluation, faces: Path, out: Path) -> N
         points=after.layout.size,
         metric="NME",
         value=round(100 * mean_error(after.face_errors), 3),
-        command=f"hihlandmark finetune {faces.name} --out {out.name}",
+        command=f"hihlandmark finetune {faces.resolve().name} --out {out.resolve().name}",
         faces=len(after),
     )
     card = card.model_copy(update={"figures": (figure,)})
-    card_path.write_text(card.to_json(), encoding="utf-8")
+    write_atomically(card_path, card.to_json().encode())
 
 
 def _draw(before: Evaluation, after: Evaluation, faces: AnnotatedFaces, path: Path) -> None:

@@ -25,7 +25,7 @@ from hihlandmark.crop import (
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError, ImageError
-from hihlandmark.models.nested import Nested, NestedHead
+from hihlandmark.models.nested import Nested, NestedHead, low_rank
 from hihlandmark.models.registry import build_model
 from hihlandmark.runtimes.graph import CropGraph
 from hihlandmark.runtimes.pytorch import TorchRuntime
@@ -124,8 +124,9 @@ def add_head(
     assert isinstance(network, Nested)
     points = len(located[0].points)
     layouts = {**card.configuration["layouts"], layout: points}
-    torch.manual_seed(0)
-    grown = build_model(card.architecture, {**card.configuration, "layouts": layouts})
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        grown = build_model(card.architecture, {**card.configuration, "layouts": layouts})
     assert isinstance(grown, Nested)
     state = dict(network.state_dict())
     for name, own in grown.state_dict().items():
@@ -189,12 +190,9 @@ def _copy_points(head: NestedHead, sources: Sequence[tuple[NestedHead, int]]) ->
     if hasattr(head, "weight"):
         head.weight.copy_(weights)
         return
-    # The product of low rank that is nearest to the weights.
-    left, sizes, right = torch.linalg.svd(weights.flatten(1), full_matrices=False)
-    rank = len(head.basis)
-    root = sizes[:rank].sqrt()
-    head.mix.copy_(left[:, :rank] * root)
-    head.basis.copy_((root[:, None] * right[:rank]).view_as(head.basis))
+    mix, basis = low_rank(weights, len(head.basis))
+    head.mix.copy_(mix)
+    head.basis.copy_(basis)
 
 
 def select(located: Sequence[LocatedFace], kept: Sequence[int]) -> list[LocatedFace]:

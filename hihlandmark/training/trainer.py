@@ -40,6 +40,7 @@ from hihlandmark.training.data import (
     read_face_set,
     read_training_set,
     usable_faces,
+    use_one_thread,
 )
 from hihlandmark.training.distillation import PseudoLabeler, read_teacher
 from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
@@ -285,6 +286,7 @@ class _Trainer:
             batch_size=None,
             sampler=range(self.step, plan.steps),
             num_workers=workers,
+            worker_init_fn=use_one_thread,
             prefetch_factor=4 if workers else None,
             pin_memory=accelerator.device.type == "cuda",
         )

@@ -41,13 +41,15 @@ class AnnotatedVideo:
         source: the original video, for sound and frame rate; None: no sound.
 
     Raises:
-        ConfigurationError: the suffix of the path is not that of a format that holds H.264, or the
-            extra ``video`` is not installed.
+        ConfigurationError: the file is the source, its suffix is not that of a format that holds
+            H.264, or the extra ``video`` is not installed.
     """
 
     def __init__(self, path: Path, source: str | Path | None = None) -> None:
         self.path = path
         self._format = _format_of(path)
+        if source and path.exists() and Path(source).exists() and path.samefile(source):
+            raise ConfigurationError(f"{path} is the source: choose another name for the result")
         self._replacing = atomic_write_path(path)
         self._partial = self._replacing.__enter__()
         # A camera or a stream cannot be opened twice.

@@ -418,6 +418,13 @@ class ModelCard(_Part):
         ]
 
     @property
+    def decoders(self) -> tuple[Decoder, ...]:
+        """How the heatmaps of this architecture can be decoded."""
+        if self.architecture == "nested":
+            return ("soft", "argmax", "mean")
+        return ("local_soft_argmax", "argmax", "quarter_shift", "mean")
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether a mirrored crop has mirrored heatmaps, so that a flip test makes sense."""
         return self.crop.pixel_origin == self.decoding.bin_center == 0.5
