@@ -25,6 +25,7 @@ import numpy as np
 
 from hihlandmark import Detector, Face, load_image
 from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.calibration.logistic import fit_logistic
 from hihlandmark.calibration.metrics import expected_calibration_error
 from hihlandmark.datasets import read_faces
 from hihlandmark.errors import ConfigurationError, HihlandmarkError
@@ -326,20 +327,11 @@ def weights_of(measured: Measured, own: str) -> FloatArray:
 
 def fit(features: FloatArray, good: Any, weights: FloatArray) -> Reliability:
     """Maximize the weighted likelihood."""
-    from scipy.optimize import minimize
-
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     standardized = ((features - mean) / std).clip(-LARGEST, LARGEST)
-    sign = np.where(good, 1.0, -1.0)
-
-    def loss(values: FloatArray) -> tuple[float, FloatArray]:
-        margin = sign * (standardized @ values[1:] + values[0])
-        slope = -sign * weights / (1 + np.exp(margin.clip(-50, 50))) / weights.sum()
-        gradient = np.append(slope.sum(), standardized.T @ slope + 2 * RIDGE * values[1:])
-        losses = weights @ np.logaddexp(0, -margin) / weights.sum()
-        return float(losses + RIDGE * np.square(values[1:]).sum()), gradient
-
-    found = np.round(minimize(loss, np.zeros(len(mean) + 1), jac=True).x, 4)
+    inputs = np.column_stack([np.ones(len(features)), standardized])
+    ridge = np.array([0.0, *[RIDGE] * len(mean)])
+    found = np.round(fit_logistic(inputs, np.asarray(good, np.float64), ridge, weights), 4)
     return Reliability(
         mean=tuple(np.round(mean, 4).tolist()),
         std=tuple(np.round(std, 4).clip(1e-4).tolist()),

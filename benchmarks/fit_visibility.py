@@ -21,6 +21,7 @@ import torch
 
 from hihlandmark import Detector
 from hihlandmark.arrays import FloatArray
+from hihlandmark.calibration.logistic import fit_logistic
 from hihlandmark.calibration.metrics import area_under_roc, expected_calibration_error
 from hihlandmark.models.nested import is_of_visibility
 from hihlandmark.training.checkpoint import load_checkpoint
@@ -80,13 +81,8 @@ def calibration_batches(configuration: TrainingConfiguration, data: Path) -> Tra
 
 def fit_platt(logits: FloatArray, visible: FloatArray) -> tuple[float, float]:
     """Bias and slope that maximize the likelihood of ``visible`` (N,), in 0..1, by logits (N,)."""
-    from scipy.optimize import minimize
-
-    def loss(weights: FloatArray) -> float:
-        x = weights[0] + weights[1] * logits
-        return float((np.logaddexp(0, x) - visible * x).mean() + RIDGE * np.square(weights).sum())
-
-    bias, slope = minimize(loss, np.array([0.0, 1.0])).x
+    inputs = np.column_stack([np.ones(len(logits)), logits])
+    bias, slope = fit_logistic(inputs, visible, np.full(2, RIDGE))
     return round(float(bias), 4), round(float(slope), 4)
 
 

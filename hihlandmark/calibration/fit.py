@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray, Progress
+from hihlandmark.calibration.logistic import fit_logistic
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
-from hihlandmark.reliability import sigmoid
 from hihlandmark.uncertainty import whitening_axes
 from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, Correlation, calibration_features
 
@@ -115,7 +115,7 @@ def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     known = statistics.known
     scale = float(np.median(statistics.distances[known]) / MEDIAN_CHI2)
-    (bias, spread, mass), point_bias = _fit_logistic(statistics)
+    (bias, spread, mass), point_bias = _fit_scores(statistics)
     scale = max(round(scale, 5), 1e-5)
     fitted = Calibration(
         bias=bias,
@@ -246,16 +246,13 @@ def _measure_batch(
 # Fitting
 
 
-def _fit_logistic(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _fit_scores(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Weights of the three features and biases of the P points, none without parts.
 
     They maximize the likelihood of "within `NEAR`".
     """
-    with missing_extra("train"):
-        from scipy.optimize import minimize
-
     known = statistics.known
-    features, sign = statistics.features[known], np.where(statistics.near[known], 1.0, -1.0)
+    features = statistics.features[known]
     # The ridge must not depend on the scale of the features, which are strongly correlated.
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     mean[0], std[0] = 0, 1  # the constant
@@ -264,14 +261,7 @@ def _fit_logistic(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple
     columns = np.concatenate([(features - mean) / std, of_parts], axis=1)
     ridge = np.full(columns.shape[1], PART_RIDGE / len(known) ** 2)
     ridge[: len(mean)] = RIDGE
-
-    def loss_and_gradient(weights: FloatArray) -> tuple[float, FloatArray]:
-        margin = sign * (columns @ weights)
-        gradient = (-sign * sigmoid(-margin)) @ columns / len(sign)
-        loss = float(np.logaddexp(0, -margin).mean() + ridge @ np.square(weights))
-        return loss, gradient + 2 * ridge * weights
-
-    found: FloatArray = minimize(loss_and_gradient, np.zeros(columns.shape[1]), jac=True).x
+    found = fit_logistic(columns, statistics.near[known].astype(np.float64), ridge)
     weights, biases = found[: len(mean)] / std, parts @ found[len(mean) :]
     weights[0] -= mean @ weights
     return _rounded(weights), _rounded(biases) if parts.shape[1] else ()
