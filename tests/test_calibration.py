@@ -97,7 +97,8 @@ def test_a_card_with_a_broken_calibration_is_refused(values: dict[str, Any], fie
 )
 def test_a_card_with_the_calibration_of_another_layout_is_refused(values: dict[str, Any]) -> None:
     card = json.loads(find_weights().card.to_json())
-    assert ModelCard.from_json(json.dumps(card | {"calibration": {"W300_68": values}}))
+    for name in ("W300_68", "UNKNOWN"):
+        assert ModelCard.from_json(json.dumps(card | {"calibration": {name: values}}))
     with pytest.raises(WeightsError, match="WFLW98 must have as many points"):
         ModelCard.from_json(json.dumps(card | {"calibration": {"WFLW98": values}}))
 

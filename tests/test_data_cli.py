@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from hihlandmark import ConfigurationError, Detector, Face
 from hihlandmark.cli.data import app
-from hihlandmark.datasets import read_faces
+from hihlandmark.datasets import project, read_faces
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.datasets.inspection import (
@@ -221,6 +222,37 @@ def test_label_makes_a_data_set_of_images(tmp_path: Path, astronaut: np.ndarray)
     (face,) = faces
     assert (faces.layout, face.load_image().shape) == ("W300_68", astronaut.shape)
     assert isinstance(run(*arguments).exception, DataError)  # it exists already
+
+
+def test_label_continues_where_it_was_stopped(
+    tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in "abc":
+        Image.fromarray(astronaut).save(images / f"{name}.png")
+    arguments = ["label", images, "--layout", "29", "--out", tmp_path / "set"]
+    read: list[str] = []
+
+    def stopping(detector: Detector, sources: Any) -> Iterator[job.Result]:
+        for number, result in enumerate(job.predict_sources(detector, sources)):
+            if number == 2:
+                raise KeyboardInterrupt
+            read.append(result.source.name)
+            yield result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(project, "predict_sources", stopping)
+        stopped = run(*arguments)
+    assert (stopped.exit_code, stopped.stderr) == (130, "stopped; the same command continues\n")
+    other = run(*arguments, "--no-flip-test")
+    assert "another detector" in str(other.exception)
+    part = tmp_path / "set" / ".annotations.jsonl.part"
+    part.write_text(part.read_text() + '["../images/c.png", [{"image')  # cut by a kill
+    assert run(*arguments).exit_code == 0
+    assert [Path(name).name for name in read] == ["a.png", "b.png"]
+    assert len(read_faces(tmp_path / "set", "train")) == 3
+    assert not part.exists()
 
 
 def test_label_uses_centered_faces_of_crops_without_detection(

@@ -29,7 +29,13 @@ from hihlandmark.training.new_head import LocatedFace, add_head, fit_crop, point
 from hihlandmark.training.objectives import NORMALIZATION, decoding_of
 from hihlandmark.training.trainer import build_training_network
 from hihlandmark.weights import LoadedModel, correction_tensors, load_model, save_weights
-from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
+from hihlandmark.weights.card import (
+    Calibration,
+    Correlation,
+    CropContract,
+    LayoutDefinition,
+    ModelCard,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_layouts")
 
@@ -163,18 +169,24 @@ def test_a_shape_regression_stays_unless_it_now_does_harm(
 ) -> None:
     loaded = load_model(tiny_weights)
     state = loaded.network.state_dict()
+    # As of an auxiliary layout, which the result does not hold.
+    mesh = Correlation(std=(1.0,) * 956, loadings=((0.5,),) * 956)
+    calibration = {"MESH478": Calibration(correlation=mesh)}
     for layout in (W300_68, COFW29):
         zeros = np.zeros((2 * layout.size, 2 * layout.size))
         constant = np.full((layout.size, 2), shift)
         regression = ShapeRegression(np.asarray(layout.mean_shape), zeros, constant)
         state |= correction_tensors(layout.name, regression)
-    weights = save_weights(tmp_path / "weights", loaded.card, state)
+    card = loaded.card.model_copy(update={"calibration": calibration})
+    weights = save_weights(tmp_path / "weights", card, state)
     faces = tmp_path / "faces"
     write_faces(faces / "train", astronaut, astronaut_points, 4)
     write_faces(faces / "val", astronaut, astronaut_points, held_out)
     result = call(faces, "--weights", weights, "--steps", 2, "--out", tmp_path / "tuned")
     assert result.exit_code == 0, result.output
-    corrections = load_model(tmp_path / "tuned").corrections
+    tuned = load_model(tmp_path / "tuned")
+    assert set(tuned.card.calibration) == {"W300_68"}
+    corrections = tuned.corrections
     assert "COFW29" in corrections, "its head has not changed"
     assert ("W300_68" in corrections) is kept
 

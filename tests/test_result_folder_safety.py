@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hihlandmark import ConfigurationError, Face
-from hihlandmark.io import FORMATS, Result, ResultFolder, Shard, Source
+from hihlandmark.io import FORMATS, Result, ResultFolder, Shard, Source, find_images
 from hihlandmark.layouts import get_layout
 
 SETTINGS = {"layout": "29", "weights": "1" * 64, "runtime": "torch"}
@@ -116,6 +116,36 @@ def test_results_without_their_manifest_are_refused_and_kept(
     with pytest.raises(ConfigurationError, match=r"part-|\.jpg\."):
         write(out, ["a.jpg", "c.jpg"], output_format)
     assert tree(out) == before
+
+
+def test_a_part_that_was_removed_is_written_again_with_its_drawings(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    write(tmp_path, names, "jsonl", drawings=True, part_size=2)
+    (tmp_path / "part-000001.jsonl").unlink()
+    folder = write(tmp_path, names, "jsonl", drawings=True, part_size=2)
+    assert (folder.done_before, folder.failed) == (1, 0)
+    assert images_in(tmp_path) == [f"in/{name}" for name in names]
+    assert len(list(tmp_path.glob("*.landmarks.png"))) == 3
+
+
+def test_drawings_that_are_wanted_too_late_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, ["a.jpg", "b.jpg"], "jsonl")
+    assert not caplog.messages
+    write(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], "jsonl", drawings=True)
+    assert caplog.messages == ["2 finished images get no drawing: use a new folder"]
+
+
+def test_the_list_of_failures_is_a_list_of_images(tmp_path: Path) -> None:
+    bad = [Source("in/a b.jpg", "a b.jpg", "1"), Source("in/c.jpg", "c.jpg", "1")]
+    with ResultFolder(tmp_path, "jsonl", SETTINGS) as target:
+        for source in list(target.pending(bad)):
+            target.add(Result(source, error="cannot be\tread\nat all"))
+    listed = tmp_path / "_failed.txt"
+    reason = "\tcannot be read at all\n"
+    assert listed.read_text() == f"in/a b.jpg{reason}in/c.jpg{reason}"
+    assert [source.path for source in find_images([f"@{listed}"])] == ["in/a b.jpg", "in/c.jpg"]
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

@@ -23,6 +23,7 @@ from builders import (
     write_set,
     write_teacher,
 )
+from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -115,6 +116,16 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert log_of(folder) == log_of(tmp_path / "whole")
     for name in ("last.pt", "best.pt"):
         assert_same(weights_of(folder, name), weights_of(tmp_path / "whole", name))
+
+
+def test_a_second_run_in_a_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    configuration = tiny(stages=[{"steps": 1, "crop_size": 64, "batch_size": 2}])
+    with FileLock(tmp_path / ".lock"):
+        with pytest.raises(ConfigurationError, match="another process trains"):
+            run(configuration, data, tmp_path)
+        assert not (tmp_path / checkpoints.LAST).exists()
+    run(configuration, data, tmp_path)
+    assert (tmp_path / checkpoints.LAST).exists()
 
 
 def train_in_two_processes(configuration: TrainingConfiguration, data: Path, folder: Path) -> None:

@@ -184,7 +184,8 @@ def measure_points(
         for done, face in enumerate(faces, start=1):
             try:
                 if not conversion.target.interocular(conversion(face.points)) > 0:
-                    raise DataError(f"annotate both outer eye corners {face.source}".rstrip())
+                    where = f" ({face.source})" if face.source else ""
+                    raise DataError(f"annotate both outer eye corners{where}")
                 box = np.concatenate([np.nanmin(face.points, 0), np.nanmax(face.points, 0)])
                 (square,) = box_map.squares(box)
                 crop = cut_crop(face.load_image(), square, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
 import sys
 from typing import Annotated
 
@@ -80,6 +81,8 @@ def main() -> None:
     # Paths may hold characters that the encoding of the terminal lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Such as that of `docker stop`: as Ctrl-C, it keeps what is finished.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except HihlandmarkError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,10 @@ SHOWN = 5
 
 AREAS = {"auroc": "AUROC", "auroc_same_landmark": "among points of the same landmark"}
 """The comparisons of `CalibrationReport.hidden_points` in the footnotes."""
+
+
+_WORSE = 1.05
+"""Factor of the Brier score from which on a calibration is named as worse."""
 
 
 def calibrate(
@@ -143,6 +148,13 @@ def calibrate(
         kept = {"reliability": now.reliability, "visibility": now.visibility}
         after = report.after.model_copy(update=kept)
         store_calibration(files, target, detector.layout, after, figure)
+    before, other = (summary["figures"][s]["brier"] for s in ("before", "after, other faces"))
+    if other > _WORSE * before:
+        print(
+            f"warning: on faces left out of the fit, scores became worse (Brier score {other:.3f} "
+            f"instead of {before:.3f}): calibrate with more faces",
+            file=sys.stderr,
+        )
     if diagram is not None:
         draw_reliability(report, diagram, f"{summary['model']}, {summary['split']}")
     if as_json:

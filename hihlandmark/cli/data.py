@@ -267,7 +267,11 @@ def label(
     sources = list(find_images(paths))
     problems = [source.problem for source in sources if source.problem]
     images = [Path(source.path) for source in sources if not source.problem]
-    done = project.label(images, detector, out)
+    try:
+        done = project.label(images, detector, out)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        raise typer.Exit(130) from None
     problems += done.unreadable
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)

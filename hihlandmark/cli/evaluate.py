@@ -113,9 +113,11 @@ def evaluate_split(
     import json
     from dataclasses import replace
 
+    import numpy as np
     from rich.console import Console
 
     from hihlandmark.datasets import read_faces
+    from hihlandmark.errors import DataError
     from hihlandmark.evaluation import protocol
     from hihlandmark.evaluation.corruptions import measure_robustness
     from hihlandmark.evaluation.report import (
@@ -162,6 +164,10 @@ def evaluate_split(
     with progress_bar("faces") as progress:
         evaluation = protocol.evaluate(detector, faces, **options, progress=progress)
     evaluation = evaluation.normalized(normalize)
+    if np.isnan(evaluation.face_errors).all() and not evaluation.missed.any():
+        raise DataError(
+            f"no face has the annotated points that --normalize {normalize} needs: choose another"
+        )
     sample = replace(faces, faces=faces.faces[::every])
     options["normalization"] = normalize
     curves, corrupted = [], None

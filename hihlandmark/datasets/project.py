@@ -21,7 +21,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from hihlandmark.datasets.faces import (
 )
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.face import Face
 from hihlandmark.face_detection import Detections
 from hihlandmark.image import load_image
 from hihlandmark.io.job import predict_sources
@@ -252,38 +253,96 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
     """Write ``annotations.jsonl`` with every face found in the images.
 
     The images are not moved; the file names them relative to its folder. Each face has its
-    ``points``, ``scores`` and ``covariance``, and ``made_by`` identifies the weights.
+    ``points``, ``scores`` and ``covariance``, and ``made_by`` identifies the weights. A stopped
+    call continues when it is repeated: until the end, faces are in a hidden file in the folder.
 
     Raises:
-        DataError: the folder has such a file already, or no face is found.
+        DataError: the folder has such a file already, one of a call with another detector was
+            stopped in it, or no face is found.
     """
     target = out / ANNOTATIONS
     if target.exists():
         raise DataError(f"{target} exists already: remove it or choose another folder")
-
-    lines: list[str] = []
     unreadable: list[str] = []
-    count = without_face = 0
-    sources = (Source(str(path), path.name) for path in images)
-    for result in predict_sources(detector, sources):
-        if result.error is not None:
-            unreadable.append(f"{result.source.path}: {result.error}")
-            continue
-        count += 1
-        without_face += not result.faces
-        for face in result.faces:
-            row = {
-                "image": os.path.relpath(result.source.path, out),
-                "split": "train",
-                "points": face.points.round(2).tolist(),
-                "scores": face.scores.round(4).tolist(),
-                "covariance": face.covariance.round(3).tolist(),
-                "made_by": detector.card.sha256,
-            }
-            lines.append(json.dumps(row) + "\n")
+    with _Unfinished(out / f".{ANNOTATIONS}.part", detector) as unfinished:
+        named = {os.path.relpath(path, out): path for path in images}
+        rest = [(name, path) for name, path in named.items() if name not in unfinished.lines]
+        sources = (Source(str(path), name) for name, path in rest)
+        for result in predict_sources(detector, sources):
+            if result.error is not None:
+                unreadable.append(f"{result.source.path}: {result.error}")
+                continue
+            name = result.source.name
+            unfinished.add(name, [_row(name, face, detector) for face in result.faces])
+    found = [unfinished.lines[name] for name in named if name in unfinished.lines]
+    lines = [json.dumps(row) + "\n" for rows in found for row in rows]
     if not lines:
+        unfinished.path.unlink()
         raise DataError(
-            f"no face was found in {count} images, {len(unreadable)} are unreadable: choose others"
+            f"no face was found in {len(found)} images, {len(unreadable)} are unreadable: choose "
+            "others"
         )
     write_atomically(target, "".join(lines).encode())
-    return Labeled(count, len(lines), without_face, unreadable)
+    unfinished.path.unlink()
+    return Labeled(len(found), len(lines), found.count([]), unreadable)
+
+
+def _row(image: str, face: Face, detector: Detector) -> dict[str, Any]:
+    return {
+        "image": image,
+        "split": "train",
+        "points": face.points.round(2).tolist(),
+        "scores": face.scores.round(4).tolist(),
+        "covariance": face.covariance.round(3).tolist(),
+        "made_by": detector.card.sha256,
+    }
+
+
+class _Unfinished:
+    """The faces of the images that are labeled, kept in a file; a context manager.
+
+    Attributes:
+        path: of the file: settings in the first line, then a line for each image.
+        lines: the rows of each image's faces, by its name.
+    """
+
+    def __init__(self, path: Path, detector: Detector) -> None:
+        self.path = path
+        self.lines: dict[str, list[dict[str, Any]]] = {}
+        arguments = {**detector.arguments, "weights": detector.card.sha256}
+        self._settings = json.dumps(arguments, default=_described, sort_keys=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if kept and kept[0] != self._settings:
+            raise DataError(
+                f"labeling with another detector was stopped in {path.parent}: repeat that "
+                f"command, remove {path}, or choose another folder"
+            )
+        for line in kept[1:]:
+            try:
+                name, rows = json.loads(line)
+            except ValueError:  # the last line, cut by a kill
+                break
+            self.lines[name] = rows
+
+    def __enter__(self) -> _Unfinished:
+        content = [self._settings, *(json.dumps(item) for item in self.lines.items())]
+        write_atomically(self.path, "".join(f"{line}\n" for line in content).encode())
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Keep the rows of an image."""
+        self.lines[name] = rows
+        self._file.write(json.dumps([name, rows]) + "\n")
+        self._file.flush()
+
+
+def _described(value: Any) -> Any:
+    """An argument that JSON cannot hold, such as a path or a face detector."""
+    if isinstance(value, CenteredFaceDetector):
+        return asdict(value)
+    return str(value) if isinstance(value, Path) else getattr(value, "name", str(value))

@@ -62,9 +62,16 @@ SELECT name, digest FROM files WHERE CASE image
     ELSE image NOT IN (SELECT path FROM images)
 END
 """
+_FILES_OF_PART = """
+SELECT name, digest FROM files WHERE image IN (SELECT path FROM images WHERE part = ?)
+"""
+_WITHOUT_DRAWING = """
+SELECT count(*) FROM images WHERE error IS NULL
+    AND path NOT IN (SELECT image FROM files WHERE name LIKE '%.landmarks.png')
+"""
 _TEMPORARY = ".temporary"  # the setting that names the file under which others are written
 _NEXT_IDS = ".next-ids"  # the setting with the next numbers of an image and a face
-_FIXED_SETTINGS = ("format", "shards")  # a folder cannot mix these
+_FIXED_SETTINGS = ("format", "shards", "by_content")  # a folder cannot mix these
 
 # Names that Windows takes for devices, also with a suffix.
 _DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$)\s*(\.|$)", re.IGNORECASE)
@@ -158,8 +165,8 @@ class ResultFolder:
         failed: images that were read but whose files could not be written; each is logged with its
             reason.
         failed_before: images among ``done_before`` that could not be read.
-        failures: the text file that lists the images without faces because of an error, with the
-            reasons; written at the end. None where there are none, and before.
+        failures: the text file that lists the images without faces because of an error, each with a
+            tab and the reason; written at the end. None where there are none, and before.
 
     Raises:
         ConfigurationError: another process uses the folder, or it holds results of other settings,
@@ -182,6 +189,7 @@ class ResultFolder:
         self.format = FORMATS[output_format]
         self.repeated = self.done_before = self.failed = self.failed_before = 0
         self.failures: Path | None = None
+        self._draws = drawings
         self._problems: dict[str, str] = {}  # image -> why it gets no result
         self._has_files_of_images = drawings or self.format.of_image is not None
         self._in_progress: dict[str, str] = {}  # path -> key of the name, of images handed out
@@ -409,14 +417,14 @@ class ResultFolder:
         In the manifest it is a part without images, which the next run removes.
         """
         errors = dict(self._select("SELECT path, error FROM images WHERE error IS NOT NULL"))
-        lines = sorted({**errors, **self._problems}.values())
+        reasons = sorted({**errors, **self._problems}.items())
         path = self.folder / self._failures_name
-        if not lines:
+        if not reasons:
             return
         if os.path.lexists(path):
             logger.warning("%s exists and is not a file of this job: failures are not listed", path)
             return
-        content = "".join(" ".join(line.split()) + "\n" for line in lines)
+        content = "".join(f"{_line(image)}\t{_line(reason)}\n" for image, reason in reasons)
         self._write_files([(path.name, "", escape(content).encode())])
         self.failures = path
 
@@ -464,11 +472,17 @@ class ResultFolder:
             for name, part in parts.fetchall():
                 if not os.path.lexists(self.folder / name):
                     logger.warning("%s is missing: its images are predicted again", name)
+                    drawings = self._manifest.execute(_FILES_OF_PART, (part,))
+                    self._remove_files(drawings.fetchall())
                     self._manifest.execute("DELETE FROM images WHERE part = ?", (part,))
                     self._manifest.execute("DELETE FROM files WHERE name = ?", (name,))
             query = "SELECT coalesce(max(part), 0) FROM (SELECT part FROM images UNION ALL "
             ((last,),) = self._manifest.execute(query + "SELECT part FROM files)").fetchall()
         self._part = self._first_part = last + 1
+        if self._draws:
+            ((count,),) = self._select(_WITHOUT_DRAWING)
+            if count:
+                logger.warning("%d finished images get no drawing: use a new folder", count)
 
     def _refuse_other_settings(
         self, stored: Mapping[str, str], given: Mapping[str, str], names: Iterable[str]
@@ -481,7 +495,7 @@ class ResultFolder:
         if differences:
             raise ConfigurationError(
                 f"{self.folder} holds results of other settings: {', '.join(differences)}; use "
-                "another folder, or --allow-mixed (for all but format and shards)"
+                "another folder, or --allow-mixed (for all but format, shards and by_content)"
             )
 
     def _refuse_other_shards(self) -> None:
@@ -489,8 +503,14 @@ class ResultFolder:
         for manifest in _manifests(self.folder):
             if not manifest.name.endswith(ending):
                 raise ConfigurationError(
-                    f"{self.folder} was begun with another number of shards ({manifest.name})"
+                    f"{self.folder} was begun with another number of shards ({manifest.name}): use "
+                    "the same, or another folder"
                 )
+
+
+def _line(text: str) -> str:
+    """A text without line breaks and tabs, such as those of a path."""
+    return re.sub(r"\s*[\n\r\t]\s*", " ", text)
 
 
 def _name_key(name: str) -> str:

@@ -349,7 +349,10 @@ class _Finder:
                     number += 1
 
     def _listed(self, path: str, lists: tuple[str, ...]) -> Iterator[Source]:
-        """The images of a list: UTF-8, with or without a byte order mark."""
+        """The images of a list: UTF-8, with or without a byte order mark.
+
+        What follows a tab is no part of the path: so ``_failed.txt`` of a result folder is a list.
+        """
         place = os.path.realpath(path)
         if place in lists or len(lists) > 20:
             yield _failure(path, "this list names itself: remove the line")
@@ -362,6 +365,8 @@ class _Finder:
                     except UnicodeDecodeError:
                         yield _failure(path, f"line {number} is not UTF-8: save the list as UTF-8")
                         continue
+                    if text and not os.path.lexists(text):
+                        text = text.partition("\t")[0]
                     if text:
                         yield from self.find([text], (*lists, place))
         except (OSError, ValueError) as error:

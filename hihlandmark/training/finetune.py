@@ -537,7 +537,8 @@ def _write_result(
         name=f"Fine-tuning: {folder}", license="as of these faces", images=len(used)
     )
     name = out.resolve().name
-    calibration = dict(before.card.calibration)
+    kept = before.card.configuration["layouts"]
+    calibration = {name: own for name, own in before.card.calibration.items() if name in kept}
     is_calibrated = layout.name in calibration
     is_few = len(found) < FEW_TO_CALIBRATE
     if not (is_calibrated and is_few):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
+from filelock import FileLock, Timeout
 from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -135,10 +136,9 @@ def train(
     fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""
     trainer = _Trainer(configuration, plan, network, teacher, validator, accelerator, fingerprint)
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    trainer.resume(run)
-    trainer.train(batches, workers, progress)
+    with _alone_in(run) if accelerator.is_main_process else nullcontext():
+        trainer.resume(run)
+        trainer.train(batches, workers, progress)
     return RunSummary(
         run / (BEST if trainer.best else LAST),
         trainer.step,
@@ -146,6 +146,24 @@ def train(
         trainer.replaced,
         [message for each in (*sets, *unlabeled) for message in each.skipped],
     )
+
+
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Refuse a second run in the folder, which is created: each would spoil the other's files."""
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigurationError(
+                f"another process trains in {run}: wait for it, or choose another folder"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetwork:

@@ -95,6 +95,10 @@ class Validator:
             for crop, place, error, name in zip(crops, found, errors[-1], names, strict=True):
                 if len(tiles) < self.images:
                     tiles.append(Tile(crop, place, f"{name} {100 * error:.1f} %"))
-        if not errors or np.isnan(every := np.concatenate(errors)).all():
+        if not errors:
             raise DataError(f"no image of {faces.name} can be read. Is the folder complete?")
+        if np.isnan(every := np.concatenate(errors)).all():
+            raise DataError(
+                f"no face of {faces.name} can be measured: annotate both outer eye corners"
+            )
         return Measured(mean_error(every), tiles)

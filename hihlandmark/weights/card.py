@@ -379,7 +379,7 @@ class ModelCard(_Part):
         heads = {**configuration.get("layouts", {}), **configuration.get("auxiliary_layouts", {})}
         for name, own in calibration.items():
             lengths = {len(own.point_bias), len(own.correlation.std) // 2 if own.correlation else 0}
-            if lengths - {0, heads.get(name, 0)}:
+            if name in heads and lengths - {0, heads[name]}:
                 raise ValueError(f"{name} must have as many points as configuration.layouts")
         return calibration
 
