@@ -42,7 +42,7 @@ from hihlandmark.evaluation.report import (
     to_markdown,
     write_report,
 )
-from hihlandmark.layouts import W300_68
+from hihlandmark.layouts import COFW29, W300_68
 
 Array = NDArray[np.floating]
 
@@ -396,3 +396,17 @@ def test_the_command_prints_tables_or_json_alone_and_writes_a_report(
     result = CliRunner().invoke(app, [*command, "--boxes", "official"])
     assert isinstance(result.exception, ConfigurationError | DataError)
     assert CliRunner().invoke(app, [*command, "--boxes", "detected", "--jitter"]).exit_code == 2
+
+
+def test_faces_that_the_unit_cannot_measure_are_an_error(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
+    points = (COFW29.mean_shape * 60 + 100).tolist()
+    for corner in COFW29.ocular_pair:
+        points[corner] = None
+    row = {"image": "a.png", "points": points, "split": "val"}
+    (tmp_path / "annotations.jsonl").write_text(json.dumps(row) + "\n")
+    options = ["eval", "--data", str(tmp_path), "--split", "val"]
+    result = CliRunner().invoke(app, options)
+    assert isinstance(result.exception, DataError)
+    assert "--normalize interocular" in str(result.exception)
+    assert CliRunner().invoke(app, [*options, "--normalize", "box"]).exit_code == 0
