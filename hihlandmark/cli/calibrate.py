@@ -31,7 +31,7 @@ AREAS = {"auroc": "AUROC", "auroc_same_landmark": "among points of the same land
 """The comparisons of `CalibrationReport.hidden_points` in the footnotes."""
 
 
-_WORSE = 1.05
+_WORSE = 1.2
 """Factor of the Brier score from which on a calibration is named as worse."""
 
 
