@@ -26,9 +26,9 @@ MEDIAN_CHI2 = 2 * np.log(2)
 """Median of the squared Mahalanobis distance of a 2-D Gaussian."""
 RIDGE = 1e-4
 """On standardized features. Keeps the fit finite when every point of a small split is near."""
-PART_RIDGE = 1.0
-"""On the biases of parts, divided by the square of the number of faces: the points of a part err
-together, so that few faces tell little of it."""
+FACES_FOR_PARTS = 50
+"""With fewer faces, parts have no bias of their own: the points of a part err together. Fitted to
+20 faces, biases made the scores of harder faces too high."""
 SMALLEST_VARIANCE = 1e-6
 """In squared crop pixels: makes the covariance of a heatmap with a single cell invertible."""
 RANK = 6
@@ -105,8 +105,8 @@ def fit(statistics: PointStatistics, method: Method = "logistic") -> Calibration
 
     The covariance is scaled so that half of the true points lie in the 50 % ellipse. The method
     "logistic" maximizes the likelihood of "within `NEAR`" (Platt scaling of two features, with a
-    bias for each part of the face, which a part shares with its mirror image); "isotonic" adds a
-    rising table (Zadrozny and Elkan 2002).
+    bias for each part of the face, which a part shares with its mirror image, from
+    `FACES_FOR_PARTS` faces on); "isotonic" adds a rising table (Zadrozny and Elkan 2002).
 
     Raises:
         ConfigurationError: the method is unknown, or SciPy is missing.
@@ -257,11 +257,11 @@ def _fit_scores(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple[f
     # The ridge must not depend on the scale of the features, which are strongly correlated.
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     mean[0], std[0] = 0, 1  # the constant
-    parts = _symmetric_parts(statistics.layout, known.shape[1])
+    layout = statistics.layout if len(known) >= FACES_FOR_PARTS else None
+    parts = _symmetric_parts(layout, known.shape[1])
     of_parts = np.broadcast_to(parts, (*known.shape, parts.shape[1]))[known]
     columns = np.concatenate([(features - mean) / std, of_parts], axis=1)
-    ridge = np.full(columns.shape[1], PART_RIDGE / len(known) ** 2)
-    ridge[: len(mean)] = RIDGE
+    ridge = np.full(columns.shape[1], RIDGE)
     found = fit_logistic(columns, statistics.near[known].astype(np.float64), ridge)
     weights, biases = found[: len(mean)] / std, parts @ found[len(mean) :]
     weights[0] -= mean @ weights
