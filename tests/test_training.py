@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -126,6 +127,19 @@ def test_a_second_run_in_a_folder_is_refused(data: Path, tmp_path: Path) -> None
         assert not (tmp_path / checkpoints.LAST).exists()
     run(configuration, data, tmp_path)
     assert (tmp_path / checkpoints.LAST).exists()
+
+
+def test_workers_run_after_opencv_has_used_its_threads(data: Path, tmp_path: Path) -> None:
+    # A forked worker would wait for ever for threads that only the parent has.
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 3)
+        configuration = tiny(stages=[{"steps": 2, "crop_size": 64, "batch_size": 2}])
+        assert train(configuration, data, tmp_path, device="cpu", workers=1).steps == 2
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
 
 
 def train_in_two_processes(configuration: TrainingConfiguration, data: Path, folder: Path) -> None:

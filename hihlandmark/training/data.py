@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -500,6 +500,21 @@ def shared_points(starts: Mapping[str, int]) -> dict[str, tuple[IndexArray, Inde
     return {name: (column[:, 0], column[:, 1]) for name, column in columns.items()}
 
 
+@contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Run a block with one thread in OpenCV: more would compete with the network's for the cores.
+
+    Workers must be started in it. In a forked process, OpenCV waits for ever for the threads that
+    the parent has.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
 def use_one_thread(_: int) -> None:
-    """Start a worker: OpenCV's threads would compete with the network's for the cores."""
+    """Start a worker, which has no parent's threads."""
     cv2.setNumThreads(1)

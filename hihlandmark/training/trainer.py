@@ -38,6 +38,7 @@ from hihlandmark.training.data import (
     Batch,
     TrainingBatches,
     UnlabeledBatch,
+    one_opencv_thread,
     read_face_set,
     read_training_set,
     usable_faces,
@@ -136,7 +137,8 @@ def train(
     fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""
     trainer = _Trainer(configuration, plan, network, teacher, validator, accelerator, fingerprint)
-    with _alone_in(run) if accelerator.is_main_process else nullcontext():
+    alone = _alone_in(run) if accelerator.is_main_process else nullcontext()
+    with alone, one_opencv_thread():
         trainer.resume(run)
         trainer.train(batches, workers, progress)
     return RunSummary(
