@@ -509,6 +509,12 @@ def test_blocks_that_are_left_out_do_not_change_the_others() -> None:
         torch.testing.assert_close(found.integer, full(crops)[name].integer)
 
 
+def test_blocks_of_stacks_that_there_are_not_are_ignored() -> None:
+    changed = {**nested().network, "pruned": ["encoder.levels.4.3", "stacks.0.residual"]}
+    one = build_training_network(nested(network={**changed, "stacks": 1}))
+    assert len(one.get_submodule("stacks")) == 0  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["encoder.levels.4.0", "encoder.stem", "nothing"])
 def test_only_residual_blocks_can_be_left_out(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name!r} is no residual block"):

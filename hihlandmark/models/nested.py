@@ -51,7 +51,8 @@ class NestedConfiguration(NetworkConfiguration):
     ``fine_rank``: rank of the convolutions that bring fine levels to the grid; 0: full rank.
     ``visibility``: channels that visibility is read from; 0: the network does not predict it.
     ``pruned``: names of residual blocks that are left out, with the activation after their sum:
-    their input is their output (Veit et al., arXiv 1605.06431).
+    their input is their output (Veit et al., arXiv 1605.06431). With fewer ``stacks``, those of the
+    other ones are ignored.
     """
 
     encoder: str
@@ -330,6 +331,9 @@ class Nested(LandmarkNetwork):
             self.visibility_features = VisibilityFeatures(c.features, c.visibility)
         blocks = dict(self.named_modules()) if c.pruned else {}
         for name in c.pruned:
+            stack = re.match(r"stacks\.(\d+)\.", name)
+            if stack and int(stack[1]) >= len(self.stacks):
+                continue
             if not _can_be_left_out(blocks.get(name)):
                 raise ConfigurationError(
                     f"no Nested network can be built: pruned={name!r} is no residual block with as "

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.layouts import get_layout
+from hihlandmark.layouts import LAYOUTS, get_layout
 from hihlandmark.models.adnet import ADNet, ADNetConfiguration
 from hihlandmark.models.awing import AWing, AWingConfiguration
 from hihlandmark.models.base import LandmarkNetwork
@@ -146,8 +146,8 @@ def configuration_of(model: str, layouts: Iterable[str] | None = None) -> dict[s
     entry = _row(MODELS, model, "model")
     configuration = dict(deepcopy(dict(entry.configuration)))
     if layouts is not None:
-        known = [get_layout(name) for name in layouts]
-        configuration["layouts"] = {layout.name: layout.size for layout in known}
+        known = LAYOUT_POINTS | {name: layout.size for name, layout in LAYOUTS.items()}
+        configuration["layouts"] = {name: _row(known, name, "layout") for name in layouts}
     if entry.architecture == "adnet":
         configuration["edges"] = {
             name: [list(edge.indices) for edge in get_layout(name).edges]
