@@ -266,7 +266,7 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
     unreadable: list[str] = []
     with _Unfinished(out / f".{ANNOTATIONS}.part", detector) as unfinished:
         named = {os.path.relpath(path, out): path for path in images}
-        rest = [(name, path) for name, path in named.items() if name not in unfinished.lines]
+        rest = [(name, path) for name, path in named.items() if name not in unfinished.rows]
         sources = (Source(str(path), name) for name, path in rest)
         for result in predict_sources(detector, sources):
             if result.error is not None:
@@ -274,7 +274,7 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
                 continue
             name = result.source.name
             unfinished.add(name, [_row(name, face, detector) for face in result.faces])
-    found = [unfinished.lines[name] for name in named if name in unfinished.lines]
+    found = [unfinished.rows[name] for name in named if name in unfinished.rows]
     lines = [json.dumps(row) + "\n" for rows in found for row in rows]
     if not lines:
         unfinished.path.unlink()
@@ -303,12 +303,12 @@ class _Unfinished:
 
     Attributes:
         path: of the file: settings in the first line, then a line for each image.
-        lines: the rows of each image's faces, by its name.
+        rows: those of each image's faces, by its name.
     """
 
     def __init__(self, path: Path, detector: Detector) -> None:
         self.path = path
-        self.lines: dict[str, list[dict[str, Any]]] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {}
         arguments = {**detector.arguments, "weights": detector.card.sha256}
         self._settings = json.dumps(arguments, default=_described, sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,10 +323,10 @@ class _Unfinished:
                 name, rows = json.loads(line)
             except ValueError:  # the last line, cut by a kill
                 break
-            self.lines[name] = rows
+            self.rows[name] = rows
 
     def __enter__(self) -> _Unfinished:
-        content = [self._settings, *(json.dumps(item) for item in self.lines.items())]
+        content = [self._settings, *(json.dumps(item) for item in self.rows.items())]
         write_atomically(self.path, "".join(f"{line}\n" for line in content).encode())
         self._file = self.path.open("a", encoding="utf-8")
         return self
@@ -336,7 +336,7 @@ class _Unfinished:
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Keep the rows of an image."""
-        self.lines[name] = rows
+        self.rows[name] = rows
         self._file.write(json.dumps([name, rows]) + "\n")
         self._file.flush()
 
