@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hihlandmark.errors import ConfigurationError
@@ -18,6 +20,23 @@ def refuse_existing(path: Path | None) -> None:
     """Raise `ConfigurationError` for a file that exists: it may be the user's."""
     if path is not None and os.path.lexists(path):
         raise ConfigurationError(f"{path} exists already: choose another name, or remove it")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block has ended.
+
+    The main thread alone receives signals, so in others there is nothing to hold back.
+    """
+    held: list[int] = []
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            stack.callback(lambda: [signal.raise_signal(number) for number in held[:1]])
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    stack.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda number, _: held.append(number))
+        yield
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 from hihlandmark import ConfigurationError, Face
-from hihlandmark.io import FORMATS, Result, ResultFolder, Shard, Source, find_images
+from hihlandmark.io import FORMATS, Result, ResultFolder, Shard, Source, find_images, job
 from hihlandmark.layouts import get_layout
+from hihlandmark.writing import write_new
 
 SETTINGS = {"layout": "29", "weights": "1" * 64, "runtime": "torch"}
 OF_MANY = [name for name, each in FORMATS.items() if each.of_many is not None]
@@ -380,3 +382,32 @@ def test_drawing_is_never_later_than_its_result(tmp_path: Path, output_format: s
     assert again.done_before == 2
     assert again.failed == 0
     assert len(list(tmp_path.glob("*.landmarks.png"))) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("output_format", ["json", "jsonl"])
+def test_a_part_is_written_whole_when_interrupted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    output_format: str,
+    number: signal.Signals,
+) -> None:
+    def write_and_interrupt(*arguments: Any) -> None:
+        write_new(*arguments)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(job, "write_new", write_and_interrupt)
+    handler = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], output_format, part_size=2)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, handler)
+    assert images_in(tmp_path) == ["in/a.jpg", "in/b.jpg"]
+    monkeypatch.undo()
+    again = write(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], output_format, part_size=2)
+    assert (again.done_before, again.failed) == (2, 0)
+    assert images_in(tmp_path) == ["in/a.jpg", "in/b.jpg", "in/c.jpg"]
+    assert not caplog.records

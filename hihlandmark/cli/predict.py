@@ -107,6 +107,7 @@ def predict(
     """
     from hihlandmark.io import ResultFolder, Shard, find_images, predict_sources, settings_of
     from hihlandmark.io.sources import require_pyarrow
+    from hihlandmark.writing import uninterrupted
 
     drawn = {"boxes": draw_boxes, "numbers": draw_numbers, "enlarged": draw_enlarged}
     draw = draw or any(drawn.values())
@@ -159,11 +160,12 @@ def predict(
                 drawing = None
                 if draw and result.error is None:
                     result, drawing = _draw(result, drawn, max_pixels, max_bytes)
-                if folder is not None:
-                    folder.add(result, drawing)
-                elif result.error is None:
+                if folder is None and result.error is None:
                     _print_record(result)
-                counts.add(result)
+                with uninterrupted():
+                    if folder is not None:
+                        folder.add(result, drawing)
+                    counts.add(result)
                 if result.error is not None:
                     is_skipped = result.source.is_skipped
                     if fail_fast and not is_skipped:

@@ -34,7 +34,7 @@ from hihlandmark.io.formats import FORMATS, Result, numbered
 from hihlandmark.io.sources import Source, escape
 from hihlandmark.pipeline import Found
 from hihlandmark.threads import default_workers, map_ahead
-from hihlandmark.writing import write_new
+from hihlandmark.writing import uninterrupted, write_new
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -317,6 +317,7 @@ class ResultFolder:
             f"above both, {advice}"
         )
 
+    @uninterrupted()
     def add(self, result: Result, drawing: bytes | None = None) -> None:
         """Take the result of an image of `pending`; ``part_size`` of them are written as a part.
 
@@ -335,6 +336,7 @@ class ResultFolder:
         if len(self._unwritten) >= self.part_size:
             self.flush()
 
+    @uninterrupted()
     def flush(self) -> None:
         """Write the results taken so far as a part; after an `OSError` earlier parts are kept."""
         if not self._unwritten:
