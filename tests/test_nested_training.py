@@ -16,7 +16,7 @@ from hihlandmark import ConfigurationError, DataError, Detector, WeightsError
 from hihlandmark.cli import app
 from hihlandmark.heatmap import decode_heatmaps
 from hihlandmark.layouts import W300_68, WFLW98
-from hihlandmark.models.base import normalize
+from hihlandmark.models.base import AnyHeatmaps, normalize
 from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
@@ -254,13 +254,21 @@ def test_a_mirrored_teacher_finds_the_points_of_the_mirrored_crop(model: str) ->
     configuration = nested() if model == "hih-small" else tiny()
     network, size = build_training_network(configuration).eval(), configuration.stages[0].crop_size
     crops = torch.randn(2, 3, size, size)
-    seen = Teacher(network, ("WFLW98",), 1.0, "digest", mirrored=True)(crops)["WFLW98"]
+    seen = Teacher(network, ("WFLW98",), 1.0, "digest", mirrored=1.0)(crops)["WFLW98"]
     own = network(crops.flip(-1), ["WFLW98"])["WFLW98"]
     decoding = decoding_of(configuration)
     points = decode_heatmaps(seen.float(), decoding).points
     expected = decode_heatmaps(own.float(), decoding).points[:, WFLW98.mirror.tolist()]
     expected[..., 0] = size - 1 - expected[..., 0]
     torch.testing.assert_close(points, expected, rtol=1e-4, atol=1e-3)
+
+    def taught(share: float) -> AnyHeatmaps:
+        return Teacher(network, ("WFLW98",), 1.0, "digest", mirrored=share)(crops)["WFLW98"]
+
+    plain, half = taught(0.0), taught(0.5)
+    for found, one, other in zip(half, plain, seen, strict=True):
+        if found is not None:
+            torch.testing.assert_close(found, torch.stack([one[0], other[1]]), rtol=1e-4, atol=1e-5)
 
 
 def test_training_cells_are_the_true_one_and_one_near_by() -> None:

@@ -229,8 +229,8 @@ class Distillation(_ConfigurationTable):
     """Weight of the KL divergence between both networks, a mean over points and faces."""
     layouts: tuple[str, ...] | None = None
     """Layouts to teach; None: all that both networks predict."""
-    mirrored: bool = False
-    """The teacher sees the mirrored crop: the student learns what a flip test gains."""
+    mirrored: float = Field(0.0, ge=0, le=1)
+    """Share of the crops that the teacher sees mirrored; 0.5: it teaches the mean of both."""
 
 
 class CalibrationSet(FaceSet):

@@ -41,8 +41,8 @@ class Teacher:
     """Weight of its loss."""
     digest: str
     """SHA-256 of its weights file."""
-    mirrored: bool = False
-    """It sees mirrored crops."""
+    mirrored: float = 0.0
+    """Share of the crops that it sees mirrored."""
 
     @property
     def points(self) -> int:
@@ -54,11 +54,27 @@ class Teacher:
         """Crops (N, 3, S, S), normalized -> raw heatmaps of the layouts that it teaches."""
         if not self.mirrored:
             return self.network(crops, self.layouts)
-        found = self.network(crops.flip(-1), self.layouts)
-        return {
-            name: mirrored(each, torch.tensor(get_layout(name).mirror, device=crops.device))
-            for name, each in found.items()
-        }
+        # Evenly spread over the batch.
+        places = torch.arange(len(crops) + 1, dtype=torch.float64) * self.mirrored
+        is_mirrored = (places.floor().diff() > 0).to(crops.device)
+        seen = torch.where(_along(is_mirrored, crops), crops.flip(-1), crops)
+        found = self.network(seen, self.layouts)
+        return {name: _restored(each, is_mirrored, name) for name, each in found.items()}
+
+
+def _along(faces: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values (N,) of faces, in the shape that goes with ``values`` (N, ...)."""
+    return faces.view(-1, *[1] * (values.ndim - 1))
+
+
+def _restored(heatmaps: AnyHeatmaps, is_mirrored: torch.Tensor, layout: str) -> AnyHeatmaps:
+    """Heatmaps of crops, some of them mirrored (N,) -> those of the crops."""
+    back = mirrored(heatmaps, torch.tensor(get_layout(layout).mirror, device=is_mirrored.device))
+    chosen = [
+        None if one is None or other is None else torch.where(_along(is_mirrored, one), other, one)
+        for one, other in zip(heatmaps, back, strict=True)
+    ]
+    return type(heatmaps)(*chosen)
 
 
 def mirrored(heatmaps: AnyHeatmaps, mirror: torch.Tensor) -> AnyHeatmaps:
