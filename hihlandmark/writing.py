@@ -29,9 +29,14 @@ def uninterrupted() -> Iterator[None]:
     The main thread alone receives signals, so in others there is nothing to hold back.
     """
     held: list[int] = []
+
+    def deliver() -> None:
+        if held:
+            signal.raise_signal(held[0])
+
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
-            stack.callback(lambda: [signal.raise_signal(number) for number in held[:1]])
+            stack.callback(deliver)
             for number in (signal.SIGINT, signal.SIGTERM):
                 if callable(handler := signal.getsignal(number)):
                     stack.callback(signal.signal, number, handler)

@@ -63,14 +63,14 @@ class Teacher:
 
 
 def _along(faces: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values (N,) of faces, in the shape that goes with ``values`` (N, ...)."""
+    """What is true of faces (N,), in the shape that goes with ``values`` (N, ...)."""
     return faces.view(-1, *[1] * (values.ndim - 1))
 
 
 def _restored(heatmaps: AnyHeatmaps, is_mirrored: torch.Tensor, layout: str) -> AnyHeatmaps:
     """Heatmaps of crops, some of them mirrored (N,) -> those of the crops."""
     back = mirrored(heatmaps, torch.tensor(get_layout(layout).mirror, device=is_mirrored.device))
-    chosen = [
+    chosen: list[Any] = [
         None if one is None or other is None else torch.where(_along(is_mirrored, one), other, one)
         for one, other in zip(heatmaps, back, strict=True)
     ]
