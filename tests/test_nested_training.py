@@ -1,5 +1,6 @@
 """The objective of the nested network, and labels from a face mesh."""
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -515,6 +516,13 @@ def test_blocks_that_are_left_out_do_not_change_the_others() -> None:
     crops = torch.rand(2, 3, SIZE, SIZE)
     for name, found in less(crops).items():
         torch.testing.assert_close(found.integer, full(crops)[name].integer)
+
+
+def test_blocks_that_initial_weights_do_without_are_named() -> None:
+    pruned = ["encoder.levels.4.3", "stacks.0.residual"]
+    less = build_training_network(nested(network={**nested().network, "pruned": pruned}))
+    with pytest.raises(WeightsError, match=re.escape(f"network.pruned={pruned}")):
+        _load_initial(build_training_network(nested()), less.state_dict())
 
 
 def test_blocks_of_stacks_that_there_are_not_are_ignored() -> None:

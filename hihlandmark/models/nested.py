@@ -258,6 +258,15 @@ def without_blocks(
     return {name: tensor for name, tensor in state.items() if not name.startswith(beginnings)}
 
 
+def blocks_left_out(network: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the residual blocks of a network that weights do without: for ``pruned``."""
+    return [
+        name
+        for name, block in network.named_modules()
+        if _can_be_left_out(block) and not any(key.startswith(f"{name}.") for key in state)
+    ]
+
+
 def is_of_visibility(name: str) -> bool:
     """Whether a parameter of a nested network, by its name, serves visibility alone."""
     return name.startswith("visibility_features.") or ".visibility." in name

@@ -22,7 +22,13 @@ from torch.utils.data import DataLoader
 from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
-from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank, without_blocks
+from hihlandmark.models.nested import (
+    Nested,
+    blocks_left_out,
+    is_of_visibility,
+    with_fine_rank,
+    without_blocks,
+)
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.torch_devices import resolve_device
 from hihlandmark.training.checkpoint import (
@@ -506,10 +512,12 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
         n for n in different if not n.startswith("auxiliary_heads.") and not is_of_visibility(n)
     )
     if wrong:
+        blocks = blocks_left_out(network, initial) if isinstance(network, Nested) else []
+        advice = f"; they do without blocks: network.pruned={blocks}" if blocks else ""
         raise WeightsError(
             f"the initial weights are of another network: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]}. Use the same model, layouts "
-            "and network"
+            f"and network{advice}"
         )
     network.load_state_dict({n: initial[n] for n in fits}, strict=False)
 
