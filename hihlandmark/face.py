@@ -303,13 +303,18 @@ class Faces(list[Face]):
 
 
 def transform_face(face: Face, matrix: FloatArray) -> Face:
-    """A face after an affine transform (2, 3) of its image; its covariances stay as they are.
+    """A face after an affine transform (2, 3) of its image.
 
     The box holds the transformed corners of the old box.
     """
     corners = transform_points(matrix, face.box[[[0, 1], [2, 1], [0, 3], [2, 3]]])
-    points = transform_points(matrix, face.points)
-    return replace(face, points=points, box=tight_boxes(corners))
+    linear = matrix[:, :2]
+    return replace(
+        face,
+        points=transform_points(matrix, face.points),
+        covariance=linear @ face.covariance @ linear.T,
+        box=tight_boxes(corners),
+    )
 
 
 def _rounded(array: FloatArray, digits: int = 3) -> list[Any]:

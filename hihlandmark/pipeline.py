@@ -299,8 +299,7 @@ def _enlarge(face: Face, factor: int) -> Face:
     if factor == 1:
         return face
     matrix = factor * np.eye(2, 3) + np.array([[0, 0, 1], [0, 0, 1]]) * (factor - 1) / 2
-    enlarged = transform_face(face, matrix)
-    return replace(enlarged, covariance=face.covariance * factor**2)
+    return transform_face(face, matrix)
 
 
 def _pop_done(images: deque[_ImageJob[Key]]) -> Iterator[tuple[Key, list[Face]]]:

@@ -109,7 +109,9 @@ def test_transform_face_moves_points_and_encloses_the_box() -> None:
     found = transform_face(face, quarter)
     assert np.allclose(found.points, transform_points(quarter, face.points))
     assert found.box.tolist() == [90, 105, 210, 205]
-    assert np.array_equal(found.covariance, face.covariance)
+    assert np.array_equal(found.covariance, face.covariance), "equal along both axes"
+    wide = transform_face(face, np.array([[3.0, 0, 0], [0, 1, 0]]))
+    np.testing.assert_allclose(wide.covariance, face.covariance * [[9, 3], [3, 1]], rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------- Jupyter

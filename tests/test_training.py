@@ -183,6 +183,20 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
 
 
 @pytest.mark.slow
+def test_two_processes_train_the_same_part_of_a_network(data: Path, tmp_path: Path) -> None:
+    def part(batch_size: int) -> TrainingConfiguration:
+        stage = {"crop_size": 128, "batch_size": batch_size, "learning_rate": 1e-2}
+        # Once as part of all, once alone: which parameters have gradients changes.
+        stages = [{**stage, "steps": 2}, {**stage, "steps": 3, "trained": ["heads."]}]
+        return tiny(stages=stages, freeze_bn=True)
+
+    train_in_two_processes(part(2), data, tmp_path / "two")
+    run(part(4), data, tmp_path / "one")
+    two, one = ([row["integer"] for row in log_of(tmp_path / name)] for name in ("two", "one"))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_on_a_cpu_have_their_own_batch_statistics(data: Path, tmp_path: Path) -> None:
     train_in_two_processes(tiny(), data, tmp_path / "two")
     variances = [v for name, v in weights_of(tmp_path / "two").items() if "running_var" in name]

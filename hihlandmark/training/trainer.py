@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
@@ -109,7 +109,7 @@ def train(
         WeightsError: the initial weights are of another network, or the teacher's cannot be read.
         TrainingError: a checkpoint is damaged or cannot be written, or the loss is not finite.
     """
-    accelerator = _accelerator(configuration.optimizer, device, run)
+    accelerator = _accelerator(configuration, device, run)
     read = [read_training_set(data, each, configuration.mesh) for each in configuration.sets]
     meshes = [mesh for _, mesh in read]
     sets = [
@@ -465,7 +465,12 @@ def _summed(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _accelerator(optimizer: Optimizer, device: str | torch.device, run: Path) -> Accelerator:
+def _accelerator(
+    configuration: TrainingConfiguration, device: str | torch.device, run: Path
+) -> Accelerator:
+    optimizer = configuration.optimizer
+    # A stage may freeze parameters after processes have agreed on which ones have gradients.
+    are_frozen = any(stage.trained for stage in configuration.stages)
     chosen = resolve_device(device)
     if chosen.index:
         raise ConfigurationError(f"device={str(chosen)!r}: choose GPUs by CUDA_VISIBLE_DEVICES")
@@ -478,8 +483,11 @@ def _accelerator(optimizer: Optimizer, device: str | torch.device, run: Path) ->
             mixed_precision=optimizer.precision,
             log_with="tensorboard",
             project_dir=str(run),
-            # Other processes wait while the main process validates.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+            kwargs_handlers=[
+                # Other processes wait while the main process validates.
+                InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+                DistributedDataParallelKwargs(find_unused_parameters=are_frozen),
+            ],
         )
     except ValueError as error:
         raise ConfigurationError(f"optimizer.precision: {error}; use 'no'") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,10 +13,10 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.crop import crop_angles, resize_matrix, tight_boxes, transform_points
+from hihlandmark.crop import crop_angles, resize_matrix, tight_boxes
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, missing_extra
-from hihlandmark.face import Face
+from hihlandmark.face import Face, transform_face
 from hihlandmark.face_detection import Detections
 from hihlandmark.face_detection.boxes import best_boxes, overlaps
 from hihlandmark.pipeline import Found
@@ -42,7 +43,7 @@ def track(
     *,
     detect_every: int = DETECT_EVERY,
     smooth: bool = True,
-) -> Iterator[tuple[Frame, list[Face]]]:
+) -> Generator[tuple[Frame, list[Face]], None, None]:
     """Track the faces of a video. Memory does not grow with its length.
 
     The source is one of `read_frames`, which is read within the limits of the detector, or frames;
@@ -78,8 +79,8 @@ def track_offline(
     """
     if str(source).startswith(CAMERA):
         raise ConfigurationError(f"{source}: a camera has no later frames: omit --offline")
-    tracked = track(source, detector, detect_every=detect_every, smooth=False)
-    found = [(frame.time, faces) for frame, faces in islice(tracked, frames)]
+    with closing(track(source, detector, detect_every=detect_every, smooth=False)) as tracked:
+        found = [(frame.time, faces) for frame, faces in islice(tracked, frames)]
     found = _smoothed_offline(found, fill)
     # A stream may continue where the first reading ended.
     for frame, (_, faces) in zip(read_frames(source, **detector.limits), found, strict=False):
@@ -309,14 +310,7 @@ def _with_square_pixels(frame: Frame) -> Image:
 
 def _resized(face: Face, image: Image, frame: Frame) -> Face:
     """A face of the resized image in pixels of the frame."""
-    matrix = resize_matrix(image.shape[1::-1], frame.image.shape[1::-1])
-    scale = matrix[:, :2]
-    return replace(
-        face,
-        points=transform_points(matrix, face.points),
-        covariance=scale @ face.covariance @ scale,
-        box=transform_points(matrix, face.box.reshape(2, 2)).ravel(),
-    )
+    return transform_face(face, resize_matrix(image.shape[1::-1], frame.image.shape[1::-1]))
 
 
 def _with_points(face: Face, points: FloatArray, covariance: FloatArray | None = None) -> Face:
