@@ -20,6 +20,10 @@ MAX_SCANS = 100  # of a JPEG; libtiff has the same limit
 JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 
 
+_BLOCK = 2**16
+"""Bytes of a file that are read at once."""
+
+
 class DecodingCost(NamedTuple):
     """What decoding takes.
 
@@ -158,22 +162,22 @@ def _count_scans(file: IO[bytes], start: int) -> int:
     """Scans of a JPEG, at most ``MAX_SCANS + 1``; their data hold no marker but restarts."""
     position = start + 2  # after the start of the image
     scans = 0
-    while scans <= MAX_SCANS:
+    while True:
         file.seek(position)
-        data = file.read(2**16)
-        found = JPEG_MARKER.search(data)
-        if found is None:
-            if len(data) < 2:
+        data = file.read(_BLOCK)
+        at = 0
+        while found := JPEG_MARKER.search(data, at):
+            length = data[found.end() : found.end() + 2]  # of the segment
+            if found[0] == b"\xff\xd9" or scans > MAX_SCANS:  # end of the image
+                return scans
+            if len(length) < 2:
                 break
-            position += len(data) - 1  # the marker may begin with the last byte
-        elif found[0] == b"\xff\xd9":  # end of the image
-            break
-        else:
             scans += found[0] == b"\xff\xda"
-            position += found.end()
-            file.seek(position)
-            position += int.from_bytes(file.read(2), "big")  # the length of the segment
-    return scans
+            at = found.end() + int.from_bytes(length, "big")
+        if len(data) < _BLOCK:
+            return scans
+        # A marker may begin with the last byte; a segment may end after it.
+        position += found.start() if found else max(at, len(data) - 1)
 
 
 class _Jpeg2000(NamedTuple):
@@ -185,7 +189,7 @@ class _Jpeg2000(NamedTuple):
     @classmethod
     def read(cls, file: IO[bytes]) -> _Jpeg2000:
         file.seek(0)
-        head = file.read(2**16)
+        head = file.read(_BLOCK)
         start = head.find(b"\xff\x4f\xff\x51")  # the first two markers of a code stream
         if start < 0:
             return cls()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,12 +55,10 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_full_disk(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
-        os.close(descriptor)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(4)}"
+        temporary.touch(exist_ok=False)  # with the user's permissions: mkstemp makes it private
         try:
             yield temporary
-            temporary.chmod(0o644)  # mkstemp makes it private
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -139,6 +139,7 @@ def test_vanished_image_is_named_and_tried_again(
     assert result.exit_code == 1
     assert "images: 2, faces: 0, failed: 1" in result.stderr
     assert "b.png" in result.stderr
+    assert (out / "_failed.txt").read_text().startswith(f"{folder / 'b.png'}\t")
     assert {path.name for path in out.glob("*.landmarks.png")} >= {
         "a.png.landmarks.png",
         "c.png.landmarks.png",

@@ -106,6 +106,22 @@ def test_jpeg_files_are_limited_to_100_scans() -> None:
                 load_image(source)
 
 
+def test_segments_of_a_jpeg_are_read_in_blocks() -> None:
+    class Counted(io.BytesIO):
+        bytes_read = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            self.bytes_read += len(data)
+            return data
+
+    image = encoded(Image.new("RGB", (64, 64)), "JPEG")
+    padded = image[:2] + b"\xff\xfe\x00\x02" * 50_000 + image[2:]
+    file = Counted(padded)
+    assert load_image(file).shape == (64, 64, 3)
+    assert file.bytes_read < 20 * len(padded)
+
+
 def jpeg2000(side: int, **options: Any) -> bytes:
     """A flat JPEG 2000; a large one is the header of a small one, which decides."""
     small = encoded(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=True, **options)

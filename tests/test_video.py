@@ -405,6 +405,8 @@ def test_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigurationError, match="mp4"):
         write("a.doc", stop=False)
+    with AnnotatedVideo(tmp_path / "a.mp4"):
+        pass  # stopped before the first frame
     assert list(tmp_path.iterdir()) == []
 
 

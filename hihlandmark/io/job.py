@@ -20,7 +20,7 @@ import sqlite3
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path, PurePath
@@ -215,28 +215,24 @@ class ResultFolder:
             raise ConfigurationError(
                 f"another process writes to {folder}: wait for it, or share the work with --shard"
             ) from error
-        try:
+        with ExitStack() as opened:
+            opened.callback(self._lock.release)
             self._refuse_other_shards()
-            self._manifest = _open_manifest(self._manifest_path)
+            self._manifest = opened.enter_context(closing(_open_manifest(self._manifest_path)))
             given = {**settings, "format": output_format, "shards": shard.total}
             with _manifest_errors(self._manifest_path):
                 self._begin_or_resume(given, allow_mixed)
-        except BaseException:
-            self._lock.release()
-            raise
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> ResultFolder:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Write the remaining results, also after an error, and release the folder."""
-        try:
+        with self._opened:
             if not isinstance(error, OSError):  # such as a full disk
                 self.flush()
                 self._write_failures()
-        finally:
-            self._manifest.close()
-            self._lock.release()
 
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """Select the images that have no result yet; an image that is named twice comes once.
@@ -322,10 +318,12 @@ class ResultFolder:
         """Take the result of an image of `pending`; ``part_size`` of them are written as a part.
 
         Args:
-            result: the result; one with a ``problem`` is ignored.
+            result: the result; one with a ``problem`` is listed among the failures.
             drawing: a PNG file, written at once as ``NAME.landmarks.png``.
         """
         if result.source.problem is not None:
+            self._problems[result.source.path] = result.source.problem
+            self._release(result.source.path)
             return
         if drawing is not None:
             name = f"{result.source.name}.landmarks.png"

@@ -418,9 +418,10 @@ def select_points(faces: AnnotatedFaces, points: Sequence[int], layout: Layout) 
     """
     index, count = np.array(points, np.intp), len(faces.mirror)
     if len(index) != layout.size or index.min() < 0 or index.max() >= count:
+        given = f"{len(index)} indices up to {index.max()}" if len(index) else "none"
         raise ConfigurationError(
             f"points: {faces.name} has {count} points, of which {layout.size} make up "
-            f"{layout.name}; {len(index)} indices up to {index.max()} are given"
+            f"{layout.name}; given: {given}"
         )
     chosen = [
         replace(

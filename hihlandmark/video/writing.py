@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -33,8 +32,9 @@ _SOUND_RATE = 48_000  # of sound that is encoded again, in Hz
 class AnnotatedVideo:
     """Writes frames to an H.264 file with the sound of the original; a context manager.
 
-    The file appears under its name when it is complete. Presentation times are kept. Sound that the
-    format cannot hold becomes AAC; what cannot be read of it is left out with a warning.
+    The file appears under its name when it is complete, and not without a frame. Presentation times
+    are kept. Sound that the format cannot hold becomes AAC; what cannot be read of it is left out
+    with a warning.
 
     Args:
         path: the file to write, such as .mp4 or .mkv.
@@ -50,8 +50,7 @@ class AnnotatedVideo:
         self._format = _format_of(path)
         if source and path.exists() and Path(source).exists() and path.samefile(source):
             raise ConfigurationError(f"{path} is the source: choose another name for the result")
-        self._replacing = atomic_write_path(path)
-        self._partial = self._replacing.__enter__()
+        self._opened = ExitStack()
         # A camera or a stream cannot be opened twice.
         self._source = source if source and Path(source).exists() else None
         self._output: Any = None
@@ -64,16 +63,7 @@ class AnnotatedVideo:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        try:
-            if self._output is not None:
-                with self._output:
-                    if raised[0] is None:
-                        self._write(self._video.encode())
-                        self._copy_sound(until=float(self._last * _CLOCK) + _TAIL)
-        except BaseException:
-            self._replacing.__exit__(*sys.exc_info())
-            raise
-        self._replacing.__exit__(*raised)
+        self._opened.__exit__(*raised)
 
     def add(self, image: Image, time: float, pixel_aspect: Fraction = Fraction(1)) -> None:
         """Append a frame.
@@ -98,8 +88,10 @@ class AnnotatedVideo:
         self._write(self._video.encode(frame))
 
     def _open(self, image: Image, pixel_aspect: Fraction) -> None:
+        partial = self._opened.enter_context(atomic_write_path(self.path))
         # FFmpeg does not see the suffix in the name of the unfinished file.
-        self._output = import_av().open(str(self._partial), "w", format=self._format)
+        output = import_av().open(str(partial), "w", format=self._format)
+        self._output = self._opened.enter_context(output)
         rate = Fraction(frame_rate(self._source)).limit_denominator(1001) if self._source else 25
         self._video = self._output.add_stream("libx264", rate=rate)
         height, width = image.shape[:2]
@@ -109,9 +101,17 @@ class AnnotatedVideo:
         self._video.codec_context.time_base = _CLOCK
         self._video.codec_context.sample_aspect_ratio = pixel_aspect
         if self._source and Path(self._source).is_file():
-            self._sound = self._sound_of(str(self._source))
+            sound = self._sound_of(str(self._source))
+            self._sound = self._opened.enter_context(closing(sound))
             self._copy_sound(until=float("-inf"))
         self._output.start_encoding()
+        self._opened.push(self._finish)
+
+    def _finish(self, kind: object, error: object, trace: object) -> None:
+        """Write what the encoder and the sound still hold, unless an error ends the video."""
+        if kind is None:
+            self._write(self._video.encode())
+            self._copy_sound(until=float(self._last * _CLOCK) + _TAIL)
 
     def _write(self, packets: Iterable[Any]) -> None:
         """Write packets. What is damaged is left out: FFmpeg names it some packets later."""
@@ -124,7 +124,7 @@ class AnnotatedVideo:
             except av.error.FFmpegError as error:
                 logger.warning("%s: a damaged packet is left out: %s", self.path, error)
 
-    def _sound_of(self, source: str) -> Iterator[tuple[float, Any]]:
+    def _sound_of(self, source: str) -> Generator[tuple[float, Any], None, None]:
         """The sound packets of the original, or of its sound as AAC, with their times."""
         with open_container(source) as container:
             if not container.streams.audio:
