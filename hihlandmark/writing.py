@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from hihlandmark.errors import ConfigurationError
@@ -48,17 +49,20 @@ def uninterrupted() -> Iterator[None]:
 def atomic_write_path(path: Path) -> Iterator[Path]:
     """An empty file in the same folder, which replaces ``path`` if the block ends without an error.
 
-    Creates the folder.
+    Creates the folder. A link stays, and so do the permissions of a file that is replaced.
 
     Raises:
         OSError: the file cannot be written; that of a full disk names it.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_full_disk(path):
         temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(4)}"
         temporary.touch(exist_ok=False)  # with the user's permissions: mkstemp makes it private
         try:
             yield temporary
+            with suppress(FileNotFoundError):
+                shutil.copymode(path, temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -453,3 +453,58 @@ def test_errors_of_remote_file_systems_are_image_errors() -> None:
     assert source.stamped_by_content().stamp == ""
     (source,) = find("nosuch://x")
     assert "nosuch" in str(source.problem)
+
+
+def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
+    folder, other = tmp_path / "in", tmp_path / "other"
+    for each in (folder / "sub", other):
+        each.mkdir(parents=True)
+    for path in (folder / "a.png", folder / "sub" / "b.png", other / "c.png"):
+        path.write_bytes(png())
+    (folder / "again").symlink_to(folder / "sub")
+    (folder / "linked").symlink_to(other)
+    (other / "up").symlink_to(folder)
+    assert names(find(folder)) == ["a.png", "sub/b.png", "linked/c.png"]
+
+
+def test_one_path_may_stand_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png())
+    for given in (path, str(path), [path], [str(path)]):
+        assert [source.path for source in find_images(given)] == [str(path)]
+
+
+def test_links_in_a_tar_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "linked.tar"
+    (tmp_path / "a.png").write_bytes(png())
+    os.link(tmp_path / "a.png", tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("a.png")
+    with tarfile.open(path, "w") as archive:
+        for name in ("a.png", "b.png", "c.png"):
+            archive.add(tmp_path / name, name)
+    found = find(path)
+    assert names(found) == ["linked.tar/a.png"]
+    assert [problem.partition(": ")[0] for problem in problems(found)] == [
+        f"{path}/b.png",
+        f"{path}/c.png",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+def test_second_image_of_a_name_in_an_archive_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"twice{suffix}"
+    if suffix == ".tar":
+        with tarfile.open(path, "w") as archive:
+            for number in (0, 1):
+                info = tarfile.TarInfo("a.png")
+                info.size = len(png(number))
+                archive.addfile(info, io.BytesIO(png(number)))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.png", png())
+            with pytest.warns(UserWarning, match="Duplicate"):
+                archive.writestr("a.png", png(1))
+    found = find(path)
+    assert names(found) == [f"twice{suffix}/a.png"]
+    (problem,) = problems(found)
+    assert "several images of this name" in problem

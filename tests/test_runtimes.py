@@ -569,6 +569,33 @@ def test_an_exported_file_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
             make_runtime(str(file), lambda: model.network, layout, card, CPU, decoding=decoding)
 
 
+@pytest.mark.parametrize("part", ["hih-tiny-29.xml", "hih-tiny-29.bin", "hih-tiny-29.onnx"])
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_a_damaged_exported_file_is_an_error(tmp_path: Path, part: str, left: float) -> None:
+    to = "onnx" if part.endswith("onnx") else "openvino"
+    pytest.importorskip("onnxruntime" if to == "onnx" else "openvino")
+    model = tiny_model("hih")
+    path, _ = export.export(model, "COFW29", to, tmp_path)
+    content = (tmp_path / part).read_bytes()
+    (tmp_path / part).write_bytes(content[: int(left * len(content))])
+    with pytest.raises(ConfigurationError, match="export it again"):
+        make_runtime(str(path), lambda: model.network, "COFW29", model.card, CPU)(some_crops(1))
+
+
+def test_an_export_replaces_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    model = tiny_model("hih")
+    for format_name in ("openvino", "onnx"):  # they share the .json
+        path, _ = export.export(model, "COFW29", format_name, tmp_path)
+        with pytest.raises(ConfigurationError, match=f"{path.name} exists already"):
+            export.export(model, "COFW29", format_name, tmp_path)
+    path.unlink()
+    path.with_suffix(".json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"json exists already"):
+        export.export(model, "COFW29", "onnx", tmp_path)
+
+
 def test_int8_quantizes_the_network_and_reports_how_far_points_move(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     import onnx

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +408,41 @@ def test_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
     with AnnotatedVideo(tmp_path / "a.mp4"):
         pass  # stopped before the first frame
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "time"),
+    [
+        (np.zeros((8, 8), np.uint8), 0.0),
+        (np.zeros((8, 8, 4), np.uint8), 0.0),
+        (np.zeros((0, 8, 3), np.uint8), 0.0),
+        (np.zeros((8, 8, 3)), 0.0),
+        ("a.png", 0.0),
+        (np.zeros((8, 8, 3), np.uint8), np.nan),
+    ],
+)
+def test_frames_are_rgb_images_with_a_time(tmp_path: Path, image: Any, time: float) -> None:
+    with pytest.raises(ConfigurationError, match="of a frame is"):
+        Frame(image, 0, time)
+    with (
+        pytest.raises(ConfigurationError, match="of a frame is"),
+        AnnotatedVideo(tmp_path / "a.mp4") as video,
+    ):
+        video.add(image, time)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_frames_are_tracked(frames: list[Image], detector: Detector) -> None:
+    with pytest.raises(ConfigurationError, match=r"Frame\(image, index, time\), not ndarray"):
+        next(track(frames, detector))  # type: ignore[arg-type]
+
+
+def test_five_points_are_tracked(frames: list[Image], detector_of: Any) -> None:
+    found = [faces for _, faces in track(frames_at(frames), detector_of(5), detect_every=50)]
+    assert [len(faces) for faces in found] == [1] * len(frames)
+    assert {faces[0].track_id for faces in found} == {1}
+    moves = [b[0].points[0, 0] - a[0].points[0, 0] for a, b in pairwise(found)]
+    assert np.mean(moves) == pytest.approx(-STEP, abs=1)
 
 
 def test_faces_are_written_for_each_frame(clip: Path, detector: Detector, tmp_path: Path) -> None:

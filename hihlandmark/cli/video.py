@@ -105,6 +105,6 @@ def video(
                     annotated.add(drawn, frame.time, frame.pixel_aspect)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-    written = " and ".join(str(path) for path in (out, points) if path)
+    written = " and ".join(str(path) for path in (out, points) if path and path.exists())
     where = f"; results in {written}" if written else ""
     print(f"frames: {count}, tracked faces: {len(tracks)}{where}", file=sys.stderr)

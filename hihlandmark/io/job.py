@@ -176,7 +176,7 @@ class ResultFolder:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         output_format: str,
         settings: Mapping[str, Any],
         *,
@@ -185,7 +185,8 @@ class ResultFolder:
         drawings: bool = False,
         allow_mixed: bool = False,
     ) -> None:
-        self.folder, self.shard, self.part_size = folder, shard, part_size
+        self.folder = folder = Path(folder)
+        self.shard, self.part_size = shard, part_size
         self.format = FORMATS[output_format]
         self.repeated = self.done_before = self.failed = self.failed_before = 0
         self.failures: Path | None = None

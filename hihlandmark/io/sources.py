@@ -129,16 +129,19 @@ def _open_regular(path: str) -> IO[bytes]:
 
 
 def find_images(
-    paths: Iterable[str], *, exclude: str | Path | None = None, max_bytes: int = MAX_BYTES
+    paths: str | Path | Iterable[str | Path],
+    *,
+    exclude: str | Path | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Iterator[Source]:
     """Find images in what a user names, in order.
 
     Files of macOS beside images (``._a.jpg``, ``__MACOSX/``) are ignored.
 
     Args:
-        paths: any of
+        paths: one or several of
 
-            - files, folders (searched recursively), globs, http(s) URLs;
+            - files, folders (searched recursively, linked ones too), globs, http(s) URLs;
             - tar archives (such as WebDataset shards), in the order of their members, and zip
               archives, by name: "images.tar/a/b.jpg";
             - Parquet files with a column of image bytes: "faces.parquet#12" is row 12;
@@ -154,7 +157,12 @@ def find_images(
     Raises:
         ConfigurationError: an optional package is not installed.
     """
-    yield from _Finder(os.path.realpath(exclude) if exclude else None, max_bytes).find(paths, ())
+    finder = _Finder(os.path.realpath(exclude) if exclude else None, max_bytes)
+    given = [paths] if isinstance(paths, (str, Path)) else paths
+    yield from finder.find((os.fspath(each) for each in given), ())
+
+
+_NAMED_TWICE = "the archive holds several images of this name: rename one, and pack it again"
 
 
 def _failure(path: str, problem: object) -> Source:
@@ -255,12 +263,15 @@ class _Finder:
     def _folder(self, folder: str) -> Iterator[Source]:
         is_empty = True
         unreadable: list[OSError] = []
-        for parent, folders, files in os.walk(folder, onerror=unreadable.append):
-            folders[:] = [
-                each
-                for each in sorted(folders)
-                if each != _MACOS and not self._is_excluded(os.path.join(parent, each))
-            ]
+        seen = {os.path.realpath(folder)}  # a link may lead to a folder above it
+        for parent, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
+            places = {each: os.path.join(parent, each) for each in folders if each != _MACOS}
+            folders.clear()
+            for each in sorted(places, key=lambda each: (os.path.islink(places[each]), each)):
+                place = os.path.realpath(places[each])
+                if place not in seen and not self._is_excluded(place):
+                    folders.append(each)
+                    seen.add(place)
             for file in filter(_may_be_image, sorted(files)):
                 path = os.path.join(parent, file)
                 if _is_readable(path):
@@ -289,7 +300,7 @@ class _Finder:
             yield _failure(path, f"cannot be read to its end ({reason}): repair or exclude it")
         else:
             if is_empty:
-                yield _failure(path, "no image in this archive: check the suffixes in it")
+                yield _failure(path, "no image in this archive: check the suffixes, or the rows, in it")
 
     def _member(
         self, archive: str, member: str, stamp: str, size: int, read: Callable[[], bytes]
@@ -303,23 +314,36 @@ class _Finder:
 
     def _tar_members(self, path: str) -> Iterator[Source]:
         with _open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            seen: set[str] = set()
             for member in archive:
-                if not (member.isfile() and _may_be_image(member.name)):
+                if member.isdir() or not _may_be_image(member.name):
                     continue
-                content = archive.extractfile(member)
-                assert content is not None  # it is a file
+                name = f"{path}/{member.name}"
+                if member.name in seen:
+                    yield _failure(name, _NAMED_TWICE)
+                    continue
+                seen.add(member.name)
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is None:
+                    yield _failure(name, "a link or device: pack it with tar --dereference")
+                    continue
                 stamp = f"{member.size}-{member.mtime}"
                 try:
                     yield self._member(path, member.name, stamp, member.size, content.read)
                 except ImageError as error:
-                    yield _failure(f"{path}/{member.name}", error)
+                    yield _failure(name, error)
 
     def _zip_members(self, path: str) -> Iterator[Source]:
         with _open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            last = None
             for member in sorted(archive.infolist(), key=attrgetter("filename")):
                 name, size = member.filename, member.file_size
                 if member.is_dir() or not _may_be_image(name):
                     continue
+                if name == last:
+                    yield _failure(f"{path}/{name}", _NAMED_TWICE)
+                    continue
+                last = name
                 read = partial(archive.read, member)
                 try:
                     yield self._member(path, name, f"{size}-{member.CRC}", size, read)
@@ -334,7 +358,8 @@ class _Finder:
             column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
             if column is None:
                 wanted, names = " or ".join(_IMAGE_COLUMNS), ", ".join(schema.names)
-                raise ValueError(f"no column named {wanted} in {names}")
+                yield _failure(path, f"no column of images, {wanted}, among {names}: rename it")
+                return
             for batch in table.iter_batches(batch_size=32, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     content = value.get("bytes") if isinstance(value, dict) else value
@@ -391,7 +416,7 @@ class _Finder:
                 name = os.path.relpath(each, inner) if is_below else PurePath(each).name
                 yield self._remote_image(system, each, _name_in("", name))
         except ImportError as error:
-            raise ConfigurationError(f"{path}: fsspec lacks a package: {error}") from error
+            yield _failure(path, f"fsspec lacks a package: {error}")
         except Exception as error:  # file systems raise errors of many kinds
             reason = f"cannot be read ({error}): check the address and your access rights"
             yield _failure(path, reason)

@@ -292,7 +292,7 @@ def _cache_folder(package: str) -> Path | None:
         folder = cached_assets_path("hihlandmark", namespace="converted", subfolder=package)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError as error:
+    except (OSError, ValueError) as error:  # it has a ValueError for a file in place of a folder
         logger.warning("converted networks cannot be kept: %s", error)
         return None
 

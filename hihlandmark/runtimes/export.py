@@ -24,6 +24,7 @@ from hihlandmark.runtimes.pytorch import run_module
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights import LoadedModel
 from hihlandmark.weights.card import Decoding, ModelCard
+from hihlandmark.writing import refuse_existing
 
 MAX_DIFFERENCE = 0.05
 """Crop pixels by which a point of an exported network may differ from PyTorch's in fp32."""
@@ -105,6 +106,10 @@ def export(
     name = f"{card.name}-{get_layout(layout).size}"
     if calibration is not None:
         name += "-int8"
+    target, facts_path = folder / f"{name}{file.suffix}", folder / f"{name}.json"
+    refuse_existing(target)
+    if not _is_of_export(facts_path):  # files in several formats share it
+        refuse_existing(facts_path)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         written = Path(temporary) / f"{name}{file.suffix}"
@@ -125,10 +130,18 @@ def export(
             "boxes": {k: asdict(each) for k, each in complete_box_maps(card.crop.boxes).items()},
             "card": json.loads(card.to_json()),
         }
-        (Path(temporary) / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (Path(temporary) / facts_path.name).write_text(json.dumps(facts, indent=2) + "\n")
         for part in Path(temporary).iterdir():
             part.replace(folder / part.name)
-    return folder / f"{name}{file.suffix}", parity
+    return target, parity
+
+
+def _is_of_export(path: Path) -> bool:
+    """Whether a JSON file is one that `export` wrote."""
+    try:
+        return {"parity", "card"} <= json.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def exported_runtime(
@@ -177,7 +190,15 @@ def exported_runtime(
         problem = f"it runs on {', '.join(devices)}, not on {device}: choose device='cpu'"
     if problem:
         raise ConfigurationError(f"{path} cannot be run: {problem}")
-    return ConvertedRuntime(runtime, file.run(path, device, "fp32"), "fp32")
+    try:
+        run = file.run(path, device, "fp32")
+    except ConfigurationError:
+        raise
+    except Exception as error:  # runtimes raise errors of many kinds
+        raise ConfigurationError(
+            f"{path} cannot be run: it is damaged or incomplete ({error}): export it again"
+        ) from error
+    return ConvertedRuntime(runtime, run, "fp32")
 
 
 def quantize(path: Path, crops: Image) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import stat
@@ -44,12 +45,31 @@ class Frame:
         index: number from 0, broken frames not counted.
         time: presentation time in seconds from the start of the video; frame rates may vary.
         pixel_aspect: width of a pixel over its height, as displayed; 1 in most videos.
+
+    Raises:
+        ConfigurationError: the image is no array of that shape and of uint8, or the time is not
+            finite.
     """
 
     image: Image
     index: int
     time: float
     pixel_aspect: Fraction = Fraction(1)
+
+    def __post_init__(self) -> None:
+        check_frame(self.image, self.time)
+
+
+def check_frame(image: Image, time: float) -> None:
+    """Raise `ConfigurationError` unless they are an RGB image and a finite time."""
+    is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if not is_image or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ConfigurationError(
+            "the image of a frame is an array (H, W, 3) of uint8, RGB: convert it with "
+            "hihlandmark.load_image"
+        )
+    if not math.isfinite(time):
+        raise ConfigurationError(f"the time of a frame is finite, in seconds, not {time}")
 
 
 def read_frames(

@@ -19,6 +19,7 @@ from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.face import Face, transform_face
 from hihlandmark.face_detection import Detections
 from hihlandmark.face_detection.boxes import best_boxes, overlaps
+from hihlandmark.layouts import FIVE
 from hihlandmark.pipeline import Found
 from hihlandmark.video.frames import CAMERA, Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
@@ -182,6 +183,7 @@ class FaceTracker:
         self._one_crop = detector.with_options(
             refine=0, any_rotation=False, flip_test=bool(detector.arguments["flip_test"])
         ).pipeline
+        self._box_map = detector.box_map(detector.face_detector.name)
         self._tracker = _byte_track()
         self._faces: list[Face] = []
         self._squares: dict[int | None, FloatArray] = {}
@@ -191,7 +193,13 @@ class FaceTracker:
         self._highest_id = self._ended_ids = 0
 
     def update(self, frame: Frame) -> list[Face]:
-        """The faces of the next frame, with a ``track_id``."""
+        """The faces of the next frame, with a ``track_id``.
+
+        Raises `ConfigurationError` for what is no `Frame`.
+        """
+        if not isinstance(frame, Frame):
+            given = type(frame).__name__
+            raise ConfigurationError(f"frames are Frame(image, index, time), not {given}")
         image = _with_square_pixels(frame)
         if self._is_cut(image):
             # A face in the same place of another scene is another face.
@@ -234,14 +242,13 @@ class FaceTracker:
         sure = [face for face in faces if face.scores.mean() >= _SURE_SCORE]
         unsure = [face for face in faces if face.scores.mean() < _SURE_SCORE]
         detections = self.detector.find_faces(image)
-        box_map = self.detector.box_map(self.detector.face_detector.name)
-        squares = box_map.squares(detections.boxes)
+        squares = self._box_map.squares(detections.boxes)
         known = self._squares_around(sure)
         is_new = [
             not (overlaps(_corners(known), box) > _SAME_FACE).any() for box in _corners(squares)
         ]
         new = detections[np.array(is_new, bool)]
-        ((_, found),) = self.detector.pipeline.run([Found(None, image, new)], box_map)
+        ((_, found),) = self.detector.pipeline.run([Found(None, image, new)], self._box_map)
         return [*sure, *(_with_points(face, face.points) for face in found), *unsure]
 
     def _squares_around(self, faces: Sequence[Face]) -> FloatArray:
@@ -249,6 +256,8 @@ class FaceTracker:
         if not faces:
             return np.zeros((0, 4))
         points = np.stack([face.points for face in faces]).astype(np.float64)
+        if self.detector.layout is FIVE:
+            return self.detector.box_map("five_points").squares_of_five(points, FIVE.mean_shape)
         angles = crop_angles(points, self.detector.layout.mean_shape)
         return self.detector.box_map("landmarks").squares_around(points, angles)
 
@@ -263,7 +272,7 @@ class FaceTracker:
         boxes = np.stack([face.box for face in self._faces])
         scores = np.array([face.box_score for face in self._faces])
         found = Found(None, image, Detections(boxes, scores), squares=squares)
-        ((_, faces),) = self._one_crop.run([found], self.detector.box_map("landmarks"))
+        ((_, faces),) = self._one_crop.run([found], self._box_map)
         return [_with_points(face, face.points) for face in faces]
 
     def _assign_ids(self, faces: Sequence[Face]) -> list[Face]:

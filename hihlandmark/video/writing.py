@@ -19,7 +19,14 @@ from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face import Face
 from hihlandmark.io.formats import face_columns, face_row
 from hihlandmark.io.sources import require_pyarrow
-from hihlandmark.video.frames import Frame, frame_rate, import_av, open_container, start_time
+from hihlandmark.video.frames import (
+    Frame,
+    check_frame,
+    frame_rate,
+    import_av,
+    open_container,
+    start_time,
+)
 from hihlandmark.writing import atomic_write_path
 
 logger = logging.getLogger(__name__)
@@ -32,9 +39,9 @@ _SOUND_RATE = 48_000  # of sound that is encoded again, in Hz
 class AnnotatedVideo:
     """Writes frames to an H.264 file with the sound of the original; a context manager.
 
-    The file appears under its name when it is complete, and not without a frame. Presentation times
-    are kept. Sound that the format cannot hold becomes AAC; what cannot be read of it is left out
-    with a warning.
+    The file appears under its name, in place of one that was there, when it is complete, and not
+    without a frame. Presentation times are kept. Sound that the format cannot hold becomes AAC;
+    what cannot be read of it is left out with a warning.
 
     Args:
         path: the file to write, such as .mp4 or .mkv.
@@ -45,12 +52,13 @@ class AnnotatedVideo:
             H.264, or the extra ``video`` is not installed.
     """
 
-    def __init__(self, path: Path, source: str | Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, source: str | Path | None = None) -> None:
+        self.path = path = Path(path)
         self._format = _format_of(path)
         if source and path.exists() and Path(source).exists() and path.samefile(source):
             raise ConfigurationError(f"{path} is the source: choose another name for the result")
         self._opened = ExitStack()
+        self._partial = self._opened.enter_context(atomic_write_path(path))
         # A camera or a stream cannot be opened twice.
         self._source = source if source and Path(source).exists() else None
         self._output: Any = None
@@ -63,16 +71,22 @@ class AnnotatedVideo:
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        if self._output is None and raised[0] is None:  # so that no file appears
+            raised = (EOFError, EOFError("no frame"), None)
         self._opened.__exit__(*raised)
 
     def add(self, image: Image, time: float, pixel_aspect: Fraction = Fraction(1)) -> None:
         """Append a frame.
 
         Args:
-            image: (H, W, 3).
+            image: (H, W, 3) uint8 RGB.
             time: its presentation time in seconds.
             pixel_aspect: as in `Frame`; that of the first frame is used.
+
+        Raises:
+            ConfigurationError: as of `Frame`.
         """
+        check_frame(image, time)
         av = import_av()
         if self._output is None:
             self._open(image, pixel_aspect)
@@ -88,9 +102,8 @@ class AnnotatedVideo:
         self._write(self._video.encode(frame))
 
     def _open(self, image: Image, pixel_aspect: Fraction) -> None:
-        partial = self._opened.enter_context(atomic_write_path(self.path))
         # FFmpeg does not see the suffix in the name of the unfinished file.
-        output = import_av().open(str(partial), "w", format=self._format)
+        output = import_av().open(str(self._partial), "w", format=self._format)
         self._output = self._opened.enter_context(output)
         rate = Fraction(frame_rate(self._source)).limit_denominator(1001) if self._source else 25
         self._video = self._output.add_stream("libx264", rate=rate)
@@ -247,12 +260,13 @@ FaceWriter = JsonLinesFaces | ParquetFaces
 
 
 @contextmanager
-def open_faces(path: Path) -> Iterator[FaceWriter]:
+def open_faces(path: str | Path) -> Iterator[FaceWriter]:
     """Open a .jsonl or .parquet file for faces; it appears when it is complete.
 
     Raises:
         ConfigurationError: the suffix is another one.
     """
+    path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"{path}: faces are written to .jsonl or .parquet")
     with atomic_write_path(path) as partial:
