@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hihlandmark import DataError, Face
+from hihlandmark import ConfigurationError, DataError, Face
 from hihlandmark.cli import app
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.corrections import images_to_label, import_corrections
@@ -123,6 +123,63 @@ def test_annotations_are_kept_unless_appending_is_chosen(tmp_path, images):
     import_corrections(corrected("a/1.png"), images, out, append=True)
     assert (out / "annotations.jsonl").read_bytes().startswith(first)
     assert len(points_in(out)) == 2
+
+
+def cvat_of(folder, image, *names):
+    """A file with one face, of which only the named points are labeled."""
+    path = folder / "points.xml"
+    points = "".join(f'<points label="{name}" points="9,9"/>' for name in names)
+    skeleton = f"<skeleton>{points}</skeleton>"
+    path.write_text(f'<annotations><image name="{image}">{skeleton}</image></annotations>')
+    return path
+
+
+def test_appended_faces_take_the_layout_of_those_before(tmp_path, images):
+    (tmp_path / "corrected.xml").write_text(to_cvat([Result(source("2.png"), [face()], SIZE)]))
+    out = tmp_path / "out"
+    import_corrections(tmp_path / "corrected.xml", images, out)
+    import_corrections(cvat_of(tmp_path, "a/1.png", "nose_tip"), images, out, append=True)
+    read = read_faces(out, "train")
+    assert (read.layout, len(read), list(read.skipped)) == ("W300_68", 2, [])
+    assert np.isfinite(read[1].points).all(axis=1).sum() == 1
+
+
+@pytest.mark.parametrize(("name", "layout"), [("left_pupil", None), ("nose_tip", 98)])
+def test_faces_of_another_layout_are_not_appended(tmp_path, images, name, layout):
+    (tmp_path / "corrected.xml").write_text(to_cvat([Result(source("2.png"), [face()], SIZE)]))
+    out = tmp_path / "out"
+    import_corrections(tmp_path / "corrected.xml", images, out)
+    first = (out / "annotations.jsonl").read_bytes()
+    file = cvat_of(tmp_path, "a/1.png", name)
+    with pytest.raises(DataError, match="68 points"):
+        import_corrections(file, images, out, layout=layout, append=True)
+    assert (out / "annotations.jsonl").read_bytes() == first
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "<annotations/>", '[{"annotations": []}]'])
+@pytest.mark.parametrize("layout", [None, 68])
+def test_a_file_without_annotations_is_named_as_such(tmp_path, images, text, layout):
+    (tmp_path / "other").write_text(text)
+    with pytest.raises(DataError, match="no annotations"):
+        import_corrections(tmp_path / "other", images, tmp_path / "out", layout=layout)
+
+
+@pytest.mark.parametrize("meta", [None, {}, {"text": None}, {"text": ["hidden"]}])
+def test_meta_information_may_be_empty(tmp_path, images, meta):
+    tasks = [task([face()], "2.png")]
+    for result in tasks[0]["annotations"][0]["result"]:
+        result["meta"] = meta
+    (tmp_path / "corrected.json").write_text(json.dumps(tasks))
+    import_corrections(tmp_path / "corrected.json", images, tmp_path / "out")
+    (read,) = read_faces(tmp_path / "out", "train")
+    assert (read.visible is None) == (meta != {"text": ["hidden"]})
+
+
+@pytest.mark.parametrize("split", ["", "a/b"])
+def test_a_split_that_could_not_be_read_is_not_written(tmp_path, images, split):
+    file = cvat_of(tmp_path, "2.png", "nose_tip")
+    with pytest.raises(ConfigurationError, match="split"):
+        import_corrections(file, images, tmp_path / "out", split=split)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", "<html/>", "<annotations>", "[]"])

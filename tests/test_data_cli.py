@@ -1,4 +1,5 @@
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hihlandmark import ConfigurationError, Detector, Face
+from hihlandmark import ConfigurationError, Detector, Face, ImageError
 from hihlandmark.cli.data import app
 from hihlandmark.datasets import project, read_faces
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation
@@ -28,7 +29,7 @@ from hihlandmark.datasets.inspection import (
 from hihlandmark.errors import DataError
 from hihlandmark.io import ResultFolder, Source, job
 from hihlandmark.io.results import worst_faces
-from hihlandmark.layouts import COFW29, FIVE
+from hihlandmark.layouts import COFW29, FIVE, LAYOUTS
 
 SHAPE = COFW29.mean_shape * 50 + 40
 
@@ -100,6 +101,14 @@ def test_info_goes_on_after_a_split_that_cannot_be_used(tmp_path: Path) -> None:
     assert "val: 1 face " in result.stdout
 
 
+def test_info_names_the_bad_lines_of_a_set_without_a_good_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", [row("a.png", split="a/b"), row("bb.png", split=" ")])
+    result = run("info", folder)
+    assert result.exit_code == 1
+    assert "line 1: its 'split' is 'a/b'" in result.stderr
+    assert "line 2" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "options"),
     [("info", []), ("show", ["--out", "x.png"]), ("prepare", ["--out", "x"])],
@@ -124,6 +133,21 @@ def test_show_draws_one_row_per_face(data: Path, tmp_path: Path) -> None:
     with Image.open(out) as sheet:
         assert sheet.size == (2 * 64, 64 + CAPTION_HEIGHT)
         assert sheet.format == "JPEG"
+
+
+def test_show_leaves_out_and_names_unreadable_images(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    result = run("show", data, "--out", out, "--crop-size", 64)
+    assert result.exit_code == 0, result.output
+    assert "unreadable.png" in result.stderr
+    assert "3 of 4 faces" in result.stdout
+    with Image.open(out) as sheet:
+        assert sheet.height == 3 * (64 + CAPTION_HEIGHT)
+    (data / "v.png").write_bytes(b"no image")
+    result = run("show", data, "--out", tmp_path / "none.png", "--split", "val")
+    assert isinstance(result.exception, ImageError)
+    assert "v.png" in result.stderr
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_show_takes_the_augmentation_of_a_configuration(data: Path, tmp_path: Path) -> None:
@@ -168,6 +192,48 @@ def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) ->
     replaced = run("prepare", data, "--out", out, *options)
     assert replaced.exit_code == 0, replaced.output
     assert "1 faces" in replaced.stdout
+
+
+@pytest.fixture
+def own_layouts() -> Iterator[None]:
+    """Layouts that a test registers are forgotten after it."""
+    before = dict(LAYOUTS)
+    yield
+    LAYOUTS.clear()
+    LAYOUTS.update(before)
+
+
+@pytest.mark.usefixtures("own_layouts")
+def test_points_of_a_layout_file_are_counted_drawn_and_packed(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    names = ["left_brow", "left_eye", "right_brow", "right_eye"]
+    points = np.array([[20.0, 25.0], [22.0, 35.0], [60.0, 25.0], [58.0, 35.0]])
+    folder = tmp_path / "set"
+    for path in (folder / "train" / "1.pts", folder / "val" / "2.pts"):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (80, 80)).save(path.with_suffix(".png"))
+        lines = [f"{x} {y}" for x, y in points + 1]
+        path.write_text("\n".join(["n_points: 4", "{", *lines, "}"]))
+    layout = tmp_path / "own.json"
+    layout.write_text(json.dumps({"name": "BROWS4", "points": names}))
+    without = run("info", folder)
+    assert without.exit_code == 1
+    assert "--layout" in without.stderr
+    info = run("info", folder, "--layout", layout)
+    assert info.exit_code == 0, info.output
+    assert info.stdout.count("1 face of 4 points, BROWS4") == 2
+    assert info.stdout.count("mirror pairs") == 1, "guessed ones are to be checked"
+    sheet = tmp_path / "sheet.png"
+    options = ["--layout", layout, "--no-augment", "--crop-size", 80]
+    assert run("show", folder, "--out", sheet, *options).exit_code == 0
+    with Image.open(sheet) as image:
+        colors = colors_at(np.asarray(image)[:80, :80], points)
+    assert colors == [LEFT, LEFT, RIGHT, RIGHT]
+    packed = run("prepare", folder, "--out", tmp_path / "pack", "--layout", layout)
+    assert packed.exit_code == 0, packed.output
+    assert "1 face of 4 points, BROWS4" in run("info", tmp_path / "pack").stdout
+    other = write(tmp_path / "five", [row("f.png", FIVE.mean_shape * 40 + 40)])
+    assert "5" in str(run("show", other, "--out", tmp_path / "x.png", *options).exception)
 
 
 def five_points(visible: NDArray[np.bool_] | None = None) -> AnnotatedFaces:
@@ -222,6 +288,23 @@ def test_label_makes_a_data_set_of_images(tmp_path: Path, astronaut: np.ndarray)
     (face,) = faces
     assert (faces.layout, face.load_image().shape) == ("W300_68", astronaut.shape)
     assert isinstance(run(*arguments).exception, DataError)  # it exists already
+
+
+def test_label_names_why_there_is_nothing_to_label(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        for name in ("1.png", "2.png"):
+            archive.addfile(tarfile.TarInfo(name))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    url = "http://localhost:1/a.png"
+    inputs = [tmp_path / name for name in ("images.tar", "empty", "broken.png")]
+    result = run("label", *inputs, url, "--out", tmp_path / "set")
+    assert isinstance(result.exception, DataError)
+    message = str(result.exception)
+    assert "5 failed" in message
+    for text in ("1.png: not an image file on disk", "no image in this folder", "broken.png", url):
+        assert text in message
+    assert not (tmp_path / "set" / "annotations.jsonl").exists()
 
 
 def test_label_continues_where_it_was_stopped(

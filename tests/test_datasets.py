@@ -368,8 +368,21 @@ def test_the_project_format_is_read(tmp_path: Path) -> None:
         ({"visible": [0]}, "'visible' has 1 entries"),
         ({"rect": [1, 2, "x"]}, "four numbers"),
         ({"split": None}, "'split'"),
+        ({"split": ""}, "'split'"),
+        ({"split": "a/b"}, "'a/b'"),
     ],
-    ids=["NaN", "a point less", "texts", "triples", "no image", "visible", "rect", "no split"],
+    ids=[
+        "NaN",
+        "a point less",
+        "texts",
+        "triples",
+        "no image",
+        "visible",
+        "rect",
+        "no split",
+        "empty split",
+        "slash",
+    ],
 )
 def test_a_bad_row_of_the_project_format_is_skipped(
     tmp_path: Path, row: dict, keyword: str

@@ -226,6 +226,24 @@ def _of_other_process(face: Face) -> tuple[str, NDArray[np.floating]]:
     return face.layout.name, face["left_eye_outer_corner"]
 
 
+@pytest.mark.slow
+def test_unreadable_images_are_named(
+    tmp_path: Path,
+    astronaut: NDArray[np.uint8],
+    astronaut_points: NDArray[np.floating],
+    tiny_weights: Path,
+) -> None:
+    for split in ("train", "val"):
+        write_faces(tmp_path / "faces" / split, astronaut, astronaut_points, 3)
+        (tmp_path / "faces" / split / "1.png").write_bytes(b"no image")
+    arguments = ("--weights", tiny_weights, "--steps", 1, "--out", tmp_path / "tuned")
+    result = call(tmp_path / "faces", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "unreadable images were replaced by another face" in result.stdout
+    assert "unreadable: train/1.png" in result.stdout
+    assert "not measured: val/1.png" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "word"),
     [

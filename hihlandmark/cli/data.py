@@ -24,11 +24,13 @@ from hihlandmark.cli.options import (
     make_detector,
     progress_bar,
 )
-from hihlandmark.errors import ConfigurationError, DataError, missing_extra
+from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 
 if TYPE_CHECKING:
     from hihlandmark.arrays import Image
+    from hihlandmark.datasets import AnnotatedFaces
     from hihlandmark.datasets.inspection import SplitContent
+    from hihlandmark.io import Source
 
 app = typer.Typer(
     help="Inspect data sets of annotated faces, and pack them for training.", no_args_is_help=True
@@ -41,20 +43,57 @@ LayoutNameOption = Annotated[
     str | None,
     typer.Option("--layout", help="Layout of the points, such as WFLW98; default: auto."),
 ]
+LayoutOrFileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="Layout of the points, such as WFLW98, or a .toml or .json file that describes points "
+        "of your own; default: auto.",
+    ),
+]
+
+
+def _read_faces(folder: Path, split: str, data_format: str, layout: str | None) -> AnnotatedFaces:
+    """The faces of a split, in a layout by its name or file."""
+    from hihlandmark.datasets import read_faces
+
+    if layout is not None and Path(layout).suffix.lower() in (".toml", ".json"):
+        layout = _register_layout(Path(layout), folder, split, data_format)
+    return read_faces(folder, split, format=data_format, layout=layout)
+
+
+def _register_layout(path: Path, folder: Path, split: str, data_format: str) -> str:
+    """Register the layout of a file, completed by the faces of a split. Returns its name."""
+    import numpy as np
+
+    from hihlandmark.datasets import read_faces
+    from hihlandmark.layouts import LAYOUTS
+    from hihlandmark.layouts.layout import BUILT_IN
+
+    with missing_extra("train"):
+        from hihlandmark.training.layout_file import check_name, describe, read_layout_file
+    name, _ = read_layout_file(path)
+    if name in LAYOUTS and name not in BUILT_IN:  # registered for an earlier split
+        return name
+    faces = read_faces(folder, split, format=data_format, needs_mirror=False)
+    described = describe(path, np.stack([face.points for face in faces]))
+    for line in described.guessed:
+        print(f"guessed {line}")
+    return check_name(described.layout).name
 
 
 @app.command()
 def info(
     folder: FolderArgument,
     data_format: DataFormatOption = "auto",
-    layout: LayoutNameOption = None,
+    layout: LayoutOrFileOption = None,
     images: Annotated[bool, typer.Option(help="Read every image to find problems.")] = True,
     every_message: Annotated[
         bool, typer.Option("--all", help="Name every skipped sample.")
     ] = False,
 ) -> None:
     """Describe a data set: format, splits, faces, points, subsets, and unusable samples."""
-    from hihlandmark.datasets import dataset_splits, read_faces
+    from hihlandmark.datasets import dataset_splits
     from hihlandmark.datasets.inspection import inspect_split, split_layouts
 
     found, splits = dataset_splits(folder, data_format)
@@ -62,13 +101,13 @@ def info(
     unusable = 0
     parts = [
         (split, each)
-        for split in splits
+        for split in splits or ["train"]  # without a split, the error says why
         if "/" not in split  # subsets are counted within their split
         for each in ([layout] if layout else split_layouts(folder, found, split))
     ]
     for split, part_layout in parts:
         try:
-            faces = read_faces(folder, split, format=found, layout=part_layout)
+            faces = _read_faces(folder, split, found, part_layout)
         except DataError as error:
             unusable += 1
             print(f"\n{split}: {error}", file=sys.stderr)
@@ -121,7 +160,7 @@ def show(
         int, typer.Option(min=16, max=1024, help="Side of crops in pixels.")
     ] = 256,
     data_format: DataFormatOption = "auto",
-    layout: LayoutNameOption = None,
+    layout: LayoutOrFileOption = None,
 ) -> None:
     """Draw faces with their points onto one contact sheet.
 
@@ -136,9 +175,13 @@ def show(
     import numpy as np
 
     from hihlandmark.crop import CANONICAL_CROP
-    from hihlandmark.datasets import read_faces
     from hihlandmark.datasets.augmentation import Augmentation, generator
-    from hihlandmark.datasets.inspection import Tile, before_and_after, contact_sheet
+    from hihlandmark.datasets.inspection import (
+        Tile,
+        before_and_after,
+        contact_sheet,
+        find_readable,
+    )
     from hihlandmark.io.results import is_result_folder, worst_faces
     from hihlandmark.writing import refuse_existing
 
@@ -157,8 +200,13 @@ def show(
             from hihlandmark.training.config import read_configuration
         settings = read_configuration(configuration)
         augmentation, box_maps = settings.augmentation, settings.box_maps()
-    faces = read_faces(folder, split, format=data_format, layout=layout)
-    chosen = generator(0).permutation(len(faces))[:count].tolist()
+    faces = _read_faces(folder, split, data_format, layout)
+    drawn = generator(0).permutation(len(faces))[:count].tolist()
+    chosen, unreadable = find_readable(faces, drawn)
+    for message in unreadable:
+        print(f"left out: {message}", file=sys.stderr)
+    if not chosen:
+        raise ImageError(f"{folder}: none of the {len(drawn)} images can be read: repair them")
     changes = augmentation if augment else None
     sheet = before_and_after(faces, chosen, changes, box_maps=box_maps, crop_size=crop_size)
     _write_image(sheet, out)
@@ -201,17 +249,16 @@ def prepare(
         bool, typer.Option("--overwrite", help="Replace a packed data set at --out.")
     ] = False,
     data_format: DataFormatOption = "auto",
-    layout: LayoutNameOption = None,
+    layout: LayoutOrFileOption = None,
 ) -> None:
     """Pack data sets into one shuffled set of crops that training reads quickly.
 
     Unusable samples are left out, named and counted. Images are not changed.
     """
-    from hihlandmark.datasets import read_faces
     from hihlandmark.datasets.packed import pack
 
     sets = [
-        read_faces(folder, split, format=data_format, layout=layout)
+        _read_faces(folder, split, data_format, layout)
         for folder in folders
         for split in splits or ["train"]
     ]
@@ -264,23 +311,33 @@ def label(
         options["min_box_score"] = 0.95 if min_box_score is None else min_box_score
     options |= {"weights": weights, "device": device, "refine": refine, "flip_test": flip_test}
     detector = make_detector(layout, model, **options)
-    sources = list(find_images(paths))
-    problems = [source.problem for source in sources if source.problem]
-    images = [Path(source.path) for source in sources if not source.problem]
+    images: list[Path] = []
+    problems: list[str] = []
+    for source in find_images(paths):
+        if problem := source.problem or _not_on_disk(source):
+            problems.append(problem)
+        else:
+            images.append(Path(source.path))
     try:
-        done = project.label(images, detector, out)
+        done = project.label(images, detector, out, problems=problems)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
-    problems += done.unreadable
-    for problem in problems:
+    for problem in done.failed:
         print(f"failed: {problem}", file=sys.stderr)
     print(
         f"{counted(done.faces, 'face')} in {counted(done.images, 'image')}, "
         f"{done.without_face} without a face, "
-        f"{len(problems)} failed; list in {out}"
+        f"{len(done.failed)} failed; list in {out}"
     )
-    raise typer.Exit(1 if problems else 0)
+    raise typer.Exit(1 if done.failed else 0)
+
+
+def _not_on_disk(source: Source) -> str | None:
+    """Why ``annotations.jsonl`` cannot name an image by a path; None: it can."""
+    if source.content is None and "://" not in source.path:
+        return None
+    return f"{source.path}: not an image file on disk: unpack or download it, and label that"
 
 
 @app.command("import")

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import get_args
 
 from hihlandmark.datasets import cofw, lists, packed, project, pts, w300, wflw
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, OnBadSample, Samples
+from hihlandmark.datasets.faces import (
+    AnnotatedFace,
+    AnnotatedFaces,
+    OnBadSample,
+    Samples,
+    with_reasons,
+)
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.layouts import get_layout
 
@@ -47,7 +53,6 @@ DATASET_FORMATS: Mapping[str, DatasetFormat] = {
     "lists": DatasetFormat("lists of crops, SPLIT.txt", lists.recognize, lists.splits, lists.read),
     "pts": DatasetFormat(".pts files beside images", pts.recognize, pts.splits, pts.read),
 }
-SHOWN = 5  # messages that an error quotes
 
 
 def read_faces(
@@ -127,12 +132,10 @@ def _recognized(folder: Path) -> str | None:
 def _check_any(folder: Path, split: str, faces: AnnotatedFaces) -> None:
     """Raises when there is no face; warns when their number differs from the published one."""
     if not len(faces):
-        lines = [f"{folder} has no usable face in split {split!r}: repair it or use another split"]
-        if skipped := len(faces.skipped):
-            lines += [f"all {skipped} samples were skipped:", *faces.skipped[:SHOWN]]
-        if skipped > SHOWN:
-            lines.append(f"and {skipped - SHOWN} more")
-        raise DataError("\n  ".join(lines))
+        message = f"{folder} has no usable face in split {split!r}: repair it or use another split"
+        if faces.skipped:
+            message += f"\n  all {len(faces.skipped)} samples were skipped:"
+        raise DataError(with_reasons(message, faces.skipped))
     count = len(faces) + len(faces.skipped)
     if faces.published not in (None, count):
         message = "%s has %d faces in split %r, published are %d: results are not comparable"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from hihlandmark.datasets.project import ANNOTATIONS
-from hihlandmark.errors import DataError
+from hihlandmark.datasets.project import ANNOTATIONS, is_split_name
+from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.io.connectors import HIDDEN
 from hihlandmark.io.results import FoundFace, read_results
 from hihlandmark.layouts import LAYOUTS, Layout, get_layout
@@ -62,19 +63,35 @@ def import_corrections(
         file: "CVAT for images 1.1" (XML), or the JSON export of Label Studio.
         images: folder of the images, which are not moved.
         out: folder for ``annotations.jsonl``, in which the images are relative to it.
-        layout: of the points; None: the smallest layout that has all their names.
+        layout: of the points; None: the smallest layout that has all their names, and with
+            ``append`` one of as many points as the faces have already.
         split: of all faces.
         append: add to an ``annotations.jsonl`` that exists.
 
     Raises:
+        ConfigurationError: there is no such layout, or the split is empty or has "/" in it.
         DataError: the file cannot be read or has no usable face; or ``out`` has annotations
-            already, without ``append`` or of one of these images.
+            already: without ``append``, of one of these images, or with another number of points.
     """
+    if not is_split_name(split):
+        raise ConfigurationError(f"split={split!r}: give a name without '/'")
     target = out / ANNOTATIONS
     if target.exists() and not append:
         raise DataError(f"{target} exists already: choose another folder, or append to it")
     faces = read_corrections(file)
-    known = get_layout(layout) if layout is not None else _layout_of(faces, file)
+    if not faces:
+        raise DataError(
+            f"{file} holds no annotations: label faces (in CVAT as skeletons), and export again"
+        )
+    old = target.read_bytes() if target.exists() else b""
+    old_rows = _rows(old)
+    size = _size_of(old_rows, split)
+    known = get_layout(layout) if layout is not None else _layout_of(faces, file, size)
+    if size not in (None, known.size):
+        raise DataError(
+            f"the faces in {target} have {size} points, those of {file} are {known.size} of "
+            f"{known.name}: choose another folder, or the layout of the former"
+        )
     files = _ImageFiles(images)
     left_out: list[str] = []
     rows: list[dict[str, Any]] = []
@@ -90,10 +107,8 @@ def import_corrections(
             rows.append({"image": name, "split": split, **_columns(face, known)})
     left_out = list(dict.fromkeys(left_out))
     if not rows:
-        reason = left_out[0] if left_out else "nothing was annotated in it"
-        raise DataError(f"{file} has no face that can be used: {reason}")
-    old = target.read_bytes() if target.exists() else b""
-    _refuse_repeated(target, old, {row["image"] for row in rows})
+        raise DataError(f"{file} has no face that can be used: {left_out[0]}")
+    _refuse_repeated(target, old_rows, {row["image"] for row in rows})
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     write_atomically(target, old + (b"\n" if old and not old.endswith(b"\n") else b"") + lines)
     return Imported(len({row["image"] for row in rows}), len(rows), left_out)
@@ -109,7 +124,7 @@ def read_corrections(file: Path) -> list[CorrectedFace]:
     try:
         if text.lstrip().startswith("<"):
             return list(_faces_of_cvat(text))
-        return list(_faces_of_label_studio(text))
+        return list(_faces_of_label_studio(text)) if text.strip() else []
     except (ElementTree.ParseError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file} is no 'CVAT for images 1.1' and no JSON export of Label Studio: {error!r}"
@@ -142,11 +157,17 @@ def _faces_of_label_studio(text: str) -> Iterator[CorrectedFace]:
         if not done:
             continue
         last = max(done, key=lambda each: each.get("updated_at") or "")
-        marked = [each for each in last["result"] if HIDDEN in each.get("meta", {}).get("text", ())]
+        marked = [each for each in last["result"] if _is_marked_hidden(each)]
         hidden = {item for face in _grouped(marked) for item in face.items()}
         for points in _grouped(last["result"]):
             covered = frozenset(name for name, place in points.items() if (name, place) in hidden)
             yield CorrectedFace(task["data"]["image"], points, covered)
+
+
+def _is_marked_hidden(result: Mapping[str, Any]) -> bool:
+    """Whether the meta information of a point, which may be null, is "hidden"."""
+    meta = result.get("meta") or {}
+    return HIDDEN in (meta.get("text") or ())
 
 
 def _grouped(results: Iterable[Mapping[str, Any]]) -> list[dict[str, tuple[float, float]]]:
@@ -186,16 +207,16 @@ def _middle(face: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _layout_of(faces: Sequence[CorrectedFace], file: Path) -> Layout:
-    """The smallest layout with the names of all points."""
+def _layout_of(faces: Sequence[CorrectedFace], file: Path, size: int | None) -> Layout:
+    """The layout of ``size`` points with all names; without one, the smallest with all names."""
     names = {name for face in faces for name in face.points}
     fitting = [known for known in LAYOUTS.values() if names <= set(known.point_names)]
-    if not names or not fitting:
+    if not fitting:
         raise DataError(
             f"{file} has no face whose points are named as those of a layout: give the layout, or "
             "label the points with its names"
         )
-    return min(fitting, key=lambda known: known.size)
+    return min(fitting, key=lambda known: (known.size != size, known.size))
 
 
 def _columns(face: CorrectedFace, layout: Layout) -> dict[str, Any]:
@@ -232,14 +253,34 @@ class _ImageFiles:
         return None
 
 
-def _refuse_repeated(target: Path, old: bytes, images: set[str]) -> None:
-    """Raise `DataError` where an image has lines already: its faces would count twice."""
-    for line in old.decode("utf-8", "replace").splitlines():
+def _rows(content: bytes) -> list[dict[str, Any]]:
+    """The objects in the lines of an ``annotations.jsonl``."""
+    rows = []
+    for line in content.decode("utf-8", "replace").splitlines():
         try:
-            image = json.loads(line).get("image")
-        except (ValueError, AttributeError):
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue  # `data info` names it
-        if image in images:
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _size_of(rows: Sequence[Mapping[str, Any]], split: str) -> int | None:
+    """The number of points of most faces of a split, or of the file where the split is new.
+
+    None: the file has no faces.
+    """
+    annotated = [row for row in rows if row.get("points") and isinstance(row["points"], list)]
+    of_split = [row for row in annotated if row.get("split") == split]
+    counts = Counter(len(row["points"]) for row in of_split or annotated)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _refuse_repeated(target: Path, rows: Sequence[Mapping[str, Any]], images: set[str]) -> None:
+    """Raise `DataError` where an image has lines already: its faces would count twice."""
+    for image in (row.get("image") for row in rows):
+        if isinstance(image, str) and image in images:
             raise DataError(
                 f"{target} has lines of {image} already: remove them, or choose another folder"
             )

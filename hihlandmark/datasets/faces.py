@@ -21,6 +21,8 @@ from hihlandmark.layouts import LAYOUTS, Layout
 
 OnBadSample = Literal["skip", "raise"]
 
+SHOWN = 5
+"""Reasons that an error quotes."""
 FARTHEST = 1e6
 """Farthest coordinate, in pixels from the image's corner: no image is as large."""
 FARTHEST_SIDES = 10
@@ -274,6 +276,12 @@ class LabeledImage:
                 f"of the image of {extent[0]} x {extent[1]} pixels: repair the label"
             )
         return image
+
+
+def with_reasons(message: str, reasons: Sequence[str]) -> str:
+    """An error message with the first reasons below it, one per line."""
+    more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
+    return "\n  ".join([message, *reasons[:SHOWN], *more])
 
 
 def unknown_split(folder: Path, split: str, offered: Iterable[str]) -> ConfigurationError:

@@ -85,6 +85,19 @@ def inspect_split(
     )
 
 
+def find_readable(faces: AnnotatedFaces, indices: Iterable[int]) -> tuple[list[int], list[str]]:
+    """The indices of faces whose image can be read, and a message for each of the others."""
+    readable, messages = [], []
+    for index in indices:
+        try:
+            faces[index].load_image()
+        except ImageError as error:
+            messages.append(f"{faces[index].name}: {error}")
+        else:
+            readable.append(index)
+    return readable, messages
+
+
 class Tile(NamedTuple):
     """An image (H, W, 3) with points (P, 2) in its pixels, NaN where unknown."""
 

@@ -5,7 +5,8 @@
 One JSON object per line:
 
 - ``image``: path within the folder; ``points``: [[x, y], ...] in pixels of the upright image with
-  the center of the top-left pixel at (0, 0), or null for a point that is not annotated; ``split``;
+  the center of the top-left pixel at (0, 0), or null for a point that is not annotated; ``split``:
+  a name without "/", which separates a split from a subset;
 - optional: ``visible``, a list of true and false, or of codes where 0 means fully visible;
   ``rect``, the official face rectangle xyxy; ``attributes``, an object whose entries become subsets
   (``{"pose": 1, "blur": 0, "set": "london"}`` gives "pose" and "set=london"); ``source``.
@@ -39,6 +40,7 @@ from hihlandmark.datasets.faces import (
     layout_of_size,
     numbered_lines,
     unknown_split,
+    with_reasons,
 )
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError
@@ -123,7 +125,14 @@ def _object(line: str) -> dict[str, Any]:
     for key in ("image", "split"):
         if not isinstance(row.get(key), str):
             raise BadSample(f"has no text {key!r}")
+    if not is_split_name(row["split"]):
+        raise BadSample(f"its 'split' is {row['split']!r}: give it a name without '/'")
     return row
+
+
+def is_split_name(text: str) -> bool:
+    """Whether a text can name a split: "/" separates a split from a subset in `read_faces`."""
+    return bool(text.strip()) and "/" not in text
 
 
 def _length(points: Any) -> int:
@@ -151,8 +160,9 @@ def _mirror(folder: Path, layout: str, size: int, is_needed: bool) -> IndexArray
         return np.arange(size)
     if path is None:
         raise DataError(
-            f"{size} points per face are no known layout: give weights that hold it, or write "
-            f'their mirror table, {{"{size}": {{"flip": [...]}}}}, into {folder}/points.json'
+            f"{size} points per face are no known layout: describe them in a layout file (--layout "
+            "of hihlandmark finetune and data), give weights that hold it, or write their mirror "
+            f'table, {{"{size}": {{"flip": [...]}}}}, into {folder}/points.json'
         )
     try:
         mirror = np.array(json.loads(path.read_text(encoding="utf-8"))[str(size)]["flip"], np.intp)
@@ -241,20 +251,28 @@ class CenteredFaceDetector:
 
 
 class Labeled(NamedTuple):
-    """Numbers of labeled images and faces, and the error of each unreadable image."""
+    """Numbers of labeled images and faces, and a message for each input that failed."""
 
     images: int
     faces: int
     without_face: int
-    unreadable: list[str]
+    failed: list[str]
 
 
-def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
+def label(
+    images: Iterable[Path], detector: Detector, out: Path, *, problems: Sequence[str] = ()
+) -> Labeled:
     """Write ``annotations.jsonl`` with every face found in the images.
 
     The images are not moved; the file names them relative to its folder. Each face has its
     ``points``, ``scores`` and ``covariance``, and ``made_by`` identifies the weights. A stopped
     call continues when it is repeated: until the end, faces are in a hidden file in the folder.
+
+    Args:
+        images: paths of image files.
+        detector: finds the faces.
+        out: folder for the file.
+        problems: a message for each input without images, such as an empty folder.
 
     Raises:
         DataError: the folder has such a file already, one of a call with another detector was
@@ -263,14 +281,14 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
     target = out / ANNOTATIONS
     if target.exists():
         raise DataError(f"{target} exists already: remove it or choose another folder")
-    unreadable: list[str] = []
+    failed = list(problems)
     with _Unfinished(out / f".{ANNOTATIONS}.part", detector) as unfinished:
         named = {os.path.relpath(path, out): path for path in images}
         rest = [(name, path) for name, path in named.items() if name not in unfinished.rows]
         sources = (Source(str(path), name) for name, path in rest)
         for result in predict_sources(detector, sources):
             if result.error is not None:
-                unreadable.append(f"{result.source.path}: {result.error}")
+                failed.append(f"{result.source.path}: {result.error}")
                 continue
             name = result.source.name
             unfinished.add(name, [_row(name, face, detector) for face in result.faces])
@@ -278,13 +296,11 @@ def label(images: Iterable[Path], detector: Detector, out: Path) -> Labeled:
     lines = [json.dumps(row) + "\n" for rows in found for row in rows]
     if not lines:
         unfinished.path.unlink()
-        raise DataError(
-            f"no face was found in {len(found)} images, {len(unreadable)} are unreadable: choose "
-            "others"
-        )
+        message = f"no face was found in {len(found)} images, {len(failed)} failed: choose others"
+        raise DataError(with_reasons(message, failed))
     write_atomically(target, "".join(lines).encode())
     unfinished.path.unlink()
-    return Labeled(len(found), len(lines), found.count([]), unreadable)
+    return Labeled(len(found), len(lines), found.count([]), failed)
 
 
 def _row(image: str, face: Face, detector: Detector) -> dict[str, Any]:

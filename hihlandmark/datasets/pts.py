@@ -61,7 +61,8 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     if known is None and counts and samples.needs_mirror:
         raise DataError(
             f"{folder} has {count} points per face, which is no known layout: describe them in a "
-            "layout file (hihlandmark finetune --layout), or use annotations.jsonl with points.json"
+            "layout file (--layout of hihlandmark finetune and data), or use annotations.jsonl "
+            "with points.json"
         )
     read_folder(folder, place, split, samples, count)
     mirror = np.arange(count) if known is None else known.mirror

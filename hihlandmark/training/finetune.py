@@ -24,7 +24,7 @@ from hihlandmark.calibration.fit import fit, measure_points
 from hihlandmark.datasets import dataset_splits, read_faces
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.datasets.faces import AnnotatedFaces
-from hihlandmark.datasets.inspection import contact_sheet
+from hihlandmark.datasets.inspection import contact_sheet, find_readable
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.evaluation.metrics import Evaluation, failure_rate, mean_error
@@ -69,6 +69,8 @@ MOST_SKIPPED = 0.2
 """Share of the annotations that may be unusable."""
 FEW_TO_CALIBRATE = 10
 """With fewer faces, a calibration that the weights have is better than a new one."""
+NAMED = 3
+"""Samples of each problem that are named."""
 DRAWN, TILE = 6, 400
 """Faces in the image of both, and sides of their crops in pixels."""
 
@@ -221,10 +223,19 @@ def finetune(
         workers=workers,
         progress=progress,
     )
-    for message in summary.skipped[:3]:
+    for message in summary.skipped[:NAMED]:
         say(f"left out: {message}")
+    if summary.replaced:
+        times = "1 time" if summary.replaced == 1 else f"{summary.replaced} times"
+        say(f"unreadable images were replaced by another face {times}")
+        _, unreadable = find_readable(split.faces, range(len(split.faces)))
+        for message in unreadable[:NAMED]:
+            say(f"unreadable: {message}")
     say("training has ended; measuring and calibrating")
     found = _measure(start, model, layout, split, device)
+    unmeasured = [each for each in found.skipped if each not in split.val_faces.skipped]
+    for message in unmeasured[:NAMED]:
+        say(f"not measured: {message}")
     card_path = _write_result(before, split, layout, out, faces, device, found)
     after = _measure(card_path, model, layout, split, device)
     _add_figure(card_path, after, faces, out)
