@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -135,6 +137,14 @@ class Detector:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._arguments: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}
+        _check_type("a string", str, model=model)
+        _check_type("a string or path", str, os.PathLike, runtime=runtime)
+        _check_type("a string, path or None", str, os.PathLike, NoneType, weights=weights)
+        _check_type("True or False", bool, np.bool_, compile=compile)
+        if isinstance(detection_size, str) and detection_size != "auto":
+            raise ConfigurationError(
+                f"detection_size must be a number of pixels, 'auto' or None, not {detection_size!r}"
+            )
         check_positive(max_pixels=max_pixels, max_bytes=max_bytes)
         self.limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
         self.device = resolve_device(device)
@@ -182,6 +192,9 @@ class Detector:
         any_rotation: bool,
     ) -> None:
         """Assemble what `_PIPELINE_OPTIONS` decide on."""
+        _check_type("True or False", bool, np.bool_, any_rotation=any_rotation)
+        flags = {"flip_test": flip_test, "shape_prior": shape_prior}
+        _check_type("True, False or None", bool, np.bool_, NoneType, **flags)
         check_integer(refine=refine, at_least=0)
         if batch_size is not None:
             check_integer(batch_size=batch_size)
@@ -277,9 +290,16 @@ class Detector:
 
         Raises:
             ImageError: the image cannot be read.
-            ConfigurationError: the boxes or the five points are invalid, or the weights have no
-                reliability.
+            ConfigurationError: the boxes or the five points are invalid, ``box_kind`` is unknown or
+                given without boxes, or the weights have no reliability.
         """
+        if box_kind is not None:
+            _check_type("a string", str, box_kind=box_kind)
+            self.box_map(box_kind)
+            if boxes is None:
+                raise ConfigurationError(
+                    f"box_kind={box_kind!r} needs boxes: pass boxes, or omit it"
+                )
         pixels, factor, size = self.load_image(image, color=color, channels=channels, white=white)
         kind, squares = self.face_detector.name, None
         is_given = boxes is not None or five_points is not None
@@ -381,13 +401,16 @@ class Detector:
             min_reliability: as `predict` takes it.
 
         Raises:
-            ImageError: an image cannot be read, with ``on_error="raise"``.
+            ImageError: an image cannot be read, with ``on_error="raise"``, or ``images`` is no
+                iterable.
         """
         if on_error not in ("raise", "yield"):
             raise ConfigurationError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
         if workers is not None:
             check_integer(workers=workers)
         refuse_one_image(images)
+        if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
+            raise ImageError(f"images is of type {type(images).__name__}: pass a list of images")
 
         def find(image: ImageInput) -> Found[ImageError | None]:
             try:
@@ -473,6 +496,13 @@ class Detector:
         All are run at once, with the flip test 2N.
         """
         return self.landmarker.predict(crops)
+
+
+def _check_type(needed: str, *types: type, **arguments: Any) -> None:
+    """Raise `ConfigurationError` for an argument that is of none of the types."""
+    for name, value in arguments.items():
+        if not isinstance(value, types):
+            raise ConfigurationError(f"{name} must be {needed}, not {value!r:.100}")
 
 
 LOW_SCORE = 0.2

@@ -23,8 +23,8 @@ from hihlandmark.crop import (
     tight_boxes,
     transform_points,
 )
-from hihlandmark.draw import draw_faces, encode_png
-from hihlandmark.errors import ConfigurationError, HihlandmarkError
+from hihlandmark.draw import draw_faces, encode_png, is_drawable
+from hihlandmark.errors import ConfigurationError, HihlandmarkError, check_integer
 from hihlandmark.image import ColorOrder, ImageInput, load_image
 from hihlandmark.layouts import Layout, get_conversion, get_layout
 from hihlandmark.uncertainty import ErrorCorrelation, axes
@@ -109,23 +109,33 @@ class Face:
 
     def __post_init__(self) -> None:
         count = self.layout.size
-        for name, absent in (("approximate", False), ("visibility", np.nan)):
-            if not len(getattr(self, name)):
-                object.__setattr__(self, name, np.full(count, absent))
         shapes: dict[str, tuple[int, ...]] = {"points": (count, 2), "scores": (count,)}
         shapes |= {"covariance": (count, 2, 2), "box": (4,)}
-        for name, shape in (shapes | {"approximate": (count,), "visibility": (count,)}).items():
-            kind = np.bool_ if name == "approximate" else np.float32
-            array: NDArray[Any] = np.array(getattr(self, name), kind)
-            if array.shape != shape:
-                raise ConfigurationError(
-                    f"{name} of a {self.layout.name} face needs shape {shape}, not {array.shape}"
-                )
-            self._freeze(name, array)
-        object.__setattr__(self, "box_score", float(self.box_score))
-        object.__setattr__(self, "reliability", float(self.reliability))
+        for name, shape in shapes.items():
+            self._set_array(name, shape)
+        self._set_array("approximate", (count,), np.bool_, absent=False)
+        self._set_array("visibility", (count,), absent=np.nan)
+        reliability = np.nan if self.reliability is None else self.reliability
+        for name, value in (("box_score", self.box_score), ("reliability", reliability)):
+            try:
+                object.__setattr__(self, name, float(value))
+            except (OverflowError, TypeError, ValueError) as error:
+                raise ConfigurationError(f"{name} must be a number, not {value!r:.100}") from error
 
-    def _freeze(self, name: str, array: NDArray[Any]) -> None:
+    def _set_array(
+        self, name: str, shape: tuple[int, ...], dtype: Any = np.float32, absent: Any = None
+    ) -> None:
+        """Replace a field by a read-only array; full of ``absent``, if given, where it is empty."""
+        value = getattr(self, name)
+        needed = f"{name} of a {self.layout.name} face needs shape {shape}"
+        try:
+            array: NDArray[Any] = np.array(value, dtype)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"{needed} of numbers: {error}") from error
+        if absent is not None and (value is None or not array.size):
+            array = np.full(shape, absent, dtype)
+        if array.shape != shape:
+            raise ConfigurationError(f"{needed}, not {array.shape}")
         array.flags.writeable = False
         object.__setattr__(self, name, array)
 
@@ -191,7 +201,11 @@ class Face:
 
         For the error of a value that `measures` lacks: its standard deviation over the shapes. The
         errors of points vary together as the model card states (`correlation`).
+
+        Raises:
+            ConfigurationError: ``count`` is negative or no integer.
         """
+        check_integer(count=count, at_least=0)
         directions = axes(self.points[None], self.covariance[None], self.layout, self.correlation)[
             0
         ]
@@ -224,16 +238,28 @@ class Face:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Face:
-        """The face that `to_dict` wrote. Raises `ConfigurationError` if a field is missing."""
+        """The face that `to_dict` wrote. None stands for an unknown reliability or visibility.
+
+        Raises:
+            ConfigurationError: a field is missing or has an invalid value.
+        """
+        if not hasattr(values, "keys"):
+            raise ConfigurationError(
+                f"values is of type {type(values).__name__}: pass the dictionary of one face"
+            )
         try:
             layout = get_layout(values["layout"])
-            approximate = np.zeros(layout.size, bool)
-            approximate[values["approximate"]] = True
+            known, listed = range(layout.size), values["approximate"]
+            if not (isinstance(listed, Iterable) and all(point in known for point in listed)):
+                raise ConfigurationError(
+                    f"approximate must list points of {layout.name}, 0 to {layout.size - 1}, not "
+                    f"{listed!r:.100}"
+                )
             return cls(
                 **{name: values[name] for name in ("points", "scores", "covariance", "box")},
                 box_score=values["box_score"],
                 layout=layout,
-                approximate=approximate,
+                approximate=np.isin(known, list(listed)),
                 track_id=values.get("track_id"),
                 filled=values.get("filled", False),
                 reliability=values.get("reliability", np.nan),
@@ -340,7 +366,9 @@ def _png_of_all(faces: Sequence[Face]) -> bytes:
 
 def _close_up(faces: Sequence[Face], image: Image | None, size: int) -> Image:
     """The square (size, size, 3) around the faces with some margin, points drawn."""
-    square = square_around(np.concatenate([face.points for face in faces]), _MARGIN)
+    points = np.concatenate([face.points for face in faces])
+    known = points[is_drawable(points)]
+    square = square_around(known if len(known) else np.zeros((1, 2)), _MARGIN)
     gray = np.full((size, size, 3), BACKGROUND, np.uint8)
     canvas = gray if image is None else cut_crop(image, square, size)
     to_square = crop_matrix(square, size)

@@ -248,6 +248,8 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
     try:
         # fsdecode, because a DirEntry or a Path-like may hold bytes.
         name = os.fsdecode(path)
+        if not name:
+            raise ValueError("the path is empty: pass a path, URL, array or PIL image")
         place = Path(name)
         mode = place.stat().st_mode
         if stat.S_ISDIR(mode):

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.errors import ConfigurationError, check_positive, is_number
 from hihlandmark.face import Face
 from hihlandmark.layouts import Layout
 from hihlandmark.uncertainty import axes, propagate
@@ -66,7 +66,13 @@ class Measurement(NamedTuple):
     std: Any
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
-        """The bounds that hold the true value with a probability of ``level`` (Gaussian)."""
+        """The bounds that hold the true value with a probability of ``level`` (Gaussian).
+
+        Raises:
+            ConfigurationError: ``level`` is not in 0..1, or is 1, whose bounds are infinite.
+        """
+        if not (is_number(level) and 0 <= level < 1):
+            raise ConfigurationError(f"level must be a number from 0 to below 1, not {level!r}")
         width = NormalDist().inv_cdf((1 + level) / 2) * self.std
         return self.value - width, self.value + width
 
@@ -112,7 +118,13 @@ class Scale:
 
     @classmethod
     def from_points(cls, faces: AnyFaces, a: str, b: str, mm: float, mm_std: float = 0.0) -> Scale:
-        """The scale at which two named points are ``mm`` apart, known to ``mm_std``."""
+        """The scale at which two named points are ``mm`` apart, known to ``mm_std``.
+
+        Raises:
+            ConfigurationError: the points are the same, or ``mm`` or ``mm_std`` is invalid.
+        """
+        if a == b:
+            raise ConfigurationError(f"a scale needs two different points, not {a} twice")
         return cls._of_length(distance(faces, a, b), mm, mm_std)
 
     @classmethod
@@ -142,8 +154,9 @@ class Scale:
 
     @classmethod
     def _of_length(cls, pixels: Measurement, mm: float, mm_std: float) -> Scale:
-        if not (mm > 0 and mm_std >= 0):
-            raise ConfigurationError(f"a length of {mm} +- {mm_std} mm is not positive")
+        check_positive(mm=mm)
+        if not (is_number(mm_std) and mm_std >= 0):
+            raise ConfigurationError(f"mm_std must be a number of 0 or more, not {mm_std!r}")
         value = mm / np.maximum(pixels.value, 1e-6)
         relative = np.hypot(pixels.std / np.maximum(pixels.value, 1e-6), mm_std / mm)
         return cls(Measurement(value, value * relative))
@@ -222,11 +235,17 @@ def distance(faces: AnyFaces, a: str, b: str, scale: Scale | None = None) -> Mea
         return np.linalg.norm(points[..., :1, :] - points[..., 1:, :], axis=-1)
 
     found = _one(*_measure(many, (a, b), length), single)
-    return scale.apply(found) if scale else found
+    return found if scale is None else scale.apply(found)
 
 
 def angle(faces: AnyFaces, a: str, vertex: str, b: str) -> Measurement:
-    """The angle at a named point between two others, in degrees from 0 to 180."""
+    """The angle at a named point between two others, in degrees from 0 to 180.
+
+    Raises:
+        ConfigurationError: the layout has no such point, or the vertex is one of the others.
+    """
+    if vertex in (a, b):
+        raise ConfigurationError(f"an angle at {vertex} needs two other points, not {a} and {b}")
     many, single = _listed(faces)
 
     def between(points: FloatArray) -> FloatArray:
@@ -300,8 +319,13 @@ def head_pose(
             the size of the image, which may have been cropped.
 
     Raises:
-        ConfigurationError: the layout has fewer than six of the points.
+        ConfigurationError: the layout has fewer than six of the points, or ``image_size`` or
+            ``focal_length`` is not positive.
     """
+    if focal_length is not None:
+        check_positive(focal_length=focal_length)
+    if image_size is not None:
+        _check_image_size(image_size)
     many, single = _listed(faces)
     layout = _layout_of(many)
     names = [name for name in HEAD_POINTS if name in layout.point_names]
@@ -320,6 +344,16 @@ def head_pose(
     values, covariance = _measure(many, names, angles, period=360.0)
     yaw, pitch, roll = (_one(values, covariance, single, part) for part in range(3))
     return HeadPose(yaw, pitch, roll, covariance[0] if single else covariance)
+
+
+def _check_image_size(image_size: Any) -> None:
+    try:
+        width, height = image_size
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"image_size must be (width, height) in pixels, not {image_size!r}"
+        ) from error
+    check_positive(**{"width in image_size": width, "height in image_size": height})
 
 
 def _angles(
@@ -467,11 +501,11 @@ def _layout_of(faces: Sequence[Face]) -> Layout:
     return layouts.pop()
 
 
-def _indices(layout: Layout, names: Iterable[str]) -> list[int]:
+def _indices(layout: Layout, names: Iterable[object]) -> list[int]:
     """The indices of named points. Raises `ConfigurationError` for names the layout lacks."""
     missing = [name for name in names if name not in layout.point_names]
     if missing:
-        raise ConfigurationError(f"{layout.name} has no point {', '.join(missing)}")
+        raise ConfigurationError(f"{layout.name} has no point {', '.join(map(str, missing))}")
     return [layout.point_names.index(name) for name in names]
 
 
@@ -486,8 +520,13 @@ def _measure(
     ``period``: of the values, if they are angles.
     """
     layout = _layout_of(faces)
-    named = [point for point in points if isinstance(point, str)]
-    used = np.array(_indices(layout, named) if named else points)
+    named = any(isinstance(point, str) for point in points)
+    indices = _indices(layout, points) if named else points
+    # A point that occurs twice has one error, not two independent ones.
+    used, places = np.unique(indices, return_inverse=True)
+
+    def of_used(known: FloatArray) -> FloatArray:
+        return function(known[..., places, :])
 
     def values_of(batch: Sequence[Face]) -> tuple[FloatArray, FloatArray]:
         shapes = np.stack([face.points for face in batch])
@@ -499,11 +538,11 @@ def _measure(
             used,
         )
         if period is None:
-            return propagate(function, shapes[:, used], directions)
-        start = function(shapes[:, used].astype(np.float64))
+            return propagate(of_used, shapes[:, used], directions)
+        start = of_used(shapes[:, used].astype(np.float64))
 
         def change(moved: FloatArray) -> FloatArray:
-            offset = function(moved) - start.reshape(-1, *[1] * (moved.ndim - 3), start.shape[-1])
+            offset = of_used(moved) - start.reshape(-1, *[1] * (moved.ndim - 3), start.shape[-1])
             return np.asarray((offset + period / 2) % period - period / 2)
 
         return start, propagate(change, shapes[:, used], directions)[1]

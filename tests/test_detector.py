@@ -3,6 +3,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,6 +271,12 @@ def test_auto_logs_its_device(caplog: pytest.LogCaptureFixture) -> None:
         ({"decoder": "soft", "model": "awing-small"}, ConfigurationError, "local_soft_argmax"),
         ({"min_box_score": 2}, ConfigurationError, "min_box_score"),
         ({"runtime": "tensorflow"}, ConfigurationError, "openvino"),
+        ({"runtime": None}, ConfigurationError, "runtime"),
+        ({"weights": 5}, ConfigurationError, "weights"),
+        ({"model": None}, ConfigurationError, "model"),
+        ({"detection_size": "big"}, ConfigurationError, "'auto'"),
+        ({"compile": "no"}, ConfigurationError, "compile"),
+        ({"flip_test": "no"}, ConfigurationError, "flip_test"),
     ],
 )
 def test_an_invalid_argument_is_named(
@@ -284,6 +291,39 @@ def test_an_unknown_kind_of_box_lists_the_known_ones(
 ) -> None:
     with pytest.raises(ConfigurationError, match="mtcnn"):
         detector_of(98).predict(astronaut, boxes=[[0, 0, 50, 50]], box_kind="yolo")
+
+
+@pytest.mark.parametrize(
+    ("box_kind", "message"),
+    [("yolo", "yolo"), ("", "no crop"), (["mtcnn"], "string"), ("mtcnn", "needs boxes")],
+)
+def test_a_kind_of_box_without_boxes_is_an_error(
+    box_kind: Any, message: str, astronaut: Pixels, detector_of: DetectorOf
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        detector_of(98).predict(astronaut, box_kind=box_kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [("flip_test", "no"), ("shape_prior", 0), ("any_rotation", "no"), ("any_rotation", None)],
+)
+def test_a_flag_is_true_or_false(name: str, bad: object, detector_of: DetectorOf) -> None:
+    detector = detector_of(98)
+    assert not detector.with_options(flip_test=np.False_).landmarker.flip_test
+    with pytest.raises(ConfigurationError, match=name):
+        detector.with_options(**{name: bad})
+
+
+def test_many_images_are_an_iterable(detector_of: DetectorOf) -> None:
+    for bad in (None, 5):
+        with pytest.raises(ImageError, match="list"):
+            detector_of(98).predict_many(bad)  # type: ignore[call-overload]
+
+
+def test_an_empty_path_is_named_as_such(detector_of: DetectorOf) -> None:
+    with pytest.raises(ImageError, match="empty"):
+        detector_of(98).predict("")
 
 
 def test_points_that_coincide_still_have_a_crop(astronaut: Pixels, detector_of: DetectorOf) -> None:

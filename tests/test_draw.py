@@ -1,6 +1,8 @@
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +50,10 @@ def test_faces_are_drawn_onto_a_copy_with_boxes_and_track_numbers(
     changed = np.any(one != plain, axis=2)
     assert 0 < changed[y0 - 25 : y0, x0 : x0 + 40].sum() == changed.sum()
     assert not np.array_equal(one, other)
+
+
+def face_with(points: NDArray[np.floating]) -> Face:
+    return Face(points, np.ones(98), np.zeros((98, 2, 2)), np.full(4, np.nan), 1.0, WFLW98)
 
 
 def test_points_far_outside_draw_nothing() -> None:
@@ -102,8 +108,48 @@ def test_color_thickness_and_point_size_can_be_chosen(face: Face) -> None:
     thin, thick = (draw_faces(canvas, [face], thickness=t, **lines) for t in (1, 4))
     assert not thick[..., :2].any()
     assert thick.sum() > 2 * thin.sum()
-    with pytest.raises(ConfigurationError, match="point_size"):
-        draw_faces(canvas, [face], point_size=0)
+    array = draw_faces(canvas, [face], line_color=np.array((0, 0, 255)), point_color=np.zeros(3))
+    np.testing.assert_array_equal(array, draw_faces(canvas, [face], **lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *product(("thickness", "point_size"), (0, 40000, 1e12, "x")),
+        *product(("line_color", "point_color"), ("red", 255, (1, 2), (1, 2, 256), (1, 2, (3,)))),
+    ],
+)
+def test_colors_and_sizes_out_of_range_are_named(name: str, bad: Any, face: Face) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        draw_faces(np.zeros((9, 9, 3), np.uint8), [face], **{name: bad})
+
+
+def test_the_largest_lines_and_points_can_be_drawn() -> None:
+    small = face_with(WFLW98.mean_shape * 20 + 25)
+    canvas = np.zeros((50, 50, 3), np.uint8)
+    assert draw_faces(canvas, [small], thickness=500, point_size=500).all(axis=2).all()
+
+
+@pytest.mark.parametrize("faces", [None, face_with(WFLW98.mean_shape)])
+def test_faces_are_drawn_from_a_list(faces: Any) -> None:
+    with pytest.raises(ConfigurationError, match="list"):
+        draw_faces(np.zeros((9, 9, 3), np.uint8), faces)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e9])
+def test_unknown_points_are_left_out(value: float) -> None:
+    canvas = np.zeros((200, 200, 3), np.uint8)
+    points = WFLW98.mean_shape * 100 + 100
+    partly = points.copy()
+    partly[50] = value
+    known, unknown = face_with(partly), face_with(np.full_like(points, value))
+    drawn = {"enlarged": True, "numbers": True, "boxes": True}
+    change = draw_faces(canvas, [face_with(points)]) != draw_faces(canvas, [known])
+    rows, columns = np.nonzero(change.any(axis=2))
+    assert 0 < len(rows) < 500
+    assert np.abs(np.stack([columns, rows], axis=1) - points[50]).max() < 30
+    assert draw_faces(canvas, [known, unknown], **drawn)[200:].any()
+    assert not draw_faces(canvas, [unknown]).any()
 
 
 def test_enlarged_faces_stand_below_the_image(astronaut: NDArray[np.uint8], face: Face) -> None:

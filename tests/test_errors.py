@@ -40,7 +40,7 @@ from hihlandmark.datasets.faces import AnnotatedFaces, BadSample
 from hihlandmark.datasets.packed import pack
 from hihlandmark.datasets.project import label
 from hihlandmark.evaluation.protocol import evaluate
-from hihlandmark.evaluation.report import new_figure
+from hihlandmark.evaluation.report import new_figure, refuse_other_files
 from hihlandmark.io import find_images
 from hihlandmark.layouts import COFW29, W300_68
 from hihlandmark.models.registry import ARCHITECTURES, build_model, configuration_of
@@ -171,7 +171,13 @@ def evaluate_without_points(folder: Path) -> None:
     evaluate(quick_detector(), replace(faces(folder), faces=unknown))
 
 
+def replace_report_of_another_program(folder: Path) -> None:
+    (folder / "report.json").write_text('{"layout": "wide"}')
+    refuse_other_files(folder)
+
+
 EVALUATION: list[Case] = [
+    (ConfigurationError, "report.json", replace_report_of_another_program),
     (typer.BadParameter, "--every", lambda _: command(f"{EVAL} --every 2")),
     (typer.BadParameter, "--jitter", lambda _: command(f"{EVAL} --jitter --boxes detected")),
     (ConfigurationError, "--dry-run", lambda _: command(f"{CALIBRATE} --out a --dry-run")),

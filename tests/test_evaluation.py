@@ -338,7 +338,8 @@ def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text("mine")
     with pytest.raises(ConfigurationError, match=r"points\.csv is not of a report"):
         refuse_other_files(tmp_path)
-    (tmp_path / "report.json").write_text("{}")
+    report = summarize(small_evaluation(), {})
+    (tmp_path / "report.json").write_text(json.dumps(report))
     refuse_other_files(tmp_path)
 
 

@@ -5,6 +5,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,45 @@ def test_json_round_trip(layout: Layout, seed: int) -> None:
         Face.from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        *(("approximate", bad) for bad in ([200], [-1], [0.5], [[1]], None, 5)),
+        *(("points", bad) for bad in ([[1, 2], [3]], None, "x", 10**400)),
+        *(("visibility", bad) for bad in (5, "x", [0.5])),
+        *((key, bad) for key in ("reliability", "box_score") for bad in ("x", [1, 2])),
+        ("box_score", None),
+        ("scores", {}),
+        ("box", [1, 2, 3, "x"]),
+    ],
+)
+def test_an_invalid_field_of_a_dictionary_is_named(key: str, bad: object) -> None:
+    with pytest.raises(ConfigurationError, match=key):
+        Face.from_dict({**face_of(COFW29).to_dict(), key: bad})
+
+
+@pytest.mark.parametrize("values", [None, [], "{}"])
+def test_a_face_is_read_from_a_dictionary(values: Any) -> None:
+    with pytest.raises(ConfigurationError, match="dictionary"):
+        Face.from_dict(values)
+
+
+def test_none_is_an_unknown_reliability_or_visibility() -> None:
+    values = face_of(COFW29).to_dict()
+    face = Face.from_dict({**values, "reliability": None, "visibility": None})
+    assert np.isnan([face.reliability, *face.visibility]).all()
+    assert face.to_dict() == values
+    marked = Face.from_dict({**values, "approximate": [3, 28]})
+    assert np.flatnonzero(marked.approximate).tolist() == [3, 28]
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, "x"])
+def test_a_number_of_samples_is_checked(count: Any) -> None:
+    assert face_of(COFW29).sample(0).shape == (0, 29, 2)
+    with pytest.raises(ConfigurationError, match="count"):
+        face_of(COFW29).sample(count)
+
+
 def test_pts_counts_pixels_from_one_and_rows_name_every_point() -> None:
     face = face_of(W300_68)
     lines = face.to_pts().splitlines()
@@ -151,6 +191,15 @@ def test_one_face_is_shown_large(image: NDArray[np.uint8]) -> None:
     rows, columns = np.nonzero(np.any(drawing != RED, axis=-1))
     assert 0.7 < np.ptp(rows) / CLOSE_UP_SIDE < 0.85
     assert abs(columns.mean() - CLOSE_UP_SIDE / 2) < 15
+
+
+def test_a_face_is_shown_without_its_unknown_points(image: NDArray[np.uint8]) -> None:
+    points = SMALL.points.copy()
+    points[5] = np.nan
+    (face,) = Faces.of([replace(SMALL, points=points)], image, "rgb")
+    changed = np.any(shown(face) != RED, axis=-1)
+    assert 0.01 < changed.mean() < 0.2
+    assert shown(replace(face, points=points * np.nan)).shape == (CLOSE_UP_SIDE, CLOSE_UP_SIDE, 3)
 
 
 def test_large_image_is_downscaled_with_its_points() -> None:

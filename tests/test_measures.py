@@ -184,6 +184,52 @@ def test_a_drooping_mouth_corner_is_lower() -> None:
     assert asymmetry(face, "left_mouth_corner")[1].value == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "camera"),
+    [
+        *(("focal_length", ((640, 480), bad)) for bad in (-500, 0, "x", np.nan)),
+        *(("image_size", (bad, 640)) for bad in (512, (512, 512, 3), (512, 0), "ab", (512, None))),
+        ("image_size", (512,)),
+    ],
+)
+def test_head_pose_needs_a_positive_camera(keyword: str, camera: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=keyword):
+        head_pose(posed(), *camera)
+
+
+def test_head_pose_takes_the_size_as_an_array() -> None:
+    size = np.array([640, 480])
+    assert angles_of(posed(20), size, np.float32(640)) == angles_of(posed(20), (640, 480), 640)
+
+
+def test_a_point_has_no_distance_to_itself() -> None:
+    assert distance(drawn(), "chin", "chin") == (0, 0)
+    assert angle(drawn(), "chin", "nose_tip", "chin") == (0, 0)
+    with pytest.raises(ConfigurationError, match="two other points"):
+        angle(drawn(), "chin", "chin", "nose_tip")
+    with pytest.raises(ConfigurationError, match="different"):
+        Scale.from_points(drawn(), "chin", "chin", 90)
+
+
+def test_names_and_lengths_of_measures_are_checked() -> None:
+    points: tuple[Any, ...] = "chin", 3
+    with pytest.raises(ConfigurationError, match="point 3"):
+        distance(drawn(), *points)
+    with pytest.raises(ConfigurationError, match="point 3"):
+        asymmetry(drawn(), points[1])
+    for name, lengths in (("mm", ("x",)), ("mm_std", (90, -1))):
+        with pytest.raises(ConfigurationError, match=name):
+            Scale.from_points(drawn(), "chin", "nose_tip", *lengths)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", [1, -0.1, np.nan, "x"])
+def test_an_interval_has_a_level_below_one(level: Any) -> None:
+    found = mouth_width(drawn())
+    assert found.interval(0) == (found.value, found.value)
+    with pytest.raises(ConfigurationError, match="level"):
+        found.interval(level)
+
+
 def test_angle_and_pupil_of_the_mean_shape() -> None:
     found = angle(drawn(), "left_eye_outer_corner", "chin", "right_eye_outer_corner")
     assert 20 < found.value < 90

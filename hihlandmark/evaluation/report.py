@@ -306,9 +306,18 @@ REPORT_FILES = {
 """What a report may consist of."""
 
 
+def _is_report(path: Path) -> bool:
+    """Whether `write_report` wrote a report.json, in this or an earlier version."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"layout", "nme_by", "calibration_error"} <= content.keys()
+
+
 def refuse_other_files(folder: Path) -> None:
     """Raise `ConfigurationError` if a report would replace files that are not of a report."""
-    if (folder / "report.json").is_file():
+    if _is_report(folder / "report.json"):
         return
     if found := sorted(path.name for path in folder.glob("*") if path.name in REPORT_FILES):
         raise ConfigurationError(

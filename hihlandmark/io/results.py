@@ -15,7 +15,7 @@ import numpy as np
 from hihlandmark.arrays import Image
 from hihlandmark.crop import crop_matrix, cut_crop, square_around
 from hihlandmark.draw import draw_faces
-from hihlandmark.errors import DataError, HihlandmarkError
+from hihlandmark.errors import ConfigurationError, DataError, HihlandmarkError
 from hihlandmark.face import Face, transform_face
 from hihlandmark.image import load_image
 from hihlandmark.io.sources import require_pyarrow
@@ -38,7 +38,7 @@ class FoundFace(NamedTuple):
         try:
             unknown = np.zeros((len(self.values["points"]), 2, 2))
             return Face.from_dict({"covariance": unknown, "approximate": [], **self.values})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ConfigurationError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"a face of {self.image} is damaged: {error!r}") from error
 
 

@@ -300,7 +300,7 @@ class _Finder:
             yield _failure(path, f"cannot be read to its end ({reason}): repair or exclude it")
         else:
             if is_empty:
-                yield _failure(path, "no image in this archive: check the suffixes, or the rows, in it")
+                yield _failure(path, "no image in this archive: check its suffixes or rows")
 
     def _member(
         self, archive: str, member: str, stamp: str, size: int, read: Callable[[], bytes]
