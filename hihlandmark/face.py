@@ -214,7 +214,7 @@ class Face:
 
     def _repr_png_(self) -> bytes:
         """For Jupyter: a close-up of the face, on its image where that is available."""
-        return encode_png(_close_up([self], _image_of(self), CLOSE_UP_SIDE))
+        return encode_png(draw_close_up([self], _image_of(self), CLOSE_UP_SIDE))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON. `from_dict` reads them."""
@@ -355,7 +355,7 @@ def _png_of_all(faces: Sequence[Face]) -> bytes:
     """The whole image with its faces; a close-up of all faces when the image is gone."""
     image = _image_of(faces[0])
     if image is None:
-        return encode_png(_close_up(faces, None, LONGEST_SIDE // 2))
+        return encode_png(draw_close_up(faces, None, LONGEST_SIDE // 2))
     height, width = image.shape[:2]
     scale = min(1.0, LONGEST_SIDE / max(height, width))
     size = round(width * scale), round(height * scale)
@@ -364,8 +364,8 @@ def _png_of_all(faces: Sequence[Face]) -> bytes:
     return encode_png(draw_faces(small, [transform_face(face, to_small) for face in faces]))
 
 
-def _close_up(faces: Sequence[Face], image: Image | None, size: int) -> Image:
-    """The square (size, size, 3) around the faces with some margin, points drawn."""
+def draw_close_up(faces: Sequence[Face], image: Image | None, size: int) -> Image:
+    """The square (size, size, 3) around faces with some margin, drawn; gray without an image."""
     points = np.concatenate([face.points for face in faces])
     known = points[is_drawable(points)]
     square = square_around(known if len(known) else np.zeros((1, 2)), _MARGIN)

@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hihlandmark.arrays import Image
-from hihlandmark.crop import crop_matrix, cut_crop, square_around
-from hihlandmark.draw import draw_faces
 from hihlandmark.errors import ConfigurationError, DataError, HihlandmarkError
-from hihlandmark.face import Face, transform_face
+from hihlandmark.face import Face, draw_close_up
 from hihlandmark.image import load_image
 from hihlandmark.io.sources import require_pyarrow
 
@@ -146,11 +144,10 @@ def worst_faces(folder: Path, count: int, side: int) -> list[CloseUp]:
 
 
 def _close_up(path: str, face: Face, side: int) -> CloseUp:
-    square = square_around(face.points, 1.5)
     caption = f"{face.scores.mean():.2f} {Path(path).name}"
     try:
-        crop = cut_crop(load_image(path), square, side)
+        image = load_image(path)
     except HihlandmarkError:
-        crop = np.full((side, side, 3), 96, np.uint8)
+        image = None
         caption += " (image not read)"
-    return CloseUp(draw_faces(crop, [transform_face(face, crop_matrix(square, side))]), caption)
+    return CloseUp(draw_close_up([face], image, side), caption)
