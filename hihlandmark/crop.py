@@ -223,6 +223,11 @@ def complete_box_maps(own: Mapping[str, BoxMap]) -> dict[str, BoxMap]:
     return maps | dict(own)
 
 
+def known_points(points: FloatArray) -> FloatArray:
+    """Those (K, 2) of points (P, 2) that are not NaN."""
+    return points[np.isfinite(points).all(axis=-1)]
+
+
 def tight_boxes(points: FloatArray) -> FloatArray:
     """The tight boxes (..., 4) xyxy of points (..., P, 2): boxes of kind "landmarks"."""
     return np.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1)

@@ -71,7 +71,7 @@ def _register_layout(path: Path, folder: Path, split: str, data_format: str) -> 
     from hihlandmark.layouts.layout import BUILT_IN
 
     with missing_extra("train"):
-        from hihlandmark.training.layout_file import check_name, describe, read_layout_file
+        from hihlandmark.training.layout_file import describe, read_layout_file, register_described
     name, _ = read_layout_file(path)
     if name in LAYOUTS and name not in BUILT_IN:  # registered for an earlier split
         return name
@@ -79,7 +79,7 @@ def _register_layout(path: Path, folder: Path, split: str, data_format: str) -> 
     described = describe(path, np.stack([face.points for face in faces]))
     for line in described.guessed:
         print(f"guessed {line}")
-    return check_name(described.layout).name
+    return register_described(described.layout).name
 
 
 @app.command()

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image, IndexArray, Progress
-from hihlandmark.crop import CANONICAL_CROP, BoxMap, tight_boxes
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, known_points, tight_boxes
 from hihlandmark.datasets import packed
 from hihlandmark.datasets.augmentation import NO_AUGMENTATION, Augmentation, generator
 from hihlandmark.datasets.faces import AnnotatedFaces
@@ -161,8 +161,7 @@ def before_and_after(
         visible = np.ones(len(sides), bool) if face.visible is None else face.visible
         colors = np.where(visible[:, None], sides, HIDDEN)
         tiles.append(Tile(image, face.points, face.name, colors))
-        known = face.points[~np.isnan(face.points).any(axis=1)]
-        square = to_square.squares(tight_boxes(known))[0]
+        square = to_square.squares(tight_boxes(known_points(face.points)))[0]
         square[2] = max(square[2], 1.0)  # of a face with one known point
         for column, (caption, changes) in enumerate(columns):
             rng = generator(0, index, column)

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image, Progress
-from hihlandmark.crop import crop_matrix, cut_crop, tight_boxes, transform_points
+from hihlandmark.crop import crop_matrix, cut_crop, known_points, tight_boxes, transform_points
 from hihlandmark.datasets.faces import (
     AnnotatedFace,
     AnnotatedFaces,
@@ -375,7 +375,7 @@ class _Cropping:
 
         Raises `BadSample` when the points coincide or span too large an area.
         """
-        known = points[np.isfinite(points).all(axis=1)]
+        known = known_points(points)
         box = tight_boxes(known) if len(known) else np.zeros(4)
         longer = float((box[2:] - box[:2]).max())
         if not 0 < longer * self.side <= WIDEST:

@@ -23,7 +23,7 @@ from hihlandmark.models.nested import Nested, NestedConfiguration
 Row = TypeVar("Row")
 
 LAYOUT_POINTS: dict[str, int] = {"WFLW98": 98, "W300_68": 68, "COFW29": 29}
-"""The layouts that a model can be built for, and their numbers of points."""
+"""The layouts of the packaged small models, and their numbers of points."""
 
 
 class Architecture(NamedTuple):
@@ -146,7 +146,7 @@ def configuration_of(model: str, layouts: Iterable[str] | None = None) -> dict[s
     entry = _row(MODELS, model, "model")
     configuration = dict(deepcopy(dict(entry.configuration)))
     if layouts is not None:
-        known = LAYOUT_POINTS | {name: layout.size for name, layout in LAYOUTS.items()}
+        known = {name: layout.size for name, layout in LAYOUTS.items()}
         configuration["layouts"] = {name: _row(known, name, "layout") for name in layouts}
     if entry.architecture == "adnet":
         configuration["edges"] = {

@@ -252,8 +252,8 @@ def _converted_run(
         path = _converted_file(file, make_graph, key, folder)
         return (file.run_kept or file.run)(path, device, precision)
     # Windows does not remove a file that is in use.
-    with tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as name:
-        path = _converted_file(file, make_graph, key, Path(name))
+    with tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as place:
+        path = _converted_file(file, make_graph, key, Path(place))
         return file.run(path, device, precision)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
-from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, invert, tight_boxes
+from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, invert, known_points, tight_boxes
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import generator
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
@@ -474,7 +474,7 @@ def _box_points(training_set: TrainingSet, face: AnnotatedFace) -> FloatArray:
     """The known points (K, 2) that the crop contains; one of (0, 0) where none is known."""
     chosen = training_set.box_points
     points = face.points if chosen is None else face.points[list(chosen)]
-    known = points[np.isfinite(points).all(axis=-1)]
+    known = known_points(points)
     return known if len(known) else np.zeros((1, 2))
 
 

@@ -49,7 +49,7 @@ from hihlandmark.training.config import (
 )
 from hihlandmark.training.data import select_points, usable_faces
 from hihlandmark.training.export import network_of
-from hihlandmark.training.layout_file import check_name, describe, read_layout_file
+from hihlandmark.training.layout_file import describe, read_layout_file, register_described
 from hihlandmark.training.new_head import (
     add_head,
     fit_crop,
@@ -395,7 +395,7 @@ def _make_start(
         described = describe(layout_file, shapes, kept)
         for line in described.guessed:
             say(f"guessed {line}")
-        check_name(described.layout)
+        register_described(described.layout)
         definitions[name] = LayoutDefinition.of(described.layout)
     located = select(located, kept)
     if not located:

@@ -321,7 +321,7 @@ def centered(shape: FloatArray) -> FloatArray:
     return (shape - (low + high) / 2) / (high - low).max()
 
 
-def check_name(layout: Layout) -> Layout:
+def register_described(layout: Layout) -> Layout:
     """Register a described layout.
 
     Raises `ConfigurationError` where another layout has its name.

@@ -163,7 +163,7 @@ def turned_away(points: FloatArray) -> FloatArray:
         v = (first[:, 0] * apart[..., 1] - first[:, 1] * apart[..., 0]) / size
         inside = np.minimum(np.minimum(u, v), 1 - u - v) > _INSIDE
         outward = np.abs(MESH478.mean_shape[:, 0])
-        in_front = outward[triangles].max(axis=1) < outward[: len(outward), None] * _NEARER
+        in_front = outward[triangles].max(axis=1) < outward[:, None] * _NEARER
         hidden[(inside & in_front).any(axis=1)] = 1
     lips = beside != np.arange(len(beside))
     hidden[lips & (hidden[beside] != 1)] = hidden[beside][lips & (hidden[beside] != 1)]

@@ -19,10 +19,11 @@ from hihlandmark.crop import (
     crop_matrix,
     cut_crop,
     fit_box_map,
+    known_points,
     tight_boxes,
     transform_points,
 )
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError, ImageError
 from hihlandmark.models.nested import Nested, NestedHead, low_rank
@@ -67,7 +68,7 @@ def locate(detector: Detector, faces: AnnotatedFaces) -> list[LocatedFace]:
             image = face.load_image()
         except ImageError:
             continue  # training names it
-        known = _known(face)
+        known = known_points(face.points)
         squares = [box_map.squares(tight_boxes(each.points))[0] for each in detector.predict(image)]
         shares = [_share_inside(known, square) for square in squares]
         if shares and max(shares) >= LEAST_INSIDE:
@@ -76,7 +77,7 @@ def locate(detector: Detector, faces: AnnotatedFaces) -> list[LocatedFace]:
             missed.append((image, face.points))
     if len(found) < len(missed):
         for image, points in missed:
-            box = tight_boxes(points[np.isfinite(points).all(axis=-1)])
+            box = tight_boxes(known_points(points))
             (face_found,) = detector.predict(image, boxes=[box], box_kind="landmarks")
             square = box_map.squares(tight_boxes(face_found.points))[0]
             found.append(LocatedFace(image, points, square))
@@ -97,7 +98,7 @@ def points_inside(located: Sequence[LocatedFace]) -> BoolArray:
 
 def fit_crop(located: Sequence[LocatedFace]) -> BoxMap:
     """The map from the tight boxes of the faces' points to their crop squares."""
-    boxes = [tight_boxes(p[np.isfinite(p).all(axis=-1)]) for _, p, _ in located]
+    boxes = [tight_boxes(known_points(each.points)) for each in located]
     return fit_box_map(np.array(boxes), np.array([each.square[:3] for each in located]))
 
 
@@ -198,11 +199,7 @@ def _copy_points(head: NestedHead, sources: Sequence[tuple[NestedHead, int]]) ->
 def select(located: Sequence[LocatedFace], kept: Sequence[int]) -> list[LocatedFace]:
     """The faces with some of their points; those without two known ones are left out."""
     chosen = [each._replace(points=each.points[list(kept)]) for each in located]
-    return [each for each in chosen if np.isfinite(each.points).all(axis=-1).sum() > 1]
-
-
-def _known(face: AnnotatedFace) -> FloatArray:
-    return face.points[np.isfinite(face.points).all(axis=-1)]
+    return [each for each in chosen if len(known_points(each.points)) > 1]
 
 
 def _share_inside(points: FloatArray, square: FloatArray) -> float:

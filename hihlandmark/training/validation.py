@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, invert, tight_boxes, transform_points
+from hihlandmark.crop import (
+    BoxMap,
+    crop_matrix,
+    cut_crop,
+    invert,
+    known_points,
+    tight_boxes,
+    transform_points,
+)
 from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.datasets.inspection import Tile
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
@@ -79,8 +87,7 @@ class Validator:
         for first in range(0, len(faces), BATCH_SIZE):
             rows = []
             for face in faces.faces[first : first + BATCH_SIZE]:
-                known = face.points[np.isfinite(face.points).all(axis=-1)]
-                square = box_map.squares(tight_boxes(known))[0]
+                square = box_map.squares(tight_boxes(known_points(face.points)))[0]
                 try:
                     crop = cut_crop(face.load_image(), square, size)
                 except ImageError:

@@ -214,7 +214,8 @@ def _dips(times: FloatArray, value: FloatArray, baseline: FloatArray, eye: Side)
     return sorted(kept, key=lambda blink: blink.lowest)
 
 
-def _last_argmax(values: FloatArray) -> int:
+def _last_argmax(values: FloatArray | BoolArray) -> int:
+    """The last index of the largest value, or of what is true."""
     return len(values) - 1 - int(values[::-1].argmax())
 
 
@@ -222,13 +223,9 @@ def _edges(trace: FloatArray, start: int, low: int, end: int) -> tuple[int, int]
     """Where the eye has closed or opened by a tenth: openness creeps before and after a blink."""
     closing = trace[start] - 0.1 * (trace[start] - trace[low])
     opening = trace[end] - 0.1 * (trace[end] - trace[low])
-    first = start + _last_true(trace[start : low + 1] >= closing)
+    first = start + _last_argmax(trace[start : low + 1] >= closing)
     last = low + int(np.argmax(trace[low : end + 1] >= opening))
     return first, last
-
-
-def _last_true(mask: BoolArray) -> int:
-    return len(mask) - 1 - int(mask[::-1].argmax())
 
 
 def _merge(left: list[Blink], right: list[Blink]) -> list[Blink]:
