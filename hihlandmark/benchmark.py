@@ -25,6 +25,7 @@ from hihlandmark.arrays import Image
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
+from hihlandmark.runtimes.devices import processor_name
 from hihlandmark.runtimes.export import drawn_faces
 from hihlandmark.runtimes.graph import CropGraph
 from hihlandmark.runtimes.pytorch import run_module
@@ -156,7 +157,7 @@ def first_prediction(
 
 def machine() -> dict[str, str]:
     """What the times depend on: processor, number of threads, versions."""
-    processor = _processor_name()
+    processor = processor_name()
     if torch.cuda.is_available():
         processor += f", {torch.cuda.get_device_name()}"
     processor += f" ({torch.backends.cpu.get_cpu_capability()})"
@@ -167,14 +168,6 @@ def machine() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return facts | {"python": platform.python_version()}
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def measure(

@@ -22,9 +22,12 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, Detector, Face, HihlandmarkError, __version__
 from hihlandmark.cli import app, options
 from hihlandmark.cli.export import ExportFormat, crops_of_faces
+from hihlandmark.cli.predict import MIN_RELIABILITY as MIN_RELIABILITY_OF_PREDICT
 from hihlandmark.datasets import DATASET_FORMATS
 from hihlandmark.face_detection import FACE_DETECTORS
+from hihlandmark.image import MAX_BYTES, MAX_PIXELS
 from hihlandmark.io import find_images
+from hihlandmark.reliability import MIN_RELIABILITY
 from hihlandmark.runtimes import RUNTIMES
 from hihlandmark.runtimes.export import export_formats
 
@@ -185,6 +188,11 @@ def test_choices_are_the_rows_of_the_tables() -> None:
     assert set(get_args(options.FaceDetectorName)) == set(FACE_DETECTORS)
     assert set(get_args(options.DataFormat)) == {"auto", *DATASET_FORMATS}
     assert set(get_args(ExportFormat)) == set(export_formats())
+
+
+def test_constants_of_the_commands_are_those_of_the_package() -> None:
+    assert (options.MAX_PIXELS, options.MAX_BYTES) == (MAX_PIXELS, MAX_BYTES)
+    assert MIN_RELIABILITY_OF_PREDICT == MIN_RELIABILITY
 
 
 def test_an_unknown_runtime_is_an_error_that_lists_them() -> None:

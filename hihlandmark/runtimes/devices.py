@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import sys
 from dataclasses import dataclass
@@ -132,6 +133,12 @@ def _is_without_gpu() -> bool:
 
 def _has_flag(flags: set[str]) -> bool:
     return any(flags & set(each.get("flags", "").split()) for each in _processors())
+
+
+def processor_name() -> str:
+    """The processor's name, or what it understands where the system does not tell."""
+    names = (each["model name"] for each in _processors() if "model name" in each)
+    return next(names, platform.processor() or platform.machine())
 
 
 @cache
