@@ -295,6 +295,14 @@ def test_drawings_can_have_boxes_numbers_and_enlarged_faces(images: Path, tmp_pa
     assert [height > 512 for height, _ in sums] == [False, False, False, True]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_closed_output_is_no_error(images: Path) -> None:
+    command = f"'{sys.executable}' -m hihlandmark predict '{images}/face.png' >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "images: 1, faces: 1" in done.stderr
+
+
 @pytest.mark.slow
 def test_interrupt_says_what_is_done_and_the_same_command_continues(
     images: Path, tmp_path: Path, astronaut: NDArray[np.uint8]

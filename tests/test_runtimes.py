@@ -429,6 +429,11 @@ def test_auto_takes_the_fastest_that_is_installed_and_logs_it(
     monkeypatch.setattr("hihlandmark.runtimes.find_spec", lambda name: True)
     assert choose_runtime("auto", CPU) == "torch", "the environment says what auto is"
     assert choose_runtime("openvino", CPU) == "openvino", "but an argument is an argument"
+    monkeypatch.setenv("HIHLANDMARK_RUNTIME", "")
+    assert choose_runtime("auto", CPU) == "openvino"
+    monkeypatch.setenv("HIHLANDMARK_RUNTIME", "tensorrt")
+    with pytest.raises(ConfigurationError, match="HIHLANDMARK_RUNTIME names"):
+        choose_runtime("auto", CPU)
 
 
 def test_unavailable_runtimes_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import sys
 from typing import Annotated
@@ -78,6 +79,9 @@ app.add_typer(weights.app, name="weights")
 
 def main() -> None:
     """Entry point of the console script: prints errors of the package as one line on stderr."""
+    # A shell may have closed them (`>&-`): no file that is opened later shall take their place.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # Paths may hold characters that the encoding of the terminal lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -67,13 +67,14 @@ def choose_runtime(name: str, device: AnyDevice) -> str:
     """
     given = name
     if name == "auto":
-        name = os.environ.get(RUNTIME_VARIABLE, "auto")
+        name = os.environ.get(RUNTIME_VARIABLE) or "auto"
     if name == "auto":
         installed = [each for each in _FASTEST_ON_CPU if find_spec(each)]
         name = installed[0] if device.type == "cpu" and installed else "torch"
     if name not in RUNTIMES:
+        where = "" if name == given else f", which {RUNTIME_VARIABLE} names"
         raise ConfigurationError(
-            f"there is no runtime {name!r}; there are auto, {', '.join(RUNTIMES)}"
+            f"there is no runtime {name!r}{where}; there are auto, {', '.join(RUNTIMES)}"
         )
     backend = RUNTIMES[name]
     if backend.extra and not find_spec(name):
