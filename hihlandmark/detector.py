@@ -290,16 +290,12 @@ class Detector:
 
         Raises:
             ImageError: the image cannot be read.
-            ConfigurationError: the boxes or the five points are invalid, ``box_kind`` is unknown or
-                given without boxes, or the weights have no reliability.
+            ConfigurationError: the boxes or the five points are invalid, ``box_kind`` is unknown,
+                or the weights have no reliability.
         """
         if box_kind is not None:
             _check_type("a string", str, box_kind=box_kind)
             self.box_map(box_kind)
-            if boxes is None:
-                raise ConfigurationError(
-                    f"box_kind={box_kind!r} needs boxes: pass boxes, or omit it"
-                )
         pixels, factor, size = self.load_image(image, color=color, channels=channels, white=white)
         kind, squares = self.face_detector.name, None
         is_given = boxes is not None or five_points is not None

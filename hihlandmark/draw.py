@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import cv2
@@ -181,9 +182,13 @@ def _draw_face(
             width = max(1, round(thickness * fine))
             for indices, closed in face.layout.contours:
                 line = moved[list(indices)]
-                known_part = _fixed_point(line[is_drawable(line)])
+                is_known = is_drawable(line)
+                is_whole = bool(is_known.all())
+                ends = [*range(len(line)), *([0] if closed else [])]
+                known_ends = [[a, b] for a, b in pairwise(ends) if is_known[a] and is_known[b]]
+                lines = [line] if is_whole else [line[pair] for pair in known_ends]
                 drawn = (style.line_color, width, cv2.LINE_AA, SUB_PIXEL_BITS)
-                cv2.polylines(large, [known_part], closed, *drawn)
+                cv2.polylines(large, [*map(_fixed_point, lines)], closed and is_whole, *drawn)
         hidden = getattr(face, "hidden", None)
         draw_points(large, moved, face.scores, diameter * fine / 2, style.point_color, hidden)
         region[:] = cv2.resize(large, region.shape[1::-1], interpolation=cv2.INTER_AREA)

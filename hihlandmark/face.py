@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -250,7 +251,10 @@ class Face:
         try:
             layout = get_layout(values["layout"])
             known, listed = range(layout.size), values["approximate"]
-            if not (isinstance(listed, Iterable) and all(point in known for point in listed)):
+            if not isinstance(listed, Iterable) or not all(
+                isinstance(point, Integral) and not isinstance(point, bool) and point in known
+                for point in listed
+            ):
                 raise ConfigurationError(
                     f"approximate must list points of {layout.name}, 0 to {layout.size - 1}, not "
                     f"{listed!r:.100}"

@@ -249,7 +249,7 @@ def _open_path(path: str | os.PathLike[str]) -> IO[bytes]:
         # fsdecode, because a DirEntry or a Path-like may hold bytes.
         name = os.fsdecode(path)
         if not name:
-            raise ValueError("the path is empty: pass that of a file, no directory, or a URL or array")
+            raise ValueError("the path is empty: pass that of a file, no directory, or an array")
         place = Path(name)
         mode = place.stat().st_mode
         if stat.S_ISDIR(mode):

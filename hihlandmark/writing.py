@@ -49,7 +49,8 @@ def uninterrupted() -> Iterator[None]:
 def atomic_write_path(path: Path) -> Iterator[Path]:
     """An empty file in the same folder, which replaces ``path`` if the block ends without an error.
 
-    Creates the folder. A link stays, and so do the permissions of a file that is replaced.
+    Creates the folder. A link stays, and so do the permissions of a file that is replaced. Nothing
+    is replaced where the block has removed the file.
 
     Raises:
         OSError: the file cannot be written; that of a full disk names it.
@@ -61,9 +62,10 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
         temporary.touch(exist_ok=False)  # with the user's permissions: mkstemp makes it private
         try:
             yield temporary
-            with suppress(FileNotFoundError):
-                shutil.copymode(path, temporary)
-            temporary.replace(path)
+            if temporary.exists():
+                with suppress(FileNotFoundError):
+                    shutil.copymode(path, temporary)
+                temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -295,9 +295,9 @@ def test_an_unknown_kind_of_box_lists_the_known_ones(
 
 @pytest.mark.parametrize(
     ("box_kind", "message"),
-    [("yolo", "yolo"), ("", "no crop"), (["mtcnn"], "string"), ("mtcnn", "needs boxes")],
+    [("yolo", "yolo"), ("", "no crop"), (["mtcnn"], "string")],
 )
-def test_a_kind_of_box_without_boxes_is_an_error(
+def test_an_unknown_kind_of_box_is_an_error_without_boxes_as_well(
     box_kind: Any, message: str, astronaut: Pixels, detector_of: DetectorOf
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):

@@ -152,6 +152,16 @@ def test_unknown_points_are_left_out(value: float) -> None:
     assert not draw_faces(canvas, [unknown]).any()
 
 
+def test_no_line_crosses_unknown_points() -> None:
+    points = WFLW98.mean_shape * 100 + 100
+    points[3:30] = np.nan  # of the jaw, 0 to 32
+    left, right = points[2], points[30]
+    drawn = draw_faces(np.zeros((200, 200, 3), np.uint8), [face_with(points)])
+    between = left + np.linspace(0.1, 0.3, 9)[:, None] * (right - left)  # above the nose's lines
+    columns, rows = np.round(between).astype(int).T
+    assert not drawn[rows, columns].any()
+
+
 def test_enlarged_faces_stand_below_the_image(astronaut: NDArray[np.uint8], face: Face) -> None:
     drawn = draw_faces(astronaut, [face, face], enlarged=True)
     assert drawn.shape == (512 + 2 * ENLARGED_SIDE, 512, 3)

@@ -86,7 +86,7 @@ def test_json_round_trip(layout: Layout, seed: int) -> None:
 @pytest.mark.parametrize(
     ("key", "bad"),
     [
-        *(("approximate", bad) for bad in ([200], [-1], [0.5], [[1]], None, 5)),
+        *(("approximate", bad) for bad in ([200], [-1], [0.5], [[1]], [True, False], None, 5)),
         *(("points", bad) for bad in ([[1, 2], [3]], None, "x", 10**400)),
         *(("visibility", bad) for bad in (5, "x", [0.5])),
         *((key, bad) for key in ("reliability", "box_score") for bad in ("x", [1, 2])),

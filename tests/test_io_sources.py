@@ -21,7 +21,7 @@ from PIL import Image
 
 from hihlandmark import ImageError
 from hihlandmark.image import readable_formats
-from hihlandmark.io import Source, find_images
+from hihlandmark.io import Result, ResultFolder, Source, find_images
 
 
 def png(number: int = 0) -> bytes:
@@ -463,8 +463,11 @@ def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
         path.write_bytes(png())
     (folder / "again").symlink_to(folder / "sub")
     (folder / "linked").symlink_to(other)
+    (folder / "twice").symlink_to(other)
     (other / "up").symlink_to(folder)
-    assert names(find(folder)) == ["a.png", "sub/b.png", "linked/c.png"]
+    (folder / "a").mkdir()
+    (folder / "a" / "link").symlink_to(folder / "sub")  # the walk meets it before its target
+    assert names(find(folder)) == ["a.png", "linked/c.png", "sub/b.png"]
 
 
 def test_one_path_may_stand_alone(tmp_path: Path) -> None:
@@ -507,4 +510,10 @@ def test_second_image_of_a_name_in_an_archive_is_named(tmp_path: Path, suffix: s
     found = find(path)
     assert names(found) == [f"twice{suffix}/a.png"]
     (problem,) = problems(found)
-    assert "several images of this name" in problem
+    assert "several images named a.png" in problem
+    with ResultFolder(tmp_path / "out", "jsonl", {}) as results:
+        for source in results.pending(find_images([path, path])):
+            results.add(Result(source))
+    assert results.failures is not None
+    assert str(path / "a.png") not in results.failures.read_text()
+    assert str(path) in results.failures.read_text()

@@ -269,7 +269,7 @@ def test_a_mirrored_teacher_finds_the_points_of_the_mirrored_crop(model: str) ->
     plain, half = taught(0.0), taught(0.5)
     for found, one, other in zip(half, plain, seen, strict=True):
         if found is not None:
-            torch.testing.assert_close(found, torch.stack([one[0], other[1]]), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found, torch.stack([other[0], one[1]]), rtol=1e-4, atol=1e-5)
 
 
 def test_training_cells_are_the_true_one_and_one_near_by() -> None:
@@ -523,6 +523,8 @@ def test_blocks_that_initial_weights_do_without_are_named() -> None:
     less = build_training_network(nested(network={**nested().network, "pruned": pruned}))
     with pytest.raises(WeightsError, match=re.escape(f"network.pruned={pruned}")):
         _load_initial(build_training_network(nested()), less.state_dict())
+    with pytest.raises(WeightsError, match=r"Use the same model, layouts and network$"):
+        _load_initial(build_training_network(nested()), {"other": torch.zeros(1)})
 
 
 def test_blocks_of_stacks_that_there_are_not_are_ignored() -> None:

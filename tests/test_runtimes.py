@@ -596,9 +596,16 @@ def test_an_export_replaces_nothing(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=f"{path.name} exists already"):
             export.export(model, "COFW29", format_name, tmp_path)
     path.unlink()
-    path.with_suffix(".json").write_text("{}")
-    with pytest.raises(ConfigurationError, match=r"json exists already"):
-        export.export(model, "COFW29", "onnx", tmp_path)
+    facts = path.with_suffix(".json")
+    of_others = facts.read_text().replace(model.card.sha256, "1" * 64)
+    for content in ("{}", of_others):
+        facts.write_text(content)
+        with pytest.raises(ConfigurationError, match=r"json exists already"):
+            export.export(model, "COFW29", "onnx", tmp_path)
+    facts.unlink()
+    path.with_suffix(".xml").unlink()
+    with pytest.raises(ConfigurationError, match=r"bin exists already"):
+        export.export(model, "COFW29", "openvino", tmp_path)
 
 
 def test_int8_quantizes_the_network_and_reports_how_far_points_move(tmp_path: Path) -> None:

@@ -419,9 +419,11 @@ def test_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
         (np.zeros((8, 8, 3)), 0.0),
         ("a.png", 0.0),
         (np.zeros((8, 8, 3), np.uint8), np.nan),
+        (np.zeros((8, 8, 3), np.uint8), None),
+        (np.zeros((8, 8, 3), np.uint8), "1"),
     ],
 )
-def test_frames_are_rgb_images_with_a_time(tmp_path: Path, image: Any, time: float) -> None:
+def test_frames_are_rgb_images_with_a_time(tmp_path: Path, image: Any, time: Any) -> None:
     with pytest.raises(ConfigurationError, match="of a frame is"):
         Frame(image, 0, time)
     with (

@@ -180,7 +180,7 @@ def show(
         Tile,
         before_and_after,
         contact_sheet,
-        find_readable,
+        find_unreadable,
     )
     from hihlandmark.io.results import is_result_folder, worst_faces
     from hihlandmark.writing import refuse_existing
@@ -202,9 +202,10 @@ def show(
         augmentation, box_maps = settings.augmentation, settings.box_maps()
     faces = _read_faces(folder, split, data_format, layout)
     drawn = generator(0).permutation(len(faces))[:count].tolist()
-    chosen, unreadable = find_readable(faces, drawn)
-    for message in unreadable:
+    unreadable = dict(find_unreadable(faces, drawn))
+    for message in unreadable.values():
         print(f"left out: {message}", file=sys.stderr)
+    chosen = [index for index in drawn if index not in unreadable]
     if not chosen:
         raise ImageError(f"{folder}: none of the {len(drawn)} images can be read: repair them")
     changes = augmentation if augment else None

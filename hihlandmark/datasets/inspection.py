@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -85,17 +85,13 @@ def inspect_split(
     )
 
 
-def find_readable(faces: AnnotatedFaces, indices: Iterable[int]) -> tuple[list[int], list[str]]:
-    """The indices of faces whose image can be read, and a message for each of the others."""
-    readable, messages = [], []
+def find_unreadable(faces: AnnotatedFaces, indices: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """The indices of faces whose image cannot be read, each with a message."""
     for index in indices:
         try:
             faces[index].load_image()
         except ImageError as error:
-            messages.append(f"{faces[index].name}: {error}")
-        else:
-            readable.append(index)
-    return readable, messages
+            yield index, f"{faces[index].name}: {error}"
 
 
 class Tile(NamedTuple):

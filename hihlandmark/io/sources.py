@@ -162,11 +162,13 @@ def find_images(
     yield from finder.find((os.fspath(each) for each in given), ())
 
 
-_NAMED_TWICE = "the archive holds several images of this name: rename one, and pack it again"
-
-
 def _failure(path: str, problem: object) -> Source:
     return Source(path, PurePath(path).name, problem=f"{path}: {problem}")
+
+
+def _named_twice(archive: str, member: str) -> Source:
+    # Not the path of the image: the first one of the name may have a result.
+    return _failure(archive, f"holds several images named {member}: rename them, pack it again")
 
 
 def _skipped(path: str) -> Source:
@@ -190,6 +192,11 @@ def _is_readable(path: str) -> bool:
     """Whether Pillow and its installed plug-ins read images with this suffix."""
     suffix = PurePath(path).suffix.lower()
     return suffix not in _OTHER_SUFFIXES or _OTHER_SUFFIXES[suffix][0] in readable_formats()
+
+
+def _is_inside(place: str, folder: str) -> bool:
+    """Whether a real path is that of a folder or below it."""
+    return place == folder or place.startswith(os.path.join(folder, ""))
 
 
 def _check_size(size: int, max_bytes: int) -> None:
@@ -243,8 +250,7 @@ class _Finder:
     def _is_excluded(self, path: str) -> bool:
         if self.exclude is None:
             return False
-        real = os.path.realpath(path)
-        return real == self.exclude or real.startswith(os.path.join(self.exclude, ""))
+        return _is_inside(os.path.realpath(path), self.exclude)
 
     def _local(self, path: str) -> Iterator[Source]:
         """A folder, an archive, a table, or an image with any suffix."""
@@ -263,13 +269,17 @@ class _Finder:
     def _folder(self, folder: str) -> Iterator[Source]:
         is_empty = True
         unreadable: list[OSError] = []
-        seen = {os.path.realpath(folder)}  # a link may lead to a folder above it
+        root = os.path.realpath(folder)
+        seen = {root}  # links may lead to one folder, or to one above it
         for parent, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
-            places = {each: os.path.join(parent, each) for each in folders if each != _MACOS}
+            names = sorted(each for each in folders if each != _MACOS)
             folders.clear()
-            for each in sorted(places, key=lambda each: (os.path.islink(places[each]), each)):
-                place = os.path.realpath(places[each])
-                if place not in seen and not self._is_excluded(place):
+            for each in names:
+                path = os.path.join(parent, each)
+                place = os.path.realpath(path)
+                # What lies inside is found under its own name.
+                is_repeated = place in seen or (os.path.islink(path) and _is_inside(place, root))
+                if not is_repeated and not self._is_excluded(place):
                     folders.append(each)
                     seen.add(place)
             for file in filter(_may_be_image, sorted(files)):
@@ -320,12 +330,13 @@ class _Finder:
                     continue
                 name = f"{path}/{member.name}"
                 if member.name in seen:
-                    yield _failure(name, _NAMED_TWICE)
+                    yield _named_twice(path, member.name)
                     continue
                 seen.add(member.name)
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is None:
-                    yield _failure(name, "a link or device: pack it with tar --dereference")
+                    advice = "pack it with tar --dereference --hard-dereference"
+                    yield _failure(name, f"a link or device: {advice}")
                     continue
                 stamp = f"{member.size}-{member.mtime}"
                 try:
@@ -341,7 +352,7 @@ class _Finder:
                 if member.is_dir() or not _may_be_image(name):
                     continue
                 if name == last:
-                    yield _failure(f"{path}/{name}", _NAMED_TWICE)
+                    yield _named_twice(path, name)
                     continue
                 last = name
                 read = partial(archive.read, member)

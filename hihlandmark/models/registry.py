@@ -146,8 +146,7 @@ def configuration_of(model: str, layouts: Iterable[str] | None = None) -> dict[s
     entry = _row(MODELS, model, "model")
     configuration = dict(deepcopy(dict(entry.configuration)))
     if layouts is not None:
-        known = {name: layout.size for name, layout in LAYOUTS.items()}
-        configuration["layouts"] = {name: _row(known, name, "layout") for name in layouts}
+        configuration["layouts"] = {name: _row(LAYOUTS, name, "layout").size for name in layouts}
     if entry.architecture == "adnet":
         configuration["edges"] = {
             name: [list(edge.indices) for edge in get_layout(name).edges]

@@ -136,9 +136,9 @@ def _has_flag(flags: set[str]) -> bool:
 
 
 def processor_name() -> str:
-    """The processor's name, or what it understands where the system does not tell."""
-    names = (each["model name"] for each in _processors() if "model name" in each)
-    return next(names, platform.processor() or platform.machine())
+    """The processor's model; its architecture where the system does not state the model."""
+    name = next((each["model name"] for each in _processors() if "model name" in each), None)
+    return name or platform.processor() or platform.machine()
 
 
 @cache

@@ -108,7 +108,7 @@ def export(
         name += "-int8"
     target, facts_path = folder / f"{name}{file.suffix}", folder / f"{name}.json"
     refuse_existing(target)
-    if not _is_of_export(facts_path):  # files in several formats share it
+    if not _is_of(facts_path, card, layout):  # files in several formats share it
         refuse_existing(facts_path)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -131,16 +131,21 @@ def export(
             "card": json.loads(card.to_json()),
         }
         (Path(temporary) / facts_path.name).write_text(json.dumps(facts, indent=2) + "\n")
-        for part in Path(temporary).iterdir():
+        parts = sorted(Path(temporary).iterdir())
+        for part in parts:
+            if part.name != facts_path.name:
+                refuse_existing(folder / part.name)
+        for part in parts:
             part.replace(folder / part.name)
     return target, parity
 
 
-def _is_of_export(path: Path) -> bool:
-    """Whether a JSON file is one that `export` wrote."""
+def _is_of(path: Path, card: ModelCard, layout: str) -> bool:
+    """Whether a JSON file is one that `export` wrote of these weights and this layout."""
     try:
-        return {"parity", "card"} <= json.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return bool(facts["layout"] == layout and facts["card"] == json.loads(card.to_json()))
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -230,7 +230,8 @@ class Distillation(_ConfigurationTable):
     layouts: tuple[str, ...] | None = None
     """Layouts to teach; None: all that both networks predict."""
     mirrored: float = Field(0.0, ge=0, le=1)
-    """Share of the crops that the teacher sees mirrored; 0.5: it teaches the mean of both."""
+    """Share of the crops of a batch, to the nearest crop, that the teacher sees mirrored; 0.5: it
+    teaches the mean of both."""
 
 
 class CalibrationSet(FaceSet):
@@ -355,6 +356,8 @@ class TrainingConfiguration(_ConfigurationTable):
         # Without a teacher the whole table is left out, so that older runs can be resumed.
         excluded["mesh"] = True if not any(each.mesh for each in self.sets) else {}
         excluded["distillation"] = True if self.distillation is None else {"weights"}
+        if self.distillation and not self.distillation.mirrored:
+            excluded["distillation"] = {"weights", "mirrored"}  # it was added later
         # Fields that were added later, likewise.
         if not self.boxes:
             excluded["boxes"] = True

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from hihlandmark.calibration.fit import fit, measure_points
 from hihlandmark.datasets import dataset_splits, read_faces
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.datasets.faces import AnnotatedFaces
-from hihlandmark.datasets.inspection import contact_sheet, find_readable
+from hihlandmark.datasets.inspection import contact_sheet, find_unreadable
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.evaluation.metrics import Evaluation, failure_rate, mean_error
@@ -228,8 +229,8 @@ def finetune(
     if summary.replaced:
         times = "1 time" if summary.replaced == 1 else f"{summary.replaced} times"
         say(f"unreadable images were replaced by another face {times}")
-        _, unreadable = find_readable(split.faces, range(len(split.faces)))
-        for message in unreadable[:NAMED]:
+        unreadable = find_unreadable(split.faces, range(len(split.faces)))
+        for _, message in islice(unreadable, NAMED):
             say(f"unreadable: {message}")
     say("training has ended; measuring and calibrating")
     found = _measure(start, model, layout, split, device)

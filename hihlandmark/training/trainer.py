@@ -521,7 +521,9 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     )
     if wrong:
         blocks = blocks_left_out(network, initial) if isinstance(network, Nested) else []
-        advice = f"; they do without blocks: network.pruned={blocks}" if blocks else ""
+        lacking = tuple(f"{block}." for block in blocks)
+        is_pruned = all(name.startswith(lacking) for name in wrong)
+        advice = f"; they lack blocks: set network.pruned={blocks}" if is_pruned else ""
         raise WeightsError(
             f"the initial weights are of another network: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]}. Use the same model, layouts "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import stat
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hihlandmark.arrays import Image
-from hihlandmark.errors import ConfigurationError, ImageError, missing_extra
+from hihlandmark.errors import ConfigurationError, ImageError, is_number, missing_extra
 from hihlandmark.image import MAX_BYTES, MAX_PIXELS
 from hihlandmark.io.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
 
@@ -68,8 +67,8 @@ def check_frame(image: Image, time: float) -> None:
             "the image of a frame is an array (H, W, 3) of uint8, RGB: convert it with "
             "hihlandmark.load_image"
         )
-    if not math.isfinite(time):
-        raise ConfigurationError(f"the time of a frame is finite, in seconds, not {time}")
+    if not is_number(time):
+        raise ConfigurationError(f"the time of a frame is a number of seconds, not {time!r:.100}")
 
 
 def read_frames(

@@ -55,7 +55,7 @@ class Teacher:
         if not self.mirrored:
             return self.network(crops, self.layouts)
         # Evenly spread over the batch.
-        places = torch.arange(len(crops) + 1, dtype=torch.float64) * self.mirrored
+        places = torch.arange(len(crops) + 1, dtype=torch.float64) * self.mirrored + 0.5
         is_mirrored = (places.floor().diff() > 0).to(crops.device)
         seen = torch.where(_along(is_mirrored, crops), crops.flip(-1), crops)
         found = self.network(seen, self.layouts)
