@@ -187,12 +187,14 @@ def test_two_processes_train_the_same_part_of_a_network(data: Path, tmp_path: Pa
     def part(batch_size: int) -> TrainingConfiguration:
         stage = {"crop_size": 128, "batch_size": batch_size, "learning_rate": 1e-2}
         # Once as part of all, once alone: which parameters have gradients changes.
-        stages = [{**stage, "steps": 2}, {**stage, "steps": 3, "trained": ["heads."]}]
+        stages = [{**stage, "steps": 2}, {**stage, "steps": 3, "trained": ["stacks.0.predict."]}]
         return tiny(stages=stages, freeze_bn=True)
 
     train_in_two_processes(part(2), data, tmp_path / "two")
     run(part(4), data, tmp_path / "one")
     two, one = ([row["integer"] for row in log_of(tmp_path / name)] for name in ("two", "one"))
+    assert len(one) == 5
+    assert one[4] != one[3]
     assert two == pytest.approx(one, rel=1e-5)
 
 
