@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from skimage.data import astronaut as skimage_astronaut
 
 from hihlandmark import Detector
+from hihlandmark.layouts import LAYOUTS
 
 # Converting every network of every test would take minutes; test_runtimes.py does it.
 os.environ["HIHLANDMARK_RUNTIME"] = "torch"
@@ -70,3 +71,12 @@ def detector_of() -> Callable[[int], Detector]:
 def detector(detector_of: Callable[[int], Detector]) -> Detector:
     """The detector of 68 points at its quickest: one crop a face, no mirror image."""
     return detector_of(68).with_options(refine=0, flip_test=False)
+
+
+@pytest.fixture
+def own_layouts() -> Iterator[None]:
+    """Layouts that a test registers are forgotten after it."""
+    before = dict(LAYOUTS)
+    yield
+    LAYOUTS.clear()
+    LAYOUTS.update(before)

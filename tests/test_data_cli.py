@@ -29,7 +29,7 @@ from hihlandmark.datasets.inspection import (
 from hihlandmark.errors import DataError
 from hihlandmark.io import ResultFolder, Source, job
 from hihlandmark.io.results import worst_faces
-from hihlandmark.layouts import COFW29, FIVE, LAYOUTS
+from hihlandmark.layouts import COFW29, FIVE
 
 SHAPE = COFW29.mean_shape * 50 + 40
 
@@ -192,15 +192,6 @@ def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) ->
     replaced = run("prepare", data, "--out", out, *options)
     assert replaced.exit_code == 0, replaced.output
     assert "1 faces" in replaced.stdout
-
-
-@pytest.fixture
-def own_layouts() -> Iterator[None]:
-    """Layouts that a test registers are forgotten after it."""
-    before = dict(LAYOUTS)
-    yield
-    LAYOUTS.clear()
-    LAYOUTS.update(before)
 
 
 @pytest.mark.usefixtures("own_layouts")

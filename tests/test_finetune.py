@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import pickle
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "own_layouts")
 
 EYES = [*W300_68.parts["left_eye"], *W300_68.parts["right_eye"]]
 NAMES = [W300_68.point_names[i] for i in EYES]
-
-
-@pytest.fixture
-def own_layouts() -> Iterator[None]:
-    """Layouts that a test registers are forgotten after it."""
-    before = dict(LAYOUTS)
-    yield
-    LAYOUTS.clear()
-    LAYOUTS.update(before)
 
 
 def write_pts(path: Path, points: NDArray[np.floating], image: NDArray[np.uint8]) -> None:
