@@ -19,8 +19,10 @@ from hihlandmark.heatmap import decode_heatmaps
 from hihlandmark.layouts import W300_68, WFLW98
 from hihlandmark.models.base import AnyHeatmaps, normalize
 from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
+from hihlandmark.training.checkpoint import load_checkpoint
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
+from hihlandmark.training.export import export
 from hihlandmark.training.losses import ERROR_LOSSES, smooth_l1
 from hihlandmark.training.mesh import (
     MESH,
@@ -37,7 +39,9 @@ from hihlandmark.training.trainer import (
     _Trainer,
     build_training_network,
     load_imagenet_encoder,
+    train,
 )
+from hihlandmark.weights import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -525,6 +529,25 @@ def test_blocks_that_initial_weights_do_without_are_named() -> None:
         _load_initial(build_training_network(nested()), less.state_dict())
     with pytest.raises(WeightsError, match=r"Use the same model, layouts and network$"):
         _load_initial(build_training_network(nested()), {"other": torch.zeros(1)})
+
+
+def test_a_run_and_its_export_leave_out_the_blocks_that_its_initial_weights_do_without(
+    tmp_path: Path,
+) -> None:
+    pruned = ["encoder.levels.4.3", "stacks.0.residual"]
+    changed = nested(network={**nested().network, "pruned": pruned})
+    initial = build_training_network(changed).state_dict()
+    data, folder = write_data(tmp_path / "data"), tmp_path / "run"
+    summary = train(nested(), data, folder, device="cpu", initial=initial, workers=0)
+    assert load_checkpoint(summary.checkpoint)["network"].keys() == initial.keys()
+    again = train(nested(), data, folder, device="cpu", workers=0)
+    assert again.steps == summary.steps, "it is resumed without the initial weights"
+    card = load_model(export(summary.checkpoint, nested(), data, tmp_path / "weights")).card
+    assert card.configuration["pruned"] == pruned
+
+    every = nested(network={**nested().network, "pruned": []})
+    with pytest.raises(WeightsError, match=re.escape(f"network.pruned={pruned}")):
+        train(every, data, tmp_path / "other", device="cpu", initial=initial, workers=0)
 
 
 def test_blocks_of_stacks_that_there_are_not_are_ignored() -> None:

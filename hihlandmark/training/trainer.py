@@ -98,7 +98,8 @@ def train(
         data: folder of the data sets.
         run: folder for ``last.pt``, ``best.pt`` (with validation), the logs and ``images/``.
         device: "auto", "cpu", "cuda" or "mps".
-        initial: weights to start from when there is no checkpoint.
+        initial: weights to start from when there is no checkpoint. Residual blocks that they do
+            without are left out of the network, unless ``network.pruned`` is set.
         workers: processes that prepare data.
         progress: called after each step of the main process.
 
@@ -117,7 +118,9 @@ def train(
     ]
     settings = configuration.self_training
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
-    network = build_training_network(configuration)
+    checkpoint = load_checkpoint(run / LAST) if (run / LAST).exists() else {}
+    start = checkpoint.get("network", initial)
+    network = build_training_network(with_blocks_of(configuration, start))
     own = network.configuration
     validation = configuration.validation
     splits = {
@@ -172,6 +175,23 @@ def _alone_in(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def with_blocks_of(
+    configuration: TrainingConfiguration, state: Mapping[str, torch.Tensor] | None
+) -> TrainingConfiguration:
+    """The configuration whose network has no other residual blocks than given weights.
+
+    It stays as it is without weights, for networks that are not nested, and where it sets
+    ``network.pruned`` itself.
+    """
+    if not state or "pruned" in configuration.network:
+        return configuration
+    network = build_training_network(configuration)
+    blocks = blocks_left_out(network, state) if isinstance(network, Nested) else []
+    if not blocks:
+        return configuration
+    return configuration.model_copy(update={"network": {**configuration.network, "pruned": blocks}})
 
 
 def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetwork:
