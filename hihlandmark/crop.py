@@ -170,7 +170,7 @@ def nearly_same(squares: FloatArray, others: FloatArray) -> BoolArray:
     side, other_side = squares[:, 2], others[:, 2]
     moved = np.abs(others[:, :2] - squares[:, :2]).max(axis=1) / side
     scaled = np.abs(other_side / side - 1)
-    same_angle = squares[:, 3] == others[:, 3]
+    same_angle = np.isclose(squares[:, 3], others[:, 3], rtol=0, atol=1e-6)  # one may be float32
     return (np.maximum(moved, scaled) < KEPT_WITHIN) & same_angle
 
 

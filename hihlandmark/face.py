@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -194,7 +195,7 @@ class Face:
             covariance=np.einsum("qp,pij->qij", np.abs(weights), self.covariance),
             layout=target,
             approximate=~table.exact | (weights @ self.approximate > 0),
-            correlation=self.correlation and self.correlation.converted(weights),
+            correlation=self.correlation and _converted(self.correlation, self.layout, target),
         )
 
     def sample(self, count: int, seed: int | None = None) -> FloatArray:
@@ -345,6 +346,12 @@ def transform_face(face: Face, matrix: FloatArray) -> Face:
         covariance=linear @ face.covariance @ linear.T,
         box=tight_boxes(corners),
     )
+
+
+@lru_cache(maxsize=32)
+def _converted(correlation: ErrorCorrelation, source: Layout, target: Layout) -> ErrorCorrelation:
+    """One object for all faces of a detector, as `measures` and memory need it."""
+    return correlation.converted(get_conversion(source, target).matrix)
 
 
 def _rounded(array: FloatArray, digits: int = 3) -> list[Any]:

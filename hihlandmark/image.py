@@ -324,11 +324,11 @@ class _Memory:
     def __init__(self) -> None:
         self._turn = threading.Lock()  # held while waiting: large images are not overtaken
         self._change = threading.Condition()
-        self._used = 0.0
+        self._used = 0  # bytes, exact: sums of floats would drift, and never be 0 again
 
     @contextmanager
     def reserve(self, size: float) -> Iterator[None]:
-        size = min(size, MAX_MEMORY)
+        size = math.ceil(min(size, MAX_MEMORY))
         with self._turn, self._change:
             self._change.wait_for(lambda: self._used + size <= MAX_MEMORY)
             self._used += size

@@ -1,6 +1,7 @@
 """Calibrations: scores, fits, reliability, and cards on disk."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from builders import write_teacher
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
@@ -37,13 +39,13 @@ from hihlandmark.calibration.report import (
     store_calibration,
 )
 from hihlandmark.cli.calibrate import calibrate
-from hihlandmark.crop import BoxMap, crop_matrix, transform_points
+from hihlandmark.crop import CANONICAL_CROP, BoxMap, crop_matrix, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import DataError, ImageError, WeightsError
-from hihlandmark.layouts import EXACT_98_68, get_layout
+from hihlandmark.layouts import EXACT_98_68, WFLW98, get_layout
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.weights import Calibration, ModelCard, WeightFiles, find_weights
-from hihlandmark.weights.card import MAX_KNOTS, Figure
+from hihlandmark.weights.card import MAX_KNOTS, CropContract, Figure
 
 W300_68 = get_layout(68)
 
@@ -486,3 +488,24 @@ def test_the_command_reports_and_writes_a_calibrated_copy(
     assert plain == Calibration(**summary["calibration"]["after"])
     assert "--data DATA/mini29 --split val --layout 29" in card.figures[-1].command
     assert packaged.read_bytes() == before
+
+
+def test_a_converted_layout_calibrates_the_one_that_the_network_predicts(
+    faces_on_disk: Path, tmp_path: Path
+) -> None:
+    kind = "landmarks:WFLW98"
+    crop = CropContract(pixel_origin=0.5, boxes={kind: CANONICAL_CROP[kind]})
+    weights = write_teacher(tmp_path / "own", {"crop": crop}, layouts=["WFLW98"])
+    rows = (faces_on_disk / "annotations.jsonl").read_text().splitlines()
+    data = tmp_path / "faces98"
+    data.mkdir()
+    shutil.copy(faces_on_disk / "image.png", data)
+    points = (WFLW98.mean_shape * 90 + 220).tolist()
+    values = {"image": "image.png", "split": "val", "points": points}
+    (data / "annotations.jsonl").write_text("\n".join([json.dumps(values)] * len(rows)))
+    arguments = ["--data", str(data), "--split", "val", "--weights", str(weights)]
+    result = CliRunner().invoke(app, [*arguments, "--layout", "68", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert set(find_weights(weights).card.calibration) == {"WFLW98"}
+    fitted = Detector(68, weights=weights, device="cpu", runtime="torch").pipeline.calibration
+    assert fitted != Calibration()

@@ -1,10 +1,13 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import as_toml, tiny
 
 from hihlandmark import ConfigurationError
+from hihlandmark.crop import BoxMap
+from hihlandmark.layouts import COFW29, register_layout
 from hihlandmark.models.registry import architecture_of, build_model
 from hihlandmark.training.config import read_configuration, shipped_configurations
 from hihlandmark.training.objectives import make_objective
@@ -114,3 +117,10 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("name = ")
     with pytest.raises(ConfigurationError, match="not TOML"):
         read_configuration(tmp_path / "broken.toml")
+
+
+def test_layouts_of_ones_own_have_a_crop_where_they_are_validated_and_exported() -> None:
+    layout = replace(COFW29, name="OWN29", aliases=())
+    register_layout(layout)
+    configuration = tiny(layouts=["OWN29"], canonical_scale=1.5)
+    assert configuration.box_maps()["landmarks:OWN29"] == BoxMap((0.0, 0.0), 1.5)

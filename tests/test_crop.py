@@ -144,3 +144,8 @@ def test_nearly_same_is_within_a_twentieth_of_the_side_at_the_same_angle() -> No
     large = np.array([[6, 0, 0, 0], [0, -6, 0, 0], [0, 0, 6, 0], [0, 0, -6, 0], [0, 0, 0, 0.5]])
     assert nearly_same(square[None], square + small).all()
     assert not nearly_same(square[None], square + large).any()
+
+
+def test_angles_in_single_precision_are_the_same() -> None:
+    square = np.array([[50.0, 60, 100, np.deg2rad(30)]])
+    assert nearly_same(square.astype(np.float32).astype(np.float64), square).all()

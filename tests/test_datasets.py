@@ -24,7 +24,7 @@ from builders import (
 from PIL import Image
 
 from hihlandmark.datasets import dataset_splits, read_faces
-from hihlandmark.datasets.faces import StoredImage
+from hihlandmark.datasets.faces import StoredImage, numbered_lines
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import COFW29, W300_68, WFLW98
 
@@ -624,3 +624,16 @@ def test_a_second_pts_file_of_one_image_is_skipped(w300: Path) -> None:
     faces = read_faces(w300, "challenge")
     assert len(faces) == 1
     assert "points of the same image" in faces.skipped[0]
+
+
+def test_a_second_image_of_one_name_is_skipped(w300: Path) -> None:
+    write_image(w300 / "ibug" / "image_092 _01.png")
+    faces = read_faces(w300, "challenge")
+    assert len(faces) == 1
+    assert "has the same name" in faces.skipped[0]
+
+
+def test_lines_end_at_line_breaks_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_bytes("a\u2028b\u0085c\r\nd\n\ne".encode())
+    assert list(numbered_lines(path)) == [(1, "a\u2028b\u0085c"), (2, "d"), (4, "e")]

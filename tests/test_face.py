@@ -25,6 +25,7 @@ from hihlandmark.face import (
     transform_face,
 )
 from hihlandmark.layouts import COFW29, W300_68, WFLW98, Layout
+from hihlandmark.uncertainty import ErrorCorrelation
 
 
 def face_of(
@@ -265,3 +266,14 @@ def test_predict_returns_faces_with_a_reference_to_the_image(
     (many,) = detector.predict_many([astronaut])
     assert isinstance(many, Faces)
     assert many[0].image is None
+
+
+def test_converted_faces_share_their_correlation() -> None:
+    correlation = ErrorCorrelation.independent(98)
+    one, other = (
+        replace(face_of(WFLW98, seed=seed), correlation=correlation).to_layout(68)
+        for seed in (0, 1)
+    )
+    assert one.correlation is other.correlation
+    assert one.correlation is not None
+    assert one.correlation.std.shape == (68, 2)

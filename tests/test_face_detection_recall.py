@@ -66,3 +66,9 @@ def test_files_of_another_format_are_errors(tmp_path, text):
     (tmp_path / "boxes.jsonl").write_text(text)
     with pytest.raises(DataError):
         read_boxes(tmp_path)
+
+
+def test_blank_lines_between_images_are_no_end(wider):
+    path = wider / "wider_face_split" / "wider_face_val_bbx_gt.txt"
+    path.write_text(path.read_text().replace("0--Parade/none.jpg", "\n0--Parade/none.jpg"))
+    assert len(read_boxes(wider)) == 2

@@ -263,3 +263,12 @@ def test_images_read_ahead_come_before_the_error_of_their_iterator(
         found.extend(detector.predict_many(images()))
     assert raised.value is error
     assert len(found) == count
+
+
+def test_settings_hold_what_is_searched_and_how_points_are_decoded(detector: Detector) -> None:
+    before = settings_of(detector)
+    assert before.keys().isdisjoint({"min_box_score", "detection_size", "decoder"})
+    changes = {"min_face": 50, "min_box_score": 0.9, "detection_size": 320, "decoder": "argmax"}
+    assert settings_of(detector.with_options(**changes)) == {**before, **changes}
+    own = detector.with_options(decoder=detector.card.decoding.decoder)
+    assert settings_of(own) == before, "the same points"

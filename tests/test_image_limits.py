@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hihlandmark import Detector, ImageError, load_image
 from hihlandmark.cli import app
 from hihlandmark.decoding_cost import jpeg_xl_header
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.image import LARGE_PIXELS, load_reduced
+from hihlandmark.image import LARGE_PIXELS, MAX_MEMORY, _Memory, load_reduced
 from hihlandmark.io import find_images
 
 
@@ -444,3 +444,15 @@ def test_tls_handshake_that_never_ends_is_closed(monkeypatch: pytest.MonkeyPatch
         while client.recv(4096):  # the handshake, then the end
             pass
         client.close()
+
+
+def test_memory_is_free_again_after_any_reservations() -> None:
+    memory = _Memory()
+    sizes = (np.random.default_rng(0).random(200) * 1e8).tolist()
+    with ExitStack() as stack:
+        for size in sizes[:20]:
+            stack.enter_context(memory.reserve(size))
+    for size in sizes:
+        with memory.reserve(size), memory.reserve(MAX_MEMORY - 2e8):
+            pass
+    assert memory._used == 0, "an image that takes all of it would wait for ever"

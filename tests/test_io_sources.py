@@ -517,3 +517,34 @@ def test_second_image_of_a_name_in_an_archive_is_named(tmp_path: Path, suffix: s
     assert results.failures is not None
     assert str(path / "a.png") not in results.failures.read_text()
     assert str(path) in results.failures.read_text()
+
+
+def test_patterns_of_folders_and_what_is_in_them_find_each_image_once(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/sub/b.png", "in-2/c.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png())
+    assert names(find(tmp_path / "in" / "**")) == ["a.png", "sub/b.png"]
+    assert sorted(names(find(tmp_path / "in*"))) == ["a.png", "c.png", "sub/b.png"]
+    assert names(find(tmp_path / "in" / "**" / "*.png")) == ["a.png", "b.png"]
+
+
+def test_a_remote_file_that_cannot_be_looked_up_is_a_failure_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    for name in "abc":
+        fsspec.filesystem("memory").pipe(f"/denied/{name}.png", png())
+    info = MemoryFileSystem.info
+
+    def denied(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        if path.endswith("a.png"):
+            raise PermissionError("denied")
+        return info(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", denied)
+    first, *others = find("memory://denied/*.png")
+    assert "denied" in str(first.problem)
+    assert names(others) == ["b.png", "c.png"]

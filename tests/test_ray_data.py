@@ -193,3 +193,9 @@ def test_column_of_arrays_is_predicted(cluster: Any, images: Path) -> None:
     (alone,) = make_quick().predict(images / "5.jpg")
     np.testing.assert_allclose(np.stack(row["points"]), alone.points, atol=1e-3)
     assert row["path"] == str(images / "5.jpg")
+
+
+def test_a_batch_without_rows_has_the_columns(step: AddLandmarks) -> None:
+    table = step(pyarrow.table({"bytes": pyarrow.array([], pyarrow.binary())}))
+    assert table.num_rows == 0
+    assert "points" in table.column_names

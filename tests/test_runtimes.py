@@ -572,6 +572,9 @@ def test_an_exported_file_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=problem):
             make_runtime(str(file), lambda: model.network, layout, card, CPU, decoding=decoding)
+    for options in ({"precision": "bf16"}, {"compiled": True}):
+        with pytest.raises(ConfigurationError, match="as it was exported"):
+            make_runtime(str(path), lambda: model.network, "COFW29", model.card, CPU, **options)
 
 
 @pytest.mark.parametrize("part", ["hih-tiny-29.xml", "hih-tiny-29.bin", "hih-tiny-29.onnx"])

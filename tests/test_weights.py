@@ -718,3 +718,24 @@ def test_names_that_no_file_can_have_are_errors(name: str, monkeypatch: pytest.M
     with pytest.raises(WeightsError) as caught:
         find_weights(name)
     assert len(str(caught.value)) < 1000
+
+
+def test_a_path_with_weights_comes_before_packaged_weights_of_its_name(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hih-small").mkdir()
+    assert find_weights("hih-small").source == "hih-small, packaged", "there are none in the folder"
+    for name, content in contents(saved).items():
+        (tmp_path / "hih-small" / name).write_bytes(content)
+    assert find_weights("hih-small").card.name == "tiny"
+    assert find_weights(model="hih-small").source == "hih-small, packaged"
+
+
+def test_cache_finds_the_card_beside_other_json_files(hub: Hub, saved: Path) -> None:
+    hub.commit("me/faces", {**contents(saved), "config.json": b"{}"})
+    assert find_weights("me/faces").card.name == "tiny"
+    (Path(find_weights("me/faces").path).parent / "config.json").write_text("{}")
+    hub.requests.clear()
+    assert find_weights("me/faces").card.name == "tiny"
+    assert hub.requests == []

@@ -33,12 +33,14 @@ def bench(
     from hihlandmark.image import load_image
     from hihlandmark.layouts import get_layout
     from hihlandmark.runtimes.torch_devices import resolve_device
+    from hihlandmark.weights import find_weights
     from hihlandmark.writing import refuse_existing, write_atomically
 
     refuse_existing(json_file)
     figures = benchmark.measure(
-        weights or model, get_layout(layout).name, load_image(image or options.astronaut()),
-        resolve_device(device), batches=batch or (1, 8), rounds=rounds,
+        str(find_weights(weights, model=model).path), get_layout(layout).name,
+        load_image(image or options.astronaut()), resolve_device(device),
+        batches=batch or (1, 8), rounds=rounds,
         precisions=("fp32", "bf16", "int8") if all_precisions else ("fp32",),
     )  # fmt: skip
     print(benchmark.markdown(figures))

@@ -113,8 +113,9 @@ def calibrate(
     detector = make_detector(
         layout or faces.layout, model, weights=weights, device=device, precision=precision
     )
+    calibrated = detector.landmarker.layout  # of the network: others are converted from it
     if diagram is None and target is not None:
-        diagram = target.with_name(f"{target.stem}-{detector.layout.size}-reliability.png")
+        diagram = target.with_name(f"{target.stem}-{calibrated.size}-reliability.png")
     if diagram is not None:
         with missing_extra("train"):
             import matplotlib  # noqa: F401
@@ -126,7 +127,7 @@ def calibrate(
         "model": detector.card.name,
         "weights": detector.card.sha256,
         "split": f"{data.resolve().name} {'+'.join(splits)}",
-        "layout": detector.layout.name,
+        "layout": calibrated.name,
         "left_out": list(faces.skipped),
         **report.summary(),
         "card": str(target) if target else None,
@@ -135,10 +136,10 @@ def calibrate(
     if target is not None:
         options = [f"--data DATA/{data.resolve().name}", *(f"--split {name}" for name in splits)]
         options += [f"--held-out {held_out}"] if held_out else []
-        options += [f"--layout {detector.layout.size}", f"--method {method}"]
+        options += [f"--layout {calibrated.size}", f"--method {method}"]
         figure = Figure(
             split=summary["split"],
-            points=detector.layout.size,
+            points=calibrated.size,
             metric=METRIC,
             value=summary["figures"]["after, other faces"]["calibration_error"],
             command=f"hihlandmark calibrate {' '.join(options)}",
@@ -147,7 +148,7 @@ def calibrate(
         now = detector.pipeline.calibration
         kept = {"reliability": now.reliability, "visibility": now.visibility}
         after = report.after.model_copy(update=kept)
-        store_calibration(files, target, detector.layout, after, figure)
+        store_calibration(files, target, calibrated, after, figure)
     before, other = (summary["figures"][s]["brier"] for s in ("before", "after, other faces"))
     if other > _WORSE * before:
         print(

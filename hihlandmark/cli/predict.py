@@ -138,10 +138,8 @@ def predict(
     try:
         with ExitStack() as stack:
             if out is not None:
-                settings = settings_of(detector) | {"min_face": min_face, "by_content": by_content}
-                limits = {"min_box_score": min_box_score, "detection_size": detection_size}
-                limits["min_reliability"] = min_reliability or None
-                settings |= {name: value for name, value in limits.items() if value is not None}
+                settings = settings_of(detector) | {"by_content": by_content}
+                settings |= {"min_reliability": min_reliability} if min_reliability else {}
                 folder = stack.enter_context(
                     ResultFolder(
                         out,

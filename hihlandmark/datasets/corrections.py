@@ -256,7 +256,7 @@ class _ImageFiles:
 def _rows(content: bytes) -> list[dict[str, Any]]:
     """The objects in the lines of an ``annotations.jsonl``."""
     rows = []
-    for line in content.decode("utf-8", "replace").splitlines():
+    for line in content.decode("utf-8", "replace").split("\n"):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

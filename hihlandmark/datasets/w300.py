@@ -102,13 +102,21 @@ def read_folder(
 ) -> None:
     """Add the images of a folder within ``root`` with their ``.pts`` files of ``count`` points."""
     names = [name for name in entry_names(folder) if not Path(name).stem.endswith("_mirror")]
-    images = {Path(n).stem: n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES}
+    images: dict[str, str] = {}
     annotations: dict[str, str] = {}
-    for name in (name for name in names if Path(name).suffix.lower() == ".pts"):
-        first = annotations.setdefault(Path(name).stem, name)
+    for name in names:
+        suffix = Path(name).suffix.lower()
+        if suffix not in (".pts", *IMAGE_SUFFIXES):
+            continue
+        is_image = suffix != ".pts"
+        known = images if is_image else annotations
+        first = known.setdefault(Path(name).stem, name)
         with samples.reading((folder / name).relative_to(root).as_posix()):
             if first != name:
-                raise BadSample(f"{first} has points of the same image")
+                raise BadSample(
+                    f"{first} has {'the same name' if is_image else 'points of the same image'}: "
+                    "remove one of them"
+                )
     for stem in sorted(images.keys() | annotations.keys()):
         path = folder / annotations.get(stem, f"{stem}.pts")
         source = path.relative_to(root).as_posix()

@@ -69,7 +69,7 @@ def read_boxes(path: Path) -> list[BoxedImage]:
             raise DataError(f"{path} holds none of the files {', '.join(_FILES)}")
         path = files[0]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
         rows = list((_wider_rows if path.suffix == ".txt" else _json_rows)(lines))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
@@ -90,7 +90,7 @@ _Row = tuple[str, FloatArray, BoolArray]
 
 
 def _json_rows(lines: Sequence[str]) -> Iterator[_Row]:
-    for line in lines:
+    for line in filter(str.strip, lines):
         row: dict[str, Any] = json.loads(line)
         boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
         difficulty = row.get("difficulty", [""] * len(boxes))
@@ -101,8 +101,9 @@ def _json_rows(lines: Sequence[str]) -> Iterator[_Row]:
 
 
 def _wider_rows(lines: Sequence[str]) -> Iterator[_Row]:
+    lines = [line for line in lines if line.strip()]
     position = 0
-    while position < len(lines) and lines[position].strip():
+    while position < len(lines):
         name, count = lines[position].strip(), int(lines[position + 1])
         # An image without a face has one row of zeros.
         rows = [line.split() for line in lines[position + 2 : position + 2 + max(count, 1)]]

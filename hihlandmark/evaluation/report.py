@@ -139,7 +139,7 @@ def point_figures(evaluation: Evaluation) -> list[Report]:
         {
             "index": index,
             "name": name,
-            "part": part_of[index],
+            "part": part_of.get(index, ""),
             "nme": _per_cent(float(means[index]), 3),
             "faces": int(known[index]),
         }

@@ -98,7 +98,7 @@ class AddLandmarks:
             origins += [origin] * len(of_image)
         columns = [("error", pyarrow.string()), ("face", pyarrow.int32()), *face_columns()]
         table = pyarrow.Table.from_pylist(rows, pyarrow.schema(columns))
-        kept = batch.drop_columns([self._column]).take(origins)
+        kept = batch.drop_columns([self._column]).take(pyarrow.array(origins, pyarrow.int64()))
         for name in kept.column_names:
             table = table.append_column(name, kept.column(name))
         return table

@@ -83,6 +83,11 @@ _NAME_ERRORS = frozenset(
 
 def settings_of(detector: Detector) -> dict[str, Any]:
     """What the results of a detector depend on, as resolved, for `ResultFolder`."""
+    arguments = detector.arguments
+    searched = {name: arguments[name] for name in ("min_box_score", "detection_size")}
+    decoder = arguments["decoder"]
+    if decoder != detector.card.decoding.decoder:
+        searched["decoder"] = decoder
     return {
         "layout": detector.layout.name,
         "model": detector.card.name,
@@ -94,6 +99,9 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "any_rotation": detector.pipeline.any_rotation,
         "flip_test": detector.landmarker.flip_test,
         "shape_prior": detector.landmarker.shape_prior is not None,
+        "min_face": arguments["min_face"],
+        # What is at its default is left out.
+        **{name: value for name, value in searched.items() if value is not None},
     }
 
 

@@ -241,8 +241,14 @@ class _Finder:
 
     def _matching(self, pattern: str) -> Iterator[Source]:
         matches = sorted(glob.glob(pattern, recursive=True))
+        folders: set[PurePath] = set()  # "**" matches what is in them as well
         for match in matches:
-            if not self._is_excluded(match) and _MACOS not in PurePath(match).parts:
+            path = PurePath(match)
+            if not folders.isdisjoint(path.parents):
+                continue
+            if os.path.isdir(match):
+                folders.add(path)
+            if not self._is_excluded(match) and _MACOS not in path.parts:
                 yield from self._local(match)
         if not matches:
             yield _failure(pattern, "no file matches this pattern: check the path")
@@ -425,25 +431,30 @@ class _Finder:
             for each in found:
                 is_below = each.startswith(inner.rstrip("/") + "/")
                 name = os.path.relpath(each, inner) if is_below else PurePath(each).name
-                yield self._remote_image(system, each, _name_in("", name))
+                url = path if each == inner else system.unstrip_protocol(each)
+                yield self._remote_image(system, each, url, _name_in("", name))
         except ImportError as error:
             yield _failure(path, f"fsspec lacks a package: {error}")
         except Exception as error:  # file systems raise errors of many kinds
-            reason = f"cannot be read ({error}): check the address and your access rights"
-            yield _failure(path, reason)
+            yield _failure(path, _unreachable(error))
 
-    def _remote_image(self, system: Any, inner: str, name: str) -> Source:
-        url = system.unstrip_protocol(inner)
+    def _remote_image(self, system: Any, inner: str, url: str, name: str) -> Source:
         if not _is_readable(inner):
             return _skipped(url)
-        details = system.info(inner)
         try:
+            details = system.info(inner)
             _check_size(details.get("size") or 0, self.max_bytes)
         except ImageError as error:
             return _failure(url, error)
+        except Exception as error:  # file systems raise errors of many kinds
+            return _failure(url, _unreachable(error))
         known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
         stamp = "-".join(str(value) for value in known if value is not None)
         return Source(url, name, stamp, partial(system.cat_file, inner))
+
+
+def _unreachable(error: Exception) -> str:
+    return f"cannot be read ({error}): check the address and your access rights"
 
 
 def _name_in(archive: str, member: str) -> str:

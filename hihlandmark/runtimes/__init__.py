@@ -179,6 +179,11 @@ def make_runtime(
     if is_exported_model(name):
         from hihlandmark.runtimes.export import exported_runtime
 
+        if compiled or precision not in ("auto", "fp32"):
+            raise ConfigurationError(
+                f"{name} runs as it was exported: leave precision at 'auto' or 'fp32', and compile "
+                "at False"
+            )
         return exported_runtime(Path(name), layout, card, decoding, device)
     name = choose_runtime("torch" if compiled and name == "auto" else name, device)
     if compiled and name != "torch":

@@ -347,7 +347,10 @@ class TrainingConfiguration(_ConfigurationTable):
 
     def box_maps(self) -> dict[str, BoxMap]:
         """The crop contract: the map from each kind of box to the crop of this run."""
-        return canonical_crop(self.canonical_scale) | dict(self.boxes)
+        own = {f"landmarks:{name}" for name in self.network_configuration()["layouts"]}
+        of_any_layout = BoxMap((0.0, 0.0), self.canonical_scale)
+        maps = dict.fromkeys(own, of_any_layout) | canonical_crop(self.canonical_scale)
+        return maps | dict(self.boxes)
 
     def fingerprint(self) -> str:
         """The values that change the weights; they must be equal to resume a run."""

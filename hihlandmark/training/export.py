@@ -105,7 +105,8 @@ def _calibrations(
     for faces in configuration.card.calibration:
         detector = Detector(faces.of, configuration.model, weights=weights)
         fitted = fit(measure_points(detector, read_face_set(data, faces)))
-        calibrations[faces.of] = fitted.model_copy(update={"reference": faces.reference})
+        name = detector.landmarker.layout.name  # of the network: others are converted from it
+        calibrations[name] = fitted.model_copy(update={"reference": faces.reference})
     return calibrations
 
 

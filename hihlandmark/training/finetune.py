@@ -59,7 +59,13 @@ from hihlandmark.training.new_head import (
     select,
 )
 from hihlandmark.training.trainer import TrainingProgress, train
-from hihlandmark.weights import LoadedModel, correction_tensors, load_model, save_weights
+from hihlandmark.weights import (
+    LoadedModel,
+    correction_tensors,
+    find_weights,
+    load_model,
+    save_weights,
+)
 from hihlandmark.weights.card import NAME, DataSource, Figure, LayoutDefinition, ModelCard
 from hihlandmark.writing import write_atomically
 
@@ -175,7 +181,8 @@ def finetune(
         WeightsError: the weights cannot be found or read.
     """
     chosen_device = resolve_device(device)
-    loaded = load_model(weights, model=model)
+    start = find_weights(weights, model=model).path
+    loaded = load_model(start)
     if not isinstance(loaded.network, Nested):
         raise ConfigurationError(
             f"{loaded.card.name} has architecture {loaded.card.architecture!r}: only weights of "
@@ -204,12 +211,11 @@ def finetune(
     }
     _claim(out, record)
     say(f"license of the result, as of {loaded.card.name}: {loaded.card.license}")
-    start: str | Path = loaded.card.name if weights is None else weights
     if is_new:
         if not (out / START).is_dir():
             _make_start(loaded, start, split, layout_name, layout_file, out, chosen_device, say)
         start = out / START
-    before = load_model(start, model=model)
+    before = load_model(start)
     layout = get_layout(layout_name)
     if is_new and layout_file:
         kept = json.loads((out / START / "points.json").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +66,10 @@ def find_weights(
 
 
 def _find(weights: str | Path | None, text: str, model: str, revision: str | None) -> WeightFiles:
-    packaged = weights is None or (isinstance(weights, str) and text in packaged_cards())
     path = Path(text).expanduser()
+    packaged = weights is None or (
+        isinstance(weights, str) and text in packaged_cards() and not _holds_weights(path)
+    )
     is_weight_path = path.suffix.lower() in {".safetensors", ".json", *_PICKLES}
     is_hub_id = isinstance(weights, str) and _HUB_ID.fullmatch(text)
     if is_hub_id and not (packaged or is_weight_path or path.exists()):
@@ -97,6 +100,13 @@ def find_packaged(name: str) -> WeightFiles:
             "or owner/name on the Hub."
         )
     return _file_beside(cards[name], f"{name}, packaged")
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a path is a file, or a folder with weights: rather than a packaged name."""
+    if path.is_dir():
+        return bool(_cards_with_weights(file.name for file in path.iterdir()))
+    return path.is_file()
 
 
 def _find_path(path: Path, model: str) -> WeightFiles:
@@ -145,6 +155,14 @@ def _read_card(path: Path) -> ModelCard:
         return ModelCard.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, WeightsError) as error:
         raise WeightsError(f"{path}: {error}") from error
+
+
+def _is_card(path: Path) -> bool:
+    """Whether a JSON file is a model card."""
+    with suppress(WeightsError):
+        _read_card(path)
+        return True
+    return False
 
 
 def _file_beside(card_path: Path, source: str) -> WeightFiles:
@@ -215,7 +233,8 @@ def _find_cached(repository: str, model: str, revision: str | None) -> WeightFil
     repository, revision = split_hub_id(repository, revision)
     try:
         snapshot = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        cards = {path.name for path in snapshot.glob("*.json")}
+        # Weights of which the card alone is there are to be downloaded.
+        cards = {path.name for path in snapshot.glob("*.json") if _is_card(path)}
         card_file = _choose_card(cards, model, repository)
         source = f"{repository}@{snapshot.name}, from the Hugging Face cache"
         return _file_beside(snapshot / card_file, source)
