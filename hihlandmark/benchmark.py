@@ -24,7 +24,7 @@ import torch
 from hihlandmark.arrays import Image
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.runtimes import RUNTIMES, Precision, make_runtime
+from hihlandmark.runtimes import RUNTIMES, Precision, Runtime, choose_precision, make_runtime
 from hihlandmark.runtimes.devices import processor_name
 from hihlandmark.runtimes.export import drawn_faces
 from hihlandmark.runtimes.graph import CropGraph
@@ -89,31 +89,38 @@ def network_rows(
     batches: Sequence[int],
     rounds: int,
     precisions: Sequence[Precision] = ("fp32",),
+    default: str = "",
 ) -> list[dict[str, Any]]:
     """Time the network with its decoding, crops to points, in each installed runtime.
 
+    Each runtime computes in ``precisions`` and in the one that "auto" takes.
+
     Returns:
-        Rows with ``runtime`` and precision, ``batch``, ``milliseconds`` per crop, ``speedup`` over
-        `PLAIN`, and ``distance``, the largest one from the points of `PLAIN` in crop pixels.
+        Rows with ``runtime`` and precision, ``precision``, ``is_default``, whether ``runtime`` is
+        ``default``, ``batch``, ``milliseconds`` per crop, ``speedup`` over `PLAIN`, and
+        ``distance``, the largest one from the points of `PLAIN` in crop pixels.
     """
     network, card, _ = model
+    has_ranges = bool(card.activation_ranges)
     graph = CropGraph(network, [layout], card.normalization, card.decoding, card.crop.pixel_origin)
     plain = run_module(graph, device)
 
-    def all_runs() -> dict[str, Callable[[Image], Sequence[Any]]]:
-        runs: dict[str, Callable[[Image], Sequence[Any]]] = {PLAIN: plain}
+    def all_runtimes() -> dict[str, Runtime]:
+        runtimes: dict[str, Runtime] = {}
         for name in filter(find_spec, RUNTIMES):
-            for precision in precisions:
+            auto = choose_precision("auto", name, device, has_ranges=has_ranges)
+            for precision in dict.fromkeys((*precisions, auto)):
                 try:
                     runtime = make_runtime(name, lambda: network, layout, card, device, precision)
                 except ConfigurationError:
                     continue  # not on this device, or not in this precision
-                runs[f"{name} {precision}"] = runtime
-        return runs
+                runtimes[f"{name} {precision}"] = runtime
+        return runtimes
 
     rows = []
     for batch in batches:
-        runs = all_runs()  # new ones, as OpenVINO prepares the size of the first batch
+        runtimes = all_runtimes()  # new ones, as OpenVINO prepares the size of the first batch
+        runs: dict[str, Callable[[Image], Sequence[Any]]] = {PLAIN: plain, **runtimes}
         crops = drawn_faces(layout, card.configuration["input_size"], batch)
         times = time_interleaved(
             {name: partial(run, crops) for name, run in runs.items()}, rounds, each=batch
@@ -121,7 +128,9 @@ def network_rows(
         expected = plain(crops)[0]
         for name, run in runs.items():
             distance = np.linalg.norm(run(crops)[0] - expected, axis=-1).max()
-            row = {"runtime": name, "batch": batch, "milliseconds": asdict(times[name])}
+            precision = runtimes[name].precision if name in runtimes else "fp32"
+            row = {"runtime": name, "precision": precision, "is_default": name == default}
+            row |= {"batch": batch, "milliseconds": asdict(times[name])}
             speedup = times[PLAIN].median / times[name].median
             rows.append(row | {"speedup": speedup, "distance": float(distance)})
     return rows
@@ -129,18 +138,24 @@ def network_rows(
 
 def image_times(
     weights: str, layout: str, image: Image, device: torch.device, rounds: int
-) -> dict[str, Timing]:
-    """Time `Detector.predict` in each installed runtime, by default and with one crop per face."""
+) -> tuple[dict[str, Timing], dict[str, Precision]]:
+    """Time `Detector.predict` in each installed runtime, by default and with one crop per face.
+
+    Returns:
+        Times and precisions of the network by the same names.
+    """
     runs: dict[str, Callable[[], object]] = {}
+    precisions: dict[str, Precision] = {}
     for runtime in filter(find_spec, RUNTIMES):
         try:
             detector = Detector(layout, weights=weights, device=device, runtime=runtime)
         except ConfigurationError:
             continue  # not on this device
         quick = detector.with_options(refine=0, flip_test=False)
-        runs[runtime] = partial(detector.predict, image)
-        runs[f"{runtime}, one crop per face"] = partial(quick.predict, image)
-    return time_interleaved(runs, rounds)
+        for name, each in {runtime: detector, f"{runtime}, one crop per face": quick}.items():
+            runs[name] = partial(each.predict, image)
+            precisions[name] = each.runtime.precision
+    return time_interleaved(runs, rounds), precisions
 
 
 def first_prediction(
@@ -172,7 +187,7 @@ def machine() -> dict[str, str]:
 
 def measure(
     weights: str,
-    layout: str,
+    layout: str | None,
     image: Image,
     device: torch.device,
     *,
@@ -182,19 +197,38 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the network for each of ``batches`` (crops per call) and an image (H, W, 3).
 
+    Args:
+        weights: path of the weights.
+        layout: as `Detector` takes it.
+        image: RGB uint8.
+        device: to run on.
+        batches: crops per call.
+        rounds: how often each call is measured.
+        precisions: of the network, in addition to the one that "auto" takes.
+
     Returns:
-        Plain values for JSON: machine, model, weights, network, image, first_prediction.
+        Plain values for JSON: machine, model, weights, layout, default (runtime and precision of
+        "auto"), network, image, first_prediction.
     """
     model = load_model(weights)
-    times = image_times(weights, layout, image, device, rounds)
+    detector = Detector(layout, weights=weights, device=device)
+    name, found_in = detector.layout.name, detector.landmarker.layout.name
+    default = f"{detector.runtime.name} {detector.runtime.precision}"
+    times, image_precisions = image_times(weights, name, image, device, rounds)
     milliseconds = {name: asdict(timing) for name, timing in times.items()}
     return {
         "machine": machine(),
         "model": model.card.name,
         "weights": model.card.sha256,
-        "network": network_rows(model, layout, device, batches, rounds, precisions),
-        "image": {"size": image.shape[:2], "milliseconds": milliseconds},
-        "first_prediction": first_prediction(weights, layout, image, device),
+        "layout": name,
+        "default": default,
+        "network": network_rows(model, found_in, device, batches, rounds, precisions, default),
+        "image": {
+            "size": image.shape[:2],
+            "milliseconds": milliseconds,
+            "precisions": image_precisions,
+        },
+        "first_prediction": first_prediction(weights, name, image, device),
     }
 
 
@@ -204,11 +238,16 @@ def markdown(figures: Mapping[str, Any]) -> str:
     for row in figures["network"]:
         speedup, distance = f"{row['speedup']:.2f}", f"{row['distance']:.2g}"
         timing = Timing(**row["milliseconds"])
-        network.append([row["runtime"], row["batch"], timing, speedup, distance])
+        name = f"{row['runtime']} (default)" if row["is_default"] else row["runtime"]
+        network.append([name, row["batch"], timing, speedup, distance])
     headings = ["runtime", "batch", "ms per face", "speedup", "distance of points, px"]
     height, width = figures["image"]["size"]
-    times = figures["image"]["milliseconds"].items()
-    image = [[name, Timing(**timing)] for name, timing in times]
+    image = []
+    for name, timing in figures["image"]["milliseconds"].items():
+        runtime, comma, variant = name.partition(",")
+        run = f"{runtime} {figures['image']['precisions'][name]}{comma}{variant}"
+        shown = f"{run} (default)" if run == figures["default"] else run
+        image.append([shown, Timing(**timing)])
     first = figures["first_prediction"]
     return "\n\n".join(
         [

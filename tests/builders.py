@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hihlandmark.weights.card import (
     IMAGENET_STD,
     CropContract,
     Decoding,
+    LayoutDefinition,
     ModelCard,
     Normalization,
 )
@@ -230,6 +232,19 @@ def tiny_model(architecture: str) -> LoadedModel:
         sha256="0" * 64,
     )
     return LoadedModel(network.eval(), card, {})
+
+
+def write_own_layout(folder: Path) -> Path:
+    """Write weights of `tiny_model` that define their one layout, OWN29, themselves."""
+    _, card, _ = tiny_model("hih")
+    own = replace(COFW29, name="OWN29", aliases=(), mirror_table=tuple(COFW29.mirror.tolist()))
+    configuration = {**card.configuration, "layouts": {own.name: own.size}}
+    boxes = {**card.crop.boxes, f"landmarks:{own.name}": BoxMap((0.0, 0.0), 1.0)}
+    crop = CropContract(pixel_origin=0.5, boxes=boxes)
+    layouts = {own.name: LayoutDefinition.of(own)}
+    update = {"configuration": configuration, "crop": crop, "layouts": layouts}
+    state = build_model("hih", configuration).state_dict()
+    return save_weights(folder, card.model_copy(update=update), state)
 
 
 def some_crops(count: int) -> NDArray[np.uint8]:

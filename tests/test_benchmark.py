@@ -6,7 +6,9 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from builders import CPU, write_own_layout
 from typer.testing import CliRunner
 
 from hihlandmark import benchmark
@@ -26,6 +28,29 @@ def test_calls_are_interleaved_after_a_warmup() -> None:
     assert times["quick"].median < times["slow"].median
 
 
+@pytest.mark.usefixtures("own_layouts")
+def test_the_precision_and_layout_of_a_detector_are_measured_and_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "RUNTIMES", {"torch": None})
+    monkeypatch.setattr(benchmark, "first_prediction", lambda *_: {"ready": 1, "first_image": 1})
+    monkeypatch.setattr("hihlandmark.runtimes.torch_devices.has_native_bf16", lambda device: True)
+    weights = write_own_layout(tmp_path)
+    image = np.zeros((64, 64, 3), np.uint8)
+    figures = benchmark.measure(str(weights), None, image, CPU, batches=(1,), rounds=1)
+    assert (figures["layout"], figures["default"]) == ("OWN29", "torch bf16")
+    rows = [(row["runtime"], row["precision"], row["is_default"]) for row in figures["network"]]
+    assert rows == [
+        (benchmark.PLAIN, "fp32", False),
+        ("torch fp32", "fp32", False),
+        ("torch bf16", "bf16", True),
+    ]
+    assert set(figures["image"]["precisions"].values()) == {"bf16"}
+    cells = [line.split(" | ")[0] for line in benchmark.markdown(figures).splitlines()]
+    assert cells.count("| torch bf16 (default)") == 2
+    assert "| torch bf16, one crop per face" in cells
+
+
 @pytest.mark.slow
 def test_bench_prints_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "RUNTIMES", {"torch": None})
@@ -34,7 +59,7 @@ def test_bench_prints_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = CliRunner().invoke(app, ["bench", *options])
     assert result.exit_code == 0, result.output
     figures = json.loads(file.read_text())
-    plain, ours = figures["network"]
+    plain, ours, *_ = figures["network"]  # bf16 as well, where it is native
     assert (plain["runtime"], ours["runtime"]) == (benchmark.PLAIN, "torch fp32")
     assert ours["distance"] < 0.01
     assert plain["speedup"] == 1

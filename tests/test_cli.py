@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from builders import write_own_layout
 from numpy.typing import NDArray
 from PIL import Image
 from typer import Exit
@@ -27,9 +30,12 @@ from hihlandmark.datasets import DATASET_FORMATS
 from hihlandmark.face_detection import FACE_DETECTORS
 from hihlandmark.image import MAX_BYTES, MAX_PIXELS
 from hihlandmark.io import find_images
+from hihlandmark.layouts import COFW29, register_layout
 from hihlandmark.reliability import MIN_RELIABILITY
 from hihlandmark.runtimes import RUNTIMES
-from hihlandmark.runtimes.export import export_formats
+from hihlandmark.runtimes.base import FileFormat, PixelGraph
+from hihlandmark.runtimes.export import _file_part, export_formats
+from hihlandmark.runtimes.pytorch import run_module
 
 run = CliRunner()
 
@@ -123,6 +129,96 @@ def test_doctor_names_missing_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run.invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert "openvino: pip install 'hihlandmark[openvino]'" in result.stdout
+
+
+def test_doctor_reports_optional_packages_and_what_auto_takes() -> None:
+    pytest.importorskip("onnxruntime")
+    result = run.invoke(app, ["doctor"])
+    assert version("onnxruntime") in result.stdout
+    expected = r"auto takes: torch \(from HIHLANDMARK_RUNTIME\), in (bf16|fp32) for hih-small"
+    assert re.search(expected, result.stdout)
+    assert "hihlandmark/converted, writable" in result.stdout.replace("\\", "/")
+
+
+def test_doctor_says_what_a_read_only_cache_and_a_wrong_runtime_mean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hihlandmark.runtimes._cache_folder", lambda package: None)
+    monkeypatch.setenv("HIHLANDMARK_RUNTIME", "tensorrt")
+    result = run.invoke(app, ["doctor"])
+    assert result.exit_code == 0, result.output
+    assert "not writable" in result.stdout
+    assert "HF_HOME" in result.stdout
+    assert "no runtime 'tensorrt'" in result.stdout
+
+
+def test_layout_is_that_of_the_weights_by_default_in_every_command() -> None:
+    found = [
+        parameter
+        for command in commands(get_command(app))
+        for parameter in command.params
+        if command.name in ("predict", "video", "demo", "label", "export", "bench")
+        and "--layout" in parameter.opts
+    ]
+    assert len(found) == 6
+    assert [parameter.default for parameter in found] == [None] * 6
+    assert len({parameter.help for parameter in found}) == 1
+
+
+@pytest.mark.parametrize("command", [["demo"], ["data", "label", "x.png", "--out", "x"]])
+def test_no_layout_leaves_the_choice_to_the_detector(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def stop(layout: Any, *arguments: Any, **options: Any) -> None:
+        given.append(layout)
+        raise Exit
+
+    for module in ("options", "data"):
+        monkeypatch.setattr(f"hihlandmark.cli.{module}.make_detector", stop)
+    assert run.invoke(app, command).exit_code == 0
+    assert given == [None]
+
+
+def test_demo_page_shows_98_points_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("hihlandmark.demo.serve", lambda make, **options: given.update(options))
+    assert run.invoke(app, ["demo", "--web"]).exit_code == 0
+    assert given["layout"] == 98
+
+
+@pytest.mark.usefixtures("own_layouts")
+def test_export_takes_the_layout_that_weights_define_and_names_the_file_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[PixelGraph] = []
+
+    def write(graph: PixelGraph, path: Path) -> None:
+        graphs.append(graph)
+        path.touch()
+
+    file = FileFormat("onnx", ".onnx", "onnx", write, lambda *_: run_module(graphs[0].module))
+    formats = {"onnx": ("onnxruntime", file)}
+    monkeypatch.setattr("hihlandmark.runtimes.export.export_formats", lambda: formats)
+    weights = write_own_layout(tmp_path / "weights")
+    arguments = ["export", "--to", "onnx", "--weights", str(weights), "--out", str(tmp_path / "x")]
+    result = run.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [
+        "hih-tiny-OWN29.json",
+        "hih-tiny-OWN29.onnx",
+    ]
+
+
+def test_file_names_have_the_number_of_points_of_built_in_layouts() -> None:
+    assert _file_part("WFLW98") == "98"
+
+
+@pytest.mark.usefixtures("own_layouts")
+def test_layout_names_with_folders_are_not_part_of_file_names() -> None:
+    register_layout(replace(COFW29, name="../OWN", aliases=()))
+    assert _file_part("../OWN") == "29"
 
 
 def test_crops_for_int8_are_cut_around_the_faces(

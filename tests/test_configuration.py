@@ -89,6 +89,26 @@ def test_a_wrong_setting_is_an_error(file: Path, setting: str, message: str) -> 
         build()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stages=[{step=3}]", "stages.0.step: unknown key, did you mean steps?"),
+        ("augmentation.flips=0.5", "augmentation.flips: unknown key, did you mean flip?"),
+        (
+            "self_training={layouts=['WFLW98'], sets=[{spilt='a'}]}",
+            "self_training.sets.0.spilt: unknown key, did you mean split?",
+        ),
+        ("zzz=1", "zzz: unknown key"),
+    ],
+)
+def test_an_unknown_key_is_the_one_problem_and_its_neighbor_is_named(
+    file: Path, setting: str, message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_configuration(file, [setting])
+    assert str(caught.value) == f"{file}: {message}"
+
+
 def test_the_fingerprint_has_no_path_of_a_teacher() -> None:
     assert "distillation" not in tiny().fingerprint()
     here, there = (tiny(distillation={"weights": place}).fingerprint() for place in "ab")

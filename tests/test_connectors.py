@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hihlandmark import ConfigurationError, Face
+from hihlandmark import ConfigurationError, Face, ImageError
 from hihlandmark.io import Result, Source
 from hihlandmark.io.connectors import (
     to_cvat,
@@ -97,3 +97,8 @@ def test_missing_packages_are_named(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigurationError, match=package):
         convert([FACE])
+
+
+def test_errors_of_images_are_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"image 1 is an error \(damaged\)"):
+        to_pandas([[], ImageError("damaged")])  # type: ignore[list-item]

@@ -181,6 +181,8 @@ def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert "4 faces" in result.stdout  # three of the first set, one of the second
     assert "unreadable.png" in result.stdout
+    assert f"{data} also has val; --split train --split val packs all" in result.stdout
+    assert f"{other} also has" not in result.stdout
     info = run("info", out)
     assert info.exit_code == 0, info.output
     assert "format packed" in info.stdout
@@ -188,10 +190,12 @@ def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) ->
     assert "1 face of 5 points, FIVE5" in info.stdout
     again = run("prepare", data, "--out", out)
     assert isinstance(again.exception, ConfigurationError)
+    assert "--overwrite" in str(again.exception)
     options = ["--overwrite", "--split", "val", "--max-side", 32]
     replaced = run("prepare", data, "--out", out, *options)
     assert replaced.exit_code == 0, replaced.output
     assert "1 faces" in replaced.stdout
+    assert "also has" not in replaced.stdout, "the split was chosen"
 
 
 @pytest.mark.usefixtures("own_layouts")

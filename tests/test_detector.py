@@ -1,5 +1,8 @@
+import io
 import logging
 import pickle
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from builders import encoded
+from PIL import Image, ImageSequence
 
 from hihlandmark import ConfigurationError, Detector, Face, ImageError, WeightsError
 from hihlandmark.arrays import FloatArray
@@ -429,3 +433,50 @@ def test_a_pickled_detector_gives_the_same_points(
     np.testing.assert_array_equal(
         points_of(again.predict(astronaut)), points_of(detector.predict(astronaut))
     )
+
+
+def frames_of_one_object(kind: str, frames: list[Pixels]) -> Iterator[Any]:
+    """Frames as an iterator gives them that reuses its object, or a file under all of them."""
+    if kind == "array":
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+    elif kind == "tar":
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as archive:
+            for number, frame in enumerate(frames):
+                member = tarfile.TarInfo(f"{number}.png")
+                data = encoded(frame)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        content.seek(0)
+        with tarfile.open(fileobj=content) as archive:
+            for member in archive:
+                yield archive.extractfile(member)
+    else:
+        content = io.BytesIO()
+        first, *others = map(Image.fromarray, frames)
+        first.save(content, kind, save_all=True, append_images=others)
+        yield from ImageSequence.Iterator(Image.open(content))
+
+
+@pytest.mark.parametrize("kind", ["array", "tar", "TIFF", "PNG"])
+def test_images_of_an_iterator_are_those_that_it_gave(
+    detector: Detector, astronaut: Pixels, kind: str
+) -> None:
+    frames = [np.roll(astronaut, 30 * number, axis=1) for number in range(5)]
+    found = detector.predict_many(frames_of_one_object(kind, frames), workers=3)
+    middles = [float(face.points[:, 0].mean()) for (face,) in found]
+    np.testing.assert_allclose(np.diff(middles), 30, atol=1.5)
+
+
+def test_members_of_an_archive_may_stand_in_a_list(detector: Detector, astronaut: Pixels) -> None:
+    frames = [np.roll(astronaut, 30 * number, axis=1) for number in range(5)]
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for number, frame in enumerate(frames):
+            archive.writestr(f"{number}.png", encoded(frame))
+    with zipfile.ZipFile(content) as archive:
+        members = [archive.open(name) for name in archive.namelist()]
+        assert [len(faces) for faces in detector.predict_many(members, workers=3)] == [1] * 5

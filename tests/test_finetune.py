@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import PLAIN, tiny
+from builders import PLAIN, annotated, split_of, tiny
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
@@ -19,10 +19,18 @@ from hihlandmark import ConfigurationError, DataError, Detector, Face, WeightsEr
 from hihlandmark.cli import app
 from hihlandmark.crop import crop_matrix
 from hihlandmark.datasets import dataset_splits, read_faces
+from hihlandmark.evaluation.metrics import Evaluation
 from hihlandmark.layouts import COFW29, LAYOUTS, MESH478, W300_68, WFLW98, Layout, get_layout
 from hihlandmark.models.nested import Nested, NestedHead
 from hihlandmark.shape_regression import ShapeRegression
-from hihlandmark.training.finetune import Outcome, make_configuration, split_faces
+from hihlandmark.training.config import FaceSet, TrainingSet
+from hihlandmark.training.finetune import (
+    Outcome,
+    Split,
+    _write_result,
+    make_configuration,
+    split_faces,
+)
 from hihlandmark.training.layout_file import describe, guess_mirror, read_layout_file
 from hihlandmark.training.new_head import LocatedFace, add_head, fit_crop, points_inside
 from hihlandmark.training.objectives import NORMALIZATION, decoding_of
@@ -550,17 +558,49 @@ class _SplitOf:
         self.faces, self.training, self.val = range(count), TrainingSet(), FaceSet()
 
 
-@pytest.mark.parametrize(("shift", "word"), [(-0.5, "helped"), (0.5, "did not help")])
-def test_verdict_says_plainly_whether_it_helped(shift: float, word: str) -> None:
-    from hihlandmark.evaluation.metrics import Evaluation
+def evaluation(error: float, count: int) -> Evaluation:
+    """That of so many faces, with the error in pixels."""
+    truth = np.stack([W300_68.mean_shape * 100] * count)
+    found = truth + np.array([error, 0])
+    units = {"interocular": np.full(count, 60.0)}
+    return Evaluation(
+        tuple(map(str, range(count))), W300_68, truth, found, np.ones((count, 68)), units
+    )
 
-    truth = np.stack([W300_68.mean_shape * 100] * 4)
-    units = {"interocular": np.full(4, 60.0)}
 
-    def of(error: float) -> Evaluation:
-        names = ("a", "b", "c", "d")
-        scores = np.ones((4, 68))
-        return Evaluation(names, W300_68, truth, truth + np.array([error, 0]), scores, units)
+@pytest.mark.parametrize(
+    ("shift", "count", "word"),
+    [
+        (-0.5, 10, "Fine-tuning helped"),
+        (0.5, 10, "did not help"),
+        (-0.5, 9, "9 held-out faces are too few .* chance"),
+        (0.5, 1, "1 held-out face is too few .* chance"),
+    ],
+)
+def test_verdict_says_plainly_whether_it_helped(shift: float, count: int, word: str) -> None:
+    before, after = evaluation(1.0, count), evaluation(1.0 + shift, count)
+    assert re.search(word, Outcome(Path("card"), Path("drawing"), 3, before, after).verdict)
 
-    outcome = Outcome(Path("card"), Path("drawing"), 3, of(1.0), of(1.0 + shift))
-    assert word in outcome.verdict
+
+def test_a_calibration_that_is_kept_for_want_of_faces_is_reported(
+    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(tiny_weights)
+    card = loaded.card.model_copy(update={"calibration": {"W300_68": Calibration(bias=0.5)}})
+    state = loaded.network.state_dict()
+    monkeypatch.setattr("hihlandmark.training.finetune.read_average", lambda path: state)
+    faces = split_of(annotated(np.zeros((9, 9, 3), np.uint8), W300_68.mean_shape))
+    split = Split(TrainingSet(), FaceSet(), faces, faces, "")
+    said: list[str] = []
+    path = _write_result(
+        loaded._replace(card=card),
+        split,
+        W300_68,
+        tmp_path / "out",
+        tmp_path,
+        "cpu",
+        evaluation(1.0, 3),
+        said.append,
+    )
+    assert load_model(path).card.calibration["W300_68"].bias == 0.5
+    assert said == ["fewer than 10 held-out faces: the calibration of small is kept"]

@@ -22,6 +22,7 @@ from PIL import Image
 from hihlandmark import ImageError
 from hihlandmark.image import readable_formats
 from hihlandmark.io import Result, ResultFolder, Source, find_images
+from hihlandmark.layouts import W300_68
 
 
 def png(number: int = 0) -> bytes:
@@ -548,3 +549,39 @@ def test_a_remote_file_that_cannot_be_looked_up_is_a_failure_alone(
     first, *others = find("memory://denied/*.png")
     assert "denied" in str(first.problem)
     assert names(others) == ["b.png", "c.png"]
+
+
+def test_images_in_archives_and_tables_have_paths(tmp_path: Path) -> None:
+    zipped, packed, table = (tmp_path / f"a.{suffix}" for suffix in ("zip", "tar", "parquet"))
+    members = {f"sub/{number}.png": png(number) for number in range(3)}
+    write_tar(packed, members)
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    pyarrow.parquet.write_table(pyarrow.table({"image": list(members.values())}), table)
+    paths = [f"{zipped}/sub/2.png", f"{zipped}/sub/0.png", f"{packed}/sub/1.png", f"{table}#2"]
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(f"{path}\twhy it failed" for path in [*paths, f"{zipped}/no.png"]))
+    *found, missing = find(f"@{listed}")
+    assert sorted(source.path for source in found) == sorted(paths)
+    assert all(source.problem is None for source in found)
+    assert "holds no such image" in str(missing.problem)
+
+
+def test_one_image_has_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png())
+    monkeypatch.chdir(tmp_path)
+    for path in ("in", "./in", "in/", ".//in", "./in/a.png", "."):
+        assert [source.path for source in find(path)] == [os.path.join("in", "a.png")]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+def test_drawings_in_folders_of_results_are_no_input(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (source,) = find(tmp_path)
+    with ResultFolder(tmp_path / "out", name, {}, drawings=True) as folder:
+        for each in folder.pending([source]):
+            folder.add(Result(each, size=(21, 10), layout=W300_68), png(1))
+    assert len(list((tmp_path / "out").rglob("*.landmarks.png"))) == 1
+    assert names(find(tmp_path)) == ["a.png"]

@@ -13,7 +13,7 @@ from hihlandmark.cli import options
 
 def bench(
     image: options.ImageArgument = None,
-    layout: options.LayoutOption = "98",
+    layout: options.DefaultLayoutOption = None,
     model: options.ModelOption = "hih-small",
     weights: options.WeightsOption = None,
     device: options.DeviceOption = "auto",
@@ -22,7 +22,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, Option(min=1, help="How often each call is measured.")] = 15,
     all_precisions: Annotated[
-        bool, Option("--all-precisions", help="Also bf16 and INT8: slow on a CPU without them.")
+        bool, Option("--all-precisions", help="All, not only fp32 and the default: may be slow.")
     ] = False,
     json_file: Annotated[
         Path | None, Option("--json", help="File for the times, with machine and versions.")
@@ -31,14 +31,13 @@ def bench(
     """Measure the network and a whole image on this machine, in every installed runtime."""
     from hihlandmark import benchmark
     from hihlandmark.image import load_image
-    from hihlandmark.layouts import get_layout
     from hihlandmark.runtimes.torch_devices import resolve_device
     from hihlandmark.weights import find_weights
     from hihlandmark.writing import refuse_existing, write_atomically
 
     refuse_existing(json_file)
     figures = benchmark.measure(
-        str(find_weights(weights, model=model).path), get_layout(layout).name,
+        str(find_weights(weights, model=model).path), layout,
         load_image(image or options.astronaut()), resolve_device(device),
         batches=batch or (1, 8), rounds=rounds,
         precisions=("fp32", "bf16", "int8") if all_precisions else ("fp32",),

@@ -36,9 +36,7 @@ _WORSE = 1.2
 
 
 def calibrate(
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder of the data set, as its authors publish it.")
-    ],
+    data: Annotated[Path, typer.Option("--data", help="Folder of a data set.")],
     split: Annotated[
         list[str],
         typer.Option("--split", help="Faces that the model was not trained on; may be repeated."),

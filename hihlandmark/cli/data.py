@@ -10,11 +10,11 @@ import typer
 
 from hihlandmark.cli.options import (
     DataFormatOption,
+    DefaultLayoutOption,
     DetectionSizeOption,
     DeviceOption,
     FaceDetectorOption,
     FlipTestOption,
-    LayoutOption,
     MinBoxScoreOption,
     MinFaceOption,
     ModelOption,
@@ -267,6 +267,20 @@ def prepare(
         sizes: dict[str, Any] = {"side": side, "max_side": max_side, "quality": quality}
         report = pack(sets, out, **sizes, overwrite=overwrite, progress=progress)
     print(report)
+    if splits is None:
+        for folder in folders:
+            _print_other_splits(folder, data_format)
+
+
+def _print_other_splits(folder: Path, data_format: str) -> None:
+    """Name the splits of a folder that the default does not pack."""
+    from hihlandmark.datasets import dataset_splits
+
+    _, found = dataset_splits(folder, data_format)
+    # Subsets are within their split.
+    if others := [split for split in found if split != "train" and "/" not in split]:
+        options = " ".join(f"--split {split}" for split in ("train", *others))
+        print(f"{folder} also has {', '.join(others)}; {options} packs all")
 
 
 @app.command()
@@ -275,7 +289,7 @@ def label(
         list[str], typer.Argument(help="Image files, folders or globs.", metavar="PATH...")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for annotations.jsonl.")],
-    layout: LayoutOption = "98",
+    layout: DefaultLayoutOption = None,
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",

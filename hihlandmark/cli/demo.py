@@ -19,7 +19,7 @@ _HOST = "With --web: the address to listen on; 0.0.0.0: all."
 def demo(
     image: options.ImageArgument = None,
     out: Annotated[Path, Option("--out", "-o", help="Folder for the image and the JSON.")] = _OUT,
-    layout: options.LayoutOption = "98",
+    layout: options.DefaultLayoutOption = None,
     model: options.ModelOption = "hih-small",
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
@@ -58,8 +58,9 @@ def demo(
     def make(layout: int, model: str) -> Detector:
         return options.make_detector(layout, model, **chosen)
 
+    # Packaged weights define no layout of their own.
     serve(
-        make, layout=get_layout(layout).size, model=model, host=host, port=port,
+        make, layout=get_layout(layout or 98).size, model=model, host=host, port=port,
         max_megabytes=max_megabytes, max_megapixels=max_megapixels, queue=queue,
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from hihlandmark.cli.options import (
 
 
 def evaluate_split(
-    data: Annotated[Path, typer.Option(help="Folder of the data set, as published.")],
+    data: Annotated[Path, typer.Option(help="Folder of a data set.")],
     split: Annotated[
         str | None, typer.Option(help="Name of the split; required without --detector.")
     ] = None,

@@ -31,7 +31,7 @@ _INT8 = "Compute in INT8, with the value ranges of the faces in this folder of i
 def export(
     to: Annotated[ExportFormat, Option(help="Format of the file.")],
     out: Annotated[Path, Option("--out", "-o", help="Folder for the file and its JSON.")],
-    layout: options.LayoutOption = "98",
+    layout: options.DefaultLayoutOption = None,
     model: options.ModelOption = "hih-small",
     weights: options.WeightsOption = None,
     int8: Annotated[Path | None, Option(metavar="IMAGES", help=_INT8)] = None,
@@ -40,6 +40,7 @@ def export(
     """Write the network for one layout as ONNX or OpenVINO, and compare its points."""
     import numpy as np
 
+    from hihlandmark.detector import _default_layout
     from hihlandmark.io import find_images
     from hihlandmark.layouts import get_layout
     from hihlandmark.runtimes.export import export as export_model
@@ -58,7 +59,9 @@ def export(
             )
         crops = np.stack(faces)
     loaded = load_model(weights, model=model)
-    path, parity = export_model(loaded, get_layout(layout).name, to, out, calibration=crops)
+    # After loading: weights may define layouts.
+    chosen = _default_layout(loaded.card) if layout is None else get_layout(layout)
+    path, parity = export_model(loaded, chosen.name, to, out, calibration=crops)
     print(path)
     print(
         f"{parity.points} points of {'other' if int8 else 'drawn'} faces are at most "

@@ -48,14 +48,6 @@ FaceDetectorName = Literal["mtcnn", "centerface", "blazeface"]
 DataFormat = Literal["auto", "wflw", "w300", "cofw", "lists", "pts", "project", "packed"]
 """The keys of `datasets.DATASET_FORMATS`."""
 
-LayoutOption = Annotated[
-    str,
-    Option(
-        "--layout",
-        help="98 (WFLW), 68 (300-W), 29 (COFW), or the name of a layout.",
-        autocompletion=_complete_layout,
-    ),
-]
 DefaultLayoutOption = Annotated[
     str | None,
     Option(

@@ -26,7 +26,7 @@ def video(
     source: Annotated[str, Argument(metavar="VIDEO", help=_SOURCE)],
     out: Annotated[
         Path | None,
-        Option("--out", "-o", help="Annotated video to write, .mp4 or .mkv, with sound."),
+        Option("--out", "-o", help="Annotated video to write, with sound: .mp4, .mkv, .mov, .avi."),
     ] = None,
     points: Annotated[
         Path | None, Option(help="File for the faces of every frame, .jsonl or .parquet.")

@@ -397,7 +397,10 @@ def _check_target(out: Path, overwrite: bool) -> None:
             f"{out} also holds {abbreviate(others)}: move that away, or choose another folder"
         )
     if not overwrite:
-        raise ConfigurationError(f"{out} is a packed data set: overwrite it or choose another")
+        raise ConfigurationError(
+            f"{out} is a packed data set already: replace it by --overwrite (overwrite=True), or "
+            "choose another folder"
+        )
 
 
 @contextmanager

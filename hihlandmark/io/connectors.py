@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from hihlandmark.errors import ConfigurationError, missing_extra
+from hihlandmark.errors import ConfigurationError, ImageError, missing_extra
 from hihlandmark.face import Face
 
 if TYPE_CHECKING:
@@ -169,6 +169,10 @@ def _relative(face: Face, image_size: tuple[int, int]) -> Any:
 
 def _rows(images: Iterable[Sequence[Face]]) -> Iterable[dict[str, Any]]:
     for image, faces in enumerate(images):
+        if isinstance(faces, ImageError):
+            raise ConfigurationError(
+                f"image {image} is an error ({faces}): leave it out, or pass [] in its place"
+            )
         for number, face in enumerate(faces):
             for row in face.to_rows():
                 yield {"image": image, "face": number} | row

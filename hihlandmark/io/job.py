@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection.base import Detections
 from hihlandmark.io.formats import FORMATS, Result, numbered
-from hihlandmark.io.sources import Source, escape
+from hihlandmark.io.sources import DRAWING, MANIFEST, Source, escape
 from hihlandmark.pipeline import Found
 from hihlandmark.threads import default_workers, map_ahead
 from hihlandmark.writing import uninterrupted, write_new
@@ -211,7 +211,7 @@ class ResultFolder:
         self._failures_name = f"_failed{mark}.txt"
         if self.format.of_many is not None:
             self.format.of_many(())  # a missing package is an error before the work
-        self._manifest_path = folder / f".manifest{mark}.sqlite"
+        self._manifest_path = folder / f"{MANIFEST}{mark}.sqlite"
         lock = folder / f".lock{mark}"
         if folder.exists() and not folder.is_dir():
             raise ConfigurationError(f"{folder} is a file: give a folder for the results")
@@ -287,10 +287,12 @@ class ResultFolder:
         row = self._select("SELECT stamp, error, part FROM images WHERE path = ?", path)
         if not row:
             return None, None, 0
-        if self.format.of_image is not None:
+        if self._has_files_of_images:
             files = self._select("SELECT name FROM files WHERE image = ?", path)
             missing = [name for (name,) in files if not os.path.lexists(self.folder / name)]
-            if missing:
+            if missing and self.format.of_image is None:
+                logger.warning("%s is missing: draw its image in a new folder", missing[0])
+            elif missing:
                 logger.warning("%s is missing: its image is predicted again", missing[0])
                 self._forget_image(path)
                 return None, None, 0
@@ -335,7 +337,7 @@ class ResultFolder:
             self._release(result.source.path)
             return
         if drawing is not None:
-            name = f"{result.source.name}.landmarks.png"
+            name = result.source.name + DRAWING
             if self._write_files([(name, result.source.path, drawing)]):
                 self.failed += 1
                 return

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
@@ -39,6 +40,8 @@ _OTHER_SUFFIXES = {
 }
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = (*_TAR_SUFFIXES, ".zip")
+# What a `ResultFolder` writes.
+MANIFEST, DRAWING = ".manifest", ".landmarks.png"
 _MACOS = "__MACOSX"  # folder of metadata in archives that macOS packed
 # Columns of Parquet files that may hold images; data sets of Hugging Face use the first.
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "content")
@@ -219,10 +222,32 @@ class _Finder:
     exclude: str | None
     max_bytes: int
 
-    def find(self, paths: Iterable[str], lists: tuple[str, ...]) -> Iterator[Source]:
-        """The images of paths; ``lists`` are those that the paths stand in, the inmost last."""
+    def find(self, paths: Iterable[str | Source], lists: tuple[str, ...]) -> Iterator[Source]:
+        """The images of paths; ``lists`` are those that the paths stand in, the inmost last.
+
+        Failures among the paths are passed on.
+        """
+        for archive, members in groupby(paths, _archive_of):
+            if archive is None:
+                yield from self._find(members, lists)
+            else:
+                yield from self._members(archive, members)
+
+    def _members(self, archive: str, paths: Iterable[str | Source]) -> Iterator[Source]:
+        """Images in an archive or a table, by the paths that they have as sources."""
+        wanted = dict.fromkeys(map(str, paths))
+        for source in self._local(archive):
+            if source.path in wanted:
+                del wanted[source.path]
+                yield source
+        for path in wanted:
+            yield _failure(path, f"{archive} holds no such image")
+
+    def _find(self, paths: Iterable[str | Source], lists: tuple[str, ...]) -> Iterator[Source]:
         for path in paths:
-            if path.lower().startswith(("http://", "https://")):
+            if isinstance(path, Source):
+                yield path
+            elif path.lower().startswith(("http://", "https://")):
                 yield Source(path, re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "image")
             elif path.lower().startswith(("file://", "local://")):
                 yield from self.find([path.partition("://")[2]], lists)
@@ -260,6 +285,7 @@ class _Finder:
 
     def _local(self, path: str) -> Iterator[Source]:
         """A folder, an archive, a table, or an image with any suffix."""
+        path = os.fspath(PurePath(path))  # "./a" and "a" are one image
         lower = path.lower()
         if os.path.isdir(path):
             yield from self._folder(path)
@@ -288,8 +314,10 @@ class _Finder:
                 if not is_repeated and not self._is_excluded(place):
                     folders.append(each)
                     seen.add(place)
+            if any(file.startswith(MANIFEST) for file in files):  # drawings are no input
+                files = [file for file in files if not file.endswith(DRAWING)]
             for file in filter(_may_be_image, sorted(files)):
-                path = os.path.join(parent, file)
+                path = os.fspath(PurePath(parent, file))
                 if _is_readable(path):
                     is_empty = False
                     yield Source(path, os.path.relpath(path, folder), _stamp(path))
@@ -399,18 +427,22 @@ class _Finder:
         if place in lists or len(lists) > 20:
             yield _failure(path, "this list names itself: remove the line")
             return
+
+        def texts(lines: Iterable[bytes]) -> Iterator[str | Source]:
+            for number, line in enumerate(lines, 1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError:
+                    yield _failure(path, f"line {number} is not UTF-8: save the list as UTF-8")
+                    continue
+                if text and not os.path.lexists(text):
+                    text = text.partition("\t")[0]
+                if text:
+                    yield text
+
         try:
             with _open_regular(path) as file:
-                for number, line in enumerate(file, 1):
-                    try:
-                        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                    except UnicodeDecodeError:
-                        yield _failure(path, f"line {number} is not UTF-8: save the list as UTF-8")
-                        continue
-                    if text and not os.path.lexists(text):
-                        text = text.partition("\t")[0]
-                    if text:
-                        yield from self.find([text], (*lists, place))
+                yield from self.find(texts(file), (*lists, place))
         except (OSError, ValueError) as error:
             yield _failure(path, f"the list cannot be read ({error}): it must be a text file")
 
@@ -451,6 +483,18 @@ class _Finder:
         known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
         stamp = "-".join(str(value) for value in known if value is not None)
         return Source(url, name, stamp, partial(system.cat_file, inner))
+
+
+def _archive_of(path: str | Source) -> str | None:
+    """The archive or table in which a path such as "a.zip/1.jpg" or "a.parquet#1" lies."""
+    if isinstance(path, Source) or "://" in path or "\0" in path or os.path.lexists(path):
+        return None
+    table, is_row, number = path.rpartition("#")
+    if is_row and number.isdecimal() and table.lower().endswith(".parquet"):
+        return table if os.path.isfile(table) else None
+    places = map(os.fspath, PurePath(path).parents)
+    archives = (each for each in places if each.lower().endswith(ARCHIVE_SUFFIXES))
+    return next(filter(os.path.isfile, archives), None)
 
 
 def _unreachable(error: Exception) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from hihlandmark.arrays import Image
 from hihlandmark.crop import complete_box_maps
 from hihlandmark.errors import ConfigurationError, ExportError, missing_extra
-from hihlandmark.layouts import get_layout
+from hihlandmark.layouts import BUILT_IN, get_layout
 from hihlandmark.runtimes import RUNTIMES, ConvertedRuntime
 from hihlandmark.runtimes.base import FileFormat, Run
 from hihlandmark.runtimes.devices import CPU, AnyDevice
@@ -23,7 +23,7 @@ from hihlandmark.runtimes.onnxruntime import import_onnxruntime
 from hihlandmark.runtimes.pytorch import run_module
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.weights import LoadedModel
-from hihlandmark.weights.card import Decoding, ModelCard
+from hihlandmark.weights.card import NAME, Decoding, ModelCard
 from hihlandmark.writing import refuse_existing
 
 MAX_DIFFERENCE = 0.05
@@ -103,7 +103,7 @@ def export(
     size = card.configuration["input_size"]
     arguments = ([layout], card.normalization, card.decoding, card.crop.pixel_origin)
     graph = CropGraph(folded(network, [layout]), *arguments).on_pixels(size)
-    name = f"{card.name}-{get_layout(layout).size}"
+    name = f"{card.name}-{_file_part(layout)}"
     if calibration is not None:
         name += "-int8"
     target, facts_path = folder / f"{name}{file.suffix}", folder / f"{name}.json"
@@ -138,6 +138,13 @@ def export(
         for part in parts:
             part.replace(folder / part.name)
     return target, parity
+
+
+def _file_part(layout: str) -> str:
+    """What names a layout in names of files: its number of points, or the name of one's own."""
+    # Cards from elsewhere may have names that lead outside of the folder.
+    is_own = layout not in BUILT_IN and NAME.fullmatch(layout)
+    return layout if is_own else str(get_layout(layout).size)
 
 
 def _is_of(path: Path, card: ModelCard, layout: str) -> bool:

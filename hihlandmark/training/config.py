@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -416,14 +417,34 @@ def read_configuration(
     try:
         return TrainingConfiguration.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            place = ".".join(map(str, problem["loc"])) or "the file"
-            unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-            problems.append(f"{place}: {'unknown key' if unknown else problem['msg']}")
-        raise ConfigurationError(f"{name_or_path}: {'; '.join(problems)}") from error
+        raise ConfigurationError(f"{name_or_path}: {'; '.join(_problems(error))}") from error
     except ConfigurationError as error:  # of the augmentation, which checks itself
         raise ConfigurationError(f"{name_or_path}: {error}") from error
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """A line for each thing that is wrong, with its place."""
+    found = error.errors()
+    places = [problem["loc"] for problem in found]
+    lines = []
+    for problem in found:
+        place = problem["loc"]
+        within = any(len(each) > len(place) and each[: len(place)] == place for each in places)
+        if problem["type"] == "too_short" and within:
+            continue  # wrong items are not counted
+        message = problem["msg"]
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            nearest = get_close_matches(str(place[-1]), _all_keys(), n=1)
+            message = f"unknown key, did you mean {nearest[0]}?" if nearest else "unknown key"
+        lines.append(f"{'.'.join(map(str, place)) or 'the file'}: {message}")
+    return lines
+
+
+def _all_keys() -> set[str]:
+    """The keys of all tables of a configuration."""
+    schema = TrainingConfiguration.model_json_schema()
+    tables = (schema, *schema["$defs"].values())
+    return {key for table in tables for key in table.get("properties", ())}
 
 
 def _read_tables(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -75,7 +75,8 @@ VAL_SHARE = 0.2
 MOST_SKIPPED = 0.2
 """Share of the annotations that may be unusable."""
 FEW_TO_CALIBRATE = 10
-"""With fewer faces, a calibration that the weights have is better than a new one."""
+"""With fewer faces, a calibration that the weights have is better than a new one, and a lower error
+may be chance."""
 NAMED = 3
 """Samples of each problem that are named."""
 DRAWN, TILE = 6, 400
@@ -115,10 +116,17 @@ class Outcome:
     def verdict(self) -> str:
         """Whether it helped, as a sentence."""
         before, after = self.nme
-        count = len(self.after)
         change = self.after.face_errors - self.before.face_errors
         change = change[np.isfinite(change)]
-        doubt = 2 * change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.inf
+        count = len(change)
+        if count < FEW_TO_CALIBRATE:
+            faces = "1 held-out face is" if count == 1 else f"{count} held-out faces are"
+            return (
+                f"{faces} too few to show whether fine-tuning helped: the error went from "
+                f"{100 * before:.2f} % to {100 * after:.2f} %, which may be chance. Hold out "
+                f"{FEW_TO_CALIBRATE} or more."
+            )
+        doubt = 2 * change.std(ddof=1) / np.sqrt(len(change))
         if after >= before:
             return (
                 f"Fine-tuning did not help: the error on {count} faces was {100 * before:.2f} % "
@@ -238,12 +246,12 @@ def finetune(
         unreadable = find_unreadable(split.faces, range(len(split.faces)))
         for _, message in islice(unreadable, NAMED):
             say(f"unreadable: {message}")
-    say("training has ended; measuring and calibrating")
+    say("training has ended; measuring")
     found = _measure(start, model, layout, split, device)
     unmeasured = [each for each in found.skipped if each not in split.val_faces.skipped]
     for message in unmeasured[:NAMED]:
         say(f"not measured: {message}")
-    card_path = _write_result(before, split, layout, out, faces, device, found)
+    card_path = _write_result(before, split, layout, out, faces, device, found, say)
     after = _measure(card_path, model, layout, split, device)
     _add_figure(card_path, after, faces, out)
     drawing = out / DRAWING
@@ -547,6 +555,7 @@ def _write_result(
     faces: Path,
     device: str,
     found: Evaluation,
+    say: Say,
 ) -> Path:
     """Write the weights of the last step with their card, and calibrate them. Returns the card."""
     folder = faces.resolve().name or "faces"
@@ -559,7 +568,13 @@ def _write_result(
     calibration = {name: own for name, own in before.card.calibration.items() if name in kept}
     is_calibrated = layout.name in calibration
     is_few = len(found) < FEW_TO_CALIBRATE
-    if not (is_calibrated and is_few):
+    if is_calibrated and is_few:
+        say(
+            f"fewer than {FEW_TO_CALIBRATE} held-out faces: the calibration of {before.card.name} "
+            "is kept"
+        )
+    else:
+        say("calibrating")
         calibration.pop(layout.name, None)
     card = before.card.model_copy(
         update={
