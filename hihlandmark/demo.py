@@ -113,7 +113,7 @@ class Prediction:
         for number, face in enumerate(self.faces, 1):
             lowest = int(np.argmin(face.scores))
             name = face.layout.point_names[lowest].replace("_", " ")
-            yaw, pitch, roll, _ = head_pose(face, self.size)
+            yaw, pitch, roll, _ = head_pose(face)
             # A whole number: -0.3 is 0, not -0.
             angles = [f"{round(each.value)}°" for each in (yaw, pitch, roll)]
             score = f"{face.scores[lowest]:.2f}: {name} (number {lowest})"

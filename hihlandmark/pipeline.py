@@ -90,7 +90,7 @@ class Pipeline:
         landmarker: crops -> points.
         calibration: covariances and masses -> scores.
         recrop_map: map from the tight box of the landmarker's points to their crop.
-        layout: of the faces, converted from the landmarker's; None: the same.
+        layout: of the faces, converted from the landmarker's where it is another one.
         refine: how often, at most, a face is cropped again around its points.
         any_rotation: try each face at four angles first.
         batch_size: crops that are run at once, mirrored ones included where they are in the same
@@ -100,10 +100,10 @@ class Pipeline:
     landmarker: Landmarker
     calibration: Calibration
     recrop_map: BoxMap
-    layout: Layout | None = None
-    refine: int = 1
-    any_rotation: bool = False
-    batch_size: int = 4
+    layout: Layout
+    refine: int
+    any_rotation: bool
+    batch_size: int
 
     def run(
         self, found: Iterable[Found[Key]], box_map: BoxMap, min_reliability: float = 0.0
@@ -260,7 +260,7 @@ class Pipeline:
                 reliability=float(reliability[i]),
                 visibility=visibility[i],
             )
-            face = face.to_layout(self.layout or face.layout)
+            face = face.to_layout(self.layout)
             job.owner.faces[job.index] = _enlarge(face, job.owner.factor)
             if job.owner.is_done:
                 job.owner.image = None

@@ -550,6 +550,17 @@ def test_a_run_and_its_export_leave_out_the_blocks_that_its_initial_weights_do_w
         train(every, data, tmp_path / "other", device="cpu", initial=initial, workers=0)
 
 
+def test_heads_of_another_form_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    mesh = {"auxiliary_layouts": {MESH: VERTICES}}
+    low = nested(**mesh, network={**nested().network, "decimal_rank": 4})
+    initial = build_training_network(low).state_dict()
+    _load_initial(build_training_network(low), initial)
+    _load_initial(build_training_network(nested()), initial)
+    assert not caplog.records
+    _load_initial(build_training_network(nested(**mesh)), initial)
+    assert f"start anew, at least in part: {MESH}" in caplog.text
+
+
 def test_blocks_of_stacks_that_there_are_not_are_ignored() -> None:
     changed = {**nested().network, "pruned": ["encoder.levels.4.3", "stacks.0.residual"]}
     one = build_training_network(nested(network={**changed, "stacks": 1}))

@@ -1,7 +1,7 @@
 """The `hihlandmark` command: parse arguments, call the package, print. No other logic lives here.
 
 One file per command or group of commands. Exit codes: 0 all done; 1 some inputs failed, each named
-on stderr; 2 wrong usage.
+on stderr; 2 wrong usage, or another error that ends the command; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

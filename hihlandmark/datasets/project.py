@@ -4,9 +4,9 @@
 
 One JSON object per line:
 
-- ``image``: path within the folder; ``points``: [[x, y], ...] in pixels of the upright image with
-  the center of the top-left pixel at (0, 0), or null for a point that is not annotated; ``split``:
-  a name without "/", which separates a split from a subset;
+- ``image``: path relative to the folder; ``points``: [[x, y], ...] in pixels of the upright image
+  with the center of the top-left pixel at (0, 0), or null for a point that is not annotated;
+  ``split``: a name without "/", which separates a split from a subset;
 - optional: ``visible``, a list of true and false, or of codes where 0 means fully visible;
   ``rect``, the official face rectangle xyxy; ``attributes``, an object whose entries become subsets
   (``{"pose": 1, "blur": 0, "set": "london"}`` gives "pose" and "set=london"); ``source``.

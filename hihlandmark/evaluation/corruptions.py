@@ -301,7 +301,7 @@ def measure_robustness(
 ) -> Robustness:
     """The errors of a detector under several corruptions, and without.
 
-    Costs one evaluation per severity, 27 in all, and one of unchanged images. Arguments as in
+    Costs one evaluation per severity, 26 in all, and one of unchanged images. Arguments as in
     `robustness_curve`.
     """
     every = {"": UNCORRUPTED, **corruptions}

@@ -7,7 +7,6 @@ configuration.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -80,10 +79,10 @@ class DecimalHead(nn.Module):
     ) -> None:
         super().__init__()
         self.heatmap_size = heatmap_size
-        halvings = int(math.log2(heatmap_size // bins))
+        downs = halvings(heatmap_size // bins) - 1
         self.widen = ConvBlock(in_channels, features)
         self.pool = nn.MaxPool2d(3, 2)
-        self.down = nn.Sequential(*(DownBlock(features) for _ in range(halvings - 1)))
+        self.down = nn.Sequential(*(DownBlock(features) for _ in range(downs)))
         self.mix = ConvBlock(features, features)
         self.predict = nn.Conv2d(features, points, 1)
 

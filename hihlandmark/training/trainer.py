@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -55,6 +56,8 @@ from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
 from hihlandmark.training.schedule import Plan
 from hihlandmark.training.validation import Validator
 from hihlandmark.weights.convert import from_efficientnet_lite0
+
+logger = logging.getLogger(__name__)
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 TrainingProgress = Callable[[int, int, str], None]
@@ -549,7 +552,20 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
             f"unknown or of another shape, such as {wrong[0]}. Use the same model, layouts "
             f"and network{advice}"
         )
+    missing = {_auxiliary_layout(n) for n in own.keys() - fits if not is_of_visibility(n)}
+    if changed := sorted(missing & set(map(_auxiliary_layout, initial)) - {""}):
+        logger.warning(
+            "heads that have another form in the initial weights, such as another "
+            "network.decimal_rank, start anew, at least in part: %s",
+            ", ".join(changed),
+        )
     network.load_state_dict({n: initial[n] for n in fits}, strict=False)
+
+
+def _auxiliary_layout(parameter: str) -> str:
+    """The layout of the auxiliary head that a parameter belongs to; "": it belongs to none."""
+    module, _, rest = parameter.partition(".")
+    return rest.partition(".")[0] if module == "auxiliary_heads" else ""
 
 
 def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:

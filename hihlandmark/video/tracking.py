@@ -155,8 +155,8 @@ class FaceTracker:
 
     The face detector runs in every ``detect_every``-th frame, when a face is lost, and when the
     scene changes; in every tenth at least while there is no face, or after one was lost. In all
-    other frames each crop lies around the last points of the face, which saves face detection and
-    one of two crops. The mirrored crop is run only where the detector was made with
+    other frames each crop lies around the last points of the face, which saves face detection, and
+    the second crop of ``refine=1``. The mirrored crop is run only where the detector was made with
     ``flip_test=True``: it doubles the cost and lowers the jitter by a tenth. ByteTrack (Zhang et
     al., ECCV 2022) assigns track ids by the boxes; a face keeps its id if it is missing for up to
     30 frames. The ``box`` of a face is the tight box of its points.
