@@ -552,7 +552,7 @@ def test_a_run_and_its_export_leave_out_the_blocks_that_its_initial_weights_do_w
 
 def test_heads_of_another_form_are_named(caplog: pytest.LogCaptureFixture) -> None:
     mesh = {"auxiliary_layouts": {MESH: VERTICES}}
-    low = nested(**mesh, network={**nested().network, "decimal_rank": 4})
+    low = nested(**mesh, network={**nested().network, "decimal_rank": 128})
     initial = build_training_network(low).state_dict()
     _load_initial(build_training_network(low), initial)
     _load_initial(build_training_network(nested()), initial)
