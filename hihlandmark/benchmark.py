@@ -208,7 +208,8 @@ def measure(
 
     Returns:
         Plain values for JSON: machine, model, weights, layout, default (runtime and precision of
-        "auto"), network, image, first_prediction.
+        "auto"), network (in ``precisions``), network_auto (in other ones, which "auto" takes),
+        image, first_prediction.
     """
     model = load_model(weights)
     detector = Detector(layout, weights=weights, device=device)
@@ -216,13 +217,15 @@ def measure(
     default = f"{detector.runtime.name} {detector.runtime.precision}"
     times, image_precisions = image_times(weights, name, image, device, rounds)
     milliseconds = {name: asdict(timing) for name, timing in times.items()}
+    network = network_rows(model, found_in, device, batches, rounds, precisions, default)
     return {
         "machine": machine(),
         "model": model.card.name,
         "weights": model.card.sha256,
         "layout": name,
         "default": default,
-        "network": network_rows(model, found_in, device, batches, rounds, precisions, default),
+        "network": [row for row in network if row["precision"] in precisions],
+        "network_auto": [row for row in network if row["precision"] not in precisions],
         "image": {
             "size": image.shape[:2],
             "milliseconds": milliseconds,
@@ -235,7 +238,7 @@ def measure(
 def markdown(figures: Mapping[str, Any]) -> str:
     """What `measure` returned, as Markdown."""
     network = []
-    for row in figures["network"]:
+    for row in (*figures["network"], *figures["network_auto"]):
         speedup, distance = f"{row['speedup']:.2f}", f"{row['distance']:.2g}"
         timing = Timing(**row["milliseconds"])
         name = f"{row['runtime']} (default)" if row["is_default"] else row["runtime"]

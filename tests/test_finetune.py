@@ -574,7 +574,8 @@ def evaluation(error: float, count: int) -> Evaluation:
         (-0.5, 10, "Fine-tuning helped"),
         (0.5, 10, "did not help"),
         (-0.5, 9, "9 held-out faces are too few .* chance"),
-        (0.5, 1, "1 held-out face is too few .* chance"),
+        (-0.5, 1, "1 held-out face is too few .* chance"),
+        (0.5, 1, "did not help"),
     ],
 )
 def test_verdict_says_plainly_whether_it_helped(shift: float, count: int, word: str) -> None:

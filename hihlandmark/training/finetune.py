@@ -119,6 +119,11 @@ class Outcome:
         change = self.after.face_errors - self.before.face_errors
         change = change[np.isfinite(change)]
         count = len(change)
+        if after >= before:
+            return (
+                f"Fine-tuning did not help: the error on {count} faces was {100 * before:.2f} % "
+                f"and is {100 * after:.2f} %. The weights that it started from are better."
+            )
         if count < FEW_TO_CALIBRATE:
             faces = "1 held-out face is" if count == 1 else f"{count} held-out faces are"
             return (
@@ -126,12 +131,7 @@ class Outcome:
                 f"{100 * before:.2f} % to {100 * after:.2f} %, which may be chance. Hold out "
                 f"{FEW_TO_CALIBRATE} or more."
             )
-        doubt = 2 * change.std(ddof=1) / np.sqrt(len(change))
-        if after >= before:
-            return (
-                f"Fine-tuning did not help: the error on {count} faces was {100 * before:.2f} % "
-                f"and is {100 * after:.2f} %. The weights that it started from are better."
-            )
+        doubt = 2 * change.std(ddof=1) / np.sqrt(count)
         chance = "" if before - after > doubt else ", a difference that may be chance"
         return (
             f"Fine-tuning helped: the error on {count} faces fell from {100 * before:.2f} % to "
