@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -425,13 +425,11 @@ class Detector:
         def taken() -> Iterator[ImageInput | ReducedImage | ImageError]:
             for image in images:
                 try:
-                    is_kept = holds_all and not hasattr(image, "read")
-                    yield image if is_kept else settled(image, load, self.limits["max_bytes"])
+                    yield settled(image, load, self.limits["max_bytes"])
                 except ImageError as error:
                     yield error
 
-        holds_all = isinstance(images, (Sequence, np.ndarray))
-        ahead = images if isinstance(images, Sequence) and len(images) == 1 else taken()
+        ahead = images if isinstance(images, (list, tuple, np.ndarray)) else taken()
         found = map_ahead(find, ahead, workers or default_workers())
         box_map = self.box_map(self.face_detector.name)
         results = self.pipeline.run(found, box_map, min_reliability)

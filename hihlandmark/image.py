@@ -212,14 +212,14 @@ def settled(
 ) -> ImageInput | ReducedImage:
     """An image of an iterator that stays what it is while the iterator goes on, in any thread.
 
-    Files are read, as members of an archive share one position. An array, which may be filled
-    again, is copied; PIL images are loaded, as frames of an animation are one object, unless they
-    have a file of their own.
+    Files are read, as members of an archive share one position, large ones into pixels. An array,
+    which may be filled again, is copied; PIL images are loaded, as frames of an animation are one
+    object, unless they have a file of their own, which must stay open.
 
     Args:
         image: the last one of the iterator.
         load: reads it.
-        max_bytes: limit on files that cannot seek.
+        max_bytes: limit on files that cannot seek, and on those that are not loaded.
 
     Raises:
         ImageError: it cannot be read.
@@ -233,9 +233,10 @@ def settled(
     if hasattr(image, "read") and not inspect.iscoroutinefunction(image.read):
         with _opened(image, 0, max_bytes) as (file, source):
             try:
-                return io.BytesIO(file.read())
+                content = file.read(max_bytes + 1)
             except Exception as error:  # as in _seekable
                 raise ImageError(f"cannot read {source}: {error}") from error
+            return io.BytesIO(content) if len(content) <= max_bytes else load(file)
     return image
 
 

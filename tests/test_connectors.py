@@ -100,5 +100,7 @@ def test_missing_packages_are_named(
 
 
 def test_errors_of_images_are_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"image 1 is an error \(damaged\)"):
-        to_pandas([[], ImageError("damaged")])  # type: ignore[list-item]
+    error: Any = ImageError("damaged")
+    for convert in (lambda: to_pandas([[], error]), lambda: to_supervision(error)):
+        with pytest.raises(ConfigurationError, match=r"no faces but an error \(damaged\)"):
+            convert()

@@ -181,7 +181,7 @@ def test_prepare_packs_the_splits_of_several_sets(data: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert "4 faces" in result.stdout  # three of the first set, one of the second
     assert "unreadable.png" in result.stdout
-    assert f"{data} also has val; --split train --split val packs all" in result.stdout
+    assert f"{data} also has val: pack them by --split NAME" in result.stdout
     assert f"{other} also has" not in result.stdout
     info = run("info", out)
     assert info.exit_code == 0, info.output

@@ -2,7 +2,6 @@ import io
 import logging
 import pickle
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -453,7 +452,8 @@ def frames_of_one_object(kind: str, frames: list[Pixels]) -> Iterator[Any]:
         content.seek(0)
         with tarfile.open(fileobj=content) as archive:
             for member in archive:
-                yield archive.extractfile(member)
+                with archive.extractfile(member) as file:
+                    yield file
     else:
         content = io.BytesIO()
         first, *others = map(Image.fromarray, frames)
@@ -471,12 +471,15 @@ def test_images_of_an_iterator_are_those_that_it_gave(
     np.testing.assert_allclose(np.diff(middles), 30, atol=1.5)
 
 
-def test_members_of_an_archive_may_stand_in_a_list(detector: Detector, astronaut: Pixels) -> None:
-    frames = [np.roll(astronaut, 30 * number, axis=1) for number in range(5)]
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for number, frame in enumerate(frames):
-            archive.writestr(f"{number}.png", encoded(frame))
-    with zipfile.ZipFile(content) as archive:
-        members = [archive.open(name) for name in archive.namelist()]
-        assert [len(faces) for faces in detector.predict_many(members, workers=3)] == [1] * 5
+def test_large_files_of_an_iterator_are_read_as_little_as_others(detector: Detector) -> None:
+    class Endless(io.BytesIO):
+        most = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            Endless.most = max(Endless.most, size if size is not None else -1, -1)
+            return b"x" * min(size if size is not None and size >= 0 else 10**9, 10**6)
+
+    limited = detector.with_options(max_bytes=1000)
+    (found,) = limited.predict_many((Endless() for _ in range(1)), on_error="yield")
+    assert isinstance(found, ImageError)
+    assert Endless.most <= 10**6

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import encoded
 from PIL import Image
@@ -268,6 +269,7 @@ def test_images_read_ahead_come_before_the_error_of_their_iterator(
 def test_settings_hold_what_is_searched_and_how_points_are_decoded(detector: Detector) -> None:
     before = settings_of(detector)
     assert before.keys().isdisjoint({"min_box_score", "detection_size", "decoder"})
+    assert json.dumps(settings_of(detector.with_options(min_face=np.int64(50))))
     changes = {"min_face": 50, "min_box_score": 0.9, "detection_size": 320, "decoder": "argmax"}
     assert settings_of(detector.with_options(**changes)) == {**before, **changes}
     own = detector.with_options(decoder=detector.card.decoding.decoder)

@@ -561,11 +561,39 @@ def test_images_in_archives_and_tables_have_paths(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"image": list(members.values())}), table)
     paths = [f"{zipped}/sub/2.png", f"{zipped}/sub/0.png", f"{packed}/sub/1.png", f"{table}#2"]
     listed = tmp_path / "list.txt"
-    listed.write_text("\n".join(f"{path}\twhy it failed" for path in [*paths, f"{zipped}/no.png"]))
-    *found, missing = find(f"@{listed}")
-    assert sorted(source.path for source in found) == sorted(paths)
-    assert all(source.problem is None for source in found)
-    assert "holds no such image" in str(missing.problem)
+    lines = [*paths, f"{zipped}/no.png"]
+    listed.write_text("\n".join(f"{path}\twhy it failed" for path in lines))
+    found = find(f"@{listed}")
+    assert sorted(source.path for source in found if source.problem is None) == sorted(paths)
+    (problem,) = problems(found)
+    assert "holds no such image" in problem
+    (again,) = find(f"{tmp_path}/.//a.zip//sub/2.png")
+    assert again.path == paths[0]
+    zipped.write_bytes(b"no archive")
+    assert "zip" in problems(find(paths[0]))[0], "the reason is told"
+
+
+def test_archives_are_read_once_for_all_paths_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for archive in ("a.tar", "b.tar"):
+        write_tar(tmp_path / archive, {f"{number}.png": png() for number in range(5)})
+        paths += [f"{tmp_path / archive}/{number}.png" for number in range(4)]
+    opened: list[int] = []
+    open_ = tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *a, **k: opened.append(1) or open_(*a, **k))
+    random.Random(0).shuffle(paths)
+    assert sorted(source.path for source in find(*paths)) == sorted(paths)
+    assert len(opened) == 2
+
+
+def test_patterns_of_folders_find_archives_too(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(png())
+    write_tar(tmp_path / "sub" / "b.tar", {"c.png": png()})
+    found = find(tmp_path / "**")
+    assert [os.path.basename(source.path) for source in found] == ["a.png", "c.png"]
 
 
 def test_one_image_has_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,10 +606,12 @@ def test_one_image_has_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", ["jsonl", "parquet"])
 def test_drawings_in_folders_of_results_are_no_input(tmp_path: Path, name: str) -> None:
-    (tmp_path / "a.png").write_bytes(png())
-    (source,) = find(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for path in (tmp_path / "a.png", tmp_path / "sub" / "b.png"):
+        path.write_bytes(png())
+    sources = find(tmp_path)
     with ResultFolder(tmp_path / "out", name, {}, drawings=True) as folder:
-        for each in folder.pending([source]):
+        for each in folder.pending(sources):
             folder.add(Result(each, size=(21, 10), layout=W300_68), png(1))
-    assert len(list((tmp_path / "out").rglob("*.landmarks.png"))) == 1
-    assert names(find(tmp_path)) == ["a.png"]
+    assert len(list((tmp_path / "out").rglob("*.landmarks.png"))) == 2
+    assert names(find(tmp_path)) == ["a.png", "sub/b.png"]

@@ -726,6 +726,11 @@ def test_a_path_with_weights_comes_before_packaged_weights_of_its_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hih-small").mkdir()
     assert find_weights("hih-small").source == "hih-small, packaged", "there are none in the folder"
+    for other in ("x.json", "x.safetensors"):
+        (tmp_path / "hih-small" / other).write_text("{}")
+    assert find_weights("hih-small").source == "hih-small, packaged", "nor here"
+    for other in ("x.json", "x.safetensors"):
+        (tmp_path / "hih-small" / other).unlink()
     for name, content in contents(saved).items():
         (tmp_path / "hih-small" / name).write_bytes(content)
     assert find_weights("hih-small").card.name == "tiny"

@@ -37,7 +37,7 @@ def bench(
 
     refuse_existing(json_file)
     figures = benchmark.measure(
-        str(find_weights(weights, model=model).path), layout,
+        str(find_weights(weights, model=model).card_path), layout,
         load_image(image or options.astronaut()), resolve_device(device),
         batches=batch or (1, 8), rounds=rounds,
         precisions=("fp32", "bf16", "int8") if all_precisions else ("fp32",),

@@ -279,8 +279,7 @@ def _print_other_splits(folder: Path, data_format: str) -> None:
     _, found = dataset_splits(folder, data_format)
     # Subsets are within their split.
     if others := [split for split in found if split != "train" and "/" not in split]:
-        options = " ".join(f"--split {split}" for split in ("train", *others))
-        print(f"{folder} also has {', '.join(others)}; {options} packs all")
+        print(f"{folder} also has {', '.join(others)}: pack them by --split NAME, which repeats")
 
 
 @app.command()

@@ -314,6 +314,7 @@ def _print_record(result: Result) -> None:
 def _count_in_background(paths: list[str], out: Path | None) -> dict[str, int]:
     """A dictionary that gets the number of ``images``, unless archives or URLs must be read."""
     from hihlandmark.io import IMAGE_SUFFIXES, find_images
+    from hihlandmark.io.sources import split_archive
 
     total: dict[str, int] = {}
 
@@ -321,7 +322,10 @@ def _count_in_background(paths: list[str], out: Path | None) -> dict[str, int]:
         total["images"] = sum(1 for _ in find_images(paths, exclude=out))
 
     suffixes = ("", *IMAGE_SUFFIXES)
-    is_quick = all("://" not in path and Path(path).suffix.lower() in suffixes for path in paths)
+    is_quick = all(
+        "://" not in path and Path(path).suffix.lower() in suffixes and split_archive(path) is None
+        for path in paths
+    )
     if is_quick:
         threading.Thread(target=count, daemon=True).start()
     return total

@@ -35,6 +35,7 @@ def to_supervision(faces: Sequence[Face]) -> supervision.KeyPoints:
     """
     with missing_extra("video"):
         import supervision
+    _refuse_error(faces)
     if not faces:
         return supervision.KeyPoints.empty()
     if len({face.layout.name for face in faces}) > 1:
@@ -71,6 +72,7 @@ def to_fiftyone(faces: Iterable[Face], image_size: tuple[int, int]) -> fiftyone.
 
     Points are in 0..1, relative to ``image_size``, the width and height of the image in pixels.
     """
+    _refuse_error(faces)
     package = _require("fiftyone")
     keypoints = [
         package.Keypoint(
@@ -107,6 +109,7 @@ def to_label_studio(
         to_name: ``toName`` of ``<KeyPointLabels>`` and of ``<RectangleLabels>``.
         boxes_name: ``name`` of ``<RectangleLabels>``, with the label "face".
     """
+    _refuse_error(faces)
     width, height = image_size
     common = {"to_name": to_name, "original_width": width, "original_height": height}
     common |= {"image_rotation": 0}
@@ -169,13 +172,16 @@ def _relative(face: Face, image_size: tuple[int, int]) -> Any:
 
 def _rows(images: Iterable[Sequence[Face]]) -> Iterable[dict[str, Any]]:
     for image, faces in enumerate(images):
-        if isinstance(faces, ImageError):
-            raise ConfigurationError(
-                f"image {image} is an error ({faces}): leave it out, or pass [] in its place"
-            )
+        _refuse_error(faces)
         for number, face in enumerate(faces):
             for row in face.to_rows():
                 yield {"image": image, "face": number} | row
+
+
+def _refuse_error(faces: object) -> None:
+    """Raise `ConfigurationError` for what `Detector.predict_many` yields for a damaged image."""
+    if isinstance(faces, ImageError):
+        raise ConfigurationError(f"these are no faces but an error ({faces}): leave it out")
 
 
 def _require(package: str) -> Any:

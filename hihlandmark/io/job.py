@@ -26,6 +26,7 @@ from itertools import count
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from hihlandmark.errors import ConfigurationError, ImageError
@@ -82,12 +83,15 @@ _NAME_ERRORS = frozenset(
 
 
 def settings_of(detector: Detector) -> dict[str, Any]:
-    """What the results of a detector depend on, as resolved, for `ResultFolder`."""
+    """What the results of a detector depend on, for `ResultFolder`.
+
+    As resolved, but for the options of the face detector, which are those that were given.
+    """
     arguments = detector.arguments
-    searched = {name: arguments[name] for name in ("min_box_score", "detection_size")}
-    decoder = arguments["decoder"]
-    if decoder != detector.card.decoding.decoder:
-        searched["decoder"] = decoder
+    names = ("min_face", "min_box_score", "detection_size")
+    own = {name: np.asarray(arguments[name]).tolist() for name in names}  # NumPy's numbers too
+    if arguments["decoder"] != detector.card.decoding.decoder:
+        own["decoder"] = arguments["decoder"]
     return {
         "layout": detector.layout.name,
         "model": detector.card.name,
@@ -99,9 +103,8 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "any_rotation": detector.pipeline.any_rotation,
         "flip_test": detector.landmarker.flip_test,
         "shape_prior": detector.landmarker.shape_prior is not None,
-        "min_face": arguments["min_face"],
-        # What is at its default is left out.
-        **{name: value for name, value in searched.items() if value is not None},
+        "min_face": own.pop("min_face"),
+        **{name: value for name, value in own.items() if value is not None},
     }
 
 

@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
 from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
@@ -227,26 +226,13 @@ class _Finder:
 
         Failures among the paths are passed on.
         """
-        for archive, members in groupby(paths, _archive_of):
-            if archive is None:
-                yield from self._find(members, lists)
-            else:
-                yield from self._members(archive, members)
-
-    def _members(self, archive: str, paths: Iterable[str | Source]) -> Iterator[Source]:
-        """Images in an archive or a table, by the paths that they have as sources."""
-        wanted = dict.fromkeys(map(str, paths))
-        for source in self._local(archive):
-            if source.path in wanted:
-                del wanted[source.path]
-                yield source
-        for path in wanted:
-            yield _failure(path, f"{archive} holds no such image")
-
-    def _find(self, paths: Iterable[str | Source], lists: tuple[str, ...]) -> Iterator[Source]:
+        members: dict[str, set[str]] = {}  # of archives, which are read once, at the end
         for path in paths:
             if isinstance(path, Source):
                 yield path
+            elif (place := split_archive(path)) is not None:
+                archive, member = place
+                members.setdefault(archive, set()).add(archive + member)
             elif path.lower().startswith(("http://", "https://")):
                 yield Source(path, re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "image")
             elif path.lower().startswith(("file://", "local://")):
@@ -263,13 +249,29 @@ class _Finder:
                 yield Source(path, PurePath(path).name)  # fails when it is read
             else:
                 yield from self._matching(path)
+        for archive, wanted in members.items():
+            yield from self._members(archive, wanted)
+
+    def _members(self, archive: str, wanted: set[str]) -> Iterator[Source]:
+        """Images in an archive or a table, by the paths that they have as sources."""
+        for source in self._local(archive):
+            if source.path in wanted:
+                wanted.remove(source.path)
+                yield source
+            elif source.path == archive:  # why it cannot be read
+                yield source
+            if not wanted:
+                return
+        for path in sorted(wanted):
+            yield _failure(path, f"{archive} holds no such image")
 
     def _matching(self, pattern: str) -> Iterator[Source]:
         matches = sorted(glob.glob(pattern, recursive=True))
         folders: set[PurePath] = set()  # "**" matches what is in them as well
         for match in matches:
             path = PurePath(match)
-            if not folders.isdisjoint(path.parents):
+            is_searched = not match.lower().endswith((*ARCHIVE_SUFFIXES, ".parquet"))
+            if is_searched and not folders.isdisjoint(path.parents):
                 continue
             if os.path.isdir(match):
                 folders.add(path)
@@ -303,6 +305,7 @@ class _Finder:
         unreadable: list[OSError] = []
         root = os.path.realpath(folder)
         seen = {root}  # links may lead to one folder, or to one above it
+        results: dict[str, bool] = {}  # whether folders are those of a job: drawings are no input
         for parent, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
             names = sorted(each for each in folders if each != _MACOS)
             folders.clear()
@@ -314,7 +317,9 @@ class _Finder:
                 if not is_repeated and not self._is_excluded(place):
                     folders.append(each)
                     seen.add(place)
-            if any(file.startswith(MANIFEST) for file in files):  # drawings are no input
+            is_job = any(file.startswith(MANIFEST) for file in files)
+            results[parent] = is_job or results.get(os.path.dirname(parent), False)
+            if results[parent]:
                 files = [file for file in files if not file.endswith(DRAWING)]
             for file in filter(_may_be_image, sorted(files)):
                 path = os.fspath(PurePath(parent, file))
@@ -463,8 +468,15 @@ class _Finder:
             for each in found:
                 is_below = each.startswith(inner.rstrip("/") + "/")
                 name = os.path.relpath(each, inner) if is_below else PurePath(each).name
-                url = path if each == inner else system.unstrip_protocol(each)
-                yield self._remote_image(system, each, url, _name_in("", name))
+                is_chained = "::" in path  # the address of a file within a file
+                url = path if is_chained and each == inner else system.unstrip_protocol(each)
+                try:
+                    source = self._remote_image(system, each, url, _name_in("", name))
+                except Exception as error:
+                    if each == inner:
+                        raise
+                    source = _failure(url, _unreachable(error))
+                yield source
         except ImportError as error:
             yield _failure(path, f"fsspec lacks a package: {error}")
         except Exception as error:  # file systems raise errors of many kinds
@@ -478,23 +490,29 @@ class _Finder:
             _check_size(details.get("size") or 0, self.max_bytes)
         except ImageError as error:
             return _failure(url, error)
-        except Exception as error:  # file systems raise errors of many kinds
-            return _failure(url, _unreachable(error))
         known = (details.get(key) for key in ("size", "etag", "ETag", "mtime", "LastModified"))
         stamp = "-".join(str(value) for value in known if value is not None)
         return Source(url, name, stamp, partial(system.cat_file, inner))
 
 
-def _archive_of(path: str | Source) -> str | None:
-    """The archive or table in which a path such as "a.zip/1.jpg" or "a.parquet#1" lies."""
-    if isinstance(path, Source) or "://" in path or "\0" in path or os.path.lexists(path):
+_MEMBER = re.compile(
+    rf"(?P<archive>.+?(?:{'|'.join(map(re.escape, ARCHIVE_SUFFIXES))}))/+(?P<member>.+)"
+    r"|(?P<table>.+\.parquet)(?P<row>#\d+)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def split_archive(path: str) -> tuple[str, str] | None:
+    """The archive or table in which an image lies, and the rest of its path.
+
+    Of "a.zip/1.jpg" and "a.parquet#1"; None for other paths. A folder may be named "a.zip" as well.
+    """
+    match = _MEMBER.fullmatch(path)
+    if match is None or "://" in path or os.path.lexists(path):
         return None
-    table, is_row, number = path.rpartition("#")
-    if is_row and number.isdecimal() and table.lower().endswith(".parquet"):
-        return table if os.path.isfile(table) else None
-    places = map(os.fspath, PurePath(path).parents)
-    archives = (each for each in places if each.lower().endswith(ARCHIVE_SUFFIXES))
-    return next(filter(os.path.isfile, archives), None)
+    archive = match["archive"] or match["table"]
+    rest = match["row"] or f"/{match['member']}"
+    return (os.fspath(PurePath(archive)), rest) if os.path.isfile(archive) else None
 
 
 def _unreachable(error: Exception) -> str:

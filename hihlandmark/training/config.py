@@ -434,7 +434,8 @@ def _problems(error: ValidationError) -> list[str]:
             continue  # wrong items are not counted
         message = problem["msg"]
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            nearest = get_close_matches(str(place[-1]), _all_keys(), n=1)
+            others = _all_keys() - {place[-1]}  # it may be the key of another table
+            nearest = get_close_matches(str(place[-1]), others, n=1, cutoff=0.75)
             message = f"unknown key, did you mean {nearest[0]}?" if nearest else "unknown key"
         lines.append(f"{'.'.join(map(str, place)) or 'the file'}: {message}")
     return lines

@@ -189,7 +189,7 @@ def finetune(
         WeightsError: the weights cannot be found or read.
     """
     chosen_device = resolve_device(device)
-    start = find_weights(weights, model=model).path
+    start = find_weights(weights, model=model).card_path
     loaded = load_model(start)
     if not isinstance(loaded.network, Nested):
         raise ConfigurationError(

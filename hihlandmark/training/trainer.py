@@ -121,9 +121,9 @@ def train(
     ]
     settings = configuration.self_training
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
-    checkpoint = load_checkpoint(run / LAST) if (run / LAST).exists() else {}
-    start = checkpoint.get("network", initial)
+    start = load_checkpoint(run / LAST).get("network") if (run / LAST).exists() else initial
     network = build_training_network(with_blocks_of(configuration, start))
+    del start  # as large as the network
     own = network.configuration
     validation = configuration.validation
     splits = {
@@ -192,8 +192,10 @@ def with_blocks_of(
         return configuration
     network = build_training_network(configuration)
     blocks = blocks_left_out(network, state) if isinstance(network, Nested) else []
-    if not blocks:
-        return configuration
+    others = without_blocks(network.state_dict(), blocks)
+    if not blocks or any(n not in state and not _may_be_missing(n) for n in others):
+        return configuration  # as it is, or for weights of another network
+    logger.info("residual blocks that the weights do without: %s", ", ".join(blocks))
     return configuration.model_copy(update={"network": {**configuration.network, "pruned": blocks}})
 
 
@@ -539,9 +541,7 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     initial = without_blocks(initial, getattr(network.configuration, "pruned", ()))
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
-    wrong = sorted(
-        n for n in different if not n.startswith("auxiliary_heads.") and not is_of_visibility(n)
-    )
+    wrong = sorted(n for n in different if not _may_be_missing(n))
     if wrong:
         blocks = blocks_left_out(network, initial) if isinstance(network, Nested) else []
         lacking = tuple(f"{block}." for block in blocks)
@@ -560,6 +560,11 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
             ", ".join(changed),
         )
     network.load_state_dict({n: initial[n] for n in fits}, strict=False)
+
+
+def _may_be_missing(parameter: str) -> bool:
+    """Whether weights to start from may lack a parameter."""
+    return parameter.startswith("auxiliary_heads.") or is_of_visibility(parameter)
 
 
 def _auxiliary_layout(parameter: str) -> str:

@@ -32,11 +32,13 @@ class WeightFiles:
     Attributes:
         card: the model card.
         path: of the weights file.
+        card_path: of the card, by which these weights are found again.
         source: where they were found: a path, or the name of packaged weights or of a repository.
     """
 
     card: ModelCard
     path: Path
+    card_path: Path
     source: str
 
 
@@ -103,10 +105,11 @@ def find_packaged(name: str) -> WeightFiles:
 
 
 def _holds_weights(path: Path) -> bool:
-    """Whether a path is a file, or a folder with weights: rather than a packaged name."""
-    if path.is_dir():
-        return bool(_cards_with_weights(file.name for file in path.iterdir()))
-    return path.is_file()
+    """Whether a path is a folder with weights, rather than a packaged name."""
+    if not path.is_dir():
+        return False
+    cards = _cards_with_weights(file.name for file in path.iterdir())
+    return any(_is_card(path / name) for name in cards)
 
 
 def _find_path(path: Path, model: str) -> WeightFiles:
@@ -170,7 +173,7 @@ def _file_beside(card_path: Path, source: str) -> WeightFiles:
     path = card_path.with_name(card.file)
     if not path.is_file():
         raise WeightsError(f"{path} is missing: copy it beside the model card {card_path.name}.")
-    return WeightFiles(card, path, source)
+    return WeightFiles(card, path, card_path, source)
 
 
 def pull_weights(
