@@ -355,7 +355,13 @@ def _converted(correlation: ErrorCorrelation, source: Layout, target: Layout) ->
 
 
 def _rounded(array: FloatArray, digits: int = 3) -> list[Any]:
-    return np.round(array.astype(np.float64), digits).tolist()
+    """As lists of numbers; None, JSON's null, for what is not finite."""
+    rounded, known = np.round(array.astype(np.float64), digits), np.isfinite(array)
+    if known.all():
+        return rounded.tolist()
+    shown = rounded.astype(object)
+    shown[~known] = None
+    return shown.tolist()
 
 
 def _image_of(face: Face) -> Image | None:

@@ -548,11 +548,12 @@ def _measure(
         return start, propagate(change, shapes[:, used], directions)[1]
 
     # Faces of one detector share their correlation; a few at a time, which bounds memory.
+    at_once = max(_AT_ONCE // layout.size**2, 1)
     batches: list[list[Face]] = []
     for face in faces:
         if (
             batches
-            and len(batches[-1]) < _AT_ONCE
+            and len(batches[-1]) < at_once
             and batches[-1][0].correlation is face.correlation
         ):
             batches[-1].append(face)
@@ -562,7 +563,8 @@ def _measure(
     return np.concatenate(values), np.concatenate(covariances)
 
 
-_AT_ONCE = 64
+_AT_ONCE = 64 * 98**2
+"""Faces whose measures are computed at once, times their squared number of points."""
 
 
 def _one(values: FloatArray, covariance: FloatArray, single: bool, part: int = 0) -> Measurement:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hihlandmark import Detector, Face
+from hihlandmark import ConfigurationError, Detector, Face
 from hihlandmark.layouts import get_layout
 from hihlandmark.measures import Measurement
 from hihlandmark.video import Track, blinks, collect_tracks, track
@@ -101,3 +101,9 @@ def test_blinks_of_clips_are_those_counted_by_eye(clip: str) -> None:
     assert [eye for eye, _ in found] == [eye for eye, _, _ in expected]
     for (_, lowest), (_, first, last) in zip(found, expected, strict=True):
         assert first <= lowest <= last
+
+
+def test_times_that_decrease_are_an_error() -> None:
+    openness = Measurement(np.full((4, 2), 0.3), np.full((4, 2), 0.01))
+    with pytest.raises(ConfigurationError, match="decrease"):
+        find_blinks(np.array([0, 1, 0, 1.0]), openness)

@@ -509,3 +509,15 @@ def test_a_converted_layout_calibrates_the_one_that_the_network_predicts(
     assert set(find_weights(weights).card.calibration) == {"WFLW98"}
     fitted = Detector(68, weights=weights, device="cpu", runtime="torch").pipeline.calibration
     assert fitted != Calibration()
+
+
+def test_few_far_points_leave_the_scores_to_spread_and_mass() -> None:
+    few = statistics_of(np.ones_like, faces=5)
+    random = np.random.default_rng(0)
+    spread = [0, -3.0, 3.0] * random.random(few.features.shape)
+    few = replace(few, features=few.features + spread)
+    easy = fit(few)
+    scores = easy.scores_of(few.features)
+    assert scores.mean() == pytest.approx(250.5 / 251, abs=1e-3)
+    unsure = easy.scores_of(few.features + np.array([0, 3.0, -8.0]))
+    assert unsure.mean() < 0.5, "a hidden mouth has low scores"

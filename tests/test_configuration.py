@@ -1,9 +1,11 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import as_toml, tiny
+from pydantic import ValidationError
 
 from hihlandmark import ConfigurationError
 from hihlandmark.crop import BoxMap
@@ -144,3 +146,22 @@ def test_layouts_of_ones_own_have_a_crop_where_they_are_validated_and_exported()
     register_layout(layout)
     configuration = tiny(layouts=["OWN29"], canonical_scale=1.5)
     assert configuration.box_maps()["landmarks:OWN29"] == BoxMap((0.0, 0.0), 1.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"name": "my model/1"}, "name"),
+        ({"sets": [{"share": float("inf")}]}, "share"),
+        ({"sets": [{"share": 1}, {"folder": "b"}]}, "all sets or for none"),
+        ({"sets": [{"names": "["}]}, "regular expression"),
+        ({"sets": [{"ignored": [-1]}]}, "ignored"),
+        ({"sets": [{"ignored": ["5-2"]}]}, "ends before it begins"),
+        ({"seed": -1}, "seed"),
+        ({"canonical_scale": float("inf")}, "canonical_scale"),
+        ({"optimizer": {"betas": [1.5, 0.9]}}, "betas"),
+    ],
+)
+def test_wrong_values_are_named_before_the_training(values: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        tiny(**values)

@@ -411,3 +411,13 @@ def test_faces_that_the_unit_cannot_measure_are_an_error(tmp_path: Path) -> None
     assert isinstance(result.exception, DataError)
     assert "--normalize interocular" in str(result.exception)
     assert CliRunner().invoke(app, [*options, "--normalize", "box"]).exit_code == 0
+
+
+def test_faces_whose_unit_is_0_are_not_judged() -> None:
+    evaluation = small_evaluation()
+    units = dict(evaluation.units)
+    units["interocular"] = units["interocular"].copy()
+    units["interocular"][0] = 0
+    errors = replace(evaluation, units=units).face_errors
+    assert np.isnan(errors[0])
+    np.testing.assert_array_equal(errors[1:], evaluation.face_errors[1:])

@@ -277,3 +277,13 @@ def test_converted_faces_share_their_correlation() -> None:
     assert one.correlation is other.correlation
     assert one.correlation is not None
     assert one.correlation.std.shape == (68, 2)
+
+
+def test_unknown_points_are_null_in_json() -> None:
+    face = face_of(COFW29)
+    points = face.points.copy()
+    points[3] = np.nan
+    face = replace(face, points=points)
+    values = json.loads(face.to_json(), parse_constant=lambda name: pytest.fail(name))
+    assert values["points"][3] == [None, None]
+    np.testing.assert_array_equal(np.isnan(Face.from_dict(values).points), np.isnan(points))

@@ -663,3 +663,27 @@ def test_a_failing_encoder_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         video.__exit__(None, None, None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_smoothing_starts_anew_where_time_jumps_back(
+    frames: list[Image], detector: Detector
+) -> None:
+    raw, smooth = (FaceTracker(detector, smooth=each) for each in (False, True))
+    times = [0.0, 0.04, 0.08, 0.0, 0.04]
+    for index, time in enumerate(times):
+        frame = Frame(frames[index], index, time)
+        ((plain,), (filtered,)) = (tracker.update(frame) for tracker in (raw, smooth))
+        if time == 0:
+            np.testing.assert_array_equal(plain.points, filtered.points)
+
+
+def test_frames_of_another_size_and_earlier_time_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with AnnotatedVideo(path) as video:
+        for size, time in ((64, 0.0), (64, 0.04), (128, 0.0), (128, 0.04)):
+            video.add(np.full((size, size, 3), 200, np.uint8), time)
+    found = list(read_frames(path))
+    assert [frame.time for frame in found] == pytest.approx([0, 0.04, 0.08, 0.12], abs=1e-3)
+    assert found[-1].image.mean() == pytest.approx(200, abs=3)
+    with pytest.raises(ConfigurationError, match=r"\.mp4"):
+        AnnotatedVideo(tmp_path / "out.avi")

@@ -16,6 +16,7 @@ from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
+from hihlandmark.reliability import sigmoid
 from hihlandmark.uncertainty import whitening_axes
 from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, Correlation, calibration_features
 
@@ -25,6 +26,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MEDIAN_CHI2 = 2 * np.log(2)
 """Median of the squared Mahalanobis distance of a 2-D Gaussian."""
 RIDGE = 1e-4
+FEW_FAR = 10
+"""With fewer points that are not near, these do not show how scores follow from spread and mass."""
 """On standardized features. Keeps the fit finite when every point of a small split is near."""
 FACES_FOR_PARTS = 50
 """With fewer faces, parts have no bias of their own: the points of a part err together. Fitted to
@@ -253,7 +256,9 @@ def _fit_scores(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple[f
     They maximize the likelihood of "within `NEAR`".
     """
     known = statistics.known
-    features = statistics.features[known]
+    features, near = statistics.features[known], statistics.near[known]
+    if np.count_nonzero(~near) < FEW_FAR:
+        return _rounded(_with_usual_slopes(features, near)), ()
     # The ridge must not depend on the scale of the features, which are strongly correlated.
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     mean[0], std[0] = 0, 1  # the constant
@@ -262,10 +267,22 @@ def _fit_scores(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple[f
     of_parts = np.broadcast_to(parts, (*known.shape, parts.shape[1]))[known]
     columns = np.concatenate([(features - mean) / std, of_parts], axis=1)
     ridge = np.full(columns.shape[1], RIDGE)
-    found = fit_logistic(columns, statistics.near[known].astype(np.float64), ridge)
+    found = fit_logistic(columns, near.astype(np.float64), ridge)
     weights, biases = found[: len(mean)] / std, parts @ found[len(mean) :]
     weights[0] -= mean @ weights
     return _rounded(weights), _rounded(biases) if parts.shape[1] else ()
+
+
+def _with_usual_slopes(features: FloatArray, near: BoolArray) -> FloatArray:
+    """Weights of which the constant alone is fitted: the mean score is the share of near points."""
+    with missing_extra("train"):
+        from scipy.optimize import brentq
+
+    usual = Calibration()
+    logits = features @ np.array([0, usual.spread, usual.mass])
+    share = (np.count_nonzero(near) + 0.5) / (len(near) + 1)
+    bias = brentq(lambda bias: sigmoid(bias + logits).mean() - share, -100, 100)
+    return np.array([bias, usual.spread, usual.mass])
 
 
 def _rounded(values: FloatArray) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from hihlandmark.cli.options import (
     WeightsOption,
     make_detector,
     progress_bar,
+    refuse_ambiguous,
 )
 from hihlandmark.errors import ConfigurationError, missing_extra
 
@@ -106,6 +107,8 @@ def calibrate(
     target = None if dry_run else card_to_write(files, out)
     splits = list(dict.fromkeys(split))  # no face is in two folds
     faces = _read_splits(data, splits, data_format, annotated)
+    if annotated is None:
+        refuse_ambiguous(faces, files.card)
     if held_out:
         _, faces = faces.split(held_out)
     detector = make_detector(

@@ -27,6 +27,7 @@ from hihlandmark.cli.options import (
     WeightsOption,
     make_detector,
     progress_bar,
+    refuse_ambiguous,
 )
 
 
@@ -137,9 +138,12 @@ def evaluate_split(
         new_figure(1, 1)  # a missing package is an error before the work, not after it
         refuse_other_files(out)
         out.mkdir(parents=True, exist_ok=True)
-    if weights is not None:
-        register_layouts(find_weights(weights, model=model).card)  # for the reader of the faces
+    card = None if weights is None else find_weights(weights, model=model).card
+    if card is not None:
+        register_layouts(card)  # for the reader of the faces
     faces = read_faces(data, split, format=data_format, layout=annotated)
+    if card is not None and annotated is None:
+        refuse_ambiguous(faces, card)
     detector = make_detector(
         layout or protocol.annotated_layout(faces).name,
         model,

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
-from hihlandmark.errors import missing_extra
+from hihlandmark.errors import ConfigurationError, missing_extra
 
 # As `image.MAX_PIXELS` and `image.MAX_BYTES`; the import of `image` would take time.
 MAX_PIXELS = 200_000_000
 MAX_BYTES = 64 * 2**20
 
 if TYPE_CHECKING:
+    from hihlandmark.datasets import AnnotatedFaces
     from hihlandmark.detector import Detector
+    from hihlandmark.weights import ModelCard
 
 
 def complete_from(*choices: str) -> Callable[[str], list[str]]:
@@ -173,6 +175,20 @@ def make_detector(layout: Any, model: str, **options: Any) -> Detector:
 
     options |= {name: None for name in ("flip_test", "shape_prior") if options.get(name)}
     return Detector(layout, model, **options)
+
+
+def refuse_ambiguous(faces: AnnotatedFaces, card: ModelCard) -> None:
+    """Raise `ConfigurationError` where faces may be of a layout that the weights define.
+
+    The layout of a data set follows from its number of points, unless ``--annotated`` names it.
+    """
+    count = len(faces.mirror)
+    own = [name for name, each in card.layouts.items() if len(each.point_names) == count]
+    if own and faces.layout not in own:
+        raise ConfigurationError(
+            f"{faces.name} has {count} points a face, as have {faces.layout} and {own[0]} of the "
+            f"weights: say which by --annotated {faces.layout} or --annotated {own[0]}"
+        )
 
 
 def counted(count: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,13 +47,18 @@ def train(
     with missing_extra("train"):
         from accelerate import PartialState
 
+        from hihlandmark.training.checkpoint import LAST
         from hihlandmark.training.config import read_configuration
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.trainer import train as run_training
     from hihlandmark.weights import load_model
 
     chosen = read_configuration(configuration, settings or ())
-    start = load_model(initial).network.state_dict() if initial else None
+    start = None
+    if initial and (run / LAST).exists():
+        print(f"{run} is resumed: --initial is where it started, or of no effect", file=sys.stderr)
+    elif initial:
+        start = load_model(initial).network.state_dict()
     with progress_bar("faces") as bar:
         summary = run_training(
             chosen, data, run, device=device, initial=start, workers=workers, progress=bar

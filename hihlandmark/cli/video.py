@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter, Exit, Option
 
 from hihlandmark.cli import options
 
@@ -26,7 +26,7 @@ def video(
     source: Annotated[str, Argument(metavar="VIDEO", help=_SOURCE)],
     out: Annotated[
         Path | None,
-        Option("--out", "-o", help="Annotated video to write, with sound: .mp4, .mkv, .mov, .avi."),
+        Option("--out", "-o", help="Annotated video to write, with sound: .mp4, .mkv or .mov."),
     ] = None,
     points: Annotated[
         Path | None, Option(help="File for the faces of every frame, .jsonl or .parquet.")
@@ -105,6 +105,8 @@ def video(
                     annotated.add(drawn, frame.time, frame.pixel_aspect)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
+            if not count:  # no file without a frame
+                raise Exit(130) from None
     written = " and ".join(str(path) for path in (out, points) if path and path.exists())
     where = f"; results in {written}" if written else ""
     print(f"frames: {count}, tracked faces: {len(tracks)}{where}", file=sys.stderr)

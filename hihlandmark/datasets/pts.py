@@ -2,7 +2,7 @@
 
 Folders in the folder are its splits, such as ``train/`` and ``val/``; without them all images are
 of the split "train". As in 300-W, coordinates count from 1, so 1 is subtracted. The layout follows
-from the number of points, which must be the same in all files.
+from the number of points, which must be the same in most files.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from hihlandmark.layouts import LAYOUTS
 
 ALL = "train"
 """The split of images that lie in the folder itself."""
+MOST = 0.8
+"""Share of the files with as many points, from which on the others are bad samples."""
 
 
 def recognize(folder: Path) -> bool:
@@ -47,10 +49,10 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
         raise unknown_split(folder, split, splits(folder))
     place = folder if _annotations(folder) else folder / split
     counts = Counter(filter(None, map(_count, _annotations(place))))
-    if len(counts) > 1:
+    count, files = next(iter(counts.most_common(1)), (0, 0))
+    if files < MOST * counts.total():  # a few other files are bad samples
         kinds = ", ".join(f"{files} with {points} points" for points, files in counts.items())
         raise DataError(f"{place} has .pts files of several layouts ({kinds}): use one folder each")
-    count = next(iter(counts), 0)
     layout = layout or layout_of_size(count)
     known = LAYOUTS.get(layout)
     if known is not None and counts and known.size != count:

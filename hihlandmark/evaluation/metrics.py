@@ -248,10 +248,11 @@ class Evaluation:
         return self.errors_by(self.normalization)
 
     def errors_by(self, normalization: str) -> FloatArray:
-        """(N, P) in another unit; NaN where the points that define the unit are not annotated."""
-        distances = self.distances
+        """(N, P) in another unit; NaN where its points are not annotated, or coincide."""
+        distances, unit = self.distances, self.units[normalization][:, None]
+        unit = np.where(unit > 0, unit, np.nan)
         # A missed face is a failure in any unit, even where its labels do not define the unit.
-        return np.where(np.isinf(distances), np.inf, distances / self.units[normalization][:, None])
+        return np.where(np.isinf(distances), np.inf, distances / unit)
 
     @property
     def face_errors(self) -> FloatArray:

@@ -179,7 +179,9 @@ def _rows(images: Iterable[Sequence[Face]]) -> Iterable[dict[str, Any]]:
 
 
 def _refuse_error(faces: object) -> None:
-    """Raise `ConfigurationError` for what `Detector.predict_many` yields for a damaged image."""
+    """Raise `ConfigurationError` for the error of an image, or one face instead of a list."""
+    if isinstance(faces, Face):
+        raise ConfigurationError("these are the faces of one image: pass [faces]")
     if isinstance(faces, ImageError):
         raise ConfigurationError(f"these are no faces but an error ({faces}): leave it out")
 

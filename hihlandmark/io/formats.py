@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hihlandmark.arrays import BoolArray
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face import Face
 from hihlandmark.io.sources import Source, escape, require_pyarrow
@@ -246,7 +247,10 @@ def numbered(
 
 def _coco_annotation(face: Face, image_id: int, face_id: int) -> dict[str, Any]:
     x0, y0, x1, y1 = np.round(face.box.astype(float), 2).tolist()
-    points = np.round(face.points.astype(float), 3)
+    known: BoolArray = np.asarray(np.isfinite(face.points).all(axis=1))
+    # Unknown points are (0, 0, 0), as COCO writes points without labels.
+    points = np.where(known[:, None], np.round(face.points.astype(float), 3), 0)
+    flags = np.where(face.hidden, 1, 2) * known
     return {
         "id": face_id,
         "image_id": image_id,
@@ -254,8 +258,8 @@ def _coco_annotation(face: Face, image_id: int, face_id: int) -> dict[str, Any]:
         "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
         "area": round((x1 - x0) * (y1 - y0), 2),
         "iscrowd": 0,
-        "keypoints": np.column_stack([points, np.where(face.hidden, 1, 2)]).ravel().tolist(),
-        "num_keypoints": len(points),
+        "keypoints": np.column_stack([points, flags]).ravel().tolist(),
+        "num_keypoints": int(known.sum()),
         "score": round(face.box_score, 4),
         "scores": np.round(face.scores.astype(float), 4).tolist(),
     }

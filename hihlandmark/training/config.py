@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -24,7 +26,7 @@ from hihlandmark.crop import CANONICAL_SCALE, BoxMap, canonical_crop
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.registry import MODELS, configuration_of
-from hihlandmark.weights.card import DataSource
+from hihlandmark.weights.card import NAME, DataSource
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,16 +44,31 @@ def _expand_ranges(value: Any) -> Any:
     expanded: list[Any] = []
     for item in value:
         ends = re.fullmatch(r"(\d+)-(\d+)", str(item))
+        if ends and int(ends[1]) > int(ends[2]):
+            raise ValueError(f"{item!r} ends before it begins")
         expanded += range(int(ends[1]), int(ends[2]) + 1) if ends else [item]
     return tuple(expanded)
 
 
-PointNumbers = Annotated[tuple[int, ...], BeforeValidator(_expand_ranges)]
+PointNumbers = Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_expand_ranges)]
 """Indices of points; in TOML ranges are allowed: ``["4-18", 22]``."""
 
 
 class _ConfigurationTable(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _check_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+ModelName = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$", max_length=99)]
 
 
 class FaceSet(_ConfigurationTable):
@@ -62,7 +79,7 @@ class FaceSet(_ConfigurationTable):
     format: str = "auto"
     layout: str | None = None
     """Name of the layout; None: the data set's own."""
-    names: str | None = None
+    names: Pattern | None = None
     """A regular expression for the names of the images to use; None: all."""
     held_out: NonNegativeInt | tuple[str, ...] = 0
     """This many faces of the split, the same ones every time, or those of the images with these
@@ -85,7 +102,8 @@ class TrainingSet(FaceSet):
     """A split to train on, its share of the samples, and how its crops are cut."""
 
     share: float | None = Field(None, gt=0)
-    """Sampling weight of the set; None: its number of faces."""
+    """Sampling weight of the set, in relation to those of the others; None, for all sets: their
+    numbers of faces."""
     box_scale: float | None = Field(None, gt=0)
     """Side of the crop over the longer side of the tight box of ``box_points``. None: the canonical
     crop of the layout, or ``canonical_scale`` for a layout that is not built in."""
@@ -172,7 +190,7 @@ class Optimizer(_ConfigurationTable):
     """Adam, AdamW or RMSprop."""
 
     name: Literal["adam", "adamw", "rmsprop"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Decay of the means of gradient and squared gradient; RMSprop uses the first as momentum."""
     weight_decay: float = Field(1e-2, ge=0)
     gradient_clip: float = Field(5.0, ge=0)
@@ -264,7 +282,7 @@ class Card(_ConfigurationTable):
 class TrainingConfiguration(_ConfigurationTable):
     """Everything that determines a training run, apart from the data."""
 
-    name: str
+    name: ModelName
     """The name of the weights."""
     model: str
     """Name of a model of the registry."""
@@ -304,7 +322,7 @@ class TrainingConfiguration(_ConfigurationTable):
     distillation: Distillation | None = None
     save_every: int = Field(200, ge=1)
     """Steps between two checkpoints and two lines of the log."""
-    seed: int = 1
+    seed: int = Field(1, ge=0, lt=2**32)
     card: Card = Card()
 
     @model_validator(mode="before")
@@ -332,6 +350,13 @@ class TrainingConfiguration(_ConfigurationTable):
     def _has_the_exported_layouts(self) -> TrainingConfiguration:
         if unknown := set(self.exported_auxiliary) - set(self.auxiliary_layouts):
             raise ValueError(f"exported_auxiliary: {sorted(unknown)} is not in auxiliary_layouts")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_all_or_none(self) -> TrainingConfiguration:
+        groups = (self.sets, self.self_training.sets if self.self_training else ())
+        if any(len({each.share is None for each in sets}) > 1 for sets in groups):
+            raise ValueError("share: give it for all sets or for none")
         return self
 
     @model_validator(mode="after")

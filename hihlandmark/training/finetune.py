@@ -31,7 +31,7 @@ from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.evaluation.metrics import Evaluation, failure_rate, mean_error
 from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.evaluation.report import comparison_tile
-from hihlandmark.layouts import LAYOUTS, Layout, get_layout
+from hihlandmark.layouts import BUILT_IN, LAYOUTS, Layout, get_layout
 from hihlandmark.models.nested import Nested
 from hihlandmark.models.registry import MODELS
 from hihlandmark.runtimes.int8 import observed_ranges
@@ -205,6 +205,11 @@ def finetune(
             f"the faces have {len(split.faces.mirror)} points, {loaded.card.name} predicts "
             f"{', '.join(loaded.card.configuration['layouts'])}: describe the points in a layout "
             "file (--layout)"
+        )
+    if layout_file and layout_name in BUILT_IN:
+        raise ConfigurationError(
+            f"there is a layout {layout_name} already: give the one in {layout_file} another name, "
+            "or leave --layout out to train it"
         )
     if layout_file and layout_name in loaded.card.configuration["layouts"]:
         raise ConfigurationError(

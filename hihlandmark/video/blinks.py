@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
-from hihlandmark.errors import missing_extra
+from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.measures import Measurement, eye_openness, eye_widths
 from hihlandmark.video.smoothing import JITTER
 from hihlandmark.video.tracking import Track
@@ -116,6 +116,8 @@ def find_blinks(
     times: FloatArray, openness: Measurement, numbers: IndexArray | None = None
 ) -> EyeTraces:
     """`blinks` of traces: times (T,), openness (T, 2), NaN where unknown, frame numbers (T,)."""
+    if (np.diff(times) < 0).any():
+        raise ConfigurationError("the times of a track must not decrease: split it where they do")
     frames = np.arange(len(times)) if numbers is None else numbers
     value, std = openness
     baseline = np.stack([_baseline(times, value[:, eye]) for eye in (0, 1)], axis=1)

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from hihlandmark.arrays import Image
-from hihlandmark.errors import ConfigurationError, ImageError, is_number, missing_extra
+from hihlandmark.errors import (
+    ConfigurationError,
+    ImageError,
+    check_positive,
+    is_number,
+    missing_extra,
+)
 from hihlandmark.image import MAX_BYTES, MAX_PIXELS
 from hihlandmark.io.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, find_images
 
@@ -46,8 +52,8 @@ class Frame:
         pixel_aspect: width of a pixel over its height, as displayed; 1 in most videos.
 
     Raises:
-        ConfigurationError: the image is no array of that shape and of uint8, or the time is not
-            finite.
+        ConfigurationError: the image is no array of that shape and of uint8, the time is not
+            finite, or the pixel aspect is no number above 0.
     """
 
     image: Image
@@ -57,6 +63,7 @@ class Frame:
 
     def __post_init__(self) -> None:
         check_frame(self.image, self.time)
+        check_positive(pixel_aspect=self.pixel_aspect)
 
 
 def check_frame(image: Image, time: float) -> None:

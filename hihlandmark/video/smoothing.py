@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
+from hihlandmark.errors import ConfigurationError
 
 _MIN_WEIGHT, _MAX_WEIGHT = 0.25, 4.0
 JITTER = 0.3
@@ -77,6 +78,9 @@ class OneEuroFilter:
             return self._points
         else:
             elapsed = time - self._time
+            if not (known := np.isfinite(self._points)).all():  # the others start anew
+                self._points = np.where(known, self._points, points)
+                self._velocity = np.where(known, self._velocity, 0)
             velocity = (points - self._points) / elapsed
             weight = _smoothing_factor(self.derivative_cutoff, elapsed)
             self._velocity += weight * (velocity - self._velocity)
@@ -161,7 +165,16 @@ def smooth_track(
         acceleration: in inter-ocular distances / s^1.5; lower is smoother, higher lags less.
         jitter: share of a point's standard deviation that is independent from frame to frame.
         fill: fill gaps between two frames with the face that are at most this many seconds apart.
+
+    Raises:
+        ConfigurationError: the arrays are not of as many frames.
     """
+    counts = [len(each) for each in (times, points, covariance, interocular)]
+    if len(set(counts)) > 1:
+        raise ConfigurationError(
+            "times, points, covariance and interocular must be of as many frames, not "
+            f"{', '.join(map(str, counts))}"
+        )
     seen = np.asarray(np.isfinite(points).all(axis=(1, 2)))
     if not seen.any():
         nothing = np.full(covariance.shape, np.nan)

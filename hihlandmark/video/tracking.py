@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_angles, resize_matrix, tight_boxes
 from hihlandmark.detector import Detector
-from hihlandmark.errors import ConfigurationError, missing_extra
+from hihlandmark.errors import ConfigurationError, check_integer, missing_extra
 from hihlandmark.face import Face, transform_face
 from hihlandmark.face_detection import Detections
 from hihlandmark.face_detection.boxes import best_boxes, overlaps
@@ -176,8 +177,7 @@ class FaceTracker:
     def __init__(
         self, detector: Detector, *, detect_every: int = DETECT_EVERY, smooth: bool = True
     ) -> None:
-        if detect_every < 1:
-            raise ConfigurationError(f"detect_every must be 1 or more, not {detect_every}")
+        check_integer(detect_every=detect_every)
         self.detector, self.detect_every, self.smooth = detector, detect_every, smooth
         self.searches = 0
         self._one_crop = detector.with_options(
@@ -188,6 +188,7 @@ class FaceTracker:
         self._faces: list[Face] = []
         self._squares: dict[int | None, FloatArray] = {}
         self._filters: dict[int, tuple[OneEuroFilter, int]] = {}
+        self._time = -math.inf
         self._small: FloatArray | None = None
         self._until_search = self._search_often_until = self._count = 0
         self._highest_id = self._ended_ids = 0
@@ -296,6 +297,9 @@ class FaceTracker:
 
     def _smoothed(self, time: float) -> list[Face]:
         """The faces with filtered points. Tracking goes on with the unfiltered points."""
+        if time <= self._time:  # such as where streams were joined
+            self._filters.clear()
+        self._time = time
         smoothed = []
         for face in self._faces:
             assert face.track_id is not None  # assigned

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+import cv2
 import numpy as np
 
 from hihlandmark.arrays import Image
@@ -90,13 +91,17 @@ class AnnotatedVideo:
         av = import_av()
         if self._output is None:
             self._open(image, pixel_aspect)
+        if image.shape[:2] != self._size:  # the resolution of a stream may change
+            image = np.asarray(cv2.resize(image, self._size[::-1]), np.uint8)
         height, width = self._video.height, self._video.width
         padded = np.zeros((height, width, 3), np.uint8)
         part = image[:height, :width]
         padded[: part.shape[0], : part.shape[1]] = part
         frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
-        # Frames of damaged files may have equal times; times in the output must increase.
-        self._last = max(self._last + 1, round(time / _CLOCK))
+        # Times may be equal in damaged files, and jump back where streams were joined; those in the
+        # output must increase.
+        now = round(time / _CLOCK)
+        self._last = now if now > self._last else self._last + self._step
         frame.pts, frame.time_base = self._last, _CLOCK
         self._copy_sound(until=time)
         self._write(self._video.encode(frame))
@@ -107,7 +112,8 @@ class AnnotatedVideo:
         self._output = self._opened.enter_context(output)
         rate = Fraction(frame_rate(self._source)).limit_denominator(1001) if self._source else 25
         self._video = self._output.add_stream("libx264", rate=rate)
-        height, width = image.shape[:2]
+        self._step = round(1 / rate / _CLOCK)
+        self._size = height, width = image.shape[:2]
         # H.264 subsamples color by 2, so sides must be even.
         self._video.height, self._video.width = height + height % 2, width + width % 2
         self._video.pix_fmt = "yuv420p"
@@ -163,6 +169,9 @@ class AnnotatedVideo:
     def _can_hold(self, sound: Any) -> bool:
         """Whether the format holds the packets of a sound stream as they are."""
         av = import_av()
+        codec = getattr(sound.codec_context, "name", "")
+        if self._format == "mp4" and codec.startswith("pcm"):
+            return False  # FFmpeg fails at the end
         try:
             with av.open(io.BytesIO(), "w", format=self._format) as trial:
                 trial.add_stream_from_template(sound)
@@ -194,6 +203,8 @@ def _format_of(path: Path) -> str:
     """FFmpeg's name of the format of a path. Raises `ConfigurationError`: it holds no H.264."""
     av, suffix = import_av(), path.suffix[1:].lower()
     name = {"mkv": "matroska", "m4v": "mp4"}.get(suffix, suffix)
+    if name == "avi":
+        raise ConfigurationError(f"{path}: AVI has no presentation times: use .mp4 or .mkv")
     try:
         with av.open(io.BytesIO(), "w", format=name) as trial:
             trial.add_stream("libx264", rate=25)

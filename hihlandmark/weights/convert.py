@@ -583,7 +583,8 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     keys = [key for key in _STATE_DICTS if isinstance(checkpoint, dict) and key in checkpoint]
     state = checkpoint[keys[0]] if keys else checkpoint
     tensors = state.values() if isinstance(state, dict) else ()
-    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+    is_named = tensors and all(isinstance(name, str) for name in state)
+    if not is_named or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise WeightsError(
             f"{path} is no state dict, nor has one as {' or '.join(_STATE_DICTS)}: {_SAVE}"
         )
