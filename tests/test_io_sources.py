@@ -310,7 +310,7 @@ def test_list_may_start_with_a_byte_order_mark_and_hold_bad_lines(tmp_path: Path
     (tmp_path / "a.png").write_bytes(png())
     image = str(tmp_path / "a.png").encode()
     (tmp_path / "list.txt").write_bytes(
-        b"\xef\xbb\xbf" + image + b"\r\ncaf\xe9.png\na\0b.png\n*\0.png\n@\0\n" + image + b"\n"
+        b"\xef\xbb\xbf" + image + b"\r\ncaf\xe9.png\na.zip/a\0b.png\n*\0.png\n@\0\n" + image + b"\n"
     )
     found = find(f"@{tmp_path}/list.txt")
     assert names(found) == ["a.png", "a.png"]

@@ -508,7 +508,7 @@ def split_archive(path: str) -> tuple[str, str] | None:
     Of "a.zip/1.jpg" and "a.parquet#1"; None for other paths. A folder may be named "a.zip" as well.
     """
     match = _MEMBER.fullmatch(path)
-    if match is None or "://" in path or os.path.lexists(path):
+    if match is None or "://" in path or "\0" in path or os.path.lexists(path):
         return None
     archive = match["archive"] or match["table"]
     rest = match["row"] or f"/{match['member']}"
