@@ -687,3 +687,17 @@ def test_frames_of_another_size_and_earlier_time_are_kept(tmp_path: Path) -> Non
     assert found[-1].image.mean() == pytest.approx(200, abs=3)
     with pytest.raises(ConfigurationError, match=r"\.mp4"):
         AnnotatedVideo(tmp_path / "out.avi")
+
+
+@pytest.mark.parametrize("height", [64, 720])
+def test_colors_of_written_videos_are_stated(tmp_path: Path, height: int) -> None:
+    import av
+
+    color = (30, 180, 60)
+    with AnnotatedVideo(tmp_path / "out.mp4") as video:
+        video.add(np.full((height, 128, 3), color, np.uint8), 0.0)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        (frame,) = container.decode(video=0)
+    assert (frame.colorspace, frame.color_range) == (1, 1)
+    luma = 0.2126 * color[0] + 0.7152 * color[1] + 0.0722 * color[2]
+    assert frame.to_ndarray()[:height].mean() == pytest.approx(16 + luma * 219 / 255, abs=2)

@@ -33,6 +33,8 @@ from hihlandmark.writing import atomic_write_path
 logger = logging.getLogger(__name__)
 
 _CLOCK = Fraction(1, 90_000)  # time base, fine enough for every frame rate, also a variable one
+_PIXELS = "yuv420p"
+_BT709, _LIMITED = 1, 1  # in FFmpeg: colors of HD television, and luma in 16..235
 _TAIL = 1.0  # seconds of sound that are kept after the last frame starts
 _SOUND_RATE = 48_000  # of sound that is encoded again, in Hz
 
@@ -97,7 +99,9 @@ class AnnotatedVideo:
         padded = np.zeros((height, width, 3), np.uint8)
         part = image[:height, :width]
         padded[: part.shape[0], : part.shape[1]] = part
-        frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
+        frame = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
+            format=_PIXELS, dst_colorspace="ITU709", dst_color_range="MPEG"
+        )
         # Times may be equal in damaged files, and jump back where streams were joined; those in the
         # output must increase.
         now = round(time / _CLOCK)
@@ -116,9 +120,12 @@ class AnnotatedVideo:
         self._size = height, width = image.shape[:2]
         # H.264 subsamples color by 2, so sides must be even.
         self._video.height, self._video.width = height + height % 2, width + width % 2
-        self._video.pix_fmt = "yuv420p"
-        self._video.codec_context.time_base = _CLOCK
-        self._video.codec_context.sample_aspect_ratio = pixel_aspect
+        self._video.pix_fmt = _PIXELS
+        context = self._video.codec_context
+        context.time_base, context.sample_aspect_ratio = _CLOCK, pixel_aspect
+        # Players would guess them from the size.
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
         if self._source and Path(self._source).is_file():
             sound = self._sound_of(str(self._source))
             self._sound = self._opened.enter_context(closing(sound))
