@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector, Face, ImageError
 from hihlandmark.cli import app
+from hihlandmark.layouts import W300_68
 from hihlandmark.video import (
     AnnotatedVideo,
     FaceTracker,
@@ -32,6 +33,7 @@ from hihlandmark.video import (
     track,
     track_offline,
 )
+from hihlandmark.video.tracking import _is_lost
 from hihlandmark.video.writing import open_faces
 
 Image = NDArray[np.uint8]
@@ -701,3 +703,23 @@ def test_colors_of_written_videos_are_stated(tmp_path: Path, height: int) -> Non
     assert (frame.colorspace, frame.color_range) == (1, 1)
     luma = 0.2126 * color[0] + 0.7152 * color[1] + 0.0722 * color[2]
     assert frame.to_ndarray()[:height].mean() == pytest.approx(16 + luma * 219 / 255, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("score", "reliability", "lost"),
+    [
+        (0.1, 1.0, True),
+        (0.25, 0.02, True),  # as of what covers a face
+        (0.25, 0.5, False),
+        (0.25, np.nan, False),
+        (0.9, 0.02, False),
+    ],
+)
+def test_points_of_what_covers_a_face_are_no_face(
+    score: float, reliability: float, lost: bool
+) -> None:
+    points = W300_68.mean_shape * 80 + 100
+    covariance, box = np.tile(np.eye(2), (68, 1, 1)), np.array([50, 50, 150, 150])
+    scores = np.full(68, score)
+    face = Face(points, scores, covariance, box, 0.9, W300_68, reliability=reliability)
+    assert _is_lost(face) == lost

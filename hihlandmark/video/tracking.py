@@ -27,6 +27,8 @@ from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
 DETECT_EVERY = 25  # frames between searches for faces that enter while others are tracked
 MIN_SCORE = 0.2  # mean score below which a face is lost, as in crops without a face
+# So it is up to this mean score where it is hardly reliable: points of what covers a face.
+_DOUBTFUL_SCORE, _MIN_RELIABILITY = 0.3, 0.05
 # From this mean score on, a tracked face is preferred to the same face detected again: its crop,
 # and so its points, move less.
 _SURE_SCORE = 0.5
@@ -209,7 +211,7 @@ class FaceTracker:
             self._faces, self._until_search = [], 0
             self._filters.clear()
         tracked = self._track_points(image)
-        faces = [face for face in tracked if face.scores.mean() >= MIN_SCORE]
+        faces = [face for face in tracked if not _is_lost(face)]
         if self._until_search == 0 or len(faces) < len(tracked):
             self.searches += 1
             if len(faces) < len(tracked):
@@ -311,6 +313,12 @@ class FaceTracker:
             if self._count - last > _FORGET_AFTER:
                 del self._filters[track_id]
         return smoothed
+
+
+def _is_lost(face: Face) -> bool:
+    score = float(face.scores.mean())
+    is_unreliable = face.reliability < _MIN_RELIABILITY  # unknown (NaN) is not
+    return score < MIN_SCORE or (score < _DOUBTFUL_SCORE and is_unreliable)
 
 
 def _with_square_pixels(frame: Frame) -> Image:
