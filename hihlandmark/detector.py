@@ -424,12 +424,17 @@ class Detector:
 
         def taken() -> Iterator[ImageInput | ReducedImage | ImageError]:
             for image in images:
+                if is_list and not hasattr(image, "read"):
+                    yield image
+                    continue
                 try:
                     yield settled(image, load, self.limits["max_bytes"])
                 except ImageError as error:
                     yield error
 
-        ahead = images if isinstance(images, (list, tuple, np.ndarray)) else taken()
+        is_list = isinstance(images, (list, tuple, np.ndarray))
+        is_one = isinstance(images, (list, tuple)) and len(images) == 1
+        ahead = images if is_one else taken()
         found = map_ahead(find, ahead, workers or default_workers())
         box_map = self.box_map(self.face_detector.name)
         results = self.pipeline.run(found, box_map, min_reliability)

@@ -232,12 +232,21 @@ def settled(
         return image if has_own_file else load(image)
     if hasattr(image, "read") and not inspect.iscoroutinefunction(image.read):
         with _opened(image, 0, max_bytes) as (file, source):
+            content = io.BytesIO()
             try:
-                content = file.read(max_bytes + 1)
+                while block := file.read(_BLOCK):
+                    content.write(block)
+                    if content.tell() > max_bytes:
+                        return load(file)
+            except ImageError:
+                raise
             except Exception as error:  # as in _seekable
                 raise ImageError(f"cannot read {source}: {error}") from error
-            return io.BytesIO(content) if len(content) <= max_bytes else load(file)
+            return content
     return image
+
+
+_BLOCK = 2**20
 
 
 def refuse_one_image(images: object) -> None:

@@ -102,5 +102,5 @@ def test_missing_packages_are_named(
 def test_errors_of_images_are_named() -> None:
     error: Any = ImageError("damaged")
     for convert in (lambda: to_pandas([[], error]), lambda: to_supervision(error)):
-        with pytest.raises(ConfigurationError, match=r"no faces but an error \(damaged\)"):
+        with pytest.raises(ConfigurationError, match=r"an error \(damaged\): pass \[\]"):
             convert()

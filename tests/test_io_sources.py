@@ -614,4 +614,15 @@ def test_drawings_in_folders_of_results_are_no_input(tmp_path: Path, name: str) 
         for each in folder.pending(sources):
             folder.add(Result(each, size=(21, 10), layout=W300_68), png(1))
     assert len(list((tmp_path / "out").rglob("*.landmarks.png"))) == 2
-    assert names(find(tmp_path)) == ["a.png", "sub/b.png"]
+    assert names(find(tmp_path)) == ["a.png", os.path.join("sub", "b.png")]
+
+
+def test_every_path_that_is_found_is_found_again(tmp_path: Path) -> None:
+    folder = tmp_path / "x.zip"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    write_tar(folder / "b.tar", {"1.png": png(), "/abs/2.png": png(2)})
+    found = [source.path for source in find(tmp_path / "**")]
+    assert len(found) == len(set(found)) == 3
+    for path in found:
+        assert [source.path for source in find(path)] == [path]

@@ -682,10 +682,12 @@ def test_smoothing_starts_anew_where_time_jumps_back(
 def test_frames_of_another_size_and_earlier_time_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     with AnnotatedVideo(path) as video:
-        for size, time in ((64, 0.0), (64, 0.04), (128, 0.0), (128, 0.04)):
+        times = [0.0, 0.04, 0.04, 0.08, 0.0, 0.04]
+        for size, time in zip((64, 64, 64, 64, 128, 128), times, strict=True):
             video.add(np.full((size, size, 3), 200, np.uint8), time)
     found = list(read_frames(path))
-    assert [frame.time for frame in found] == pytest.approx([0, 0.04, 0.08, 0.12], abs=1e-3)
+    expected = [0, 0.04, 0.04, 0.08, 0.12, 0.16]
+    assert [frame.time for frame in found] == pytest.approx(expected, abs=1e-3)
     assert found[-1].image.mean() == pytest.approx(200, abs=3)
     with pytest.raises(ConfigurationError, match=r"\.mp4"):
         AnnotatedVideo(tmp_path / "out.avi")

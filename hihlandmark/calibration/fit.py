@@ -26,9 +26,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MEDIAN_CHI2 = 2 * np.log(2)
 """Median of the squared Mahalanobis distance of a 2-D Gaussian."""
 RIDGE = 1e-4
+"""On standardized features. Keeps the fit finite when nearly every point of a split is near."""
 FEW_FAR = 10
 """With fewer points that are not near, these do not show how scores follow from spread and mass."""
-"""On standardized features. Keeps the fit finite when every point of a small split is near."""
 FACES_FOR_PARTS = 50
 """With fewer faces, parts have no bias of their own: the points of a part err together. Fitted to
 20 faces, biases made the scores of harder faces too high."""

@@ -108,7 +108,7 @@ def calibrate(
     splits = list(dict.fromkeys(split))  # no face is in two folds
     faces = _read_splits(data, splits, data_format, annotated)
     if annotated is None:
-        refuse_ambiguous(faces, files.card)
+        refuse_ambiguous(faces, files.card, data, data_format)
     if held_out:
         _, faces = faces.split(held_out)
     detector = make_detector(

@@ -143,7 +143,7 @@ def evaluate_split(
         register_layouts(card)  # for the reader of the faces
     faces = read_faces(data, split, format=data_format, layout=annotated)
     if card is not None and annotated is None:
-        refuse_ambiguous(faces, card)
+        refuse_ambiguous(faces, card, data, data_format)
     detector = make_detector(
         layout or protocol.annotated_layout(faces).name,
         model,

@@ -16,6 +16,8 @@ MAX_PIXELS = 200_000_000
 MAX_BYTES = 64 * 2**20
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hihlandmark.datasets import AnnotatedFaces
     from hihlandmark.detector import Detector
     from hihlandmark.weights import ModelCard
@@ -177,11 +179,17 @@ def make_detector(layout: Any, model: str, **options: Any) -> Detector:
     return Detector(layout, model, **options)
 
 
-def refuse_ambiguous(faces: AnnotatedFaces, card: ModelCard) -> None:
+def refuse_ambiguous(
+    faces: AnnotatedFaces, card: ModelCard, folder: Path, data_format: str
+) -> None:
     """Raise `ConfigurationError` where faces may be of a layout that the weights define.
 
-    The layout of a data set follows from its number of points, unless ``--annotated`` names it.
+    That of some formats follows from the number of points, unless ``--annotated`` names it.
     """
+    from hihlandmark.datasets import dataset_splits
+
+    if dataset_splits(folder, data_format)[0] not in ("pts", "project"):
+        return
     count = len(faces.mirror)
     own = [name for name, each in card.layouts.items() if len(each.point_names) == count]
     if own and faces.layout not in own:

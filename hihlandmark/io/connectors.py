@@ -172,18 +172,19 @@ def _relative(face: Face, image_size: tuple[int, int]) -> Any:
 
 def _rows(images: Iterable[Sequence[Face]]) -> Iterable[dict[str, Any]]:
     for image, faces in enumerate(images):
-        _refuse_error(faces)
+        _refuse_error(faces, image)
         for number, face in enumerate(faces):
             for row in face.to_rows():
                 yield {"image": image, "face": number} | row
 
 
-def _refuse_error(faces: object) -> None:
+def _refuse_error(faces: object, image: int | None = None) -> None:
     """Raise `ConfigurationError` for the error of an image, or one face instead of a list."""
     if isinstance(faces, Face):
         raise ConfigurationError("these are the faces of one image: pass [faces]")
     if isinstance(faces, ImageError):
-        raise ConfigurationError(f"these are no faces but an error ({faces}): leave it out")
+        what = "these are no faces" if image is None else f"image {image} has no faces"
+        raise ConfigurationError(f"{what} but an error ({faces}): pass [] in its place")
 
 
 def _require(package: str) -> Any:

@@ -10,6 +10,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
@@ -136,7 +137,7 @@ def find_images(
     exclude: str | Path | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[Source]:
-    """Find images in what a user names, in order.
+    """Find images in what a user names, in order; those in archives by their paths come last.
 
     Files of macOS beside images (``._a.jpg``, ``__MACOSX/``) are ignored.
 
@@ -147,6 +148,7 @@ def find_images(
             - tar archives (such as WebDataset shards), in the order of their members, and zip
               archives, by name: "images.tar/a/b.jpg";
             - Parquet files with a column of image bytes: "faces.parquet#12" is row 12;
+            - images in them by such paths, once each, in the order of the archive;
             - "@list.txt": a file with one such path per line;
             - URLs that fsspec opens (s3://, gs://, hf://): files, globs and folders.
         exclude: a folder that is left out of folders and globs, such as that of the results.
@@ -232,7 +234,7 @@ class _Finder:
                 yield path
             elif (place := split_archive(path)) is not None:
                 archive, member = place
-                members.setdefault(archive, set()).add(archive + member)
+                members.setdefault(archive, set()).add(_one_slash(archive + member))
             elif path.lower().startswith(("http://", "https://")):
                 yield Source(path, re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "image")
             elif path.lower().startswith(("file://", "local://")):
@@ -254,23 +256,25 @@ class _Finder:
 
     def _members(self, archive: str, wanted: set[str]) -> Iterator[Source]:
         """Images in an archive or a table, by the paths that they have as sources."""
+        reason = f"{archive} holds no such image"
         for source in self._local(archive):
-            if source.path in wanted:
-                wanted.remove(source.path)
+            if _one_slash(source.path) in wanted:
+                wanted.remove(_one_slash(source.path))
                 yield source
-            elif source.path == archive:  # why it cannot be read
-                yield source
+            elif source.path == archive and source.problem is not None:
+                reason = source.problem  # such as why it cannot be read to its end
             if not wanted:
                 return
         for path in sorted(wanted):
-            yield _failure(path, f"{archive} holds no such image")
+            yield _failure(path, reason)
 
     def _matching(self, pattern: str) -> Iterator[Source]:
         matches = sorted(glob.glob(pattern, recursive=True))
         folders: set[PurePath] = set()  # "**" matches what is in them as well
         for match in matches:
             path = PurePath(match)
-            is_searched = not match.lower().endswith((*ARCHIVE_SUFFIXES, ".parquet"))
+            is_archive = match.lower().endswith((*ARCHIVE_SUFFIXES, ".parquet"))
+            is_searched = os.path.isdir(match) or not is_archive
             if is_searched and not folders.isdisjoint(path.parents):
                 continue
             if os.path.isdir(match):
@@ -468,8 +472,9 @@ class _Finder:
             for each in found:
                 is_below = each.startswith(inner.rstrip("/") + "/")
                 name = os.path.relpath(each, inner) if is_below else PurePath(each).name
-                is_chained = "::" in path  # the address of a file within a file
-                url = path if is_chained and each == inner else system.unstrip_protocol(each)
+                url = system.unstrip_protocol(each)
+                if each == inner and not _leads_to(url, system, inner):
+                    url = path
                 try:
                     source = self._remote_image(system, each, url, _name_in("", name))
                 except Exception as error:
@@ -495,11 +500,16 @@ class _Finder:
         return Source(url, name, stamp, partial(system.cat_file, inner))
 
 
-_MEMBER = re.compile(
-    rf"(?P<archive>.+?(?:{'|'.join(map(re.escape, ARCHIVE_SUFFIXES))}))/+(?P<member>.+)"
-    r"|(?P<table>.+\.parquet)(?P<row>#\d+)",
-    re.IGNORECASE | re.DOTALL,
+_BEFORE_MEMBER = re.compile(
+    rf"(?<={'|(?<='.join(f'{re.escape(suffix)})' for suffix in ARCHIVE_SUFFIXES)}(?=/)"
+    r"|(?<=\.parquet)(?=#\d+$)",
+    re.IGNORECASE,
 )
+
+
+def _one_slash(path: str) -> str:
+    """A path by which members of archives are compared: their names may begin with a slash."""
+    return re.sub("/+", "/", path)
 
 
 def split_archive(path: str) -> tuple[str, str] | None:
@@ -507,12 +517,22 @@ def split_archive(path: str) -> tuple[str, str] | None:
 
     Of "a.zip/1.jpg" and "a.parquet#1"; None for other paths. A folder may be named "a.zip" as well.
     """
-    match = _MEMBER.fullmatch(path)
-    if match is None or "://" in path or "\0" in path or os.path.lexists(path):
+    places = [match.start() for match in _BEFORE_MEMBER.finditer(path)]
+    if not places or "://" in path or "\0" in path or os.path.lexists(path):
         return None
-    archive = match["archive"] or match["table"]
-    rest = match["row"] or f"/{match['member']}"
-    return (os.fspath(PurePath(archive)), rest) if os.path.isfile(archive) else None
+    for place in places:
+        if os.path.isfile(path[:place]):
+            return os.fspath(PurePath(path[:place])), path[place:]
+    return None
+
+
+def _leads_to(url: str, system: Any, inner: str) -> bool:
+    """Whether a URL of fsspec names the same file: some lack the host or the archive."""
+    import fsspec
+
+    with suppress(Exception):
+        return bool(fsspec.core.url_to_fs(url) == (system, inner))
+    return False
 
 
 def _unreachable(error: Exception) -> str:

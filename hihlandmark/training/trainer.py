@@ -192,6 +192,8 @@ def with_blocks_of(
         return configuration
     network = build_training_network(configuration)
     blocks = blocks_left_out(network, state) if isinstance(network, Nested) else []
+    if rank := getattr(network.configuration, "fine_rank", 0):
+        state = with_fine_rank(state, rank)
     others = without_blocks(network.state_dict(), blocks)
     if not blocks or any(n not in state and not _may_be_missing(n) for n in others):
         return configuration  # as it is, or for weights of another network

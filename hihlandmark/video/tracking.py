@@ -299,7 +299,7 @@ class FaceTracker:
 
     def _smoothed(self, time: float) -> list[Face]:
         """The faces with filtered points. Tracking goes on with the unfiltered points."""
-        if time <= self._time:  # such as where streams were joined
+        if time < self._time:  # such as where streams were joined
             self._filters.clear()
         self._time = time
         smoothed = []

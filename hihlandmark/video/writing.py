@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
@@ -68,7 +69,7 @@ class AnnotatedVideo:
         self._video: Any = None
         self._sound: Iterator[tuple[float, Any]] = iter(())
         self._next_sound: tuple[float, Any] | None = None
-        self._last = -1
+        self._last, self._offset, self._time = -1, 0, -math.inf
 
     def __enter__(self) -> AnnotatedVideo:
         return self
@@ -102,10 +103,13 @@ class AnnotatedVideo:
         frame = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
             format=_PIXELS, dst_colorspace="ITU709", dst_color_range="MPEG"
         )
-        # Times may be equal in damaged files, and jump back where streams were joined; those in the
-        # output must increase.
-        now = round(time / _CLOCK)
-        self._last = now if now > self._last else self._last + self._step
+        now = round(time / _CLOCK) + self._offset
+        if time < self._time:  # where streams were joined: as if it went on
+            self._offset += self._last + self._step - now
+            now = self._last + self._step
+        self._time = time
+        # Frames of damaged files may have equal times; times in the output must increase.
+        self._last = max(self._last + 1, now)
         frame.pts, frame.time_base = self._last, _CLOCK
         self._copy_sound(until=time)
         self._write(self._video.encode(frame))
