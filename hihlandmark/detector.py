@@ -159,7 +159,7 @@ class Detector:
                 f"decoder of {self.card.name} must be one of {', '.join(self.card.decoders)}, not "
                 f"{decoder!r} ({', '.join(others)}: of other networks)"
             )
-        self.layout = _default_layout(self.card) if layout is None else get_layout(layout)
+        self.layout = default_layout(self.card) if layout is None else get_layout(layout)
         self._network_layout = _source_of(self.layout, self.card)
         self._box_maps = complete_box_maps(self.card.crop.boxes)
         decoding = self.card.decoding
@@ -410,6 +410,7 @@ class Detector:
             raise ImageError(f"images is of type {type(images).__name__}: pass a list of images")
 
         load = partial(self.load_image, color=color, channels=channels, white=white)
+        is_list = isinstance(images, (list, tuple, np.ndarray))
 
         def find(image: ImageInput | ReducedImage | ImageError) -> Found[ImageError | None]:
             try:
@@ -432,7 +433,6 @@ class Detector:
                 except ImageError as error:
                     yield error
 
-        is_list = isinstance(images, (list, tuple, np.ndarray))
         is_one = isinstance(images, (list, tuple)) and len(images) == 1
         ahead = images if is_one else taken()
         found = map_ahead(find, ahead, workers or default_workers())
@@ -531,7 +531,7 @@ def _warn_of_low_scores(faces: list[Face]) -> None:
             )
 
 
-def _default_layout(card: ModelCard) -> Layout:
+def default_layout(card: ModelCard) -> Layout:
     """The layout of weights for which none is given."""
     own = [get_layout(name) for name in card.layouts or card.configuration["layouts"]]
     if not card.layouts and any(o is WFLW98 or (o, WFLW98) in CONVERSIONS for o in own):

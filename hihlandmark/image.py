@@ -232,21 +232,15 @@ def settled(
         return image if has_own_file else load(image)
     if hasattr(image, "read") and not inspect.iscoroutinefunction(image.read):
         with _opened(image, 0, max_bytes) as (file, source):
-            content = io.BytesIO()
+            if file is not image:  # a copy already
+                return file
             try:
-                while block := file.read(_BLOCK):
-                    content.write(block)
-                    if content.tell() > max_bytes:
-                        return load(file)
-            except ImageError:
-                raise
+                return io.BytesIO(read_at_most(max_bytes, file.read, source))
+            except ImageError:  # too large
+                return load(file)
             except Exception as error:  # as in _seekable
                 raise ImageError(f"cannot read {source}: {error}") from error
-            return content
     return image
-
-
-_BLOCK = 2**20
 
 
 def refuse_one_image(images: object) -> None:

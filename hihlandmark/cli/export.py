@@ -40,7 +40,7 @@ def export(
     """Write the network for one layout as ONNX or OpenVINO, and compare its points."""
     import numpy as np
 
-    from hihlandmark.detector import _default_layout
+    from hihlandmark.detector import default_layout
     from hihlandmark.io import find_images
     from hihlandmark.layouts import get_layout
     from hihlandmark.runtimes.export import export as export_model
@@ -60,7 +60,7 @@ def export(
         crops = np.stack(faces)
     loaded = load_model(weights, model=model)
     # After loading: weights may define layouts.
-    chosen = _default_layout(loaded.card) if layout is None else get_layout(layout)
+    chosen = default_layout(loaded.card) if layout is None else get_layout(layout)
     path, parity = export_model(loaded, chosen.name, to, out, calibration=crops)
     print(path)
     print(

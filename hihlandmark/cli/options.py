@@ -188,11 +188,11 @@ def refuse_ambiguous(
     """
     from hihlandmark.datasets import dataset_splits
 
-    if dataset_splits(folder, data_format)[0] not in ("pts", "project"):
-        return
     count = len(faces.mirror)
     own = [name for name, each in card.layouts.items() if len(each.point_names) == count]
-    if own and faces.layout not in own:
+    if not own or faces.layout in own:
+        return
+    if dataset_splits(folder, data_format)[0] in ("pts", "project"):
         raise ConfigurationError(
             f"{faces.name} has {count} points a face, as have {faces.layout} and {own[0]} of the "
             f"weights: say which by --annotated {faces.layout} or --annotated {own[0]}"

@@ -89,9 +89,9 @@ def settings_of(detector: Detector) -> dict[str, Any]:
     """
     arguments = detector.arguments
     names = ("min_face", "min_box_score", "detection_size")
-    own = {name: np.asarray(arguments[name]).tolist() for name in names}  # NumPy's numbers too
+    given = {name: np.asarray(arguments[name]).tolist() for name in names}  # NumPy's numbers too
     if arguments["decoder"] != detector.card.decoding.decoder:
-        own["decoder"] = arguments["decoder"]
+        given["decoder"] = arguments["decoder"]
     return {
         "layout": detector.layout.name,
         "model": detector.card.name,
@@ -103,8 +103,8 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "any_rotation": detector.pipeline.any_rotation,
         "flip_test": detector.landmarker.flip_test,
         "shape_prior": detector.landmarker.shape_prior is not None,
-        "min_face": own.pop("min_face"),
-        **{name: value for name, value in own.items() if value is not None},
+        "min_face": None,
+        **{name: value for name, value in given.items() if value is not None},
     }
 
 

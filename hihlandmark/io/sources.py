@@ -258,8 +258,8 @@ class _Finder:
         """Images in an archive or a table, by the paths that they have as sources."""
         reason = f"{archive} holds no such image"
         for source in self._local(archive):
-            if _one_slash(source.path) in wanted:
-                wanted.remove(_one_slash(source.path))
+            if (path := _one_slash(source.path)) in wanted:
+                wanted.remove(path)
                 yield source
             elif source.path == archive and source.problem is not None:
                 reason = source.problem  # such as why it cannot be read to its end
@@ -273,11 +273,11 @@ class _Finder:
         folders: set[PurePath] = set()  # "**" matches what is in them as well
         for match in matches:
             path = PurePath(match)
-            is_archive = match.lower().endswith((*ARCHIVE_SUFFIXES, ".parquet"))
-            is_searched = os.path.isdir(match) or not is_archive
-            if is_searched and not folders.isdisjoint(path.parents):
+            is_folder = os.path.isdir(match)
+            is_archive = not is_folder and match.lower().endswith((*ARCHIVE_SUFFIXES, ".parquet"))
+            if not is_archive and not folders.isdisjoint(path.parents):
                 continue
-            if os.path.isdir(match):
+            if is_folder:
                 folders.add(path)
             if not self._is_excluded(match) and _MACOS not in path.parts:
                 yield from self._local(match)
@@ -500,10 +500,8 @@ class _Finder:
         return Source(url, name, stamp, partial(system.cat_file, inner))
 
 
-_BEFORE_MEMBER = re.compile(
-    rf"(?<={'|(?<='.join(f'{re.escape(suffix)})' for suffix in ARCHIVE_SUFFIXES)}(?=/)"
-    r"|(?<=\.parquet)(?=#\d+$)",
-    re.IGNORECASE,
+_END_OF_ARCHIVE = re.compile(
+    rf"(?:{'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})(?=/)|\.parquet(?=#\d+$)", re.IGNORECASE
 )
 
 
@@ -517,7 +515,7 @@ def split_archive(path: str) -> tuple[str, str] | None:
 
     Of "a.zip/1.jpg" and "a.parquet#1"; None for other paths. A folder may be named "a.zip" as well.
     """
-    places = [match.start() for match in _BEFORE_MEMBER.finditer(path)]
+    places = [match.end() for match in _END_OF_ARCHIVE.finditer(path)]
     if not places or "://" in path or "\0" in path or os.path.lexists(path):
         return None
     for place in places:

@@ -105,8 +105,9 @@ class _Faces:
         self.sets, self.faces = sets, faces
         self.reported: set[str] = set()
         self.box_maps = []
+        known = configuration.box_maps()
         for training_set, each in zip(sets, faces, strict=True):
-            box_map = configuration.box_maps().get(f"landmarks:{each.layout}")
+            box_map = known.get(f"landmarks:{each.layout}")
             if training_set.box_scale or box_map is None:
                 scale = training_set.box_scale or configuration.canonical_scale
                 box_map = BoxMap((0.0, 0.0), scale)
