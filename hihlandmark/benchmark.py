@@ -139,7 +139,9 @@ def network_rows(
 def image_times(
     weights: str, layout: str, image: Image, device: torch.device, rounds: int
 ) -> tuple[dict[str, Timing], dict[str, Precision]]:
-    """Time `Detector.predict` in each installed runtime, by default and with one crop per face.
+    """Time `Detector.predict` in each installed runtime, by default and the other way.
+
+    The other way is with a flip test, or with one crop per face where the default has a flip test.
 
     Returns:
         Times and precisions of the network by the same names.
@@ -151,8 +153,10 @@ def image_times(
             detector = Detector(layout, weights=weights, device=device, runtime=runtime)
         except ConfigurationError:
             continue  # not on this device
-        quick = detector.with_options(refine=0, flip_test=False)
-        for name, each in {runtime: detector, f"{runtime}, one crop per face": quick}.items():
+        has_flip_test = detector.landmarker.flip_test
+        other = detector.with_options(flip_test=not has_flip_test)
+        what = "one crop per face" if has_flip_test else "with flip test"
+        for name, each in {runtime: detector, f"{runtime}, {what}": other}.items():
             runs[name] = partial(each.predict, image)
             precisions[name] = each.runtime.precision
     return time_interleaved(runs, rounds), precisions

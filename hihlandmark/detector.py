@@ -94,9 +94,9 @@ class Detector:
         decoder: "soft", "argmax" or "mean" for nested networks such as those packaged
             (`heatmap.decode_nested`); "local_soft_argmax", "argmax", "quarter_shift" or "mean" for
             others (`heatmap.decode`). None: the model card's.
-        flip_test: also run the mirror image of a face's last crop and combine both results: more
-            accurate, for one more run. None: where the pixel convention of the model card is
-            symmetric, as that of our weights is.
+        flip_test: also run the mirror image of a face's last crop and combine both results: a
+            little more accurate, for one more run. None: as the model card says, False for
+            "hih-small".
         shape_prior: correct points by the other points of the face, by what the weights hold for
             the layout, a `ShapeRegression` or a `ShapePrior`. None: where they hold one.
         any_rotation: also find faces that lie on their side or stand upside down. The face detector
@@ -199,7 +199,9 @@ class Detector:
         check_integer(refine=refine, at_least=0)
         if batch_size is not None:
             check_integer(batch_size=batch_size)
-        layout = self._network_layout
+        layout, card = self._network_layout, self.card
+        if flip_test is None:
+            flip_test = card.is_symmetric if card.flip_test is None else card.flip_test
         if shape_prior and layout.name not in self._corrections:
             raise ConfigurationError(
                 f"{self.card.name} holds neither a shape regression nor a shape prior of "
@@ -213,7 +215,7 @@ class Detector:
             self.runtime,
             layout,
             self.card.configuration["input_size"],
-            flip_test=self.card.is_symmetric if flip_test is None else flip_test,
+            flip_test=flip_test,
             shape_prior=self._corrections.get(layout.name) if use_prior else None,
         )
         self.pipeline = Pipeline(

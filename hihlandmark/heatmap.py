@@ -92,17 +92,20 @@ class Decoded(NamedTuple):
 
     ``points``: (..., P, 2) in crop pixels; ``covariance``: (..., P, 2, 2) in squared crop pixels;
     ``mass``: (..., P) in 0..1, the probability around the point, a raw score; ``visibility``:
-    (..., P), logits of the point being seen, None of networks that do not predict it. Empty
-    heatmaps carry no information: the crop center with a uniform covariance, and a mass of 0.
+    (..., P), logits of the point being seen, None of networks that do not predict it;
+    ``integer_offset``: (..., P, 2) in crop pixels, from the points to those of the integer heatmap
+    alone (decoder ``mean``), None of networks that are not nested or do not predict visibility.
+    Empty heatmaps carry no information: the crop center with a uniform covariance, and a mass of 0.
     """
 
     points: torch.Tensor
     covariance: torch.Tensor
     mass: torch.Tensor
     visibility: torch.Tensor | None = None
+    integer_offset: torch.Tensor | None = None
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, without a visibility that is None."""
+        """All of them, without those that are None."""
         return tuple(each for each in self if each is not None)
 
 
@@ -284,8 +287,9 @@ def decode_nested(
     p_cell = probabilities.flatten(-2).gather(-1, cells)
 
     u = means[..., 0, :]
+    integer_mean = _mean(probabilities * _cells_near(corners[..., 0, :], size)) + 0.5
     if decoder == "mean":
-        u = _moments(probabilities * _cells_near(corners[..., 0, :], size))[0] + 0.5
+        u = integer_mean
     elif decoder == "soft":
         reach = (means - means[..., :1, :]).abs().amax(dim=-1) < MEAN_REACH
         weights = p_cell.pow(SHARPNESS) * reach
@@ -304,7 +308,11 @@ def decode_nested(
     overlap = ((radius - distance) * DECIMAL_BINS + 0.5).clamp(0, 1)
     inside = (p_fraction * overlap).sum(dim=-1).prod(dim=-1)
     mass = (p_cell * inside).sum(dim=-1)
-    return Decoded(u * stride - pixel_origin, covariance * stride**2, mass, visibility)
+    # Runtimes tell outputs apart by their order.
+    integer_offset = None if visibility is None else (integer_mean - u) * stride
+    return Decoded(
+        u * stride - pixel_origin, covariance * stride**2, mass, visibility, integer_offset
+    )
 
 
 def decode_heatmaps(
@@ -408,6 +416,13 @@ def _symmetric(window: torch.Tensor, cell: torch.Tensor, size: int) -> torch.Ten
     offsets = torch.arange(-WINDOW, WINDOW + 1, device=window.device).abs()
     near = offsets <= reach[..., None]
     return window * (near[..., 1, :, None] & near[..., 0, None, :])
+
+
+def _mean(maps: torch.Tensor) -> torch.Tensor:
+    """Mean (..., 2) as (x, y) of maps (..., h, h) that are not empty, in cells."""
+    cells = torch.arange(maps.shape[-1], device=maps.device, dtype=maps.dtype)
+    columns, rows = maps.sum(dim=-2), maps.sum(dim=-1)
+    return torch.stack([columns @ cells, rows @ cells], dim=-1) / columns.sum(dim=-1, keepdim=True)
 
 
 def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,27 +43,30 @@ class Landmarker:
                 well: one batch of 2N takes less time than two of N.
 
         Returns:
-            Points (N, P, 2) in crop pixels, covariances, masses and visibilities, in float64, not
-            calibrated.
+            Points (N, P, 2) in crop pixels and the other arrays, in float64, not calibrated.
         """
         if not self.flip_test:
             return self.correct(self.decode(crops))
-        both = self.decode(np.concatenate([crops, crops[:, :, ::-1]]))
-        count = len(crops)
-        return self._combined(both.select(slice(count)), both.select(slice(count, None)))
+        return self.correct(moment_matched_mean(*self.decode_views(crops)))
 
     def decode(self, crops: Image) -> CropLandmarks:
         """One run of the network: no flip test, no correction. In float64."""
         found = self.runtime(crops)
-        return CropLandmarks(*(np.asarray(each, np.float64) for each in found.arrays()))
+        return CropLandmarks._make(
+            None if each is None else np.asarray(each, np.float64) for each in found
+        )
+
+    def decode_views(self, crops: Image) -> tuple[CropLandmarks, CropLandmarks]:
+        """What `decode` finds in the crops, and in their mirror images, as points of the crops."""
+        both = self.decode(np.concatenate([crops, crops[:, :, ::-1]]))
+        count = len(crops)
+        return both.select(slice(count)), self._unflip(both.select(slice(count, None)))
 
     def finish(self, crops: Image, found: CropLandmarks) -> CropLandmarks:
         """Apply flip test and correction to what `decode` found in the crops."""
         if not self.flip_test:
             return self.correct(found)
-        return self._combined(found, self.decode(np.ascontiguousarray(crops[:, :, ::-1])))
-
-    def _combined(self, found: CropLandmarks, mirrored: CropLandmarks) -> CropLandmarks:
+        mirrored = self.decode(np.ascontiguousarray(crops[:, :, ::-1]))
         return self.correct(moment_matched_mean(found, self._unflip(mirrored)))
 
     def correct(self, found: CropLandmarks) -> CropLandmarks:
@@ -71,24 +74,26 @@ class Landmarker:
         if self.shape_prior is None:
             return found
         points, covariance = self.shape_prior.correct(
-            found.points, found.covariance, self.crop_size
+            found.points, found.covariance, self.crop_size, found.integer_offset
         )
-        return found._replace(points=points, covariance=covariance)
+        return found._replace(points=points, covariance=covariance, integer_offset=None)
 
     def _unflip(self, found: CropLandmarks) -> CropLandmarks:
         """The points of a mirrored crop as points of the crop."""
         other = found.select((slice(None), self.layout.mirror))
+        offset = other.integer_offset
         return other._replace(
             points=other.points * (-1, 1) + (self.crop_size - 1, 0),
             covariance=other.covariance * np.array([[1, -1], [-1, 1]]),
+            integer_offset=None if offset is None else offset * (-1, 1),
         )
 
 
 def moment_matched_mean(one: CropLandmarks, other: CropLandmarks) -> CropLandmarks:
     """The Gaussian with mean and covariance of an even mixture of two Gaussians a point.
 
-    Where one of two heatmaps was empty (mass 0), the other one counts alone. Masses and logits of
-    visibility are averaged.
+    Where one of two heatmaps was empty (mass 0), the other one counts alone. Masses, logits of
+    visibility and offsets are averaged.
     """
     weight = np.stack([one.mass > 0, other.mass > 0]).astype(np.float64)
     weight[:, ~weight.any(axis=0)] = 1
@@ -98,12 +103,9 @@ def moment_matched_mean(one: CropLandmarks, other: CropLandmarks) -> CropLandmar
     for found in (one, other):
         offset = found.points - points
         covariances.append(found.covariance + offset[..., :, None] * offset[..., None, :])
-    visibility = None
-    if one.visibility is not None and other.visibility is not None:
-        visibility = (one.visibility + other.visibility) / 2
-    return CropLandmarks(
-        points,
-        np.einsum("kns,knsij->nsij", weight, np.stack(covariances)),
-        (one.mass + other.mass) / 2,
-        visibility,
+    covariance = np.einsum("kns,knsij->nsij", weight, np.stack(covariances))
+    averages = (
+        None if first is None or second is None else (first + second) / 2
+        for first, second in zip(one[2:], other[2:], strict=True)
     )
+    return CropLandmarks._make((points, covariance, *averages))

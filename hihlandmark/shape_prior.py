@@ -43,7 +43,11 @@ class ShapePrior:
     covariance_scale: float = 1.0
 
     def correct(
-        self, points: FloatArray, covariance: FloatArray, crop_size: int
+        self,
+        points: FloatArray,
+        covariance: FloatArray,
+        crop_size: int,
+        integer_offset: FloatArray | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """The most probable points of N faces.
 
@@ -51,6 +55,7 @@ class ShapePrior:
             points: (N, P, 2) from the heatmaps, in crop pixels; NaN stays NaN.
             covariance: (N, P, 2, 2) of the heatmaps.
             crop_size: side of the crop in pixels.
+            integer_offset: not used.
 
         Returns:
             Points (N, P, 2) and their remaining covariance (N, P, 2, 2).

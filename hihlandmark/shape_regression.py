@@ -3,10 +3,11 @@
 A network that learns from several data sets, partly from mapped points, predicts closed eyes as too
 open and open ones as too closed, and the position of one point predicts errors of others. A ridge
 regression (Hoerl and Kennard 1970, https://doi.org/10.1080/00401706.1970.10488634) on the points of
-training faces, after a similarity transform, corrects both. It treats a face and its mirror image
-alike, except for one constant: annotations may lie to one side of where mirrored ones lie (those of
-300-W by 0.7 % of the inter-ocular distance), which a network that also sees mirrored images cannot
-learn.
+training faces, after a similarity transform, corrects both. The integer heatmap alone has points
+elsewhere, which says more: the offsets to them are further inputs. It treats a face and its mirror
+image alike, except for one constant: annotations may lie to one side of where mirrored ones lie
+(those of 300-W by 0.7 % of the inter-ocular distance), which a network that also sees mirrored
+images cannot learn.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class ShapeRegression:
 
     Attributes:
         mean: (P, 2), centered, with a root mean square distance of 1 from its center: the frame.
-        weights: (2P, 2P), from a face's deviation from ``mean`` to its corrections.
+        weights: (4P, 2P), from a face's deviation from ``mean`` and the offsets of its points to
+            their corrections; (2P, 2P): from the deviation alone.
         constant: (P, 2), added to the corrections.
     """
 
@@ -43,7 +45,11 @@ class ShapeRegression:
     constant: FloatArray
 
     def correct(
-        self, points: FloatArray, covariance: FloatArray, crop_size: int
+        self,
+        points: FloatArray,
+        covariance: FloatArray,
+        crop_size: int,
+        integer_offset: FloatArray | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """The corrected points of N faces.
 
@@ -51,6 +57,7 @@ class ShapeRegression:
             points: (N, P, 2) from the heatmaps, in crop pixels; NaN stays NaN.
             covariance: (N, P, 2, 2) of the heatmaps.
             crop_size: not used.
+            integer_offset: (N, P, 2) of `CropLandmarks`; None: 0.
 
         Returns:
             Points (N, P, 2), unchanged where they do not look like a face (`FARTHEST`), and the
@@ -63,7 +70,12 @@ class ShapeRegression:
         deviation = np.where(known[..., None], aligned - self.mean, 0)
         count = np.maximum(known.sum(axis=1), 1)
         is_face = (deviation**2).sum(axis=(1, 2)) < FARTHEST**2 * count
-        moved = deviation.reshape(len(points), self.mean.size) @ self.weights
+        size = self.mean.size
+        moved = deviation.reshape(-1, size) @ self.weights[:size]
+        if integer_offset is not None and len(self.weights) > size:
+            offset = transform_points(transform, points + integer_offset) - aligned
+            offset = np.where(known[..., None], offset, 0)
+            moved = moved + offset.reshape(-1, size) @ self.weights[size:]
         correction = (moved.reshape(points.shape) + self.constant) * is_face[:, None, None]
         corrected = transform_points(invert(transform), aligned + correction)
         corrected[~known] = np.nan
@@ -75,20 +87,29 @@ ShapeCorrection = ShapePrior | ShapeRegression
 
 
 def fit_shape_regression(
-    found: FloatArray, annotated: FloatArray, mirror: IndexArray
+    found: FloatArray,
+    annotated: FloatArray,
+    mirror: IndexArray,
+    integer_offset: FloatArray | None = None,
+    views: int = 1,
 ) -> ShapeRegression:
     """Fit the regression to N faces, without NaN, and to their mirror images.
 
     The penalty is that of `RIDGES` with the smallest error on faces left out, in `FOLDS` folds.
 
     Args:
-        found: (N, P, 2), predicted with the flip test: mirrored images have mirrored points.
+        found: (N, P, 2), predicted.
         annotated: (N, P, 2), in the same pixels.
         mirror: (P,), see `Layout.mirror`.
+        integer_offset: (N, P, 2) of `CropLandmarks`; None: the regression does without.
+        views: how many rows in turn are of the same face, such as crop and mirrored crop.
     """
 
     def both(shapes: FloatArray) -> FloatArray:
         return np.concatenate([shapes, shapes[:, mirror] * (-1, 1)])
+
+    def rows(shapes: FloatArray) -> FloatArray:
+        return both(shapes).reshape(2 * len(found), -1)
 
     shapes = both(annotated - annotated.mean(axis=1, keepdims=True))
     # The first one gives the frame: upright and symmetric.
@@ -97,10 +118,11 @@ def fit_shape_regression(
     aligned = transform_points(transform, found)
     correction = transform_points(transform, annotated) - aligned
     aside = np.array([correction[..., 0].mean(), 0.0])
-    inputs, targets = (
-        both(each).reshape(2 * len(found), -1) for each in (aligned - mean, correction - aside)
-    )
-    fold = np.tile(np.arange(len(found)) % FOLDS, 2)
+    inputs, targets = rows(aligned - mean), rows(correction - aside)
+    if integer_offset is not None:
+        offset = transform_points(transform, found + integer_offset) - aligned
+        inputs = np.concatenate([inputs, rows(offset)], axis=1)
+    fold = np.tile(np.arange(len(found)) // views % FOLDS, 2)
 
     def error(ridge: float) -> float:
         """The mean error of the points of faces left out."""
@@ -112,7 +134,7 @@ def fit_shape_regression(
             total += np.linalg.norm(missed.reshape(-1, 2), axis=1).sum()
         return total
 
-    ridge = RIDGES[-1] if len(found) < FOLDS else min(RIDGES, key=error)
+    ridge = RIDGES[-1] if len(np.unique(fold)) < FOLDS else min(RIDGES, key=error)
     weights, constant = _ridge_regression(inputs, targets, ridge)
     return ShapeRegression(mean, weights, constant.reshape(mean.shape) + aside)
 

@@ -63,7 +63,7 @@ def test_bench_prints_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (plain["runtime"], ours["runtime"]) == (benchmark.PLAIN, "torch fp32")
     assert ours["distance"] < 0.01
     assert plain["speedup"] == 1
-    assert list(figures["image"]["milliseconds"]) == ["torch", "torch, one crop per face"]
+    assert list(figures["image"]["milliseconds"]) == ["torch", "torch, with flip test"]
     assert figures["image"]["size"] == [512, 512]
     assert all(seconds > 0 for seconds in figures["first_prediction"].values())
     assert f"{ours['milliseconds']['median']:.1f}" in result.stdout

@@ -323,7 +323,7 @@ def test_label_continues_where_it_was_stopped(
         patch.setattr(project, "predict_sources", stopping)
         stopped = run(*arguments)
     assert (stopped.exit_code, stopped.stderr) == (130, "stopped; the same command continues\n")
-    other = run(*arguments, "--no-flip-test")
+    other = run(*arguments, "--flip-test")
     assert "another detector" in str(other.exception)
     part = tmp_path / "set" / ".annotations.jsonl.part"
     part.write_text(part.read_text() + '["../images/c.png", [{"image')  # cut by a kill

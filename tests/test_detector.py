@@ -408,6 +408,19 @@ def test_a_missing_shape_prior_is_an_error(tmp_path: Path) -> None:
         Detector(98, weights=tmp_path, device="cpu", precision="fp32", shape_prior=True)
 
 
+def test_the_card_decides_on_the_flip_test_and_an_argument_overrides_it(
+    detector_of: DetectorOf,
+) -> None:
+    detector = detector_of(68)
+    assert not detector.card.flip_test
+    assert not detector.landmarker.flip_test
+    assert detector.with_options(flip_test=True).landmarker.flip_test
+    other = Detector(68, "awing-small", device="cpu", precision="fp32")
+    assert other.card.flip_test is None
+    assert other.landmarker.flip_test
+    assert not other.with_options(flip_test=False).landmarker.flip_test
+
+
 def test_options_are_changed_without_loading_the_network_again(
     astronaut: Pixels, detector_of: DetectorOf
 ) -> None:

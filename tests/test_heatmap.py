@@ -238,3 +238,20 @@ def test_decimals_reach_beyond_their_cell() -> None:
     far = encode_nested(points, neighbor - 3, NESTED_CELLS, stride=NESTED_STRIDE)
     assert not far.reachable.any()
     assert targets.decimal.sum(dim=-1) == pytest.approx(torch.ones(1, 1, 1, 2))
+
+
+def test_the_integer_offset_leads_to_the_points_of_the_integer_heatmap_alone() -> None:
+    heatmaps = nested_heatmaps(torch.tensor([[[61.0, 100.0], [130.0, 23.0]]]))
+    # The cells to the right are more likely than their decimals say.
+    integer = heatmaps.integer + torch.arange(NESTED_CELLS)
+    seen = heatmaps._replace(integer=integer, visibility=torch.zeros(1, 2))
+    alone = decode_nested(seen, "mean", stride=NESTED_STRIDE)
+    assert alone.integer_offset is not None
+    torch.testing.assert_close(alone.integer_offset, torch.zeros(1, 2, 2))
+    for decoder in ("soft", "argmax"):
+        found = decode_nested(seen, decoder, stride=NESTED_STRIDE)
+        assert found.integer_offset is not None
+        assert found.integer_offset.norm(dim=-1).min() > 0.1
+        torch.testing.assert_close(found.points + found.integer_offset, alone.points)
+    without = decode_nested(heatmaps, "soft", stride=NESTED_STRIDE)
+    assert len(without.tensors()) == 3, "runtimes tell outputs apart by their order"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hihlandmark.arrays import Image
 from hihlandmark.landmarker import Landmarker, moment_matched_mean
 from hihlandmark.layouts import FIVE
 from hihlandmark.runtimes.base import CropLandmarks
+from hihlandmark.shape_regression import ShapeRegression
 
 SIZE = 64
 
@@ -79,6 +82,30 @@ def test_the_flip_test_averages_the_logits_of_visibility() -> None:
     # Points 0 and 1, and 3 and 4, take each other's place in the mirror image.
     assert found.visibility is not None
     np.testing.assert_allclose(found.visibility, [[2.5, 2.0, 4.5, 7.0, 6.5]])
+
+
+def test_offsets_are_mirrored_and_averaged_and_correct_the_points() -> None:
+    crop, points = crop_with_points()
+    offsets = np.arange(10.0).reshape(1, 5, 2)
+
+    def runtime(crops: Image) -> CropLandmarks:
+        found = brightest_pixels(crops)
+        return found._replace(integer_offset=np.tile(offsets, (len(crops), 1, 1)))
+
+    class Moved(ShapeRegression):
+        def correct(
+            self, points: Any, covariance: Any, crop_size: int, integer_offset: Any = None
+        ) -> Any:
+            return points + integer_offset, covariance
+
+    moved = Moved(*(np.zeros(shape) for shape in ((5, 2), (10, 10), (5, 2))))
+    one = Landmarker(runtime, FIVE, SIZE, shape_prior=moved).predict(crop)
+    np.testing.assert_allclose(one.points, points + offsets)
+    plain = Landmarker(runtime, FIVE, SIZE, flip_test=True).predict(crop)
+    both = Landmarker(runtime, FIVE, SIZE, flip_test=True, shape_prior=moved).predict(crop)
+    mirrored = offsets[:, FIVE.mirror] * (-1, 1)
+    np.testing.assert_allclose(both.points - plain.points, (offsets + mirrored) / 2)
+    assert plain.select([0]).visibility is None
 
 
 def test_moment_matching_adds_the_spread_of_the_means() -> None:

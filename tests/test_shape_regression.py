@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -113,3 +115,25 @@ def test_few_faces_are_enough(count: int) -> None:
     fitted = fit_shape_regression(points, points, MIRROR)
     corrected, _ = fitted.correct(points, np.zeros((count, POINTS, 2, 2)), 192)
     assert corrected == pytest.approx(points, abs=0.01)
+
+
+def test_offsets_that_tell_errors_correct_them() -> None:
+    shapes, places = faces(200, seed=8)
+    true = transform_points(places, shapes)
+    errors = np.random.default_rng(9).normal(0, 1, true.shape)
+    # The integer heatmap alone errs twice as far.
+    fitted = fit_shape_regression(true + errors, true, MIRROR, integer_offset=errors, views=2)
+    assert fitted.weights.shape == (4 * POINTS, 2 * POINTS)
+    shapes, places = faces(20, seed=10)
+    true = transform_points(places, shapes)
+    errors = np.random.default_rng(11).normal(0, 1, true.shape)
+    covariance = np.zeros((20, POINTS, 2, 2))
+    corrected, _ = fitted.correct(true + errors, covariance, 192, errors)
+    assert np.abs(corrected - true).mean() < 0.5 * np.abs(errors).mean()
+    without, _ = fitted.correct(true + errors, covariance, 192)
+    zero, _ = fitted.correct(true + errors, covariance, 192, np.zeros_like(errors))
+    np.testing.assert_array_equal(without, zero)
+    old = replace(fitted, weights=fitted.weights[: 2 * POINTS])
+    np.testing.assert_array_equal(
+        old.correct(true, covariance, 192, errors)[0], old.correct(true, covariance, 192)[0]
+    )

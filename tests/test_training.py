@@ -525,6 +525,7 @@ def test_the_command_trains_and_its_weights_predict(
         "license": "research only",
         "calibration": calibration,
         "activation_ranges": [{"folder": "COFW29"}],
+        "flip_test": False,
         key: [{"folder": "COFW29"}],
     }
     configuration = tiny(card=card, canonical_scale=1.2)
@@ -541,6 +542,7 @@ def test_the_command_trains_and_its_weights_predict(
     assert detector.box_map("landmarks").scale == pytest.approx(1.4707 * 1.2 / 1.4, abs=1e-3)
     assert detector.card.calibration.keys() == {"COFW29"}
     assert detector.card.activation_ranges
+    assert not detector.landmarker.flip_test
     prior = detector.landmarker.shape_prior
     assert isinstance(prior, kind)
     if isinstance(prior, ShapePrior):

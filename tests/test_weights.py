@@ -228,13 +228,14 @@ def test_shape_priors_travel_with_the_weights(tmp_path: Path) -> None:
     assert (read.noise, read.covariance_scale) == pytest.approx((0.02, 0.3), rel=1e-3)
 
 
-def regression() -> ShapeRegression:
+def regression(inputs: int = 58) -> ShapeRegression:
     rng = np.random.default_rng(0)
-    return ShapeRegression(*(rng.normal(size=shape) for shape in ((29, 2), (58, 58), (29, 2))))
+    return ShapeRegression(*(rng.normal(size=shape) for shape in ((29, 2), (inputs, 58), (29, 2))))
 
 
-def test_shape_regressions_travel_with_the_weights(tmp_path: Path) -> None:
-    stored = regression()
+@pytest.mark.parametrize("inputs", [58, 116])
+def test_shape_regressions_travel_with_the_weights(tmp_path: Path, inputs: int) -> None:
+    stored = regression(inputs)
     tensors = tiny_network().state_dict() | correction_tensors("COFW29", stored)
     read = load_model(save_weights(tmp_path, card(), tensors)).corrections["COFW29"]
     assert isinstance(read, ShapeRegression)
@@ -246,7 +247,7 @@ def test_shape_regressions_travel_with_the_weights(tmp_path: Path) -> None:
 def test_a_broken_shape_regression_is_refused(tmp_path: Path, lost: str) -> None:
     whole = correction_tensors("COFW29", regression())
     nowhere = torch.full_like(whole[f"shape_regression.COFW29.{lost}"], 1e300)  # infinite when read
-    for broken in (torch.zeros(5), nowhere, None):
+    for broken in (torch.zeros(5), torch.zeros(87, 58), nowhere, None):
         tensors = {**whole, f"shape_regression.COFW29.{lost}": broken}
         kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         path = save_weights(tmp_path, card(), tiny_network().state_dict() | kept)

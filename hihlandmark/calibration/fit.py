@@ -17,6 +17,7 @@ from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
 from hihlandmark.reliability import sigmoid
+from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.uncertainty import whitening_axes
 from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, Correlation, calibration_features
 
@@ -162,7 +163,10 @@ def cross_validated(
 
 
 def measure_points(
-    detector: Detector, faces: AnnotatedFaces, progress: Progress | None = None
+    detector: Detector,
+    faces: AnnotatedFaces,
+    progress: Progress | None = None,
+    mirrored: bool = False,
 ) -> PointStatistics:
     """Run a detector on crops around the true points.
 
@@ -174,6 +178,8 @@ def measure_points(
         faces: in the detector's layout, or one that shares points with it, such as 98 annotated
             points for a detector of 68: only shared points count then.
         progress: called with the number of faces done and of all faces.
+        mirrored: measure each face twice, in its crop and in the mirrored crop, unless the detector
+            has a flip test, which runs both: less depends on chance. Faces come in no order then.
 
     Raises `DataError` if no face can be used.
     """
@@ -203,7 +209,12 @@ def measure_points(
     cuts, batches = cut(), []
     while batch := list(islice(cuts, CROPS_AT_ONCE)):
         crops, truth, hidden = map(np.stack, zip(*batch, strict=True))
-        batches.append((hidden, *_measure_batch(detector, crops, truth, conversion.exact)))
+        landmarker = detector.landmarker
+        if mirrored and not landmarker.flip_test:
+            views = [landmarker.correct(each) for each in landmarker.decode_views(crops)]
+        else:
+            views = [detector.predict_crops(crops)]
+        batches += [(hidden, *_measure(detector, each, truth, conversion.exact)) for each in views]
     if not batches:
         reasons = "; ".join(skipped[:3]) or "it is empty"
         raise DataError(f"{faces.name} has no face to calibrate with, use another split: {reasons}")
@@ -227,11 +238,10 @@ def hidden_points(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
     return np.where(conversion.exact, hidden, np.nan)
 
 
-def _measure_batch(
-    detector: Detector, crops: Image, truth: FloatArray, exact: BoolArray
+def _measure(
+    detector: Detector, found: CropLandmarks, truth: FloatArray, exact: BoolArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
     """What `PointStatistics` holds of crops with true points: all but hidden points."""
-    found = detector.predict_crops(crops)
     layout, offset = detector.landmarker.layout, found.points - truth
     interocular = layout.interocular(found.points)
     features = calibration_features(found.covariance, found.mass, interocular)

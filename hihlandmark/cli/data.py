@@ -293,7 +293,7 @@ def label(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     refine: RefineOption = 0,
-    flip_test: FlipTestOption = True,
+    flip_test: FlipTestOption = None,
     min_box_score: MinBoxScoreOption = None,
     face_detector: FaceDetectorOption = "mtcnn",
     min_face: MinFaceOption = None,
@@ -307,8 +307,7 @@ def label(
 ) -> None:
     """Label the faces of images with a network, for self-training or to be corrected by hand.
 
-    Faces with a box score below 0.95 are left out, unless --min-box-score is given. Self-training
-    uses the points to place crops only: --no-flip-test is twice as fast.
+    Faces with a box score below 0.95 are left out, unless --min-box-score is given.
     """
     from hihlandmark.datasets import project
     from hihlandmark.io import find_images

@@ -81,7 +81,7 @@ def evaluate_split(
     min_box_score: MinBoxScoreOption = None,
     detection_size: DetectionSizeOption = None,
     batch_size: BatchSizeOption = None,
-    flip_test: FlipTestOption = True,
+    flip_test: FlipTestOption = None,
     shape_prior: ShapePriorOption = True,
     decoder: Annotated[
         Literal["argmax", "soft", "local_soft_argmax", "quarter_shift", "mean"] | None,

@@ -138,8 +138,11 @@ BatchSizeOption = Annotated[
     Option("--batch-size", min=1, help="Crops per batch; default: 4 on a CPU, 32 elsewhere."),
 ]
 FlipTestOption = Annotated[
-    bool,
-    Option("--flip-test/--no-flip-test", help="Also run the mirrored crop: more accurate, slower."),
+    bool | None,
+    Option(
+        "--flip-test/--no-flip-test",
+        help="Also run the mirrored crop: more accurate, slower. Default: as the weights say.",
+    ),
 ]
 ShapePriorOption = Annotated[
     bool,
@@ -171,11 +174,12 @@ ImageArgument = Annotated[
 def make_detector(layout: Any, model: str, **options: Any) -> Detector:
     """The detector that the options of a command describe.
 
-    True for ``flip_test`` and ``shape_prior`` means: where the weights support it.
+    True for ``shape_prior`` means: where the weights support it.
     """
     from hihlandmark.detector import Detector
 
-    options |= {name: None for name in ("flip_test", "shape_prior") if options.get(name)}
+    if options.get("shape_prior"):
+        options["shape_prior"] = None
     return Detector(layout, model, **options)
 
 

@@ -81,7 +81,7 @@ def predict(
     detection_size: options.DetectionSizeOption = None,
     min_reliability: options.MinReliabilityOption = 0.0,
     batch_size: options.BatchSizeOption = None,
-    flip_test: options.FlipTestOption = True,
+    flip_test: options.FlipTestOption = None,
     shape_prior: options.ShapePriorOption = True,
     any_rotation: options.AnyRotationOption = False,
     max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,

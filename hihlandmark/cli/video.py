@@ -49,7 +49,9 @@ def video(
     batch_size: options.BatchSizeOption = None,
     any_rotation: options.AnyRotationOption = False,
     shape_prior: options.ShapePriorOption = True,
-    flip_test: options.FlipTestOption = False,
+    flip_test: Annotated[
+        bool, Option(help="Also run the mirrored crop: a little steadier, slower.")
+    ] = False,
     max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,
     max_bytes: options.MaxBytesOption = options.MAX_BYTES,
     detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 25,

@@ -27,13 +27,15 @@ class CropLandmarks(NamedTuple):
     ``points``: (N, P, 2) in crop pixels, the center of the top-left pixel is (0, 0).
     ``covariance``: (N, P, 2, 2) in squared crop pixels. ``mass``: (N, P) in 0..1, the share of the
     integer heatmap around its peak; 0 where the heatmap is empty. ``visibility``: (N, P), logits of
-    the point being seen; None of networks that do not predict it.
+    the point being seen; None of networks that do not predict it. ``integer_offset``: (N, P, 2) in
+    crop pixels, from the points to those of the integer heatmap alone; None: unknown.
     """
 
     points: FloatArray
     covariance: FloatArray
     mass: FloatArray
     visibility: FloatArray | None = None
+    integer_offset: FloatArray | None = None
 
     def arrays(self) -> tuple[FloatArray, ...]:
         """Those that there are."""
@@ -41,7 +43,7 @@ class CropLandmarks(NamedTuple):
 
     def select(self, index: Any) -> CropLandmarks:
         """The same NumPy index applied to all arrays."""
-        return CropLandmarks(*(each[index] for each in self.arrays()))
+        return CropLandmarks._make(None if each is None else each[index] for each in self)
 
 
 ANY = -1

@@ -73,7 +73,7 @@ class CropGraph(nn.Module):
     def on_pixels(self, size: int) -> PixelGraph:
         """This graph for any number of crops of ``size`` pixels."""
         has_visibility = bool(getattr(self.network.configuration, "visibility", 0))
-        outputs = Decoded._fields if has_visibility else Decoded._fields[:-1]
+        outputs = Decoded._fields if has_visibility else Decoded._fields[:3]
         return PixelGraph(self, "crops", (ANY, size, size, 3), outputs)
 
 

@@ -267,6 +267,8 @@ class Card(_ConfigurationTable):
 
     license: str = "Unknown: set card.license in the training configuration."
     training_data: tuple[DataSource, ...] = ()
+    flip_test: bool | None = None
+    """What `Detector` does by default, as the scores are calibrated; None: with a flip test."""
     boxes: Mapping[str, BoxMap] = {}
     """Maps from the boxes of face detectors to the crop, in place of those of `CANONICAL_CROP`."""
     calibration: tuple[CalibrationSet, ...] = ()

@@ -12,10 +12,10 @@ from torch import nn
 
 from hihlandmark.arrays import FloatArray
 from hihlandmark.calibration.fit import fit, measure_points
-from hihlandmark.crop import BoxMap
+from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, tight_boxes, transform_points
 from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
-from hihlandmark.errors import DataError
+from hihlandmark.errors import DataError, ImageError
 from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.layouts import BUILT_IN, get_layout, mirror_points
 from hihlandmark.models.registry import MODELS
@@ -65,6 +65,7 @@ def export(
             pixel_origin=0.5, boxes=_own_box_maps(configuration) | dict(configuration.card.boxes)
         ),
         decoding=decoding_of(configuration),
+        flip_test=configuration.card.flip_test,
         training_data=configuration.card.training_data,
         license=configuration.card.license,
         layouts={
@@ -104,7 +105,7 @@ def _calibrations(
     calibrations = {}
     for faces in configuration.card.calibration:
         detector = Detector(faces.of, configuration.model, weights=weights)
-        fitted = fit(measure_points(detector, read_face_set(data, faces)))
+        fitted = fit(measure_points(detector, read_face_set(data, faces), mirrored=True))
         name = detector.landmarker.layout.name  # of the network: others are converted from it
         calibrations[name] = fitted.model_copy(update={"reference": faces.reference})
     return calibrations
@@ -160,21 +161,38 @@ def shape_regressions(
 ) -> dict[str, torch.Tensor]:
     """The tensors of the regressions of ``card.regressions``, fitted to what the weights find.
 
+    A crop and its mirror image are two views of a face. Images that cannot be read are left out.
+
     Raises:
         DataError: a split cannot be read, or has no completely annotated face.
     """
     tensors: dict[str, torch.Tensor] = {}
     for face_set in configuration.card.regressions:
         faces = read_face_set(data, face_set)
-        detector = Detector(
-            faces.layout, configuration.model, weights=weights, flip_test=True, shape_prior=False
-        )
-        measured = evaluate(detector, faces)
-        complete = np.isfinite(measured.truth).all(axis=(1, 2))
-        if not complete.any():
+        detector = Detector(faces.layout, configuration.model, weights=weights)
+        box_map, size = detector.box_map("landmarks"), detector.landmarker.crop_size
+        rows: list[tuple[FloatArray, FloatArray, FloatArray | None]] = []
+        for face in faces:
+            if not np.isfinite(face.points).all():
+                continue
+            square = box_map.squares(tight_boxes(face.points))[0]
+            try:
+                crop = cut_crop(face.load_image(), square, size)
+            except ImageError:
+                continue  # `hihlandmark data info` lists it
+            truth = transform_points(crop_matrix(square, size), face.points)
+            for view in detector.landmarker.decode_views(crop[None]):
+                offset = view.integer_offset
+                rows.append((view.points[0], truth, None if offset is None else offset[0]))
+        if not rows:
             raise DataError(f"{faces.name} has no completely annotated face for card.regressions")
+        found, annotated, offsets = zip(*rows, strict=True)
         fitted = fit_shape_regression(
-            measured.predicted[complete], measured.truth[complete], faces.mirror
+            np.array(found),
+            np.array(annotated),
+            faces.mirror,
+            None if offsets[0] is None else np.array(offsets),
+            views=2,
         )
         tensors |= correction_tensors(faces.layout, fitted)
     return tensors

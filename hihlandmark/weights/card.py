@@ -330,6 +330,8 @@ class ModelCard(_Part):
         architecture: a name in `models.registry.ARCHITECTURES`.
         configuration: the fields of the architecture's configuration class.
         calibration: by name of the layout.
+        flip_test: whether `Detector` has a flip test by default, as the scores were calibrated;
+            None: where `is_symmetric`.
         layouts: those of the predicted layouts that are not built in, by name. Loading the weights
             registers them.
         activation_ranges: lowest and highest value of the input of convolutions by their name, for
@@ -349,6 +351,7 @@ class ModelCard(_Part):
     training_data: tuple[DataSource, ...]
     license: Text
     calibration: dict[str, Calibration] = {}
+    flip_test: StrictBool | None = None
     figures: tuple[Figure, ...] = ()
     activation_ranges: dict[str, tuple[Low, High]] = {}
     layouts: dict[str, LayoutDefinition] = {}

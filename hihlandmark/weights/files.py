@@ -258,9 +258,10 @@ def _correction(kind: str, parts: Sequence[FloatArray], points: int, what: str) 
     count = len(parts[1]) if len(parts) == 3 else 0
     expected = {
         "shape_prior": [(points, 2), (count, points, 2), (2,)],
-        "shape_regression": [(points, 2), (2 * points, 2 * points), (points, 2)],
+        "shape_regression": [(points, 2), (count, 2 * points), (points, 2)],
     }
-    if shapes != expected[kind]:
+    is_regression = kind == "shape_regression"
+    if shapes != expected[kind] or (is_regression and count not in (2 * points, 4 * points)):
         raise WeightsError(f"{what} has wrong shapes: {shapes}")
     if not all(np.isfinite(part).all() for part in parts):
         raise WeightsError(f"{what} holds NaN or infinity: fetch it again")
