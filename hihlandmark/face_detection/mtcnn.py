@@ -154,7 +154,7 @@ class Cascade:
 
             return make_run(runtime, make_graph, f"{name} {release}", device, precision)
 
-        self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves", "scores")
+        self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves_and_logits")
         self._refine = run_of("RNet", (ANY, 24, 24, 3), "moves", "scores")
         self._output = run_of("ONet", (ANY, 48, 48, 3), "moves", "five_points", "scores")
 
@@ -196,13 +196,14 @@ class Cascade:
         if not pyramid:
             return np.zeros((0, 4))
         canvas, corners = _pack(pyramid)
-        moves, scores = self._propose(canvas[None])
+        (output,) = self._propose(canvas[None])
+        moves, scores = output[0, :4], 1 / (1 + np.exp(-output[0, 4]))
         levels: list[FloatArray] = []
         for i, (level, (left, top)) in enumerate(zip(pyramid, corners, strict=True)):
             rows, columns = ((np.array(level.shape[:2]) - _WINDOW) // _STRIDE + 1).tolist()
             first_row, first_column = top // _STRIDE, left // _STRIDE
             cells = np.s_[first_row : first_row + rows, first_column : first_column + columns]
-            score, move = scores[0, 1][cells], moves[0][(slice(None), *cells)]
+            score, move = scores[cells], moves[(slice(None), *cells)]
             row, column = np.nonzero(score >= search.proposals[min(i, 1)])
             low = np.stack([column, row], axis=1) * _STRIDE + 1
             to_image = np.array([width / level.shape[1], height / level.shape[0]])

@@ -184,7 +184,7 @@ def _run_of(compiled: Any) -> Run:
 
     def run(pixels: Image) -> Outputs:
         found = request.infer(np.ascontiguousarray(pixels), share_inputs=True, share_outputs=True)
-        return [np.array(found[output]) for output in compiled.outputs]
+        return [np.array(output) for output in found.to_tuple()]
 
     return run
 
