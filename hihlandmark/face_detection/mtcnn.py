@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from hihlandmark.arrays import FloatArray, Image
+from hihlandmark.arrays import FloatArray, Image, IndexArray
 from hihlandmark.face_detection.base import (
     Detections,
     check_image,
@@ -192,31 +191,35 @@ class Cascade:
     def _proposals(self, halves: list[Image], scale: float, search: Search) -> FloatArray:
         """P-Net over the pyramid, which is one image for the network: square boxes (F, 4)."""
         height, width = halves[0].shape[:2]
-        pyramid = _pyramid(halves, scale, search.factors)
-        if not pyramid:
+        sizes = _pyramid_sizes(width, height, scale, search.factors)
+        if not sizes:
             return np.zeros((0, 4))
-        canvas, corners = _pack(pyramid)
+        canvas, corners = _pyramid(halves, sizes)
         (output,) = self._propose(canvas[None])
-        moves, scores = output[0, :4], 1 / (1 + np.exp(-output[0, 4]))
-        levels: list[FloatArray] = []
-        for i, (level, (left, top)) in enumerate(zip(pyramid, corners, strict=True)):
-            rows, columns = ((np.array(level.shape[:2]) - _WINDOW) // _STRIDE + 1).tolist()
-            first_row, first_column = top // _STRIDE, left // _STRIDE
-            cells = np.s_[first_row : first_row + rows, first_column : first_column + columns]
-            score, move = scores[cells], moves[(slice(None), *cells)]
-            row, column = np.nonzero(score >= search.proposals[min(i, 1)])
-            low = np.stack([column, row], axis=1) * _STRIDE + 1
-            to_image = np.array([width / level.shape[1], height / level.shape[0]])
-            boxes = np.concatenate([low * to_image, (low + _WINDOW - 1) * to_image], axis=1)
-            boxes = np.floor(boxes)
-            found = np.concatenate([boxes, score[row, column][:, None], move[:, row, column].T], 1)
-            levels.append(found[best_boxes(boxes, found[:, 4], _OVERLAP_IN_LEVEL)])
-        found = np.concatenate(levels)
-        found = found[best_boxes(found[:, :4], found[:, 4], _OVERLAP_IN_IMAGE)]
-        boxes, moved = found[:, :4], found[:, 5:]
+        row, column = np.nonzero(output[0, 4] >= _logit(min(search.proposals)))
+        # Windows by their places in each of the levels (L, F, 2), of which they lie in one at most.
+        low = np.stack([column, row], axis=1) * _STRIDE - np.array(corners)[:, None]
+        is_in_level = ((low >= 0) & (low <= np.array(sizes)[:, None] - _WINDOW)).all(axis=2)
+        is_in_level[0] &= output[0, 4, row, column] >= _logit(search.proposals[0])
+        is_in_level[1:] &= output[0, 4, row, column] >= _logit(search.proposals[1])
+        level, which = np.nonzero(is_in_level)
+        low = low[level, which] + 1
+        to_image = (np.array([width, height]) / sizes)[level]
+        boxes = np.floor(np.concatenate([low * to_image, (low + _WINDOW - 1) * to_image], axis=1))
+        moves, logits = np.split(output[0, :, row[which], column[which]], [4], axis=1)
+        scores = 1 / (1 + np.exp(-logits[:, 0]))
+        apart = 2 * max(width, height) * level[:, None]  # no overlaps between levels
+        best = best_boxes(boxes + apart, scores, _OVERLAP_IN_LEVEL)
+        boxes, scores, moves = boxes[best], scores[best], moves[best]
+        best = best_boxes(boxes, scores, _OVERLAP_IN_IMAGE)
+        boxes, moves = boxes[best], moves[best]
         # Here, and only here, sides are counted without the last pixel.
         sides = boxes[:, 2:] - boxes[:, :2]
-        return _squares(boxes + moved * np.tile(sides, 2))
+        return _squares(boxes + moves * np.tile(sides, 2))
+
+
+def _logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
 
 
 def _halves(image: Image) -> list[Image]:
@@ -231,42 +234,58 @@ def _halves(image: Image) -> list[Image]:
     return halves
 
 
-def _pyramid(halves: list[Image], scale: float, factors: tuple[float, float]) -> list[Image]:
-    """The image at ``scale``, and ever smaller copies, down to one window."""
-    height, width = halves[0].shape[:2]
-    levels: list[Image] = []
+def _pyramid_sizes(
+    width: int, height: int, scale: float, factors: tuple[float, float]
+) -> list[tuple[int, int]]:
+    """Widths and heights of an image at ``scale``, and of ever smaller copies, to one window."""
+    sizes: list[tuple[int, int]] = []
     while round(min(height, width) * scale) >= _WINDOW:
-        size = round(width * scale), round(height * scale)
-        source = halves[_half_of(1 / scale, len(halves))]
-        resized = cv2.resize(source, size, interpolation=cv2.INTER_LINEAR)
-        levels.append(np.asarray(resized, np.uint8))
-        scale *= factors[min(len(levels) - 1, 1)]
-    return levels
+        sizes.append((round(width * scale), round(height * scale)))
+        scale *= factors[min(len(sizes) - 1, 1)]
+    return sizes
 
 
-def _pack(levels: list[Image]) -> tuple[Image, list[tuple[int, int]]]:
-    """A pyramid in one image, largest level first, each as high up as it fits.
+def _pyramid(
+    halves: list[Image], sizes: list[tuple[int, int]]
+) -> tuple[Image, list[tuple[int, int]]]:
+    """Copies of an image in sizes of `_pyramid_sizes`, in one image.
 
-    Returns the image, and the (left, top) of each level, which are multiples of P-Net's stride.
+    Returns the image, and the (left, top) of each copy, which are multiples of P-Net's stride.
     """
-    width = _round_up(levels[0].shape[1], _CANVAS_MULTIPLE)
-    filled = np.zeros(width, int)  # rows that are taken, by column
-    corners = []
-    for level in levels:
-        tops = sliding_window_view(filled, level.shape[1])[::_STRIDE].max(axis=1)
-        left = int(tops.argmin()) * _STRIDE
-        top = _round_up(int(tops.min()), _STRIDE)
-        filled[left : left + level.shape[1]] = top + level.shape[0]
-        corners.append((left, top))
-    canvas = np.zeros((_round_up(int(filled.max()), _CANVAS_MULTIPLE), width, 3), np.uint8)
-    for level, (left, top) in zip(levels, corners, strict=True):
-        canvas[top : top + level.shape[0], left : left + level.shape[1]] = level
+    (whole_width, whole_height), corners = _packed(sizes)
+    canvas = np.zeros((whole_height, whole_width, 3), np.uint8)
+    which = _half_of(max(halves[0].shape) / np.max(sizes, axis=1), len(halves))
+    for half, (width, height), (left, top) in zip(which, sizes, corners, strict=True):
+        level = canvas[top : top + height, left : left + width]
+        cv2.resize(halves[half], (width, height), dst=level, interpolation=cv2.INTER_LINEAR)
     return canvas, corners
 
 
-def _half_of(factor: float, count: int) -> int:
-    """Which of ``count`` halves is the smallest that is not smaller than 1 / ``factor``."""
-    return min(max(int(np.log2(factor)), 0), count - 1)
+def _packed(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Places for rectangles of given widths and heights, widest first, in one that holds them all.
+
+    Each lies as high up as it fits. Returns the size of the whole, and the (left, top) of each.
+    """
+    whole = _round_up(sizes[0][0], _CANVAS_MULTIPLE)
+    placed: list[tuple[int, int, int]] = []  # left, right, bottom
+
+    def top_at(left: int, width: int) -> int:
+        above = [bottom for start, end, bottom in placed if start < left + width and left < end]
+        return max(above, default=0)
+
+    corners = []
+    for width, height in sizes:
+        lefts = [0, *(right for _, right, _ in placed)]
+        top, left = min((top_at(each, width), each) for each in lefts if each + width <= whole)
+        corners.append((left, top))
+        placed.append((left, _round_up(left + width, _STRIDE), _round_up(top + height, _STRIDE)))
+    lowest = max(bottom for _, _, bottom in placed)
+    return (whole, _round_up(lowest, _CANVAS_MULTIPLE)), corners
+
+
+def _half_of(factors: FloatArray, count: int) -> IndexArray:
+    """Which of ``count`` halves is the smallest that is not smaller than 1 / ``factors``."""
+    return np.log2(factors).clip(0, count - 1).astype(np.intp)
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -285,20 +304,19 @@ def _classify(
     low = corners[:, :2].clip(1) - 1
     high = corners[:, 2:].clip(max=(width, height))
     inside = (high > low).all(axis=1)
-    count = int(inside.sum())
+    low, high = low[inside], high[inside]
+    which = _half_of((high - low).min(axis=1) / size, len(halves))
+    steps = 2 ** which[:, None]
+    parts = np.concatenate([which[:, None], low // steps, -(-high // steps)], axis=1)
     largest, multiple = _BATCHES[size]
     # The networks take no empty batch. The rest of the last batch stays black.
-    pixels = np.zeros((_round_up(max(count, 1), multiple), size, size, 3), np.uint8)
-    for crop, (left, top), (right, bottom) in zip(
-        pixels, low[inside].tolist(), high[inside].tolist(), strict=False
-    ):
-        which = _half_of(min(right - left, bottom - top) / size, len(halves))
-        source, step = halves[which], 2**which
-        part = source[top // step : -(-bottom // step), left // step : -(-right // step)]
+    pixels = np.zeros((_round_up(max(len(parts), 1), multiple), size, size, 3), np.uint8)
+    for crop, (half, left, top, right, bottom) in zip(pixels, parts.tolist(), strict=False):
+        part = halves[half][top:bottom, left:right]
         cv2.resize(part, (size, size), dst=crop, interpolation=cv2.INTER_LINEAR)
     starts = range(0, len(pixels), largest)
     batches = [run(pixels[start : start + largest]) for start in starts]
-    outputs = [np.concatenate(parts)[:count] for parts in zip(*batches, strict=True)]
+    outputs = [np.concatenate(each)[: len(parts)] for each in zip(*batches, strict=True)]
     return boxes[inside], outputs
 
 
