@@ -139,9 +139,7 @@ def network_rows(
 def image_times(
     weights: str, layout: str, image: Image, device: torch.device, rounds: int
 ) -> tuple[dict[str, Timing], dict[str, Precision]]:
-    """Time `Detector.predict` in each installed runtime, by default and the other way.
-
-    The other way is with a flip test, or with one crop per face where the default has a flip test.
+    """Time `Detector.predict` in each installed runtime, with and without a flip test.
 
     Returns:
         Times and precisions of the network by the same names.

@@ -94,9 +94,10 @@ class Detector:
         decoder: "soft", "argmax" or "mean" for nested networks such as those packaged
             (`heatmap.decode_nested`); "local_soft_argmax", "argmax", "quarter_shift" or "mean" for
             others (`heatmap.decode`). None: the model card's.
-        flip_test: also run the mirror image of a face's last crop and combine both results: a
-            little more accurate, for one more run. None: as the model card says, False for
-            "hih-small".
+        flip_test: also run the mirror image of a face's last crop and combine both results: mostly
+            a little more accurate, for one more run. None: as the model card says (False for
+            "hih-small"), else where its pixel convention is symmetric. Scores are calibrated for
+            the default.
         shape_prior: correct points by the other points of the face, by what the weights hold for
             the layout, a `ShapeRegression` or a `ShapePrior`. None: where they hold one.
         any_rotation: also find faces that lie on their side or stand upside down. The face detector
@@ -200,8 +201,13 @@ class Detector:
         if batch_size is not None:
             check_integer(batch_size=batch_size)
         layout, card = self._network_layout, self.card
+        if flip_test and not card.is_symmetric:
+            raise ConfigurationError(
+                f"the pixel convention of {card.name} is not symmetric, so its mirrored crops have "
+                "other points: leave flip_test at None or False"
+            )
         if flip_test is None:
-            flip_test = card.is_symmetric if card.flip_test is None else card.flip_test
+            flip_test = card.is_symmetric and card.flip_test is not False
         if shape_prior and layout.name not in self._corrections:
             raise ConfigurationError(
                 f"{self.card.name} holds neither a shape regression nor a shape prior of "

@@ -287,7 +287,8 @@ def decode_nested(
     p_cell = probabilities.flatten(-2).gather(-1, cells)
 
     u = means[..., 0, :]
-    integer_mean = _mean(probabilities * _cells_near(corners[..., 0, :], size)) + 0.5
+    near = probabilities * _cells_near(corners[..., 0, :], size)
+    integer_mean = _mean(near.sum(dim=-2), near.sum(dim=-1)) + 0.5
     if decoder == "mean":
         u = integer_mean
     elif decoder == "soft":
@@ -418,10 +419,9 @@ def _symmetric(window: torch.Tensor, cell: torch.Tensor, size: int) -> torch.Ten
     return window * (near[..., 1, :, None] & near[..., 0, None, :])
 
 
-def _mean(maps: torch.Tensor) -> torch.Tensor:
-    """Mean (..., 2) as (x, y) of maps (..., h, h) that are not empty, in cells."""
-    cells = torch.arange(maps.shape[-1], device=maps.device, dtype=maps.dtype)
-    columns, rows = maps.sum(dim=-2), maps.sum(dim=-1)
+def _mean(columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Mean (..., 2) as (x, y), in cells, of maps with the sums (..., h) of columns and rows."""
+    cells = torch.arange(columns.shape[-1], device=columns.device, dtype=columns.dtype)
     return torch.stack([columns @ cells, rows @ cells], dim=-1) / columns.sum(dim=-1, keepdim=True)
 
 

@@ -297,6 +297,42 @@ def test_every_face_is_measured_in_its_own_crop(points: NDArray[np.floating]) ->
     assert calibration.covariance_scale == pytest.approx(1 / 4 / (2 * np.log(2)), rel=1e-3)
 
 
+def test_mirrored_crops_are_a_second_view_of_each_face(points: NDArray[np.floating]) -> None:
+    detector = detector_off_by(points, 0.0)
+    plain = measure_points(detector, annotated(points))
+    landmarker = detector.landmarker
+    landmarker.flip_test = False
+    landmarker.correct = lambda found: found
+
+    def off_by_turns(crops: NDArray[np.uint8]) -> tuple[CropLandmarks, CropLandmarks]:
+        found = detector.predict_crops(crops)
+        return found, found._replace(points=found.points + np.array([4.0, 0.0]))
+
+    landmarker.decode_views = off_by_turns
+    both = measure_points(detector, annotated(points), mirrored=True)
+    assert (both.faces, both.views, len(both.errors)) == (20, 2, 40)
+    np.testing.assert_array_equal(both.errors[::2], plain.errors)
+    assert np.allclose(both.errors[1::2], 4 / (128 / 3))
+    assert both.select(np.array([3])).features.shape == (2, 5, 3)
+    assert cross_validated(both).scores.shape == (40, 5)
+    landmarker.flip_test = True
+    assert measure_points(detector, annotated(points), mirrored=True).views == 1
+
+
+def test_views_of_a_face_count_as_one_face() -> None:
+    layout = get_layout(68)
+    rng = np.random.default_rng(0)
+
+    def fitted(views: int) -> Calibration:
+        features = np.concatenate([np.ones((60, 68, 1)), rng.normal(size=(60, 68, 2))], axis=2)
+        errors = np.abs(rng.normal(0, 0.05, (60, 68)))
+        statistics = PointStatistics(features, errors, errors, errors, layout=layout, views=views)
+        return fit(statistics)
+
+    assert fitted(views=1).point_bias, "60 faces are enough for a bias of each part"
+    assert not fitted(views=2).point_bias, "30 faces are not"
+
+
 def test_points_and_faces_without_annotation_or_image_are_left_out(
     points: NDArray[np.floating],
 ) -> None:

@@ -421,6 +421,17 @@ def test_the_card_decides_on_the_flip_test_and_an_argument_overrides_it(
     assert not other.with_options(flip_test=False).landmarker.flip_test
 
 
+def test_a_flip_test_of_a_network_that_is_not_symmetric_is_refused(
+    detector_of: DetectorOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = detector_of(68)
+    crop = detector.card.crop.model_copy(update={"pixel_origin": 0.0})
+    monkeypatch.setattr(detector, "card", detector.card.model_copy(update={"crop": crop}))
+    assert not detector.with_options(flip_test=None).landmarker.flip_test
+    with pytest.raises(ConfigurationError, match="not symmetric"):
+        detector.with_options(flip_test=True)
+
+
 def test_options_are_changed_without_loading_the_network_again(
     astronaut: Pixels, detector_of: DetectorOf
 ) -> None:

@@ -210,6 +210,8 @@ def test_the_python_of_the_onnx_page_finds_the_points_of_the_detector(
     names: dict[str, object] = {}
     exec(compile(block, "docs/onnx.md", "exec"), names)
     assert np.abs(np.asarray(names["points"]) - expected).max() < 0.1
+    outputs = json.loads((exported / "exported" / "hih-small-98.json").read_text())["outputs"]
+    assert outputs == ["points", "covariance", "mass", "visibility", "integer_offset"]
 
 
 def node_modules() -> Path | None:

@@ -28,6 +28,7 @@ from hihlandmark.face_detection import (
 from hihlandmark.face_detection import blazeface as blazeface_module
 from hihlandmark.face_detection import centerface as centerface_module
 from hihlandmark.face_detection.mtcnn import THOROUGH, Cascade, _packed
+from hihlandmark.models.mtcnn import mtcnn_network
 
 Image = NDArray[np.uint8]
 
@@ -394,3 +395,15 @@ def test_levels_of_a_packed_pyramid_do_not_overlap():
         canvas[top : top + rows, left : left + columns] += 1
     assert canvas.max() == 1
     assert canvas.sum() == np.prod(sizes, axis=1).sum()
+
+
+def test_the_proposal_network_equals_that_of_facenet_pytorch():
+    from facenet_pytorch.models.mtcnn import PNet
+
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8))
+    theirs = PNet().eval()
+    with torch.no_grad():
+        moves, probabilities = theirs((pixels.permute(0, 3, 1, 2).float() - 127.5) / 128)
+        (found,) = mtcnn_network("PNet")(pixels)
+    torch.testing.assert_close(found[:, :4], moves, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[:, 4].sigmoid(), probabilities[:, 1], rtol=0, atol=1e-4)

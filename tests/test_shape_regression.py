@@ -117,6 +117,16 @@ def test_few_faces_are_enough(count: int) -> None:
     assert corrected == pytest.approx(points, abs=0.01)
 
 
+def test_views_of_a_face_are_left_out_together() -> None:
+    rng = np.random.default_rng(12)
+    found = np.repeat(faces(12, seed=13)[0] + rng.normal(0, 0.3, (12, POINTS, 2)), 2, axis=0)
+    annotated = np.repeat(faces(12, seed=14)[0], 2, axis=0)  # of other faces: nothing to learn
+    apart = fit_shape_regression(found, annotated, MIRROR, views=1)
+    together = fit_shape_regression(found, annotated, MIRROR, views=2)
+    # With the other view of each face at hand, the smallest penalty has the smallest error.
+    assert np.linalg.norm(together.weights) < 0.9 * np.linalg.norm(apart.weights)
+
+
 def test_offsets_that_tell_errors_correct_them() -> None:
     shapes, places = faces(200, seed=8)
     true = transform_points(places, shapes)

@@ -44,8 +44,10 @@ from hihlandmark.training.config import (
 )
 from hihlandmark.training.data import Batch, UnlabeledBatch
 from hihlandmark.training.distillation import PseudoLabeler, read_teacher
+from hihlandmark.training.export import shape_regressions
 from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
 from hihlandmark.training.trainer import RunSummary, build_training_network, train
+from hihlandmark.weights import find_weights
 from hihlandmark.weights.card import CropContract, Normalization
 
 CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -550,6 +552,18 @@ def test_the_command_trains_and_its_weights_predict(
     image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     (face,) = detector.predict(image, boxes=[[10, 10, 80, 80]])
     assert face.points.shape == (29, 2)
+
+
+def test_regressions_of_nested_networks_see_the_integer_heatmap(data: Path) -> None:
+    card = {"regressions": [{"folder": "COFW29"}]}
+    configuration = read_configuration("hih-small").model_copy(
+        update={"card": tiny(card=card).card}
+    )
+    path = find_weights("hih-small").card_path
+    tensors = shape_regressions(path, configuration, data)
+    weights = tensors["shape_regression.COFW29.weights"]
+    assert weights.shape == (4 * 29, 2 * 29)
+    assert weights[2 * 29 :].abs().max() > 0
 
 
 def test_missing_data_is_an_error(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ CROPS_AT_ONCE = 8
 
 @dataclass(frozen=True, eq=False)
 class PointStatistics:
-    """A detector's output on the P points of N faces, and its errors.
+    """A detector's output on the P points in N crops, and its errors.
 
     Attributes:
         features: (N, P, 3) of `calibration_features`.
@@ -63,6 +63,7 @@ class PointStatistics:
             NaN where the point is not annotated. None: correlations are not fitted.
         layout: of the points, for their symmetry.
         visibility: (N, P) logits of being visible; None: the network does not predict them.
+        views: how many crops in turn are of one face.
     """
 
     features: FloatArray
@@ -73,6 +74,12 @@ class PointStatistics:
     whitened: FloatArray | None = None
     layout: Layout | None = None
     visibility: FloatArray | None = None
+    views: int = 1
+
+    @property
+    def faces(self) -> int:
+        """The number of faces."""
+        return len(self.errors) // self.views
 
     @property
     def known(self) -> BoolArray:
@@ -84,16 +91,22 @@ class PointStatistics:
         """(N, P): whether the point is within `NEAR`."""
         return self.errors <= NEAR
 
+    def crops_of(self, faces: IndexArray) -> IndexArray:
+        """The indices of the crops of faces, by their indices (M,)."""
+        return (faces[:, None] * self.views + np.arange(self.views)).ravel()
+
     def select(self, faces: IndexArray) -> PointStatistics:
         """The statistics of some of the faces, by their indices (M,)."""
+        crops = self.crops_of(faces)
         return PointStatistics(
-            self.features[faces],
-            self.errors[faces],
-            self.distances[faces],
-            self.hidden[faces],
-            whitened=None if self.whitened is None else self.whitened[faces],
+            self.features[crops],
+            self.errors[crops],
+            self.distances[crops],
+            self.hidden[crops],
+            whitened=None if self.whitened is None else self.whitened[crops],
             layout=self.layout,
-            visibility=None if self.visibility is None else self.visibility[faces],
+            visibility=None if self.visibility is None else self.visibility[crops],
+            views=self.views,
         )
 
 
@@ -148,14 +161,15 @@ def cross_validated(
 
     Raises `DataError` for fewer than two faces.
     """
-    count = len(statistics.errors)
+    count = statistics.faces
     if count < 2:
         raise DataError(f"{count} face is too few for cross-validation: use a larger split")
     scores, distances = np.full((2, *statistics.errors.shape), np.nan)
     order = np.random.default_rng(seed).permutation(count)
     for held_out in np.array_split(order, min(folds, count)):
         fitted = fit(statistics.select(np.setdiff1d(order, held_out)), method)
-        scores[held_out], distances[held_out] = calibrated(fitted, statistics.select(held_out))
+        crops = statistics.crops_of(held_out)
+        scores[crops], distances[crops] = calibrated(fitted, statistics.select(held_out))
     return CalibratedPoints(scores, distances)
 
 
@@ -179,15 +193,62 @@ def measure_points(
             points for a detector of 68: only shared points count then.
         progress: called with the number of faces done and of all faces.
         mirrored: measure each face twice, in its crop and in the mirrored crop, unless the detector
-            has a flip test, which runs both: less depends on chance. Faces come in no order then.
+            has a flip test, which runs both: less depends on chance.
 
     Raises `DataError` if no face can be used.
     """
-    annotated = get_layout(faces.layout)
-    conversion = get_conversion(annotated, detector.landmarker.layout)
-    box_map = detector.box_map(f"landmarks:{annotated.name}")
-    size = detector.landmarker.crop_size
+    landmarker = detector.landmarker
+    conversion = get_conversion(get_layout(faces.layout), landmarker.layout)
+    views = 2 if mirrored and not landmarker.flip_test else 1
     skipped: list[str] = []
+    batches = []
+    for crops, truth, hidden in labeled_crops(detector, faces, conversion, skipped, progress):
+        if views == 1:
+            seen = [detector.predict_crops(crops)]
+        else:
+            seen = [landmarker.correct(each) for each in landmarker.decode_views(crops)]
+        measured = [(hidden, *_measure(detector, each, truth, conversion.exact)) for each in seen]
+        in_turn = (np.stack(each, axis=1) for each in zip(*measured, strict=True))
+        batches.append([each.reshape(-1, *each.shape[2:]) for each in in_turn])
+    if not batches:
+        reasons = "; ".join(skipped[:3]) or "it is empty"
+        raise DataError(f"{faces.name} has no face to calibrate with, use another split: {reasons}")
+    columns = map(np.concatenate, zip(*batches, strict=True))
+    hidden, features, errors, distances, whitened, visibility = columns
+    return PointStatistics(
+        features,
+        errors,
+        distances,
+        hidden,
+        tuple(skipped),
+        whitened,
+        conversion.target,
+        None if np.isnan(visibility).all() else visibility,
+        views,
+    )
+
+
+def labeled_crops(
+    detector: Detector,
+    faces: AnnotatedFaces,
+    conversion: Conversion,
+    skipped: list[str],
+    progress: Progress | None = None,
+) -> Iterator[tuple[Image, FloatArray, FloatArray]]:
+    """Batches of crops around the true points, for a detector.
+
+    Args:
+        detector: decides on the crop.
+        faces: those that cannot be used are left out.
+        conversion: from the layout of the faces.
+        skipped: gets a message for each face that was left out.
+        progress: called with the number of faces done and of all faces.
+
+    Yields:
+        Crops (N, S, S, 3), points (N, P, 2) in crop pixels, and `hidden_points` (N, P).
+    """
+    box_map = detector.box_map(f"landmarks:{conversion.source.name}")
+    size = detector.landmarker.crop_size
 
     def cut() -> Iterator[tuple[Image, FloatArray, FloatArray]]:
         for done, face in enumerate(faces, start=1):
@@ -206,30 +267,10 @@ def measure_points(
             if progress:
                 progress(done, len(faces))
 
-    cuts, batches = cut(), []
+    cuts = cut()
     while batch := list(islice(cuts, CROPS_AT_ONCE)):
         crops, truth, hidden = map(np.stack, zip(*batch, strict=True))
-        landmarker = detector.landmarker
-        if mirrored and not landmarker.flip_test:
-            views = [landmarker.correct(each) for each in landmarker.decode_views(crops)]
-        else:
-            views = [detector.predict_crops(crops)]
-        batches += [(hidden, *_measure(detector, each, truth, conversion.exact)) for each in views]
-    if not batches:
-        reasons = "; ".join(skipped[:3]) or "it is empty"
-        raise DataError(f"{faces.name} has no face to calibrate with, use another split: {reasons}")
-    columns = map(np.concatenate, zip(*batches, strict=True))
-    hidden, features, errors, distances, whitened, visibility = columns
-    return PointStatistics(
-        features,
-        errors,
-        distances,
-        hidden,
-        tuple(skipped),
-        whitened,
-        conversion.target,
-        None if np.isnan(visibility).all() else visibility,
-    )
+        yield crops, truth, hidden
 
 
 def hidden_points(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
@@ -272,7 +313,7 @@ def _fit_scores(statistics: PointStatistics) -> tuple[tuple[float, ...], tuple[f
     # The ridge must not depend on the scale of the features, which are strongly correlated.
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     mean[0], std[0] = 0, 1  # the constant
-    layout = statistics.layout if len(known) >= FACES_FOR_PARTS else None
+    layout = statistics.layout if statistics.faces >= FACES_FOR_PARTS else None
     parts = _symmetric_parts(layout, known.shape[1])
     of_parts = np.broadcast_to(parts, (*known.shape, parts.shape[1]))[known]
     columns = np.concatenate([(features - mean) / std, of_parts], axis=1)
@@ -326,7 +367,8 @@ def _fit_correlation(statistics: PointStatistics, covariance_scale: float) -> Co
     counts = known.T @ known
     moments = np.where(counts > 0, rows.T @ rows / np.maximum(counts, 1), np.eye(len(counts)))
     std = np.sqrt(np.diag(moments)).clip(min=1e-3)
-    correlation = moments / np.outer(std, std) * len(errors) / (len(errors) + FEW_FACES)
+    trust = statistics.faces / (statistics.faces + FEW_FACES)
+    correlation = moments / np.outer(std, std) * trust
     alone = np.full(len(std), 0.5)
     for _ in range(100):
         variances, directions = np.linalg.eigh(

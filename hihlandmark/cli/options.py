@@ -141,7 +141,7 @@ FlipTestOption = Annotated[
     bool | None,
     Option(
         "--flip-test/--no-flip-test",
-        help="Also run the mirrored crop: more accurate, slower. Default: as the weights say.",
+        help="Also run the mirrored crop: mostly more accurate, slower. Default: by the weights.",
     ),
 ]
 ShapePriorOption = Annotated[

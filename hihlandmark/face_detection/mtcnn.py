@@ -153,7 +153,7 @@ class Cascade:
 
             return make_run(runtime, make_graph, f"{name} {release}", device, precision)
 
-        self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves_and_logits")
+        self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves_and_logit")
         self._refine = run_of("RNet", (ANY, 24, 24, 3), "moves", "scores")
         self._output = run_of("ONet", (ANY, 48, 48, 3), "moves", "five_points", "scores")
 
@@ -208,8 +208,8 @@ class Cascade:
         boxes = np.floor(np.concatenate([low * to_image, (low + _WINDOW - 1) * to_image], axis=1))
         moves, logits = np.split(output[0, :, row[which], column[which]], [4], axis=1)
         scores = 1 / (1 + np.exp(-logits[:, 0]))
-        apart = 2 * max(width, height) * level[:, None]  # no overlaps between levels
-        best = best_boxes(boxes + apart, scores, _OVERLAP_IN_LEVEL)
+        level_shift = 2 * max(width, height) * level[:, None]  # no overlaps between levels
+        best = best_boxes(boxes + level_shift, scores, _OVERLAP_IN_LEVEL)
         boxes, scores, moves = boxes[best], scores[best], moves[best]
         best = best_boxes(boxes, scores, _OVERLAP_IN_IMAGE)
         boxes, moves = boxes[best], moves[best]
@@ -254,7 +254,7 @@ def _pyramid(
     """
     (whole_width, whole_height), corners = _packed(sizes)
     canvas = np.zeros((whole_height, whole_width, 3), np.uint8)
-    which = _half_of(max(halves[0].shape) / np.max(sizes, axis=1), len(halves))
+    which = _half_of(max(halves[0].shape[:2]) / np.max(sizes, axis=1), len(halves))
     for half, (width, height), (left, top) in zip(which, sizes, corners, strict=True):
         level = canvas[top : top + height, left : left + width]
         cv2.resize(halves[half], (width, height), dst=level, interpolation=cv2.INTER_LINEAR)

@@ -5,6 +5,7 @@ How they are combined into a face detector: `face_detection.mtcnn`.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class ProposalNetwork(nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.network = network = copy.deepcopy(network).eval()
         first, moves, classes = network.conv1, network.conv4_2, network.conv4_1
         self.output = nn.Conv2d(moves.in_channels, 5, kernel_size=1)
         with torch.no_grad():

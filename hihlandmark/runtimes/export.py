@@ -67,8 +67,8 @@ def export(
     """Write a loaded model for one layout, and compare it with PyTorch.
 
     The file takes crops (N, S, S, 3) uint8 RGB, any number of them, and returns their points
-    (N, P, 2) in crop pixels, covariances (N, P, 2, 2) and masses (N, P). A JSON file beside it
-    states this, with the model card.
+    (N, P, 2) in crop pixels, then the other arrays of `CropLandmarks` that the network has. A JSON
+    file beside it names them, with the model card.
 
     Args:
         weights: network and card.

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from hihlandmark.arrays import FloatArray
-from hihlandmark.calibration.fit import fit, measure_points
-from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, tight_boxes, transform_points
+from hihlandmark.calibration.fit import fit, labeled_crops, measure_points
+from hihlandmark.crop import BoxMap
 from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
-from hihlandmark.errors import DataError, ImageError
+from hihlandmark.errors import DataError
 from hihlandmark.evaluation.protocol import evaluate
-from hihlandmark.layouts import BUILT_IN, get_layout, mirror_points
+from hihlandmark.layouts import BUILT_IN, get_conversion, get_layout, mirror_points
 from hihlandmark.models.registry import MODELS
 from hihlandmark.runtimes.int8 import Ranges, observed_ranges
 from hihlandmark.runtimes.pytorch import TorchRuntime
@@ -161,7 +161,7 @@ def shape_regressions(
 ) -> dict[str, torch.Tensor]:
     """The tensors of the regressions of ``card.regressions``, fitted to what the weights find.
 
-    A crop and its mirror image are two views of a face. Images that cannot be read are left out.
+    A crop and its mirror image are two views of a face. Faces that cannot be used are left out.
 
     Raises:
         DataError: a split cannot be read, or has no completely annotated face.
@@ -169,30 +169,23 @@ def shape_regressions(
     tensors: dict[str, torch.Tensor] = {}
     for face_set in configuration.card.regressions:
         faces = read_face_set(data, face_set)
+        complete = [face for face in faces if np.isfinite(face.points).all()]
         detector = Detector(faces.layout, configuration.model, weights=weights)
-        box_map, size = detector.box_map("landmarks"), detector.landmarker.crop_size
-        rows: list[tuple[FloatArray, FloatArray, FloatArray | None]] = []
-        for face in faces:
-            if not np.isfinite(face.points).all():
-                continue
-            square = box_map.squares(tight_boxes(face.points))[0]
-            try:
-                crop = cut_crop(face.load_image(), square, size)
-            except ImageError:
-                continue  # `hihlandmark data info` lists it
-            truth = transform_points(crop_matrix(square, size), face.points)
-            for view in detector.landmarker.decode_views(crop[None]):
-                offset = view.integer_offset
-                rows.append((view.points[0], truth, None if offset is None else offset[0]))
+        conversion = get_conversion(faces.layout, faces.layout)
+        rows: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+        for crops, truth, _ in labeled_crops(
+            detector, replace(faces, faces=complete), conversion, skipped=[]
+        ):
+            views = detector.landmarker.decode_views(crops)
+            for face, true in enumerate(truth):
+                for view in views:
+                    offset = view.integer_offset
+                    rows.append((view.points[face], true, [] if offset is None else offset[face]))
         if not rows:
             raise DataError(f"{faces.name} has no completely annotated face for card.regressions")
-        found, annotated, offsets = zip(*rows, strict=True)
+        found, annotated, offsets = map(np.array, zip(*rows, strict=True))
         fitted = fit_shape_regression(
-            np.array(found),
-            np.array(annotated),
-            faces.mirror,
-            None if offsets[0] is None else np.array(offsets),
-            views=2,
+            found, annotated, faces.mirror, offsets if offsets.size else None, views=2
         )
         tensors |= correction_tensors(faces.layout, fitted)
     return tensors

@@ -602,7 +602,7 @@ def _write_result(
         return path
     detector = Detector(layout, weights=path, device=device, runtime="torch")
     with observed_ranges(network_of(detector)) as ranges:
-        measured = measure_points(detector, split.val_faces)
+        measured = measure_points(detector, split.val_faces, mirrored=True)
     update: dict[str, Any] = {}
     if layout.name not in calibration:
         update["calibration"] = {**calibration, layout.name: fit(measured)}

@@ -331,7 +331,7 @@ class ModelCard(_Part):
         configuration: the fields of the architecture's configuration class.
         calibration: by name of the layout.
         flip_test: whether `Detector` has a flip test by default, as the scores were calibrated;
-            None: where `is_symmetric`.
+            None: where `is_symmetric`, without which there is none.
         layouts: those of the predicted layouts that are not built in, by name. Loading the weights
             registers them.
         activation_ranges: lowest and highest value of the input of convolutions by their name, for
