@@ -525,16 +525,19 @@ def _check_type(needed: str, *types: type, **arguments: Any) -> None:
             raise ConfigurationError(f"{name} must be {needed}, not {value!r:.100}")
 
 
-LOW_SCORE = 0.2
-"""A mean score of a face below this is reported where the caller gave its box."""
+LOW_SCORE, LOW_RELIABILITY = 0.2, 0.05
+"""A face with a mean score or a reliability below these is reported where the caller gave its box.
+Points of what is no face may have scores of 0.5."""
 
 
 def _warn_of_low_scores(faces: list[Face]) -> None:
     for number, face in enumerate(faces):
-        if face.scores.mean() < LOW_SCORE:
+        score, reliability = face.scores.mean(), face.reliability
+        if score < LOW_SCORE or reliability < LOW_RELIABILITY:
+            known = "" if np.isnan(reliability) else f" and a reliability of {reliability:.2f}"
             warnings.warn(
-                f"face {number} of {len(faces)} has a mean score of {face.scores.mean():.2f}: its "
-                "box may hold no face, or box_kind may be wrong",
+                f"face {number} of {len(faces)} has a mean score of {score:.2f}{known}: its box "
+                "may hold no face, or box_kind may be wrong",
                 stacklevel=3,
             )
 

@@ -140,7 +140,7 @@ def test_the_head_leaves_points_as_they_are_bit_for_bit() -> None:
             CropGraph(folded(each, ["COFW29"]), ["COFW29"], settings, decoding)(crops)
             for each in (plain, with_head)
         )
-    assert (len(found), len(other)) == (3, 4)
+    assert (len(found), len(other)) == (3, 5)
     assert all(torch.equal(*pair) for pair in zip(found, other, strict=False))
     assert other[3].shape == (2, 29)
 
