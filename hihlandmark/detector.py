@@ -514,8 +514,18 @@ class Detector:
         """Crops (N, S, S, 3) uint8 RGB -> their points in crop pixels, not calibrated.
 
         All are run at once, with the flip test 2N.
+
+        Raises:
+            ConfigurationError: these are no crops of this network, or none.
         """
-        return self.landmarker.predict(crops)
+        size, given = self.landmarker.crop_size, np.asarray(crops)
+        is_size = given.ndim == 4 and given.shape[1:] == (size, size, 3) and len(given) > 0
+        if not is_size or given.dtype != np.uint8:
+            raise ConfigurationError(
+                f"crops must be one or more of (N, {size}, {size}, 3) uint8 RGB, not "
+                f"{given.shape} {given.dtype}"
+            )
+        return self.landmarker.predict(given)
 
 
 def _check_type(needed: str, *types: type, **arguments: Any) -> None:
@@ -527,7 +537,7 @@ def _check_type(needed: str, *types: type, **arguments: Any) -> None:
 
 LOW_SCORE, LOW_RELIABILITY = 0.2, 0.05
 """A face with a mean score or a reliability below these is reported where the caller gave its box.
-Points of what is no face may have scores of 0.5."""
+Points of what is no face may have scores of 0.7."""
 
 
 def _warn_of_low_scores(faces: list[Face]) -> None:

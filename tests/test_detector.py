@@ -421,6 +421,20 @@ def test_the_card_decides_on_the_flip_test_and_an_argument_overrides_it(
     assert not other.with_options(flip_test=False).landmarker.flip_test
 
 
+@pytest.mark.parametrize(
+    "crops",
+    [
+        np.zeros((0, 192, 192, 3), np.uint8),
+        np.zeros((192, 192, 3), np.uint8),
+        np.zeros((1, 128, 128, 3), np.uint8),
+        np.zeros((1, 192, 192, 3), np.float32),
+    ],
+)
+def test_what_is_no_crop_is_refused(detector_of: DetectorOf, crops: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"crops must be .* \(N, 192, 192, 3\) uint8"):
+        detector_of(68).predict_crops(crops)
+
+
 def test_a_flip_test_of_a_network_that_is_not_symmetric_is_refused(
     detector_of: DetectorOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
