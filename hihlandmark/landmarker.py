@@ -89,6 +89,16 @@ class Landmarker:
         )
 
 
+def in_turn(one: CropLandmarks, other: CropLandmarks) -> CropLandmarks:
+    """Two views of N crops in 2N rows: both of the first crop, then both of the second, ..."""
+    return CropLandmarks._make(
+        None
+        if first is None or second is None
+        else np.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+        for first, second in zip(one, other, strict=True)
+    )
+
+
 def moment_matched_mean(one: CropLandmarks, other: CropLandmarks) -> CropLandmarks:
     """The Gaussian with mean and covariance of an even mixture of two Gaussians a point.
 

@@ -132,7 +132,7 @@ def test_offsets_that_tell_errors_correct_them() -> None:
     true = transform_points(places, shapes)
     errors = np.random.default_rng(9).normal(0, 1, true.shape)
     # The integer heatmap alone errs twice as far.
-    fitted = fit_shape_regression(true + errors, true, MIRROR, integer_offset=errors, views=2)
+    fitted = fit_shape_regression(true + errors, true, MIRROR, integer_offset=errors)
     assert fitted.weights.shape == (4 * POINTS, 2 * POINTS)
     shapes, places = faces(20, seed=10)
     true = transform_points(places, shapes)

@@ -15,6 +15,7 @@ from hihlandmark.crop import crop_matrix, cut_crop, transform_points
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
+from hihlandmark.landmarker import in_turn
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
 from hihlandmark.reliability import sigmoid
 from hihlandmark.runtimes.base import CropLandmarks
@@ -204,12 +205,11 @@ def measure_points(
     batches = []
     for crops, truth, hidden in labeled_crops(detector, faces, conversion, skipped, progress):
         if views == 1:
-            seen = [detector.predict_crops(crops)]
+            found = detector.predict_crops(crops)
         else:
-            seen = [landmarker.correct(each) for each in landmarker.decode_views(crops)]
-        measured = [(hidden, *_measure(detector, each, truth, conversion.exact)) for each in seen]
-        in_turn = (np.stack(each, axis=1) for each in zip(*measured, strict=True))
-        batches.append([each.reshape(-1, *each.shape[2:]) for each in in_turn])
+            found = landmarker.correct(in_turn(*landmarker.decode_views(crops)))
+        truth, hidden = (np.repeat(each, views, axis=0) for each in (truth, hidden))
+        batches.append((hidden, *_measure(landmarker.layout, found, truth, conversion.exact)))
     if not batches:
         reasons = "; ".join(skipped[:3]) or "it is empty"
         raise DataError(f"{faces.name} has no face to calibrate with, use another split: {reasons}")
@@ -280,10 +280,10 @@ def hidden_points(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
 
 
 def _measure(
-    detector: Detector, found: CropLandmarks, truth: FloatArray, exact: BoolArray
+    layout: Layout, found: CropLandmarks, truth: FloatArray, exact: BoolArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
     """What `PointStatistics` holds of crops with true points: all but hidden points."""
-    layout, offset = detector.landmarker.layout, found.points - truth
+    offset = found.points - truth
     interocular = layout.interocular(found.points)
     features = calibration_features(found.covariance, found.mass, interocular)
     errors = np.linalg.norm(offset, axis=-1) / layout.interocular(truth)[:, None]

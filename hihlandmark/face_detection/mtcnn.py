@@ -21,6 +21,7 @@ from hihlandmark.face_detection.base import (
     upscale_detections,
 )
 from hihlandmark.face_detection.boxes import best_boxes
+from hihlandmark.reliability import sigmoid
 from hihlandmark.runtimes import PrecisionChoice, Run, make_run
 from hihlandmark.runtimes.base import ANY, PixelGraph
 from hihlandmark.runtimes.devices import CPU, AnyDevice, resolve_device
@@ -197,17 +198,17 @@ class Cascade:
         canvas, corners = _pyramid(halves, sizes)
         (output,) = self._propose(canvas[None])
         row, column = np.nonzero(output[0, 4] >= _logit(min(search.proposals)))
+        found = output[0, :, row, column]  # (F, 5)
         # Windows by their places in each of the levels (L, F, 2), of which they lie in one at most.
         low = np.stack([column, row], axis=1) * _STRIDE - np.array(corners)[:, None]
         is_in_level = ((low >= 0) & (low <= np.array(sizes)[:, None] - _WINDOW)).all(axis=2)
-        is_in_level[0] &= output[0, 4, row, column] >= _logit(search.proposals[0])
-        is_in_level[1:] &= output[0, 4, row, column] >= _logit(search.proposals[1])
+        is_in_level[0] &= found[:, 4] >= _logit(search.proposals[0])
+        is_in_level[1:] &= found[:, 4] >= _logit(search.proposals[1])
         level, which = np.nonzero(is_in_level)
         low = low[level, which] + 1
         to_image = (np.array([width, height]) / sizes)[level]
         boxes = np.floor(np.concatenate([low * to_image, (low + _WINDOW - 1) * to_image], axis=1))
-        moves, logits = np.split(output[0, :, row[which], column[which]], [4], axis=1)
-        scores = 1 / (1 + np.exp(-logits[:, 0]))
+        moves, scores = found[which, :4], sigmoid(found[which, 4])
         level_shift = 2 * max(width, height) * level[:, None]  # no overlaps between levels
         best = best_boxes(boxes + level_shift, scores, _OVERLAP_IN_LEVEL)
         boxes, scores, moves = boxes[best], scores[best], moves[best]

@@ -17,6 +17,7 @@ from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
 from hihlandmark.evaluation.protocol import evaluate
+from hihlandmark.landmarker import in_turn
 from hihlandmark.layouts import BUILT_IN, get_conversion, get_layout, mirror_points
 from hihlandmark.models.registry import MODELS
 from hihlandmark.runtimes.int8 import Ranges, observed_ranges
@@ -172,20 +173,21 @@ def shape_regressions(
         complete = [face for face in faces if np.isfinite(face.points).all()]
         detector = Detector(faces.layout, configuration.model, weights=weights)
         conversion = get_conversion(faces.layout, faces.layout)
-        rows: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+        views, annotated = [], []
         for crops, truth, _ in labeled_crops(
             detector, replace(faces, faces=complete), conversion, skipped=[]
         ):
-            views = detector.landmarker.decode_views(crops)
-            for face, true in enumerate(truth):
-                for view in views:
-                    offset = view.integer_offset
-                    rows.append((view.points[face], true, [] if offset is None else offset[face]))
-        if not rows:
+            views.append(in_turn(*detector.landmarker.decode_views(crops)))
+            annotated.append(np.repeat(truth, 2, axis=0))
+        if not views:
             raise DataError(f"{faces.name} has no completely annotated face for card.regressions")
-        found, annotated, offsets = map(np.array, zip(*rows, strict=True))
+        offsets = [each.integer_offset for each in views if each.integer_offset is not None]
         fitted = fit_shape_regression(
-            found, annotated, faces.mirror, offsets if offsets.size else None, views=2
+            np.concatenate([each.points for each in views]),
+            np.concatenate(annotated),
+            faces.mirror,
+            np.concatenate(offsets) if offsets else None,
+            views=2,
         )
         tensors |= correction_tensors(faces.layout, fitted)
     return tensors

@@ -15,7 +15,7 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_angles, resize_matrix, tight_boxes
-from hihlandmark.detector import Detector
+from hihlandmark.detector import LOW_RELIABILITY, Detector
 from hihlandmark.errors import ConfigurationError, check_integer, missing_extra
 from hihlandmark.face import Face, transform_face
 from hihlandmark.face_detection import Detections
@@ -28,7 +28,7 @@ from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 DETECT_EVERY = 25  # frames between searches for faces that enter while others are tracked
 MIN_SCORE = 0.2  # mean score below which a face is lost, as in crops without a face
 # So it is up to this mean score where it is hardly reliable: points of what covers a face.
-_DOUBTFUL_SCORE, _MIN_RELIABILITY = 0.3, 0.05
+_DOUBTFUL_SCORE = 0.3
 # From this mean score on, a tracked face is preferred to the same face detected again: its crop,
 # and so its points, move less.
 _SURE_SCORE = 0.5
@@ -317,7 +317,7 @@ class FaceTracker:
 
 def _is_lost(face: Face) -> bool:
     score = float(face.scores.mean())
-    is_unreliable = face.reliability < _MIN_RELIABILITY  # unknown (NaN) is not
+    is_unreliable = face.reliability < LOW_RELIABILITY  # unknown (NaN) is not
     return score < MIN_SCORE or (score < _DOUBTFUL_SCORE and is_unreliable)
 
 
