@@ -59,14 +59,18 @@ def test_large_face_is_downscaled_by_area_averaging(factor: int) -> None:
     assert crop[8:-8, 8:-8].std() < 50
 
 
-@pytest.mark.parametrize("side", [96.0, 200.0, 431.0, 1000.0])
-def test_image_and_points_map_to_the_same_crop_pixel(side: float) -> None:
-    image = np.zeros((1200, 1200, 3), np.uint8)
-    yy, xx = np.mgrid[:1200, :1200]
-    spot = np.array([612.25, 587.75])
-    blob = np.exp(-((xx - spot[0]) ** 2 + (yy - spot[1]) ** 2) / (2 * (side / 20) ** 2))
+@pytest.mark.parametrize("middle", [(600.0, 600.0), (150.0, 1090.0), (1050.0, 130.0)])
+@pytest.mark.parametrize("side", [96.0, 200.0, 431.0, 1000.0, 2100.0])
+def test_image_and_points_map_to_the_same_crop_pixel(
+    side: float, middle: tuple[float, float]
+) -> None:
+    """Also of crops that reach beyond the image, whose sides are no multiples of the reduction."""
+    image = np.zeros((1203, 1201, 3), np.uint8)
+    yy, xx = np.mgrid[:1203, :1201]
+    spot = np.array(middle) + (12.25, -12.25)
+    blob = np.exp(-((xx - spot[0]) ** 2 + (yy - spot[1]) ** 2) / (2 * min(side / 20, 40) ** 2))
     image[:] = (255 * blob).astype(np.uint8)[..., None]
-    square = np.array([600.0, 600.0, side, 0.3])
+    square = np.array([*middle, side, 0.3])
     crop = cut_crop(image, square, 256)[..., 0].astype(float)
     rows, columns = np.mgrid[:256, :256]
     centroid = np.array([(crop * columns).sum(), (crop * rows).sum()]) / crop.sum()
