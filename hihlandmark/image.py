@@ -140,7 +140,8 @@ def load_image(
         ImageError: the image cannot be read.
         ConfigurationError: another argument is invalid.
     """
-    return _load(image, color, channels, white, max_pixels, timeout, max_bytes, math.inf).pixels
+    loaded = _load(image, color, channels, white, max_pixels, timeout, max_bytes, math.inf)
+    return np.require(loaded.pixels, requirements="W")
 
 
 class ReducedImage(NamedTuple):
@@ -152,7 +153,7 @@ class ReducedImage(NamedTuple):
     its sides are no multiples of k).
 
     Attributes:
-        pixels: (H, W, 3) uint8 RGB.
+        pixels: (H, W, 3) uint8 RGB, C-contiguous; those of a read-only array are read-only.
         factor: k.
         size: width and height of the original, upright.
     """
@@ -704,7 +705,7 @@ def _check_values(pixels: NDArray[Any], white: float, source: str) -> None:
 
 
 def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 1..4) gray, gray and alpha, RGB or RGBA as RGB over white, contiguous and writable."""
+    """(H, W, 1..4) gray, gray and alpha, RGB or RGBA as RGB over white, contiguous."""
     if pixels.shape[-1] in (2, 4):
         pixels, alpha = pixels[..., :-1], pixels[..., -1:]
         # Screen capture APIs leave the fourth byte at 0; an invisible image is never meant.
@@ -715,7 +716,7 @@ def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
             )
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
-    return np.require(pixels, np.uint8, ["C", "W"])
+    return np.ascontiguousarray(pixels, np.uint8)
 
 
 def _over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:

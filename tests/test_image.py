@@ -37,6 +37,7 @@ from hihlandmark.image import (
     EXIF_ORIENTATION_TAG,
     UPRIGHT_TRANSPOSE,
     load_image,
+    load_reduced,
     readable_formats,
 )
 
@@ -87,6 +88,8 @@ def test_result_is_contiguous_writable_uint8() -> None:
         assert image.flags.c_contiguous
         assert image.flags.writeable
     np.testing.assert_array_equal(load_image(flipped), flipped)
+    # Prediction reads it where it is.
+    assert load_reduced(read_only).pixels is read_only
 
 
 def test_file_object_is_read_from_its_start_and_left_open() -> None:

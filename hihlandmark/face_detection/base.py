@@ -78,7 +78,8 @@ class FaceDetector(Protocol):
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """The faces of each of the RGB images (H, W, 3) uint8 of any mixed sizes, best first.
 
-        An image gives the same detections whatever other images are in the call.
+        An image gives the same detections whatever other images are in the call. It may be a
+        read-only array.
 
         Raises:
             ImageError: an array is not such an image.
