@@ -5,6 +5,7 @@ Applied here; fitted by benchmarks/fit_reliability.py.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Annotated
 
@@ -94,7 +95,7 @@ def reliability_features(
     distance = np.sqrt(np.square(aligned - layout.mean_shape).sum(axis=-1).mean(axis=-1)) / unit
     centered = points - points.mean(axis=1, keepdims=True)
     size = np.sqrt(np.square(centered).sum(axis=-1).mean(axis=-1))
-    low = np.quantile(np.stack([-deviation, scores, odds]), 0.1, axis=-1)
+    low = first_decile(np.stack([-deviation, scores, odds]))
     overall = [
         _log(deviation.mean(axis=1)),
         _log(-low[0]),
@@ -134,6 +135,14 @@ def _averages(layout: Layout) -> tuple[FloatArray, FloatArray, BoolArray]:
 
 def _is_of(part: str, region: str) -> bool:
     return region in part and not (region == "eye" and "eyebrow" in part)
+
+
+def first_decile(values: FloatArray) -> FloatArray:
+    """The quantile 0.1 over the last axis, as `np.quantile` has it in a fifth of its time."""
+    place = 0.1 * (values.shape[-1] - 1)
+    below, above = math.floor(place), math.ceil(place)
+    ordered = np.partition(values, (below, above), axis=-1)
+    return ordered[..., below] + (ordered[..., above] - ordered[..., below]) * (place - below)
 
 
 def _log(values: FloatArray, smallest: float = 1e-6) -> FloatArray:

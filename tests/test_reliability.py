@@ -10,7 +10,12 @@ from skimage.data import astronaut, chelsea
 from hihlandmark import ConfigurationError, Detector, Face
 from hihlandmark.crop import rotate_points
 from hihlandmark.layouts import COFW29, WFLW98
-from hihlandmark.reliability import MIN_RELIABILITY, Reliability, reliability_features
+from hihlandmark.reliability import (
+    MIN_RELIABILITY,
+    Reliability,
+    first_decile,
+    reliability_features,
+)
 
 CAT = (130, 20, 300, 190)
 """The head of `chelsea`."""
@@ -108,3 +113,9 @@ def test_a_limit_needs_weights_with_a_model():
     assert math.isnan(old.predict(astronaut())[0].reliability)
     with pytest.raises(ConfigurationError, match="reliability"):
         old.predict(astronaut(), min_reliability=0.5)
+
+
+@pytest.mark.parametrize("count", [1, 5, 11, 29, 98])
+def test_first_decile_is_numpys_quantile(count):
+    values = np.random.default_rng(0).normal(size=(3, 4, count))
+    np.testing.assert_allclose(first_decile(values), np.quantile(values, 0.1, axis=-1), atol=1e-15)
