@@ -67,7 +67,7 @@ def test_image_and_points_map_to_the_same_crop_pixel(
     """Also of crops that reach beyond the image, whose sides are no multiples of the reduction."""
     image = np.zeros((1203, 1201, 3), np.uint8)
     yy, xx = np.mgrid[:1203, :1201]
-    spot = np.array(middle) + (12.25, -12.25)
+    spot = np.add(middle, (12.25, -12.25))
     blob = np.exp(-((xx - spot[0]) ** 2 + (yy - spot[1]) ** 2) / (2 * min(side / 20, 40) ** 2))
     image[:] = (255 * blob).astype(np.uint8)[..., None]
     square = np.array([*middle, side, 0.3])
