@@ -550,6 +550,30 @@ def test_a_run_and_its_export_leave_out_the_blocks_that_its_initial_weights_do_w
         train(every, data, tmp_path / "other", device="cpu", initial=initial, workers=0)
 
 
+def test_stacks_are_those_that_both_the_network_and_its_initial_weights_have(
+    tmp_path: Path,
+) -> None:
+    two = build_training_network(nested()).eval()
+    one = build_training_network(nested(network={**nested().network, "stacks": 1})).eval()
+    _load_initial(one, two.state_dict())
+    crops = torch.rand(2, 3, SIZE, SIZE)
+    for name, found in one(crops).items():
+        first = two.integer(name, two.features(crops).stacks[0], 0)
+        torch.testing.assert_close(found.integer, first)
+
+    data, folder = write_data(tmp_path / "data"), tmp_path / "run"
+    initial = one.state_dict()
+    summary = train(nested(), data, folder, device="cpu", initial=initial, workers=0)
+    assert load_checkpoint(summary.checkpoint)["network"].keys() == initial.keys()
+    card = load_model(export(summary.checkpoint, nested(), data, tmp_path / "weights")).card
+    assert card.configuration["stacks"] == 1
+    assert "pruned" not in card.configuration
+
+    both = nested(network={**nested().network, "stacks": 2})
+    with pytest.raises(WeightsError, match="Use the same model, layouts and network"):
+        train(both, data, tmp_path / "other", device="cpu", initial=initial, workers=0)
+
+
 def test_heads_of_another_form_are_named(caplog: pytest.LogCaptureFixture) -> None:
     mesh = {"auxiliary_layouts": {MESH: VERTICES}}
     low = nested(**mesh, network={**nested().network, "decimal_rank": 128})

@@ -215,13 +215,27 @@ class NestedHead(nn.Module):
         return (scores.float() + self.bias[:, None]).unflatten(-1, (2, DECIMAL_EXTENT))
 
 
+class _Standardized(nn.Module):
+    """Maps (N, C, h, h) with mean 0 and variance 1 over a crop, one after the other (N, 2C, h, h).
+
+    Their scales differ. A group norm would do the same, of which OpenVINO moves the cells around.
+    """
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        standardized = []
+        for each in maps:
+            centered = each.float() - each.float().mean(dim=(1, 2, 3), keepdim=True)
+            variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
+            standardized.append(centered * torch.rsqrt(variance + 1e-5))
+        return torch.cat(standardized, dim=1)
+
+
 class VisibilityFeatures(nn.Sequential):
-    """Both kinds of `Features` (N, 2C, h, h) -> what visibility is read from (N, V, h, h)."""
+    """Both kinds of `Features` (N, C, h, h) -> what visibility is read from (N, V, h, h)."""
 
     def __init__(self, features: int, channels: int) -> None:
         super().__init__(
-            # The features were made for heatmaps: their scales differ.
-            nn.GroupNorm(2, 2 * features, affine=False),
+            _Standardized(),
             nn.Conv2d(2 * features, channels, 1),
             nn.GELU(),
             nn.Conv2d(channels, channels, 3, padding=1),
@@ -256,6 +270,26 @@ def without_blocks(
     """Weights without those of the blocks that `NestedConfiguration` leaves out."""
     beginnings = tuple(f"{name}." for name in pruned)
     return {name: tensor for name, tensor in state.items() if not name.startswith(beginnings)}
+
+
+_STACK = re.compile(r"(^stacks|^heads\..*\.integer|^auxiliary_heads\..*\.integer)\.(\d+)\.")
+
+
+def _number_of_stack(name: str) -> int:
+    """The stack that a parameter belongs to, counted from 0; -1: to none."""
+    found = _STACK.match(name)
+    # The first stack is not in the list `Nested.stacks`.
+    return -1 if found is None else int(found[2]) + (found[1] == "stacks")
+
+
+def number_of_stacks(state: Mapping[str, torch.Tensor]) -> int:
+    """How many stacks the network of weights has; 0 for weights of another architecture."""
+    return 1 + max(map(_number_of_stack, state), default=-1)
+
+
+def without_stacks(state: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor]:
+    """Weights without those that only a network of more than ``stacks`` has."""
+    return {name: tensor for name, tensor in state.items() if _number_of_stack(name) < stacks}
 
 
 def blocks_left_out(network: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
@@ -390,8 +424,7 @@ class Nested(LandmarkNetwork):
 
     def visibility_map(self, features: Features) -> torch.Tensor:
         """What `visibility` of all layouts is read from (N, V, h, h)."""
-        both = torch.cat([features.stacks[-1], features.decimal], dim=1)
-        found: torch.Tensor = self.visibility_features(both)
+        found: torch.Tensor = self.visibility_features([features.stacks[-1], features.decimal])
         return found
 
     def visibility(self, layout: str, read: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

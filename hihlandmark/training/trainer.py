@@ -27,8 +27,10 @@ from hihlandmark.models.nested import (
     Nested,
     blocks_left_out,
     is_of_visibility,
+    number_of_stacks,
     with_fine_rank,
     without_blocks,
+    without_stacks,
 )
 from hihlandmark.models.registry import MODELS, build_model
 from hihlandmark.runtimes.torch_devices import resolve_device
@@ -101,8 +103,9 @@ def train(
         data: folder of the data sets.
         run: folder for ``last.pt``, ``best.pt`` (with validation), the logs and ``images/``.
         device: "auto", "cpu", "cuda" or "mps".
-        initial: weights to start from when there is no checkpoint. Residual blocks that they do
-            without are left out of the network, unless ``network.pruned`` is set.
+        initial: weights to start from when there is no checkpoint. Residual blocks and stacks that
+            they do without are left out of the network, unless ``network.pruned`` or
+            ``network.stacks`` is set; stacks that the network does without are left out of them.
         workers: processes that prepare data.
         progress: called after each step of the main process.
 
@@ -183,22 +186,32 @@ def _alone_in(run: Path) -> Iterator[None]:
 def with_blocks_of(
     configuration: TrainingConfiguration, state: Mapping[str, torch.Tensor] | None
 ) -> TrainingConfiguration:
-    """The configuration whose network has no other residual blocks than given weights.
+    """The configuration whose network has no other residual blocks and stacks than given weights.
 
     It stays as it is without weights, for networks that are not nested, and where it sets
-    ``network.pruned`` itself.
+    ``network.pruned`` itself; the number of stacks, where it sets ``network.stacks``.
     """
     if not state or "pruned" in configuration.network:
         return configuration
     network = build_training_network(configuration)
-    blocks = blocks_left_out(network, state) if isinstance(network, Nested) else []
-    if rank := getattr(network.configuration, "fine_rank", 0):
+    if not isinstance(network, Nested):
+        return configuration
+    stacks = number_of_stacks(state)
+    if 0 < stacks < network.configuration.stacks and "stacks" not in configuration.network:
+        logger.info("the weights are of a network of %d stacks", stacks)
+        return with_blocks_of(_with_network(configuration, stacks=stacks), state)
+    blocks = blocks_left_out(network, state)
+    if rank := network.configuration.fine_rank:
         state = with_fine_rank(state, rank)
     others = without_blocks(network.state_dict(), blocks)
     if not blocks or any(n not in state and not _may_be_missing(n) for n in others):
         return configuration  # as it is, or for weights of another network
     logger.info("residual blocks that the weights do without: %s", ", ".join(blocks))
-    return configuration.model_copy(update={"network": {**configuration.network, "pruned": blocks}})
+    return _with_network(configuration, pruned=blocks)
+
+
+def _with_network(configuration: TrainingConfiguration, **changed: Any) -> TrainingConfiguration:
+    return configuration.model_copy(update={"network": {**configuration.network, **changed}})
 
 
 def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetwork:
@@ -535,11 +548,13 @@ def _make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torc
 def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor]) -> None:
     """Load weights that must fit, except for auxiliary heads and visibility.
 
-    These may be missing or unused.
+    These may be missing or unused, and further stacks unused.
     """
     own = network.state_dict()
     if rank := getattr(network.configuration, "fine_rank", 0):
         initial = with_fine_rank(initial, rank)
+    if isinstance(network, Nested):
+        initial = without_stacks(initial, network.configuration.stacks)
     initial = without_blocks(initial, getattr(network.configuration, "pruned", ()))
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
