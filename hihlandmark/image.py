@@ -672,7 +672,7 @@ def _scale_to_uint8(pixels: NDArray[Any], white: float | None, source: str) -> N
     white = white or WHITE_OF_DTYPE[name]
     is_as_wanted = name == "uint8" and white == 255
     # Of such images only almost black ones are worth a word; a few pixels tell most of the others.
-    if not (is_as_wanted and pixels[::16, ::16].max() > 1):
+    if not (is_as_wanted and pixels[::64, ::64].max() > 1):
         _check_values(pixels, white, source)
     if is_as_wanted:
         return pixels
