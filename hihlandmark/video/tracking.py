@@ -27,8 +27,6 @@ from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
 DETECT_EVERY = 25  # frames between searches for faces that enter while others are tracked
 MIN_SCORE = 0.2  # mean score below which a face is lost, as in crops without a face
-# So it is up to this mean score where it is hardly reliable: points of what covers a face.
-_DOUBTFUL_SCORE = 0.3
 # From this mean score on, a tracked face is preferred to the same face detected again: its crop,
 # and so its points, move less.
 _SURE_SCORE = 0.5
@@ -316,9 +314,9 @@ class FaceTracker:
 
 
 def _is_lost(face: Face) -> bool:
-    score = float(face.scores.mean())
+    """Also where points of what covers a face, or of a false detection, have high scores."""
     is_unreliable = face.reliability < LOW_RELIABILITY  # unknown (NaN) is not
-    return score < MIN_SCORE or (score < _DOUBTFUL_SCORE and is_unreliable)
+    return is_unreliable or float(face.scores.mean()) < MIN_SCORE
 
 
 def _with_square_pixels(frame: Frame) -> Image:
