@@ -47,12 +47,15 @@ def similarities(
     their center.
     """
     z, goal = _as_complex(points), _as_complex(target)
-    known = np.ones(z.shape, bool) if known is None else known
-    share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    if known is None:
+        share = np.full(z.shape, 1 / max(z.shape[1], 1))
+    else:
+        share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
     center, goal_center = (share * z).sum(axis=1), share @ goal
-    z, goal = z - center[:, None], goal - goal_center[:, None]
-    size = (share * np.square(np.abs(z))).sum(axis=1)
-    along = (share * z.conj() * goal).sum(axis=1)  # its angle is that of the rotation
+    z = z - center[:, None]
+    shared = share * z.conj()  # their sum is 0, so the goal need not be centered
+    size = (shared * z).real.sum(axis=1)
+    along = shared @ goal  # its angle is that of the rotation
     apart = size > 1e-24 * np.square(np.abs(center))  # by more than the rounding of their center
     fits = apart & (np.abs(along) > 1e-9 * size)
     turn = np.where(fits, along / np.where(fits, size, 1), 1)

@@ -712,6 +712,7 @@ def test_colors_of_written_videos_are_stated(tmp_path: Path, height: int) -> Non
     [
         (0.1, 1.0, True),
         (0.25, 0.02, True),  # as of what covers a face
+        (0.55, 0.02, True),  # as of a false detection
         (0.25, 0.5, False),
         (0.25, np.nan, False),
         (0.9, 0.02, False),

@@ -27,6 +27,9 @@ from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
 DETECT_EVERY = 25  # frames between searches for faces that enter while others are tracked
 MIN_SCORE = 0.2  # mean score below which a face is lost, as in crops without a face
+# So it is up to this mean score where it is hardly reliable: points of what covers a face, or of a
+# false detection.
+_DOUBTFUL_SCORE = 0.7
 # From this mean score on, a tracked face is preferred to the same face detected again: its crop,
 # and so its points, move less.
 _SURE_SCORE = 0.5
@@ -314,14 +317,16 @@ class FaceTracker:
 
 
 def _is_lost(face: Face) -> bool:
-    """Also where points of what covers a face, or of a false detection, have high scores."""
+    score = float(face.scores.mean())
     is_unreliable = face.reliability < LOW_RELIABILITY  # unknown (NaN) is not
-    return is_unreliable or float(face.scores.mean()) < MIN_SCORE
+    return score < MIN_SCORE or (score < _DOUBTFUL_SCORE and is_unreliable)
 
 
 def _with_square_pixels(frame: Frame) -> Image:
     """The image of a frame as it is displayed, enlarged along one side if pixels are oblong."""
     aspect = frame.pixel_aspect
+    if aspect == 1:  # in most videos; arithmetic with fractions is slow
+        return frame.image
     height, width = frame.image.shape[:2]
     size = round(width * max(aspect, 1)), round(height / min(aspect, 1))
     return frame.image if size == (width, height) else cv2.resize(frame.image, size)
