@@ -47,13 +47,15 @@ def similarities(
     their center.
     """
     z, goal = _as_complex(points), _as_complex(target)
+    origin = goal.mean()  # products with numbers far from it would be rounded
+    goal = goal - origin
     if known is None:
         share = np.full(z.shape, 1 / max(z.shape[1], 1))
     else:
         share = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
-    center, goal_center = (share * z).sum(axis=1), share @ goal
+    center, goal_center = (share * z).sum(axis=1), share @ goal + origin
     z = z - center[:, None]
-    shared = share * z.conj()  # their sum is 0, so the goal need not be centered
+    shared = share * z.conj()  # their sum is 0, so the goal need not be centered exactly
     size = (shared * z).real.sum(axis=1)
     along = shared @ goal  # its angle is that of the rotation
     apart = size > 1e-24 * np.square(np.abs(center))  # by more than the rounding of their center
@@ -262,9 +264,9 @@ def cut_crop(
     least twice as large as the crop is first halved by area averaging, to avoid aliasing.
     """
     matrix = crop_matrix(square, size)
-    halvings = math.floor(math.log2(max(square[2] / size, 1)))
-    if halvings:
-        image, matrix = _halved_around(image, matrix, size, halvings)
+    ratio = float(square[2]) / size
+    if 2 <= ratio < math.inf:
+        image, matrix = _halved_around(image, matrix, size, int(math.log2(ratio)))
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
 
 

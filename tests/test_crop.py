@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hihlandmark.crop import (
     nearly_same,
     roll_angles,
     rotate_points,
+    similarities,
     tight_boxes,
     transform_points,
 )
@@ -50,13 +53,13 @@ def test_outside_of_the_image_is_black() -> None:
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 7])
 def test_large_face_is_downscaled_by_area_averaging(factor: int) -> None:
-    """Stripes finer than the crop's pixels come out as their mean, not as stripes."""
-    image = np.zeros((64 * factor, 64 * factor, 3), np.uint8)
-    image[:, ::2] = 255
+    """Noise finer than the crop's pixels comes out as its mean, not as noise."""
+    side = 64 * factor
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
     middle = image.shape[0] / 2 - 0.5
     crop = cut_crop(image, np.array([middle, middle, 64.0 * factor, 0.0]), 64)
     assert abs(crop[8:-8, 8:-8].mean() - 127.5) < 4
-    assert crop[8:-8, 8:-8].std() < 50
+    assert crop[8:-8, 8:-8].std() < 1.2 * image.std() / 2 ** math.floor(math.log2(factor))
 
 
 @pytest.mark.parametrize("middle", [(600.0, 600.0), (150.0, 1090.0), (1050.0, 130.0)])
@@ -76,6 +79,15 @@ def test_image_and_points_map_to_the_same_crop_pixel(
     centroid = np.array([(crop * columns).sum(), (crop * rows).sum()]) / crop.sum()
     expected = transform_points(crop_matrix(square, 256), spot[None])[0]
     assert np.allclose(centroid, expected, atol=0.15)
+
+
+def test_similarity_to_a_target_far_from_the_origin_or_without_size() -> None:
+    points = np.random.default_rng(0).normal(size=(1, 68, 2)) * 1e-3 + 1000
+    turned = rotate_points(points - points.mean(axis=1), np.array([0.5]))[0]
+    far = similarities(points, turned + 1e6)
+    np.testing.assert_allclose(transform_points(far, points)[0], turned + 1e6, atol=1e-8)
+    moved = similarities(points, np.full((68, 2), 7.0))
+    np.testing.assert_allclose(moved[0, :, :2], np.eye(2))
 
 
 def test_box_map_shifts_and_scales_by_the_longer_side() -> None:

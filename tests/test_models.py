@@ -14,7 +14,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
-from hihlandmark.models.base import Heatmaps, LandmarkNetwork
+from hihlandmark.models.base import Heatmaps, LandmarkNetwork, normalize
 from hihlandmark.models.efficientnet import pad_same
 from hihlandmark.models.hih import HIH
 from hihlandmark.models.nested import Nested
@@ -404,3 +404,10 @@ def test_unused_shortcuts_add_parameters_and_change_nothing_else() -> None:
         for ours, theirs in zip(full(crops).values(), lean(crops).values(), strict=True):
             assert torch.equal(ours.integer, theirs.integer)
             assert torch.equal(ours.decimal, theirs.decimal)
+
+
+def test_normalized_crops_have_their_channels_scaled_each_by_its_own() -> None:
+    crops = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.1, 0.2, 0.3])
+    expected = ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(normalize(crops, mean, std), expected, rtol=1e-5, atol=1e-5)

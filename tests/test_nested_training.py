@@ -551,11 +551,12 @@ def test_a_run_and_its_export_leave_out_the_blocks_that_its_initial_weights_do_w
 
 
 def test_stacks_are_those_that_both_the_network_and_its_initial_weights_have(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     two = build_training_network(nested()).eval()
     one = build_training_network(nested(network={**nested().network, "stacks": 1})).eval()
     _load_initial(one, two.state_dict())
+    assert "1 of the 2 stacks of the initial weights are used" in caplog.text
     crops = torch.rand(2, 3, SIZE, SIZE)
     for name, found in one(crops).items():
         first = two.integer(name, two.features(crops).stacks[0], 0)

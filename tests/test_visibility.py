@@ -21,7 +21,7 @@ from hihlandmark.io import Result, Source
 from hihlandmark.io.connectors import to_cvat, to_label_studio
 from hihlandmark.io.formats import write_coco
 from hihlandmark.layouts import FIVE, MESH478, WFLW98
-from hihlandmark.models.nested import Nested, is_of_visibility
+from hihlandmark.models.nested import Nested, VisibilityFeatures, is_of_visibility
 from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.training.mesh import turned_away
@@ -29,6 +29,13 @@ from hihlandmark.weights import load_model
 from hihlandmark.weights.card import Calibration, Decoding, Normalization
 
 SIZE = 96
+
+
+def test_both_features_are_standardized_as_by_a_group_norm() -> None:
+    maps = [torch.randn(2, 8, 6, 6) * 3 + 5, torch.randn(2, 8, 6, 6) * 0.1]
+    found = VisibilityFeatures(8, 4)[0](maps)
+    expected = torch.nn.GroupNorm(2, 16, affine=False)(torch.cat(maps, dim=1))
+    torch.testing.assert_close(found, expected)
 
 
 def gray_crop() -> np.ndarray:

@@ -218,13 +218,14 @@ class NestedHead(nn.Module):
 class _Standardized(nn.Module):
     """Maps (N, C, h, h) with mean 0 and variance 1 over a crop, one after the other (N, 2C, h, h).
 
-    Their scales differ. A group norm would do the same, of which OpenVINO moves the cells around.
+    Their scales differ. A group norm does the same, but OpenVINO reorders all values for it.
     """
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         standardized = []
         for each in maps:
-            centered = each.float() - each.float().mean(dim=(1, 2, 3), keepdim=True)
+            values = each.float()
+            centered = values - values.mean(dim=(1, 2, 3), keepdim=True)
             variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
             standardized.append(centered * torch.rsqrt(variance + 1e-5))
         return torch.cat(standardized, dim=1)
@@ -284,7 +285,7 @@ def _number_of_stack(name: str) -> int:
 
 def number_of_stacks(state: Mapping[str, torch.Tensor]) -> int:
     """How many stacks the network of weights has; 0 for weights of another architecture."""
-    return 1 + max(map(_number_of_stack, state), default=-1)
+    return 1 + max((_number_of_stack(name) for name in state if ".integer." in name), default=-1)
 
 
 def without_stacks(state: Mapping[str, torch.Tensor], stacks: int) -> dict[str, torch.Tensor]:

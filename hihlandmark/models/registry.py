@@ -73,7 +73,8 @@ MODELS: dict[str, ModelEntry] = {
     "hih-small-v1": ModelEntry(
         "hih", {**_SMALL, "decimal_features": 128, "decimal_bins": 8, "unused_shortcuts": False}
     ),
-    # The second generation, packaged: cells of 8 pixels, with decimals read at the best ones.
+    # The second generation: cells of 8 pixels, with decimals read at the best ones. The packaged
+    # weights have one stack, and fewer blocks.
     "hih-small": ModelEntry(
         "nested",
         {

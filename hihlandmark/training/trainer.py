@@ -104,8 +104,8 @@ def train(
         run: folder for ``last.pt``, ``best.pt`` (with validation), the logs and ``images/``.
         device: "auto", "cpu", "cuda" or "mps".
         initial: weights to start from when there is no checkpoint. Residual blocks and stacks that
-            they do without are left out of the network, unless ``network.pruned`` or
-            ``network.stacks`` is set; stacks that the network does without are left out of them.
+            they do without are left out of the network, unless ``network.pruned`` and
+            ``network.stacks`` say which; stacks that the network does without are left out of them.
         workers: processes that prepare data.
         progress: called after each step of the main process.
 
@@ -188,10 +188,10 @@ def with_blocks_of(
 ) -> TrainingConfiguration:
     """The configuration whose network has no other residual blocks and stacks than given weights.
 
-    It stays as it is without weights, for networks that are not nested, and where it sets
-    ``network.pruned`` itself; the number of stacks, where it sets ``network.stacks``.
+    It stays as it is without weights and for networks that are not nested; the blocks where it sets
+    ``network.pruned`` itself, the number of stacks where it sets ``network.stacks``.
     """
-    if not state or "pruned" in configuration.network:
+    if not state:
         return configuration
     network = build_training_network(configuration)
     if not isinstance(network, Nested):
@@ -200,6 +200,8 @@ def with_blocks_of(
     if 0 < stacks < network.configuration.stacks and "stacks" not in configuration.network:
         logger.info("the weights are of a network of %d stacks", stacks)
         return with_blocks_of(_with_network(configuration, stacks=stacks), state)
+    if "pruned" in configuration.network:
+        return configuration
     blocks = blocks_left_out(network, state)
     if rank := network.configuration.fine_rank:
         state = with_fine_rank(state, rank)
@@ -554,7 +556,10 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     if rank := getattr(network.configuration, "fine_rank", 0):
         initial = with_fine_rank(initial, rank)
     if isinstance(network, Nested):
-        initial = without_stacks(initial, network.configuration.stacks)
+        stacks, all_stacks = network.configuration.stacks, number_of_stacks(initial)
+        if stacks < all_stacks:
+            logger.warning("%d of the %d stacks of the initial weights are used", stacks, all_stacks)
+            initial = without_stacks(initial, stacks)
     initial = without_blocks(initial, getattr(network.configuration, "pruned", ()))
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
