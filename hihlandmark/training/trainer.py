@@ -558,7 +558,9 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     if isinstance(network, Nested):
         stacks, all_stacks = network.configuration.stacks, number_of_stacks(initial)
         if stacks < all_stacks:
-            logger.warning("%d of the %d stacks of the initial weights are used", stacks, all_stacks)
+            logger.warning(
+                "%d of the %d stacks of the initial weights are used", stacks, all_stacks
+            )
             initial = without_stacks(initial, stacks)
     initial = without_blocks(initial, getattr(network.configuration, "pruned", ()))
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
