@@ -547,3 +547,10 @@ def test_files_of_iterators_are_read_within_any_limit(
     file = io.BytesIO(encoded(astronaut))
     (faces,) = detector.with_options(max_bytes=limit).predict_many(each for each in [file])
     assert len(faces) == 1
+
+
+def test_a_read_only_image_is_predicted_as_any_other(detector: Detector, astronaut: Pixels) -> None:
+    assert not astronaut.flags.writeable
+    assert detector.load_image(astronaut).pixels is astronaut
+    (found,), (expected,) = detector.predict(astronaut), detector.predict(astronaut.copy())
+    np.testing.assert_array_equal(found.points, expected.points)
