@@ -255,6 +255,16 @@ def resize_matrix(size: tuple[int, int], new_size: tuple[int, int]) -> FloatArra
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
 
 
+def halved(image: Image) -> Image:
+    """An image (H, W, 3) of means of 2 x 2 pixels; an odd last row or column is left out.
+
+    OpenCV is several times as fast at this as at other factors and incomplete blocks.
+    """
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    blocks = image[: 2 * height, : 2 * width]
+    return cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def cut_crop(
     image: Image, square: FloatArray, size: int, border: int = cv2.BORDER_CONSTANT
 ) -> Image:
@@ -287,9 +297,8 @@ def _halved_around(
     pad_y, pad_x = -part.shape[0] % factor, -part.shape[1] % factor
     if pad_y or pad_x:
         part = cv2.copyMakeBorder(part, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE)
-    for _ in range(times):  # OpenCV is several times as fast at halving as at other factors
-        half = part.shape[1] // 2, part.shape[0] // 2
-        part = cv2.resize(part, half, interpolation=cv2.INTER_AREA)
+    for _ in range(times):
+        part = halved(part)
     # part -> image: x = factor (x' + 0.5) - 0.5 + left
     offset = (factor - 1) / 2
     to_image = np.array([[factor, 0, left + offset], [0, factor, top + offset], [0, 0, 1.0]])

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image, IndexArray
+from hihlandmark.crop import halved
 from hihlandmark.face_detection.base import (
     Detections,
     check_image,
@@ -228,11 +229,7 @@ def _halves(image: Image) -> list[Image]:
     """The image (H, W, 3), and copies of 1/2, 1/4, ... of its size, down to O-Net's input."""
     halves = [image]
     while min(halves[-1].shape[:2]) >= 2 * 48:
-        last = halves[-1]
-        height, width = last.shape[0] // 2, last.shape[1] // 2
-        # Whole blocks only, for which OpenCV is several times as fast.
-        blocks = last[: 2 * height, : 2 * width]
-        halves.append(np.asarray(cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA)))
+        halves.append(halved(halves[-1]))
     return halves
 
 

@@ -273,12 +273,9 @@ def without_blocks(
     return {name: tensor for name, tensor in state.items() if not name.startswith(beginnings)}
 
 
-_STACK = re.compile(r"(^stacks|^heads\..*\.integer|^auxiliary_heads\..*\.integer)\.(\d+)\.")
-
-
 def _number_of_stack(name: str) -> int:
     """The stack that a parameter belongs to, counted from 0; -1: to none."""
-    found = _STACK.match(name)
+    found = re.search(r"(^stacks|\.integer)\.(\d+)\.", name)
     # The first stack is not in the list `Nested.stacks`.
     return -1 if found is None else int(found[2]) + (found[1] == "stacks")
 

@@ -191,7 +191,7 @@ def with_blocks_of(
     It stays as it is without weights and for networks that are not nested; the blocks where it sets
     ``network.pruned`` itself, the number of stacks where it sets ``network.stacks``.
     """
-    if not state:
+    if not state or {"pruned", "stacks"} <= configuration.network.keys():
         return configuration
     network = build_training_network(configuration)
     if not isinstance(network, Nested):
@@ -553,16 +553,13 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     These may be missing or unused, and further stacks unused.
     """
     own = network.state_dict()
-    if rank := getattr(network.configuration, "fine_rank", 0):
-        initial = with_fine_rank(initial, rank)
     if isinstance(network, Nested):
-        stacks, all_stacks = network.configuration.stacks, number_of_stacks(initial)
-        if stacks < all_stacks:
-            logger.warning(
-                "%d of the %d stacks of the initial weights are used", stacks, all_stacks
-            )
-            initial = without_stacks(initial, stacks)
-    initial = without_blocks(initial, getattr(network.configuration, "pruned", ()))
+        c, stacks = network.configuration, number_of_stacks(initial)
+        if c.stacks < stacks:
+            logger.warning("%d of the %d stacks of the initial weights are used", c.stacks, stacks)
+        if c.fine_rank:
+            initial = with_fine_rank(initial, c.fine_rank)
+        initial = without_blocks(without_stacks(initial, c.stacks), c.pruned)
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
     wrong = sorted(n for n in different if not _may_be_missing(n))
