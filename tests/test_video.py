@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -244,6 +245,26 @@ def test_a_search_crops_no_face_that_is_tracked_well(
     for frame in frames_at(frames[:3]):
         assert len(tracker.update(frame)) == 1
     assert (cropped, tracker.searches) == ([1, 0, 0], 3)
+
+
+@pytest.mark.parametrize(
+    ("score", "reliability", "shown"), [(0.5, 0.01, 0), (0.1, 0.01, 1), (0.5, 0.5, 1)]
+)
+def test_a_search_shows_no_false_detections(
+    frames: list[Image], detector: Detector, score: float, reliability: float, shown: int
+) -> None:
+    own = detector.with_options(flip_test=False)
+    tracker = FaceTracker(own)
+    run = own.pipeline.run
+
+    class Doubting:
+        def run(self, found: Any, box_map: Any) -> Any:
+            for number, faces in run(found, box_map):
+                scores = np.full(own.layout.size, score, np.float32)
+                yield number, [replace(f, scores=scores, reliability=reliability) for f in faces]
+
+    own.pipeline = Doubting()  # type: ignore[assignment]
+    assert len(tracker.update(next(iter(frames_at(frames))))) == shown
 
 
 def test_rotating_face_is_tracked(astronaut: Image, detector: Detector) -> None:

@@ -27,8 +27,8 @@ from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
 DETECT_EVERY = 25  # frames between searches for faces that enter while others are tracked
 MIN_SCORE = 0.2  # mean score below which a face is lost, as in crops without a face
-# So it is up to this mean score where it is hardly reliable: points of what covers a face, or of a
-# false detection.
+# So it is up to this mean score where it is hardly reliable, and it is not even shown when found:
+# points of what covers a face, or of a false detection.
 _DOUBTFUL_SCORE = 0.7
 # From this mean score on, a tracked face is preferred to the same face detected again: its crop,
 # and so its points, move less.
@@ -241,7 +241,8 @@ class FaceTracker:
     def _with_new_faces(self, image: Image, faces: list[Face]) -> list[Face]:
         """The tracked faces and those that the face detector finds; best first where they overlap.
 
-        A box around a face that is tracked well needs no crop: its points are known.
+        A box around a face that is tracked well needs no crop: its points are known. Profiles that
+        are found with low scores are kept, false detections are not.
         """
         sure = [face for face in faces if face.scores.mean() >= _SURE_SCORE]
         unsure = [face for face in faces if face.scores.mean() < _SURE_SCORE]
@@ -253,7 +254,8 @@ class FaceTracker:
         ]
         new = detections[np.array(is_new, bool)]
         ((_, found),) = self.detector.pipeline.run([Found(None, image, new)], self._box_map)
-        return [*sure, *(_with_points(face, face.points) for face in found), *unsure]
+        placed = [_with_points(face, face.points) for face in found if not _is_doubtful(face)]
+        return [*sure, *placed, *unsure]
 
     def _squares_around(self, faces: Sequence[Face]) -> FloatArray:
         """The crop squares (F, 4) of faces by their points."""
@@ -317,9 +319,12 @@ class FaceTracker:
 
 
 def _is_lost(face: Face) -> bool:
-    score = float(face.scores.mean())
+    return bool(face.scores.mean() < MIN_SCORE) or _is_doubtful(face)
+
+
+def _is_doubtful(face: Face) -> bool:
     is_unreliable = face.reliability < LOW_RELIABILITY  # unknown (NaN) is not
-    return score < MIN_SCORE or (score < _DOUBTFUL_SCORE and is_unreliable)
+    return bool(MIN_SCORE <= face.scores.mean() < _DOUBTFUL_SCORE) and is_unreliable
 
 
 def _with_square_pixels(frame: Frame) -> Image:
