@@ -232,7 +232,7 @@ class FaceTracker:
 
     def _is_cut(self, image: Image) -> bool:
         # Few of the pixels: averaging all of them takes 1 ms.
-        step = max(1, min(image.shape[:2]) // (2 * max(_SMALL)))
+        step = max(1, min(image.shape[:2]) // max(_SMALL))
         resized = cv2.resize(image[::step, ::step], _SMALL, interpolation=cv2.INTER_AREA)
         small = np.asarray(resized, np.float32)
         before, self._small = self._small, small
