@@ -8,11 +8,18 @@ elsewhere, which says more: the offsets to them are further inputs. It treats a 
 image alike, except for one constant: annotations may lie to one side of where mirrored ones lie
 (those of 300-W by 0.7 % of the inter-ocular distance), which a network that also sees mirrored
 images cannot learn.
+
+Points also stray when the crop moves by less than a pixel, as they do from frame to frame of a
+video. Each on its own: those of the whole face tell how to correct them. So the regression is
+penalized for what remains of it (tangent propagation, Simard et al. 1991,
+https://proceedings.neurips.cc/paper/1991/hash/65658fde58ab3c2b6e5132a39fae7cb9-Abstract.html).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +30,10 @@ from hihlandmark.shape_prior import ShapePrior, procrustes_mean
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties of the weights to choose from, for shapes with a root mean square distance of 1 from
 their center."""
+STEADINESS = (0.0, 4.0, 8.0, 16.0, 32.0)
+"""Weights of strayed points to choose from, where an annotated point has 1."""
+ALLOWED = 0.01
+"""Part by which the error may be larger than the smallest one, for steadier points."""
 FOLDS = 5
 FARTHEST = 0.6
 """Root mean square deviation from the mean shape, in its size, from which on points stay as they
@@ -86,16 +97,31 @@ ShapeCorrection = ShapePrior | ShapeRegression
 """What weights may hold to correct the points of a layout by each other."""
 
 
+class Strays(NamedTuple):
+    """How N faces change when their crops are moved a little, K times each.
+
+    Attributes:
+        points: (N, K, P, 2), the points found in moved crops, less the move and those found before.
+        integer_offset: (N, K, P, 2), the change of that of `CropLandmarks`; None: without.
+    """
+
+    points: FloatArray
+    integer_offset: FloatArray | None = None
+
+
 def fit_shape_regression(
     found: FloatArray,
     annotated: FloatArray,
     mirror: IndexArray,
     integer_offset: FloatArray | None = None,
     views: int = 1,
+    strays: Strays | None = None,
 ) -> ShapeRegression:
     """Fit the regression to N faces, without NaN, and to their mirror images.
 
     The penalty is that of `RIDGES` with the smallest error on faces left out, in `FOLDS` folds.
+    With ``strays``, the penalty and the weight of `STEADINESS` are those that leave the least of
+    them, of those with an error within `ALLOWED` of the smallest one.
 
     Args:
         found: (N, P, 2), predicted.
@@ -103,13 +129,14 @@ def fit_shape_regression(
         mirror: (P,), see `Layout.mirror`.
         integer_offset: (N, P, 2) of `CropLandmarks`; None: the regression does without.
         views: how many rows in turn are of the same face, such as crop and mirrored crop.
+        strays: of the same faces in the same pixels; None: steadiness does not count.
     """
 
     def both(shapes: FloatArray) -> FloatArray:
         return np.concatenate([shapes, shapes[:, mirror] * (-1, 1)])
 
     def rows(shapes: FloatArray) -> FloatArray:
-        return both(shapes).reshape(2 * len(found), -1)
+        return both(shapes).reshape(2 * len(shapes), -1)
 
     shapes = both(annotated - annotated.mean(axis=1, keepdims=True))
     # The first one gives the frame: upright and symmetric.
@@ -123,28 +150,61 @@ def fit_shape_regression(
         offset = transform_points(transform, found + integer_offset) - aligned
         inputs = np.concatenate([inputs, rows(offset)], axis=1)
     fold = np.tile(np.arange(len(found)) // views % FOLDS, 2)
+    strayed, fold_of_stray = np.zeros((0, inputs.shape[1])), fold[:0]
+    if strays is not None:
+        linear = np.swapaxes(transform[:, None, :, :2], -1, -2)  # strays are differences
+        turned = [(each @ linear).reshape(-1, *mean.shape) for each in strays if each is not None]
+        count = strays.points.shape[1]
+        strayed = np.concatenate([rows(each) for each in turned], axis=1) / np.sqrt(count)
+        fold_of_stray = np.repeat(fold.reshape(2, -1), count, axis=1).ravel()
+    whole = _Problem(inputs, targets, strayed)
+    if len(np.unique(fold)) < FOLDS:
+        chosen = RIDGES[-1], 0.0
+    else:
+        parts = [
+            _Problem(inputs[fold != k], targets[fold != k], strayed[fold_of_stray != k])
+            for k in range(FOLDS)
+        ]
 
-    def error(ridge: float) -> float:
-        """The mean error of the points of faces left out."""
-        total = 0.0
-        for number in np.unique(fold):
-            out = fold == number
-            weights, constant = _ridge_regression(inputs[~out], targets[~out], ridge)
-            missed = targets[out] - constant - inputs[out] @ weights
-            total += np.linalg.norm(missed.reshape(-1, 2), axis=1).sum()
-        return total
+        def error(penalties: tuple[float, float]) -> float:
+            """The mean error of the points of faces left out."""
+            total = 0.0
+            for k, part in enumerate(parts):
+                weights, constant = part.solve(*penalties)
+                missed = targets[fold == k] - constant - inputs[fold == k] @ weights
+                total += np.linalg.norm(missed.reshape(-1, 2), axis=1).sum()
+            return total
 
-    ridge = RIDGES[-1] if len(np.unique(fold)) < FOLDS else min(RIDGES, key=error)
-    weights, constant = _ridge_regression(inputs, targets, ridge)
+        errors = {each: error(each) for each in product(RIDGES, STEADINESS if strays else (0.0,))}
+        chosen = min(errors, key=errors.__getitem__)
+        if strays is not None:
+            least = errors[chosen]
+            allowed = [each for each in errors if errors[each] <= (1 + ALLOWED) * least]
+            chosen = min(allowed, key=lambda penalties: whole.remaining(whole.solve(*penalties)[0]))
+    weights, constant = whole.solve(*chosen)
     return ShapeRegression(mean, weights, constant.reshape(mean.shape) + aside)
 
 
-def _ridge_regression(
-    inputs: FloatArray, targets: FloatArray, ridge: float
-) -> tuple[FloatArray, FloatArray]:
-    """The weights (A, B) and the constant (B,), not penalized, from inputs (N, A) to (N, B)."""
-    center, constant = inputs.mean(axis=0), targets.mean(axis=0)
-    centered = inputs - center
-    penalized = centered.T @ centered + ridge * np.eye(inputs.shape[1])
-    weights = np.linalg.solve(penalized, centered.T @ (targets - constant))
-    return weights, constant - center @ weights
+class _Problem:
+    """A linear map from inputs (N, A) to targets (N, B), that has to undo strays (M, A).
+
+    The first B of the A inputs are what the targets correct.
+    """
+
+    def __init__(self, inputs: FloatArray, targets: FloatArray, strayed: FloatArray) -> None:
+        self.center, self.target = inputs.mean(axis=0), targets.mean(axis=0)
+        centered = inputs - self.center
+        self.gram, self.cross = centered.T @ centered, centered.T @ (targets - self.target)
+        self.strays = strayed.T @ strayed
+
+    def solve(self, ridge: float, steadiness: float) -> tuple[FloatArray, FloatArray]:
+        """The weights (A, B) and the constant (B,), which is not penalized."""
+        penalized = self.gram + steadiness * self.strays + ridge * np.eye(len(self.gram))
+        wanted = self.cross - steadiness * self.strays[:, : self.cross.shape[1]]
+        weights = np.linalg.solve(penalized, wanted)
+        return weights, self.target - self.center @ weights
+
+    def remaining(self, weights: FloatArray) -> float:
+        """The sum of squares of the strays that remain after the correction."""
+        remains = weights + np.eye(*weights.shape)
+        return float((remains * (self.strays @ remains)).sum())

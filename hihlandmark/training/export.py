@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
 
-from hihlandmark.arrays import FloatArray
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.calibration.fit import fit, labeled_crops, measure_points
 from hihlandmark.crop import BoxMap
 from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import DataError
 from hihlandmark.evaluation.protocol import evaluate
-from hihlandmark.landmarker import in_turn
+from hihlandmark.landmarker import Landmarker, in_turn
 from hihlandmark.layouts import BUILT_IN, get_conversion, get_layout, mirror_points
 from hihlandmark.models.registry import MODELS
+from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.runtimes.int8 import Ranges, observed_ranges
 from hihlandmark.runtimes.pytorch import TorchRuntime
 from hihlandmark.shape_prior import fit_shape_prior
-from hihlandmark.shape_regression import fit_shape_regression
+from hihlandmark.shape_regression import Strays, fit_shape_regression
 from hihlandmark.training.checkpoint import read_average
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import read_face_set
@@ -32,6 +34,9 @@ from hihlandmark.training.trainer import with_blocks_of
 from hihlandmark.weights import Calibration, correction_tensors, save_weights
 from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
 
+MOVES = 4
+LARGEST_MOVE = 0.5
+"""How often each crop is moved to see how points stray, and by how many of its pixels at most."""
 FACES_OF_RANGES = 100
 """Faces of a set on which the ranges of activations are measured."""
 
@@ -106,7 +111,9 @@ def _calibrations(
     calibrations = {}
     for faces in configuration.card.calibration:
         detector = Detector(faces.of, configuration.model, weights=weights)
-        fitted = fit(measure_points(detector, read_face_set(data, faces), mirrored=True))
+        fitted = fit(
+            measure_points(detector, read_face_set(data, faces, configuration.mesh), mirrored=True)
+        )
         name = detector.landmarker.layout.name  # of the network: others are converted from it
         calibrations[name] = fitted.model_copy(update={"reference": faces.reference})
     return calibrations
@@ -120,7 +127,7 @@ def activation_ranges(weights: Path, configuration: TrainingConfiguration, data:
     """
     found: list[Ranges] = []
     for face_set in configuration.card.activation_ranges:
-        faces = read_face_set(data, face_set)
+        faces = read_face_set(data, face_set, configuration.mesh)
         if len(faces) > FACES_OF_RANGES:
             _, faces = faces.split(FACES_OF_RANGES)
         detector = Detector(
@@ -150,7 +157,7 @@ def _shape_priors(
     """The tensors of the priors of ``card.shapes``; the calibrations are those without priors."""
     tensors: dict[str, torch.Tensor] = {}
     for face_set in configuration.card.shapes:
-        faces = read_face_set(data, face_set)
+        faces = read_face_set(data, face_set, configuration.mesh)
         prior = fit_shape_prior(faces_and_mirror_images(faces))
         scale = calibrations.get(faces.layout, Calibration()).covariance_scale
         tensors |= correction_tensors(faces.layout, replace(prior, covariance_scale=scale))
@@ -162,35 +169,69 @@ def shape_regressions(
 ) -> dict[str, torch.Tensor]:
     """The tensors of the regressions of ``card.regressions``, fitted to what the weights find.
 
-    A crop and its mirror image are two views of a face. Faces that cannot be used are left out.
+    A crop and its mirror image are two views of a face, which are also moved by less than a pixel,
+    for steadier points. Faces that cannot be used are left out.
 
     Raises:
         DataError: a split cannot be read, or has no completely annotated face.
     """
     tensors: dict[str, torch.Tensor] = {}
     for face_set in configuration.card.regressions:
-        faces = read_face_set(data, face_set)
+        faces = read_face_set(data, face_set, configuration.mesh)
         complete = [face for face in faces if np.isfinite(face.points).all()]
         detector = Detector(faces.layout, configuration.model, weights=weights)
         conversion = get_conversion(faces.layout, faces.layout)
-        views, annotated = [], []
+        rng = np.random.default_rng(0)
+        views, annotated, strays = [], [], []
         for crops, truth, _ in labeled_crops(
             detector, replace(faces, faces=complete), conversion, skipped=[]
         ):
             views.append(in_turn(*detector.landmarker.decode_views(crops)))
             annotated.append(np.repeat(truth, 2, axis=0))
+            strays.append(_strays(detector.landmarker, crops, views[-1], rng))
         if not views:
             raise DataError(f"{faces.name} has no completely annotated face for card.regressions")
-        offsets = [each.integer_offset for each in views if each.integer_offset is not None]
         fitted = fit_shape_regression(
             np.concatenate([each.points for each in views]),
             np.concatenate(annotated),
             faces.mirror,
-            np.concatenate(offsets) if offsets else None,
+            _joined([each.integer_offset for each in views]),
             views=2,
+            strays=Strays(
+                np.concatenate([each.points for each in strays]),
+                _joined([each.integer_offset for each in strays]),
+            ),
         )
         tensors |= correction_tensors(faces.layout, fitted)
     return tensors
+
+
+def _strays(
+    landmarker: Landmarker, crops: Image, views: CropLandmarks, rng: np.random.Generator
+) -> Strays:
+    """How the points in both views of each crop stray when the crop is moved, `MOVES` times."""
+    points, offsets = [], []
+    for _ in range(MOVES):
+        moves = rng.uniform(-LARGEST_MOVE, LARGEST_MOVE, (len(crops), 2))
+        moved = np.stack([_moved(*each) for each in zip(crops, moves, strict=True)])
+        found = in_turn(*landmarker.decode_views(moved))
+        points.append(found.points - np.repeat(moves, 2, axis=0)[:, None] - views.points)
+        if found.integer_offset is not None and views.integer_offset is not None:
+            offsets.append(found.integer_offset - views.integer_offset)
+    return Strays(np.stack(points, axis=1), np.stack(offsets, axis=1) if offsets else None)
+
+
+def _moved(crop: Image, by: FloatArray) -> Image:
+    """A crop (S, S, 3) moved by (x, y) pixels."""
+    matrix = np.column_stack([np.eye(2), by])
+    moved = cv2.warpAffine(crop, matrix, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, np.uint8)
+
+
+def _joined(parts: Sequence[FloatArray | None]) -> FloatArray | None:
+    """The arrays of all batches, None without any."""
+    arrays = [each for each in parts if each is not None]
+    return np.concatenate(arrays) if arrays else None
 
 
 def faces_and_mirror_images(faces: AnnotatedFaces) -> FloatArray:
