@@ -267,6 +267,51 @@ def test_a_search_shows_no_false_detections(
     assert len(tracker.update(next(iter(frames_at(frames))))) == shown
 
 
+def test_a_face_keeps_its_id_where_frames_change_their_size(
+    frames: list[Image], detector: Detector
+) -> None:
+    large = [cv2.resize(image, None, fx=2, fy=2) for image in frames[3:6]]
+    tracker = FaceTracker(detector)
+    found = [tracker.update(f) for f in frames_at([*frames[:3], *large, *frames[6:9]])]
+    assert [[face.track_id for face in faces] for faces in found] == [[1]] * 9
+    assert tracker.searches == 1
+    alone = FaceTracker(detector)
+    same = [alone.update(frame) for frame in frames_at(frames[:9])]
+    for number, scale in ((3, 2), (5, 2), (6, 1)):
+        (face,), (expected,) = found[number], same[number]
+        apart = (face.points + 0.5) / scale - (expected.points + 0.5)
+        assert np.abs(apart).mean() < 0.02 * expected.interocular
+
+
+def test_points_move_where_times_do_not(frames: list[Image], detector: Detector) -> None:
+    still = [Frame(image, number, 0.0) for number, image in enumerate(frames[:8])]
+    found = [faces for _, faces in track(still, detector)]
+    raw = [faces for _, faces in track(still, detector, smooth=False)]
+    moved, true = (each[7][0].points - each[0][0].points for each in (found, raw))
+    assert moved[:, 0].mean() == pytest.approx(true[:, 0].mean(), rel=0.2)
+
+
+def test_frames_may_be_views_of_other_arrays(frames: list[Image], detector: Detector) -> None:
+    views = [np.ascontiguousarray(image[..., ::-1])[..., ::-1] for image in frames[:3]]
+    for (_, one), (_, other) in zip(
+        track(frames_at(views), detector), track(frames_at(frames[:3]), detector), strict=True
+    ):
+        np.testing.assert_array_equal(one[0].points, other[0].points)
+
+
+def test_moving_stripes_are_no_cut(frames: list[Image], detector: Detector) -> None:
+    width = 960
+    striped = []
+    for number, image in enumerate(frames[:6]):
+        columns = np.where((np.arange(width) + 3 * number) // 4 % 2, 40, 200).astype(np.uint8)
+        behind = np.repeat(np.tile(columns, (600, 1))[..., None], 3, axis=2)
+        behind[: image.shape[0], : image.shape[1]] = frames[0]
+        striped.append(behind)
+    tracker = FaceTracker(detector)
+    assert [[face.track_id for face in tracker.update(f)] for f in frames_at(striped)] == [[1]] * 6
+    assert tracker.searches == 1
+
+
 def test_rotating_face_is_tracked(astronaut: Image, detector: Detector) -> None:
     rotated = []
     for degrees in range(0, 66, 6):

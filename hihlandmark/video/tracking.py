@@ -39,6 +39,7 @@ _CUT = 40.0  # mean difference in gray levels of two scaled-down frames of diffe
 _SMALL = (48, 27)
 _SEARCH_OFTEN = 10  # frames between searches while there is no face, or one was lost ...
 _LOST_FOR = 30  # ... within so many frames, for which ByteTrack keeps its id
+_USUAL_STEP = 1 / 25  # seconds between frames whose times do not increase
 _FORGET_AFTER = 60  # frames without a face after which its filter is dropped
 
 
@@ -191,7 +192,8 @@ class FaceTracker:
         self._faces: list[Face] = []
         self._squares: dict[int | None, FloatArray] = {}
         self._filters: dict[int, tuple[OneEuroFilter, int]] = {}
-        self._time = -math.inf
+        self._time, self._clock = -math.inf, 0.0
+        self._sizes: list[tuple[int, int]] = []
         self._small: FloatArray | None = None
         self._until_search = self._search_often_until = self._count = 0
         self._highest_id = self._ended_ids = 0
@@ -204,7 +206,9 @@ class FaceTracker:
         if not isinstance(frame, Frame):
             given = type(frame).__name__
             raise ConfigurationError(f"frames are Frame(image, index, time), not {given}")
-        image = _with_square_pixels(frame)
+        # OpenVINO and OpenCV would copy a view such as frame[..., ::-1] again and again.
+        image = np.ascontiguousarray(_with_square_pixels(frame))
+        self._resize((image.shape[1], image.shape[0]))
         if self._is_cut(image):
             # A face in the same place of another scene is another face.
             self._ended_ids = self._highest_id
@@ -228,11 +232,24 @@ class FaceTracker:
         self._faces = self._assign_ids([faces[index] for index in distinct])
         self._count += 1
         faces = self._smoothed(frame.time) if self.smooth else list(self._faces)
-        return faces if image is frame.image else [_resized(face, image, frame) for face in faces]
+        if image.shape == frame.image.shape:
+            return faces
+        return [_resized(face, image, frame) for face in faces]
+
+    def _resize(self, size: tuple[int, int]) -> None:
+        """Follow a stream to frames of another (width, height)."""
+        if not self._sizes:
+            self._sizes = [size, size]
+        if size != self._sizes[1]:
+            matrix = resize_matrix(self._sizes[1], size)
+            self._faces = [transform_face(face, matrix) for face in self._faces]
+            self._squares.clear()
+            self._filters.clear()
+            self._sizes[1] = size
 
     def _is_cut(self, image: Image) -> bool:
         # Few of the pixels: averaging all of them takes 1 ms.
-        step = max(1, min(image.shape[:2]) // max(_SMALL))
+        step = max(1, min(image.shape[:2]) // (2 * max(_SMALL)))
         resized = cv2.resize(image[::step, ::step], _SMALL, interpolation=cv2.INTER_AREA)
         small = np.asarray(resized, np.float32)
         before, self._small = self._small, small
@@ -286,6 +303,9 @@ class FaceTracker:
         import supervision
 
         boxes = np.array([face.box for face in faces], np.float32).reshape(-1, 4)
+        first, now = self._sizes
+        if first != now:  # ByteTrack sees the pixels of the first frame
+            boxes = boxes * np.tile(np.divide(first, now), 2).astype(np.float32)
         detections = supervision.Detections(boxes, data={"face": np.arange(len(faces))})
         tracked = self._tracker.update(detections)
         if len(faces) and (tracked.tracker_id < 0).any():
@@ -302,15 +322,18 @@ class FaceTracker:
 
     def _smoothed(self, time: float) -> list[Face]:
         """The faces with filtered points. Tracking goes on with the unfiltered points."""
-        if time < self._time:  # such as where streams were joined
+        elapsed = time - self._time
+        if elapsed < 0:  # such as where streams were joined
             self._filters.clear()
         self._time = time
+        # The filters see their own time, which also goes on where that of the frames does not.
+        self._clock += elapsed if 0 < elapsed < math.inf else _USUAL_STEP
         smoothed = []
         for face in self._faces:
             assert face.track_id is not None  # assigned
             own, _ = self._filters.get(face.track_id, (OneEuroFilter(), 0))
             self._filters[face.track_id] = own, self._count
-            points = own(time, face.points, face.covariance, face.interocular)
+            points = own(self._clock, face.points, face.covariance, face.interocular)
             smoothed.append(_with_points(face, points, own.covariance))
         for track_id, (_, last) in list(self._filters.items()):
             if self._count - last > _FORGET_AFTER:
