@@ -138,6 +138,7 @@ def calibrate(
         options = [f"--data DATA/{data.resolve().name}", *(f"--split {name}" for name in splits)]
         options += [f"--held-out {held_out}"] if held_out else []
         options += [f"--layout {calibrated.size}", f"--method {method}"]
+        options += [f"--precision {precision}"] if precision != "auto" else []
         figure = Figure(
             split=summary["split"],
             points=calibrated.size,

@@ -18,7 +18,9 @@ from hihlandmark.cli.options import (
     MinBoxScoreOption,
     MinFaceOption,
     ModelOption,
+    PrecisionOption,
     RefineOption,
+    RuntimeOption,
     WeightsOption,
     counted,
     make_detector,
@@ -292,6 +294,8 @@ def label(
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
+    precision: PrecisionOption = "auto",
     refine: RefineOption = 0,
     flip_test: FlipTestOption = None,
     min_box_score: MinBoxScoreOption = None,
@@ -322,7 +326,8 @@ def label(
     else:
         options["face_detector"] = face_detector
         options["min_box_score"] = 0.95 if min_box_score is None else min_box_score
-    options |= {"weights": weights, "device": device, "refine": refine, "flip_test": flip_test}
+    options |= {"weights": weights, "device": device, "runtime": runtime, "precision": precision}
+    options |= {"refine": refine, "flip_test": flip_test}
     detector = make_detector(layout, model, **options)
     images: list[Path] = []
     problems: list[str] = []

@@ -325,7 +325,12 @@ class _Unfinished:
     def __init__(self, path: Path, detector: Detector) -> None:
         self.path = path
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        arguments = {**detector.arguments, "weights": detector.card.sha256}
+        arguments = {
+            **detector.arguments,
+            "weights": detector.card.sha256,
+            "runtime": detector.runtime.name,
+            "precision": detector.runtime.precision,
+        }
         self._settings = json.dumps(arguments, default=_described, sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
