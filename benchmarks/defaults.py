@@ -40,6 +40,7 @@ SPLITS = {"w300": "helen_test", "wflw98": "val", "cofw29": "val"}
 PRECISIONS: tuple[PrecisionChoice, ...] = ("fp32", "bf16", "int8")
 DECODERS: tuple[Decoder, ...] = ("argmax", "soft", "mean")
 FLIPS = (False, True)
+SHAPES = (True, False)
 CROPS, IMAGES = 60, 60
 
 
@@ -82,13 +83,14 @@ def main() -> None:
             base = Detector(
                 faces.layout, weights=arguments.weights, precision=precision, decoder=decoder
             )
-            for flip in FLIPS:
-                detector = base.with_options(refine=0, flip_test=flip)
+            for flip, shape in product(FLIPS, SHAPES):
+                detector = base.with_options(refine=0, flip_test=flip, shape_prior=shape)
                 nme = mean_error(evaluate(detector, faces).face_errors)
-                rows.setdefault((precision, decoder, flip), {})[name] = 100 * nme
+                key = precision, decoder, flip, shape
+                rows.setdefault(key, {})[name] = 100 * nme
                 if name == "w300":
-                    timed[precision, decoder, flip] = detector.predict_crops
-                print(precision, decoder, flip, name, f"{100 * nme:.3f}", flush=True)
+                    timed[key] = detector.predict_crops
+                print(*key, name, f"{100 * nme:.3f}", flush=True)
     crops = crops_of(Detector(68, weights=arguments.weights), sets["w300"], CROPS)
     for key, milliseconds in median_times(timed, crops).items():
         rows[key]["crop"] = milliseconds
@@ -96,22 +98,24 @@ def main() -> None:
     whole: dict[tuple[Any, ...], dict[str, float]] = {}
     timed = {}
     base = Detector(68, weights=arguments.weights)
-    for refine, flip in product((0, 1), FLIPS):
-        detector = base.with_options(refine=refine, flip_test=flip)
+    for options in product((0, 1), FLIPS, SHAPES):
+        refine, flip, shape = options
+        detector = base.with_options(refine=refine, flip_test=flip, shape_prior=shape)
         evaluation = evaluate(detector, scenes, boxes="detected")
-        whole[refine, flip] = {"scenes": 100 * mean_error(evaluation.face_errors)}
-        timed[refine, flip] = detector.predict
+        whole[options] = {"scenes": 100 * mean_error(evaluation.face_errors)}
+        timed[options] = detector.predict
     images = [load_image(path) for path in sorted((arguments.data / "scenes/images").iterdir())]
     for key, milliseconds in median_times(timed, images[:: len(images) // IMAGES]).items():
         whole[key]["image"] = milliseconds
 
-    headers = ("precision", "decoder", "flip test", *SPLITS, "crop, CPU-ms")
+    corrected = "shape regression"
+    headers = ("precision", "decoder", "flip test", corrected, *SPLITS, "crop, CPU-ms")
     cells = [
         [*map(str, key), *(f"{values[n]:.3f}" for n in SPLITS), f"{values['crop']:.1f}"]
         for key, values in rows.items()
     ]
     print(Table("", headers, cells).markdown())
-    headers = ("refine", "flip test", "scenes", "image, CPU-ms")
+    headers = ("refine", "flip test", corrected, "scenes", "image, CPU-ms")
     cells = [
         [*map(str, key), f"{values['scenes']:.3f}", f"{values['image']:.1f}"]
         for key, values in whole.items()
