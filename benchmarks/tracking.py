@@ -181,6 +181,12 @@ def main() -> None:
     headers = ["clip", "reading", "tracking", "with a search in every frame", "network alone"]
     print(Table("", headers, rows).markdown())
     rows = [
+        [name, str(len(found)), ", ".join(str(len(one.times)) for one in found)]
+        for name, found in tracks.items()
+    ]
+    print()
+    print(Table("", ["clip", "tracks of a second or more", "their frames"], rows).markdown())
+    rows = [
         [group, name, f"{each['jitter']:.2f}", f"{each['lag']:.2f}"]
         for group, methods in figures.items()
         for name, each in methods.items()
