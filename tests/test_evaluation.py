@@ -24,6 +24,7 @@ from hihlandmark.evaluation import (
     Jitter,
     area_under_curve,
     calibration_error,
+    calibration_error_interval,
     confidence_interval,
     cumulative_errors,
     evaluate,
@@ -117,6 +118,12 @@ def test_ece_is_zero_when_calibrated_and_large_when_overconfident() -> None:
     errors = np.where(rng.random(scores.shape) < scores, 0.01, 0.2)
     assert calibration_error(scores, errors) < 0.02
     assert calibration_error(np.ones_like(scores), errors) > 0.4
+    for claimed in (scores, np.ones_like(scores)):
+        low, high = calibration_error_interval(claimed, errors)
+        assert 0 < low < high < low + 0.1
+        assert low - 0.02 < calibration_error(claimed, errors) < high
+    unknown = np.full_like(errors, np.nan)
+    assert np.isnan(calibration_error_interval(scores, unknown)).all()
 
 
 # --------------------------------------------------------------------------------------- protocol

@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray
-from hihlandmark.calibration.metrics import expected_calibration_error, hidden_point_figures
+from hihlandmark.calibration.metrics import (
+    BINS,
+    expected_calibration_error,
+    hidden_point_figures,
+)
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.layouts import Layout
 from hihlandmark.weights.card import NEAR
@@ -179,6 +183,31 @@ def calibration_error(scores: FloatArray, errors: FloatArray) -> float:
     return expected_calibration_error(scores[known], errors[known] <= NEAR)
 
 
+def calibration_error_interval(
+    scores: FloatArray,
+    errors: FloatArray,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the `calibration_error` of (N, P), over faces as above."""
+    known = np.isfinite(errors) & np.isfinite(scores)
+    if not known.any():
+        return float("nan"), float("nan")
+    place = np.minimum(np.where(known, scores, 0) * BINS, BINS - 1).astype(int)
+    in_bin = known[..., None] & (place[..., None] == np.arange(BINS))
+    gaps = np.where(known, (errors <= NEAR) - scores, 0)
+    gaps_of_faces = (in_bin * gaps[..., None]).sum(axis=1)  # (N, bins)
+    faces = len(scores)
+    drawn = np.random.default_rng(seed).multinomial(faces, np.full(faces, 1 / faces), resamples)
+    points = drawn @ known.sum(axis=1)
+    found = np.abs(drawn @ gaps_of_faces).sum(axis=1) / np.where(points, points, np.nan)
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The predicted and the true points of the N faces of a split.
@@ -270,3 +299,8 @@ class Evaluation:
     def calibration_error(self) -> float:
         """Expected calibration error (0..1) of the scores, by inter-ocular errors."""
         return calibration_error(self.scores, self.errors_by("interocular"))
+
+    @property
+    def calibration_error_interval(self) -> tuple[float, float]:
+        """Its 95 % interval over faces."""
+        return calibration_error_interval(self.scores, self.errors_by("interocular"))

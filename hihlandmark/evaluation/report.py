@@ -69,6 +69,9 @@ def summarize(
         **face_figures(evaluation.face_errors),
         "normalization": evaluation.normalization,
         "calibration_error": _per_cent(evaluation.calibration_error),
+        "calibration_error_interval": [
+            _per_cent(bound) for bound in evaluation.calibration_error_interval
+        ],
         **({"hidden_points": hidden} if (hidden := evaluation.hidden_points) else {}),
         "nme_by": {
             name: _per_cent(mean_error(evaluation.normalized(name).face_errors), 3)
@@ -265,6 +268,8 @@ def _range_text(bounds: Sequence[float]) -> str:
 def notes(report: Report) -> list[str]:
     """The lines below the tables: calibration, remarks and skipped samples."""
     lines = [f"expected calibration error of the scores: {_text(report['calibration_error'])} %"]
+    if interval := _interval_text(report["calibration_error_interval"]):
+        lines[0] += f" (95 % of resampled faces: {interval})"
     if hidden := report.get("hidden_points"):
         lines.append(
             f"low visibility detects hidden points: AUROC {hidden['auroc']}, among points of the "
