@@ -81,6 +81,10 @@ def export(
         },
     )
     path = save_weights(folder, card, state)
+    # First: regressions and scores are fitted to points in the precision of "auto".
+    ranges = activation_ranges(path, configuration, data)
+    card = card.model_copy(update={"activation_ranges": ranges})
+    path = save_weights(folder, card, state)
     if configuration.card.shapes:
         without = _calibrations(path, configuration, data)
         state |= _shape_priors(configuration, data, without)
@@ -88,9 +92,6 @@ def export(
     if configuration.card.regressions:
         state |= shape_regressions(path, configuration, data)
         path = save_weights(folder, card, state)
-    ranges = activation_ranges(path, configuration, data)
-    card = card.model_copy(update={"activation_ranges": ranges})
-    path = save_weights(folder, card, state)  # scores are calibrated in the precision of "auto"
     calibrations = _calibrations(path, configuration, data)
     return save_weights(folder, card.model_copy(update={"calibration": calibrations}), state)
 
