@@ -54,7 +54,7 @@ def video(
     ] = False,
     max_pixels: options.MaxPixelsOption = options.MAX_PIXELS,
     max_bytes: options.MaxBytesOption = options.MAX_BYTES,
-    detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 25,
+    detect_every: Annotated[int, Option(min=1, help="Run the face detector every N frames.")] = 30,
     smooth: Annotated[bool, Option(help="Smooth the points.")] = True,
     offline: Annotated[bool, Option("--offline", help=_OFFLINE)] = False,
     frames: Annotated[int | None, Option(min=1, help="Stop after this many frames.")] = None,

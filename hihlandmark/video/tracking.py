@@ -25,7 +25,7 @@ from hihlandmark.pipeline import Found
 from hihlandmark.video.frames import CAMERA, Frame, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
-DETECT_EVERY = 25  # frames between searches for faces that enter while others are tracked
+DETECT_EVERY = 30  # frames between searches for faces that enter while others are tracked
 MIN_SCORE = 0.2  # mean score below which a face is lost, as in crops without a face
 # So it is up to this mean score where it is hardly reliable, and it is not even shown when found:
 # points of what covers a face, or of a false detection.
