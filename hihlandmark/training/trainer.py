@@ -124,7 +124,8 @@ def train(
     ]
     settings = configuration.self_training
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
-    start = load_checkpoint(run / LAST).get("network") if (run / LAST).exists() else initial
+    is_resumed = (run / LAST).exists()
+    start = load_checkpoint(run / LAST).get("network") if is_resumed else initial
     network = build_training_network(with_blocks_of(configuration, start))
     del start  # as large as the network
     own = network.configuration
@@ -144,7 +145,9 @@ def train(
     teacher = None
     if configuration.distillation:
         teacher = read_teacher(configuration.distillation, configuration, own, accelerator.device)
-    if initial is not None:
+    if is_resumed:
+        pass  # by `_Trainer.resume`
+    elif initial is not None:
         _load_initial(network, initial)
     elif configuration.encoder_weights:
         load_imagenet_encoder(network)
