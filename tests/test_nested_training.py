@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, DataError, Detector, WeightsError
 from hihlandmark.cli import app
+from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.heatmap import decode_heatmaps
 from hihlandmark.layouts import W300_68, WFLW98
 from hihlandmark.models.base import AnyHeatmaps, normalize
@@ -59,7 +60,7 @@ def nested(**changes: Any) -> TrainingConfiguration:
     return tiny(**{**values, **changes})
 
 
-def write_mesh(folder: Path, names: list[str], points: np.ndarray, disagreement: float = 1) -> Path:
+def write_mesh(folder: Path, names: list[str], points: np.ndarray, disagreement: Any = 1) -> Path:
     """A file of meshes (N, 478, 2), with a mirror table that swaps neighbors."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "set.npz"
@@ -331,6 +332,28 @@ def test_meshes_alone_are_a_training_set(tmp_path: Path) -> None:
     assert faces.layout == MESH
     assert {face.name for face in faces} == {"train_0.png", "train_1.png"}
     assert faces[0].load_image().shape == (120, 120, 3)
+
+
+def test_a_run_validates_on_meshes_that_are_good_enough_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
+    names = ["train_0.png", "train_1.png"]
+    write_mesh(tmp_path / "mesh", names, np.stack([some_mesh()] * 2), np.array([1, 3]))
+    validated = {"folder": "set", "layout": MESH, "mesh": "mesh/set.npz"}
+    found: dict[str, int] = {}
+
+    def spy(sets: dict[str, AnnotatedFaces], *_: Any) -> None:
+        found.update({name: len(faces) for name, faces in sets.items()})
+        raise ConfigurationError("stop")
+
+    monkeypatch.setattr("hihlandmark.training.trainer.Validator", spy)
+    configuration = nested(
+        sets=[{"folder": "set"}], validation={"sets": [validated]}, mesh={"worst": 2.0}
+    )
+    with pytest.raises(ConfigurationError, match="stop"):
+        train(configuration, tmp_path, tmp_path / "run", device="cpu")
+    assert list(found.values()) == [1]
 
 
 @pytest.mark.parametrize("damage", ["cut", "vertices", "flip", "missing"])

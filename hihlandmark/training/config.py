@@ -179,7 +179,7 @@ class Mesh(_ConfigurationTable):
     whose few labels make the map rough."""
     worst: float = Field(5.0, gt=0)
     """Largest disagreement in % of the inter-ocular distance between a mesh and that of the
-    mirrored image."""
+    mirrored image. For the crops of ``self_training`` it is always the default."""
     worst_mapped: float = Field(3.5, gt=0)
     """Likewise of meshes whose points are mapped."""
     rare_times: int = Field(3, ge=1)

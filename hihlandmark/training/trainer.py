@@ -123,6 +123,7 @@ def train(
         usable_faces(each, faces) for each, (faces, _) in zip(configuration.sets, read, strict=True)
     ]
     settings = configuration.self_training
+    # Their meshes are no labels: `Mesh.worst` of the run does not choose among them.
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
     is_resumed = (run / LAST).exists()
     start = load_checkpoint(run / LAST).get("network") if is_resumed else initial
@@ -131,7 +132,7 @@ def train(
     own = network.configuration
     validation = configuration.validation
     splits = {
-        each.title: usable_faces(TrainingSet(), read_face_set(data, each))
+        each.title: usable_faces(TrainingSet(), read_face_set(data, each, configuration.mesh))
         for each in validation.sets
     }
     validator = Validator(splits, list(own.layouts), configuration.box_maps(), validation.images)
