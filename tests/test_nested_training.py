@@ -356,7 +356,7 @@ def test_a_run_validates_on_meshes_that_are_good_enough_alone(
     assert list(found.values()) == [1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "vertices", "flip", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "vertices", "flip", "missing", "points", "disagreement"])
 def test_damaged_mesh_files_are_errors(damage: str, tmp_path: Path) -> None:
     count = 10 if damage == "vertices" else VERTICES
     path = write_mesh(tmp_path, ["a.png"], np.zeros((1, count, 2)))
@@ -366,8 +366,21 @@ def test_damaged_mesh_files_are_errors(damage: str, tmp_path: Path) -> None:
         np.save(tmp_path / "flip.npy", np.zeros(VERTICES, int))
     elif damage == "missing":
         path.unlink()
+    elif damage in ("points", "disagreement"):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file}
+        np.savez(path, **{**arrays, damage: arrays[damage] * np.nan})
     with pytest.raises(DataError, match=r"mesh|read"):
         read_mesh(path)
+
+
+@pytest.mark.parametrize("layout", [MESH, None])
+def test_meshes_of_other_images_are_an_error(layout: str | None, tmp_path: Path) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
+    write_mesh(tmp_path / "mesh", ["other.png"], some_mesh()[None])
+    configuration = nested(sets=[{"folder": "set", "layout": layout, "mesh": "mesh/set.npz"}])
+    with pytest.raises(DataError, match="no "):
+        read_training_set(tmp_path, configuration.sets[0], configuration.mesh)
 
 
 def test_shut_eyes_and_averted_gazes_are_rare() -> None:

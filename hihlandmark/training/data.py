@@ -438,11 +438,16 @@ def select_points(faces: AnnotatedFaces, points: Sequence[int], layout: Layout) 
 def read_training_set(
     data: Path, training_set: TrainingSet, settings: Mesh
 ) -> tuple[AnnotatedFaces, MeshLabels | None]:
-    """Read the faces of a training set, and their meshes if it has any."""
+    """Read the faces of a training set, and their meshes if it has any.
+
+    Raises `DataError` also for meshes of other images.
+    """
     if training_set.mesh is None:
         return read_face_set(data, training_set), None
     mesh = read_mesh(data / training_set.mesh)
     faces = read_face_set(data, training_set, settings, mesh)
+    if not any(face.name in mesh.rows for face in faces):
+        raise DataError(f"{training_set.mesh}: no mesh is of an image of {faces.name}")
     return oversampled(faces, mesh, settings.rare_times), mesh
 
 

@@ -94,17 +94,24 @@ def read_mesh(path: Path) -> MeshLabels:
     is_complete = shapes == ((count, VERTICES, 2), (count,), (VERTICES,))
     if not is_complete or not is_mirror_table(mirror):
         raise DataError(f"{path} holds no meshes of {VERTICES} vertices, or {flip} no mirror table")
+    if not (np.isfinite(points).all() and np.isfinite(disagreement).all()):
+        raise DataError(f"{path}: a mesh or its disagreement is not finite. Copy the file again")
     rows = {str(name): row for row, name in enumerate(names)}
     return MeshLabels(rows, points, disagreement, mirror)
 
 
 def mesh_faces(folder: Path, split: str, mesh: MeshLabels, worst: float) -> AnnotatedFaces:
-    """The images of a folder whose mesh is good enough, with the mesh as their label."""
+    """The images of a folder whose mesh is good enough, with the mesh as their label.
+
+    Raises `DataError` if there is none.
+    """
     faces = [
         AnnotatedFace(name, partial(load_image, folder / name), mesh.points[row], split)
         for name, row in mesh.rows.items()
         if mesh.disagreement[row] <= worst
     ]
+    if not any((folder / face.name).is_file() for face in faces):
+        raise DataError(f"{folder} has no image with a mesh of a disagreement up to {worst:g} %")
     return AnnotatedFaces(folder.name, MESH, mesh.mirror, faces)
 
 
