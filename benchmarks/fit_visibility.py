@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from hihlandmark import Detector
 from hihlandmark.arrays import FloatArray
 from hihlandmark.calibration.logistic import fit_logistic
 from hihlandmark.calibration.metrics import area_under_roc, expected_calibration_error
-from hihlandmark.models.nested import is_of_visibility
+from hihlandmark.models.nested import NestedConfiguration, is_of_visibility
+from hihlandmark.models.registry import LAYOUT_POINTS
 from hihlandmark.training.checkpoint import load_checkpoint
 from hihlandmark.training.config import TrainingConfiguration, TrainingSet, read_configuration
 from hihlandmark.training.data import TrainingBatches, read_face_set, read_training_set
@@ -44,20 +46,22 @@ RIDGE = 1e-4
 def configuration_for(card: ModelCard, steps: int | None) -> TrainingConfiguration:
     """The training of the head of a network of the sizes in the card."""
     configuration = read_configuration(CONFIGURATION)
-    fields = dict(card.configuration)
-    layouts, auxiliary = fields.pop("layouts"), fields.pop("auxiliary_layouts")
+    # All of them: what a card leaves out has the default of the architecture.
+    sizes = asdict(NestedConfiguration(**card.configuration))
+    layouts, auxiliary = sizes["layouts"], sizes.pop("auxiliary_layouts")
     heads = [f"heads.{n}.visibility." for n in layouts]
     heads += [f"auxiliary_heads.{n}.visibility." for n in auxiliary]
     changed: dict[str, Any] = {"trained": ("visibility_features.", *heads)}
     changed |= {"steps": steps} if steps else {}
     (stage,) = configuration.stages
-    # The sets label the mesh too, which the weights may not predict.
-    every = {"MESH478": 478, **auxiliary} if "MESH478" not in layouts else auxiliary
+    # The sets have labels of layouts that the weights may not predict.
+    labeled = {"MESH478": 478, **LAYOUT_POINTS, **auxiliary}
     values = configuration.model_dump()
     values |= {
-        "network": {**fields, **configuration.network, "layouts": layouts},
-        "auxiliary_layouts": every,
-        "stages": [stage.model_dump() | changed | {"crop_size": fields["input_size"]}],
+        "network": {**sizes, "visibility": configuration.network["visibility"]},
+        "auxiliary_layouts": {n: count for n, count in labeled.items() if n not in layouts},
+        "exported_auxiliary": list(auxiliary),
+        "stages": [stage.model_dump() | changed | {"crop_size": sizes["input_size"]}],
     }
     return TrainingConfiguration.model_validate(values)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -25,10 +26,12 @@ from hihlandmark.models.nested import Nested, VisibilityFeatures, is_of_visibili
 from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.training.mesh import turned_away
-from hihlandmark.weights import load_model
+from hihlandmark.training.trainer import build_training_network
+from hihlandmark.weights import find_weights, load_model
 from hihlandmark.weights.card import Calibration, Decoding, Normalization
 
 SIZE = 96
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def test_both_features_are_standardized_as_by_a_group_norm() -> None:
@@ -257,3 +260,31 @@ def test_figures_of_hidden_points_need_both_kinds() -> None:
     found = hidden_point_figures(values, np.array([[0, 1], [0, np.nan]]))
     assert found is not None
     assert (found["auroc"], found["hidden"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("hih-small", {}),
+        ("hih-small", {"stacks": 2, "pruned": (), "fine_rank": 0}),
+        ("hih-open", {}),
+    ],
+)
+def test_the_head_is_fitted_to_a_network_of_the_sizes_in_the_card(
+    name: str, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from fit_visibility import configuration_for
+
+    card = find_weights(model=name).card
+    kept = {k: v for k, v in card.configuration.items() if k not in changed}
+    stated = {k: v for k, v in changed.items() if v}  # a card leaves out what is the default
+    configuration = configuration_for(
+        card.model_copy(update={"configuration": kept | stated}), steps=1
+    )
+    network = build_training_network(configuration)
+    found = asdict(network.configuration)
+    for key, value in {**kept, **changed, "visibility": 64}.items():
+        if key != "auxiliary_layouts":
+            assert found[key] == value, key
+    assert configuration.network_configuration()["auxiliary_layouts"] == kept["auxiliary_layouts"]
