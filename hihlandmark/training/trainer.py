@@ -556,14 +556,17 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
 
     These may be missing or unused, and further stacks unused.
     """
-    own = network.state_dict()
+    own, stacks = network.state_dict(), number_of_stacks(initial)
     if isinstance(network, Nested):
-        c, stacks = network.configuration, number_of_stacks(initial)
+        c = network.configuration
         if c.stacks < stacks:
             logger.warning("%d of the %d stacks of the initial weights are used", c.stacks, stacks)
         if c.fine_rank:
             initial = with_fine_rank(initial, c.fine_rank)
-        initial = without_blocks(without_stacks(initial, c.stacks), c.pruned)
+        initial = without_stacks(initial, c.stacks)
+        if dropped := [b for b in c.pruned if any(n.startswith(f"{b}.") for n in initial)]:
+            logger.warning("network.pruned drops blocks of the weights: %s", ", ".join(dropped))
+        initial = without_blocks(initial, c.pruned)
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
     wrong = sorted(n for n in different if not _may_be_missing(n))
@@ -572,6 +575,8 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
         lacking = tuple(f"{block}." for block in blocks)
         is_pruned = all(name.startswith(lacking) for name in wrong)
         advice = f"; they lack blocks: set network.pruned={blocks}" if is_pruned else ""
+        if isinstance(network, Nested) and 0 < stacks < network.configuration.stacks:
+            advice = f"; they have fewer stacks: set network.stacks={stacks}"
         raise WeightsError(
             f"the initial weights are of another network: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]}. Use the same model, layouts "
