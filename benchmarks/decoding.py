@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import torch
 
 from hihlandmark.benchmark import machine, time_interleaved
-from hihlandmark.heatmap import WINDOW, Decoder, box_sums, decode, to_distributions
+from hihlandmark.heatmap import WINDOW, box_sums, decode, to_distributions
 from hihlandmark.tables import Table
+from hihlandmark.weights.card import HEATMAP_DECODERS
 
 POINTS = 98
 
@@ -47,7 +47,7 @@ def main() -> None:
             "windows, pooled": partial(pooled, integer),
             "windows, by products": partial(box_sums, integer),
         }
-        for decoder in get_args(Decoder):
+        for decoder in HEATMAP_DECODERS:
             beside = decimal if decoder in ("argmax", "local_soft_argmax") else None
             runs[f"decode, {decoder}"] = partial(decode, integer, beside, decoder, stride=4)
         times = time_interleaved(runs, arguments.rounds, each=faces)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.base import (
     DECIMAL_BINS,
     DECIMAL_EXTENT,
@@ -31,7 +32,13 @@ from hihlandmark.models.base import (
     AnyHeatmaps,
     NestedHeatmaps,
 )
-from hihlandmark.weights.card import Activation, Decoder, Decoding
+from hihlandmark.weights.card import (
+    HEATMAP_DECODERS,
+    NESTED_DECODERS,
+    Activation,
+    Decoder,
+    Decoding,
+)
 
 INTEGER_SIGMA = 1.5
 """Standard deviation of the integer target, in cells (paper, section 4.2)."""
@@ -213,7 +220,11 @@ def decode(
 
     Returns:
         The `Decoded` points.
+
+    Raises:
+        ConfigurationError: the decoder is one of nested networks, or unknown.
     """
+    _check_decoder(decoder, HEATMAP_DECODERS)
     cell = _highest(integer)
     if decoder == "local_soft_argmax":
         # An isolated spike on a half hidden face is not where most of the probability lies.
@@ -273,7 +284,11 @@ def decode_nested(
 
     Returns:
         The `Decoded` points (N, P, 2).
+
+    Raises:
+        ConfigurationError: the decoder is one of other networks, or unknown.
     """
+    _check_decoder(decoder, NESTED_DECODERS)
     integer, cells, decimal, visibility = heatmaps
     size = integer.shape[-1]
     probabilities = _softmax(integer)
@@ -340,6 +355,13 @@ def decode_heatmaps(
         align_corners=decoding.align_corners,
         pixel_origin=pixel_origin,
     )
+
+
+def _check_decoder(decoder: str, offered: tuple[Decoder, ...]) -> None:
+    if decoder not in offered:
+        raise ConfigurationError(
+            f"these heatmaps cannot be decoded by {decoder!r}; there are {', '.join(offered)}"
+        )
 
 
 def _fraction(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hihlandmark import heatmap
+from hihlandmark import ConfigurationError, heatmap
 from hihlandmark.heatmap import decode_nested, encode_nested, to_distributions
 from hihlandmark.models.base import DECIMAL_EXTENT, DECIMAL_MARGIN, NestedHeatmaps
 from hihlandmark.weights.card import Decoder
@@ -112,6 +112,15 @@ def test_official_bins_decode_to_their_lower_edge() -> None:
     integer[0, 7, 5] = decimal[0, 2, 4] = 1
     decoded = decode(integer, decimal, "argmax", bin_center=0)
     assert decoded.points[0].tolist() == [(5 + 4 / 8) * 4 - 0.5, (7 + 2 / 8) * 4 - 0.5]
+
+
+def test_decoders_of_another_architecture_are_errors() -> None:
+    targets = encode(torch.tensor([[100.0, 100.0]]), CELLS)
+    with pytest.raises(ConfigurationError, match=r"'soft'.*quarter_shift"):
+        decode(targets.integer, targets.decimal, "soft")
+    heatmaps = nested_heatmaps(torch.tensor([[[50.0, 60.0]]]))
+    with pytest.raises(ConfigurationError, match=r"'local_soft_argmax'.*soft, argmax, mean"):
+        decode_nested(heatmaps, "local_soft_argmax", stride=NESTED_STRIDE)
 
 
 def test_linear_activation_clips_negative_values() -> None:

@@ -56,6 +56,9 @@ CONFIGURATION_LIMITS = {"stacks": 100, "depth": 16, "input_size": 4096}
 
 Decoder = Literal["argmax", "soft", "local_soft_argmax", "quarter_shift", "mean"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
+NESTED_DECODERS: tuple[Decoder, ...] = ("soft", "argmax", "mean")
+"""Those of nested networks; `HEATMAP_DECODERS` are those of the others."""
+HEATMAP_DECODERS: tuple[Decoder, ...] = ("local_soft_argmax", "argmax", "quarter_shift", "mean")
 Activation = Literal["softmax", "linear"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -423,9 +426,7 @@ class ModelCard(_Part):
     @property
     def decoders(self) -> tuple[Decoder, ...]:
         """How the heatmaps of this architecture can be decoded."""
-        if self.architecture == "nested":
-            return ("soft", "argmax", "mean")
-        return ("local_soft_argmax", "argmax", "quarter_shift", "mean")
+        return NESTED_DECODERS if self.architecture == "nested" else HEATMAP_DECODERS
 
     @property
     def is_symmetric(self) -> bool:
