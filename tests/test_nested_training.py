@@ -106,6 +106,10 @@ def test_losses_that_a_nested_network_does_not_have_are_errors() -> None:
     configuration = nested(loss={"point": "star"})
     with pytest.raises(ConfigurationError, match=r"loss\.point of .* 'star'; there are smooth_l1"):
         make_objective(configuration, build_training_network(configuration))
+    for alone in ({"point": "wing"}, {"point_weight": 1.0}):
+        configuration = nested(loss=alone)
+        with pytest.raises(ConfigurationError, match=r"loss\.point_weight"):
+            make_objective(configuration, build_training_network(configuration))
     configuration = tiny(loss={"consistency_weight": 1.0})
     with pytest.raises(ConfigurationError, match="consistency_weight needs a nested network"):
         make_objective(configuration, build_training_network(configuration))

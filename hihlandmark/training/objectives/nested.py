@@ -51,6 +51,8 @@ class NestedObjective(Objective):
             )
         super().__init__(network, loss, teacher)
         self.error_loss = point_loss_of(loss, ERROR_LOSSES, "loss.point of a nested network")
+        if (loss.point == "none") != (loss.point_weight == 0):
+            raise ConfigurationError("give loss.point and loss.point_weight both, or neither")
         layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
         self.counts = list(layouts.values())
         self.layouts = list(layouts)
