@@ -97,6 +97,8 @@ def main() -> None:
     files = find_weights(arguments.weights)
     network = load_model(arguments.weights).network.eval()
     assert isinstance(network, Nested)
+    if rank := network.configuration.fine_rank:
+        parser.error(f"{files.card_path} is of low rank already: fine_rank is {rank}")
     moments = [Moments() for _ in network.decimal_features.fine]
     for level, found in zip(network.decimal_features.fine, moments, strict=True):
         assert isinstance(level, torch.nn.Sequential)
