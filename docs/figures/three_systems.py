@@ -1,13 +1,16 @@
-"""Draw the two figures of docs/research/three-systems.md with the packaged weights.
+"""Draw the two figures of docs/research/three-systems.md.
 
-    python docs/figures/three_systems.py
+    python docs/figures/three_systems.py --weights hih-small-v1.json
 
-Writes ``heatmaps.png`` (of scikit-image's astronaut, public domain) and ``losses.png`` to this
-folder. Needs matplotlib and scikit-image.
+``--weights``: card of weights that `hihlandmark train hih-small-v1` gives, which are not packaged;
+those of the two other systems are. Writes ``heatmaps.png`` (of scikit-image's astronaut, public
+domain) and ``losses.png`` to this folder. Needs matplotlib and scikit-image.
 """
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,9 +44,9 @@ def face_crop(detector: Detector) -> Image:
 
 
 @torch.inference_mode()
-def maps_of(detector: Detector, crop: Image) -> dict[str, FloatArray]:
+def maps_of(weights: Path | str, crop: Image) -> dict[str, FloatArray]:
     """Maps (h, h) of a crop by their captions: the maximum over all points or contours."""
-    network, card, _ = load_model(model=detector.card.name)
+    network, card, _ = load_model(weights)
     mean, std = torch.tensor(card.normalization.mean), torch.tensor(card.normalization.std)
     batch = normalize(torch.from_numpy(crop[None]), mean, std)
     shown: dict[str, torch.Tensor] = {}
@@ -74,20 +77,16 @@ def maps_of(detector: Detector, crop: Image) -> dict[str, FloatArray]:
     return {name: each.float().numpy() for name, each in shown.items()}
 
 
-def draw_heatmaps() -> Any:
-    """A row for each system: the crop overlaid with a map."""
-    rows = {
-        "HIH": Detector(LAYOUT, model="hih-small-v1"),
-        "ADNet": Detector(LAYOUT, model="adnet-small"),
-        "Adaptive Wing": Detector(LAYOUT, model="awing-small"),
-    }
-    crop = face_crop(rows["HIH"])
+def draw_heatmaps(hih: Path) -> Any:
+    """A row for each system: the crop overlaid with a map. ``hih``: card of its weights."""
+    rows = {"HIH": hih, "ADNet": "adnet-small", "Adaptive Wing": "awing-small"}
+    crop = face_crop(Detector(LAYOUT, weights=hih))
     figure = new_figure(7.6, 8)
     axes = figure.subplots(3, 3)
-    for (name, detector), line in zip(rows.items(), axes, strict=True):
+    for (name, weights), line in zip(rows.items(), axes, strict=True):
         for axis in line:
             axis.axis("off")
-        for axis, (caption, shown) in zip(line, maps_of(detector, crop).items(), strict=False):
+        for axis, (caption, shown) in zip(line, maps_of(weights, crop).items(), strict=False):
             if shown.shape[0] < 16:
                 axis.imshow(shown, cmap="magma", vmin=0)
             else:
@@ -137,8 +136,11 @@ def draw_losses() -> Any:
 
 def main() -> None:
     """Draw both figures."""
+    parser = argparse.ArgumentParser(description="Draw the figures of three-systems.md.")
+    parser.add_argument("--weights", type=Path, required=True, help="card of hih-small-v1")
+    arguments = parser.parse_args()
     save(draw_losses(), "losses.png")
-    save(draw_heatmaps(), "heatmaps.png")
+    save(draw_heatmaps(arguments.weights), "heatmaps.png")
 
 
 if __name__ == "__main__":
