@@ -101,4 +101,5 @@ def test_page_states_the_content_of_the_card(name: str) -> None:
     for each in card.figures:
         boxes = getattr(each, "boxes", "")
         assert f"| {each.split} | {boxes} | {each.points} |" in text
+        assert f"| {each.metric} | {each.value} |" in text
         assert f"\n{each.command}\n" in text

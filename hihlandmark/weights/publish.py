@@ -8,7 +8,7 @@ from typing import Any
 
 from hihlandmark.errors import WeightsError
 from hihlandmark.tables import Table
-from hihlandmark.weights.card import Figure, ModelCard
+from hihlandmark.weights.card import ModelCard
 from hihlandmark.weights.files import verify_weights
 from hihlandmark.weights.find import DEFAULT_MODEL, find_weights, hub_problem, split_hub_id
 
@@ -89,20 +89,13 @@ _FIGURES = {
     "points": "points",
     "faces": "faces",
     "missed": "missed",
-    "value": "NME, %",
+    "metric": "metric",
+    "value": "value",
     "fr10": "FR10, %",
     "auc10": "AUC10",
     "calibration_error": "calibration error, %",
 }
 """Keys of a card's figures, and the titles of their columns."""
-
-
-def _columns(figure: Figure) -> dict[str, Any]:
-    """A figure by the keys of `_FIGURES`, of which ``value`` is an NME."""
-    columns = figure.model_dump()
-    if "calibration" in figure.metric:
-        columns["calibration_error"] = columns.pop("value")
-    return columns
 
 
 def card_sections(card: ModelCard, heading: str) -> Iterator[str]:
@@ -123,7 +116,7 @@ def card_sections(card: ModelCard, heading: str) -> Iterator[str]:
     yield Table("", ("", ""), facts).markdown()
     yield f"{heading} Measured"
     if card.figures:
-        rows = [[_columns(figure).get(key) for key in _FIGURES] for figure in card.figures]
+        rows = [[each.model_dump().get(key) for key in _FIGURES] for each in card.figures]
         yield Table("", tuple(_FIGURES.values()), rows).markdown()
         yield "\n".join(["```sh", *dict.fromkeys(each.command for each in card.figures), "```"])
     else:
