@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ from hihlandmark.layouts import W300_68, WFLW98
 from hihlandmark.models.base import AnyHeatmaps, normalize
 from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
 from hihlandmark.training.checkpoint import load_checkpoint
-from hihlandmark.training.config import TrainingConfiguration
-from hihlandmark.training.data import Batch, TrainingBatches, read_training_set
+from hihlandmark.training.config import TrainingConfiguration, read_configuration
+from hihlandmark.training.data import (
+    Batch,
+    TrainingBatches,
+    read_face_set,
+    read_training_set,
+)
 from hihlandmark.training.export import export
 from hihlandmark.training.losses import ERROR_LOSSES, smooth_l1
 from hihlandmark.training.mesh import (
@@ -417,14 +423,33 @@ def test_held_out_faces_are_the_others_of_training(tmp_path: Path) -> None:
         sets=[{"folder": "set", "held_out": 2}],
         validation={"sets": [{"folder": "set", "held_out": 2}]},
     )
-    from hihlandmark.training.data import read_face_set
-
     trained = {face.name for face in read_face_set(tmp_path, configuration.sets[0])}
     held = {face.name for face in read_face_set(tmp_path, configuration.validation.sets[0])}
     assert (len(trained), len(held)) == (4, 2)
     assert not trained & held
     with pytest.raises(ConfigurationError, match="held_out"):
         read_face_set(tmp_path, nested(sets=[{"folder": "set", "held_out": 6}]).sets[0])
+
+
+def test_ranges_are_measured_on_faces_that_calibrate_nothing(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60, faces=6)
+    held = {"folder": "set", "held_out": 2}
+    card = {"calibration": [{"of": "W300_68", **held}], "activation_ranges": [held]}
+    settings = nested(card=card).card
+    calibrated = {face.name for face in read_face_set(tmp_path, settings.calibration[0])}
+    measured = {face.name for face in read_face_set(tmp_path, settings.activation_ranges[0])}
+    assert (len(calibrated), len(measured)) == (2, 4)
+    assert not calibrated & measured
+
+
+@pytest.mark.parametrize("name", ["hih-small", "hih-open"])
+def test_shipped_ranges_hold_out_what_calibrates(name: str) -> None:
+    card = read_configuration(name).card
+    place = attrgetter("folder", "split", "layout")
+    held = {place(each): each.held_out for each in card.calibration if each.held_out}
+    ranges = {place(each): each.held_out for each in card.activation_ranges}
+    assert held
+    assert {key: ranges[key] for key in held} == held
 
 
 def test_imagenet_weights_fill_the_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

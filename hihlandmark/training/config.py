@@ -277,8 +277,9 @@ class Card(_ConfigurationTable):
     regressions: tuple[TrainingSet, ...] = ()
     """Faces, without those held out, to which the `ShapeRegression` of their layout is fitted. It
     takes the place of a prior."""
-    activation_ranges: tuple[FaceSet, ...] = ()
-    """Faces on which the ranges for INT8 are measured, `export.FACES_OF_RANGES` of each set."""
+    activation_ranges: tuple[TrainingSet, ...] = ()
+    """Faces, without those held out, on which the ranges for INT8 are measured,
+    `export.FACES_OF_RANGES` of each set."""
 
 
 class TrainingConfiguration(_ConfigurationTable):
