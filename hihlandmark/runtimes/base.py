@@ -26,9 +26,10 @@ class CropLandmarks(NamedTuple):
 
     ``points``: (N, P, 2) in crop pixels, the center of the top-left pixel is (0, 0).
     ``covariance``: (N, P, 2, 2) in squared crop pixels. ``mass``: (N, P) in 0..1, the share of the
-    integer heatmap around its peak; 0 where the heatmap is empty. ``visibility``: (N, P), logits of
-    the point being seen; None of networks that do not predict it. ``integer_offset``: (N, P, 2) in
-    crop pixels, from the points to those of the integer heatmap alone; None: unknown.
+    integer heatmap around its peak, of nested networks the probability within 5 % of the crop's
+    side of the point; 0 where the heatmap is empty. ``visibility``: (N, P), logits of the point
+    being seen; None of networks that do not predict it. ``integer_offset``: (N, P, 2) in crop
+    pixels, from the points to those of the integer heatmap alone; None: unknown.
     """
 
     points: FloatArray

@@ -169,10 +169,10 @@ class Calibration(_Part):
 
     The score of a point is the probability that it is within `NEAR`, by a logistic model:
     ``p = sigmoid(bias + b + spread * log(s) + mass * log(m / (1 - m)))`` where s is the standard
-    deviation of the point in inter-ocular distances, m the share of the integer heatmap around
-    its peak, and b its number in ``point_bias`` (P numbers; empty: 0). Without ``knots`` the score
-    is p. ``knots`` are up to `MAX_KNOTS` rising pairs (p, score): the score is interpolated between
-    them, and constant beyond the first and the last.
+    deviation of the point in inter-ocular distances, m the mass of `CropLandmarks`, and b its
+    number in ``point_bias`` (P numbers; empty: 0). Without ``knots`` the score is p. ``knots`` are
+    up to `MAX_KNOTS` rising pairs (p, score): the score is interpolated between them, and constant
+    beyond the first and the last.
 
     ``correlation``: how the errors of points vary together; None: unknown. ``reliability``: model
     of `Face.reliability`; None: it is NaN. ``visibility``: a and b of the probability

@@ -61,7 +61,7 @@ class NestedObjective(Objective):
 
     @staticmethod
     def decoding(loss: Loss, stride: int) -> Decoding:
-        """The mean of the best cell and of the mixture."""
+        """The mean of the cells that were read, weighed by powers of their probabilities."""
         return Decoding(decoder="soft", activation="softmax", stride=stride)
 
     def totals(self, batch: Batch) -> torch.Tensor:
