@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from rich.console import Console
@@ -109,12 +111,20 @@ def _auto() -> str:
 def _cache() -> str:
     """Whether converted networks can be kept."""
     folder = runtimes._cache_folder("openvino")  # logs why not
-    if folder is None:
-        return (
-            "Cache of converted networks: not writable, so each new process converts them again, "
-            "which takes seconds: set HF_HOME to a writable folder"
-        )
-    return f"Cache of converted networks: {folder.parent}, writable"
+    if folder is not None and _is_writable(folder.parent):
+        return f"Cache of converted networks: {folder.parent}, writable"
+    return (
+        "Cache of converted networks: not writable, so each new process converts what is not in it "
+        "yet, which takes seconds: set HF_HOME to a writable folder"
+    )
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _missing(extra: str, requirements: Sequence[Requirement]) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -161,6 +162,37 @@ def test_converted_networks_are_kept_for_the_next_time(
     monkeypatch.setattr(runtimes, "_hash_of_code", lambda: "of another version of the source")
     make_runtime("openvino", lambda: model.network, "COFW29", model.card, CPU)
     assert len(written) == 4, "and for each version of the code that makes graphs"
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_read_only_cache_is_used(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *_, **__: tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    model, crops = tiny_model("hih"), some_crops(2)
+    expected = make_runtime(name, lambda: model.network, "COFW29", model.card, CPU)(crops)
+
+    def read_only(*arguments: Any, dir: Any = None, **options: Any) -> Any:
+        raise PermissionError(errno.EROFS, "Read-only file system", str(dir))
+
+    for function in ("TemporaryFile", "mkdtemp"):
+        monkeypatch.setattr(tempfile, function, read_only)
+    found = make_runtime(name, pytest.fail, "COFW29", model.card, CPU)(crops)
+    np.testing.assert_array_equal(found.points, expected.points)
+    assert "cannot be kept" not in caplog.text
+
+
+def test_what_a_read_only_cache_lacks_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path / "gone")
+    model, crops = tiny_model("hih"), some_crops(2)
+    runtime = make_runtime("openvino", lambda: model.network, "COFW29", model.card, CPU)
+    assert "cannot be kept" in caplog.text
+    assert_close(runtime(crops), plain(model, crops))
 
 
 @pytest.mark.slow

@@ -255,8 +255,12 @@ def _converted_run(
         raise ConfigurationError(f"runtime {name!r} reads no files: its row states none")
     folder = _cache_folder(file.package)
     if folder is not None:
-        path = _converted_file(file, make_graph, key, folder)
-        return (file.run_kept or file.run)(path, device, precision)
+        try:
+            path = _converted_file(file, make_graph, key, folder)
+        except OSError as error:
+            logger.warning("converted networks cannot be kept: %s", error)
+        else:
+            return (file.run_kept or file.run)(path, device, precision)
     # Windows does not remove a file that is in use.
     with tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as place:
         path = _converted_file(file, make_graph, key, Path(place))
@@ -291,13 +295,11 @@ def _hash_of_code() -> str:
 
 
 def _cache_folder(package: str) -> Path | None:
-    """Where converted networks are kept; None where the cache is not writable."""
+    """Where converted networks are kept, writable or not; None where there can be no cache."""
     from huggingface_hub import cached_assets_path
 
     try:
-        folder = cached_assets_path("hihlandmark", namespace="converted", subfolder=package)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        return cached_assets_path("hihlandmark", namespace="converted", subfolder=package)
     except (OSError, ValueError) as error:  # it has a ValueError for a file in place of a folder
         logger.warning("converted networks cannot be kept: %s", error)
         return None
