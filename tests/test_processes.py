@@ -76,6 +76,54 @@ def test_forked_children_predict_with_inherited_and_own_detectors(
     assert finished.stdout == "done 0\n", finished.stderr[-2000:]
 
 
+FORK_WITHOUT_FILES = """
+import os, shutil, sys
+from pathlib import Path
+from builders import CPU, some_crops, tiny_model
+from hihlandmark import ConfigurationError, runtimes
+
+name, folder = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None
+runtimes._cache_folder = lambda package: folder
+model, crops = tiny_model("hih"), some_crops(2)
+runtime = runtimes.make_runtime(name, lambda: model.network, "COFW29", model.card, CPU)
+expected = runtime(crops).points
+if folder:
+    shutil.rmtree(folder)
+child = os.fork()
+if child == 0:
+    try:
+        found = abs(runtime(crops).points - expected).max() < 1e-3
+    except ConfigurationError as error:
+        found = "opened again" in str(error)
+        assert folder
+    os._exit(0 if found else 1)
+_, status = os.waitpid(child, 0)
+print("done", status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("cache", ["none", "removed"])
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+def test_a_forked_child_predicts_without_a_cache_or_reports_that_it_is_gone(
+    runtime: str, cache: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(runtime)
+    arguments = [runtime]
+    if cache == "removed":
+        (tmp_path / "kept").mkdir()
+        arguments += [str(tmp_path / "kept")]
+    folders = [str(Path(__file__).parent), *sys.path]
+    finished = subprocess.run(
+        [sys.executable, "-c", FORK_WITHOUT_FILES, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+    )
+    assert finished.stdout == "done 0\n", finished.stderr[-2000:]
+
+
 def _predict(detector: Detector, image: Image) -> np.ndarray:
     return detector.predict(image, **BOX)[0].points
 

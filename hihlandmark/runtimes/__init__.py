@@ -26,6 +26,7 @@ from hihlandmark.runtimes.base import (
     Runtime,
 )
 from hihlandmark.runtimes.devices import AnyDevice, has_native_bf16, has_native_int8
+from hihlandmark.runtimes.forks import ReopenedRun
 from hihlandmark.runtimes.kept import hash_of, kept_file
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.versions import version_of
@@ -261,10 +262,20 @@ def _converted_run(
             logger.warning("converted networks cannot be kept: %s", error)
         else:
             return (file.run_kept or file.run)(path, device, precision)
-    # Windows does not remove a file that is in use.
-    with tempfile.TemporaryDirectory(prefix="hihlandmark-", ignore_cleanup_errors=True) as place:
+    with tempfile.TemporaryDirectory(prefix="hihlandmark-") as place:
         path = _converted_file(file, make_graph, key, Path(place))
-        return file.run(path, device, precision)
+        content = {each.name: each.read_bytes() for each in Path(place).iterdir()}
+
+    def open_() -> Run:
+        # Windows does not remove a file that is in use.
+        with tempfile.TemporaryDirectory(
+            prefix="hihlandmark-", ignore_cleanup_errors=True
+        ) as place:
+            for part, data in content.items():
+                (Path(place) / part).write_bytes(data)
+            return file.run(Path(place) / path.name, device, precision)
+
+    return ReopenedRun(open_)  # what `file.run` opens again in a forked process is gone by then
 
 
 def _converted_file(
