@@ -29,6 +29,7 @@ from hihlandmark.runtimes import (
     RUNTIMES,
     CropLandmarks,
     Precision,
+    PrecisionChoice,
     choose_precision,
     choose_runtime,
     export,
@@ -658,6 +659,31 @@ def test_int8_quantizes_the_network_and_reports_how_far_points_move(tmp_path: Pa
     assert {each.suffix for each in tmp_path.iterdir()} <= {".onnx", ".json", ".data"}
     runtime = make_runtime(str(path), lambda: model.network, "COFW29", model.card, CPU)
     assert runtime(crops[:2]).points.shape == (2, 29, 2)
+
+
+def test_an_exported_file_states_its_precision(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = tiny_model("hih")
+    crops = export.drawn_faces("COFW29", CROP_SIZE, 2)
+
+    def precision(path: Path, wanted: PrecisionChoice | None) -> str:
+        return make_runtime(
+            str(path), lambda: model.network, "COFW29", model.card, CPU, wanted
+        ).precision
+
+    for calibration, expected, other in ((crops, "int8", "fp32"), (None, "fp32", "int8")):
+        path, _ = export.export(model, "COFW29", "onnx", tmp_path, calibration=calibration)
+        for wanted in (None, "auto", expected):
+            assert precision(path, wanted) == expected
+        with pytest.raises(ConfigurationError, match=f"in {expected}, not in {other}"):
+            precision(path, other)
+        facts = json.loads(path.with_suffix(".json").read_text())
+        assert facts.pop("precision") == expected
+        path.with_suffix(".json").write_text(json.dumps(facts))
+        assert precision(path, "auto") == expected, "also of files that do not state it"
+        path.with_suffix(".json").write_text(json.dumps(facts | {"precision": "int3"}))
+        with pytest.raises(ConfigurationError, match="damaged"):
+            precision(path, "auto")
 
 
 def tiny_openvino_file(folder: Path) -> Path:

@@ -155,7 +155,7 @@ def make_runtime(
     layout: str,
     card: ModelCard,
     device: AnyDevice,
-    precision: PrecisionChoice = "fp32",
+    precision: PrecisionChoice | None = None,
     *,
     decoding: Decoding | None = None,
     compiled: bool = False,
@@ -169,7 +169,7 @@ def make_runtime(
         layout: name of the layout whose points are wanted.
         card: of the network.
         device: where it runs.
-        precision: "auto": see `choose_precision`.
+        precision: "auto": see `choose_precision`. None: fp32, or that of the exported file.
         decoding: None: the card's.
         compiled: by ``torch.compile``; for PyTorch, which "auto" then takes.
 
@@ -180,17 +180,20 @@ def make_runtime(
     if is_exported_model(name):
         from hihlandmark.runtimes.export import exported_runtime
 
-        if compiled or precision not in ("auto", "fp32"):
+        if compiled:
+            raise ConfigurationError(f"{name} runs as it was exported: leave compile at False")
+        made = exported_runtime(Path(name), layout, card, decoding, device)
+        if precision not in (None, "auto", made.precision):
             raise ConfigurationError(
-                f"{name} runs as it was exported: leave precision at 'auto' or 'fp32', and compile "
-                "at False"
+                f"{name} runs as it was exported, in {made.precision}, not in {precision}: leave "
+                "precision at 'auto'"
             )
-        return exported_runtime(Path(name), layout, card, decoding, device)
+        return made
     name = choose_runtime("torch" if compiled and name == "auto" else name, device)
     if compiled and name != "torch":
         raise ConfigurationError(f"compile is for runtime 'torch', not for {name!r}")
     ranges = card.activation_ranges
-    precision = choose_precision(precision, name, device, has_ranges=bool(ranges))
+    precision = choose_precision(precision or "fp32", name, device, has_ranges=bool(ranges))
     logger.info("precision: %s", precision)
 
     def make_graph() -> CropGraph:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from hihlandmark.crop import complete_box_maps
 from hihlandmark.errors import ConfigurationError, ExportError, missing_extra
 from hihlandmark.layouts import BUILT_IN, get_layout
 from hihlandmark.runtimes import RUNTIMES, ConvertedRuntime
-from hihlandmark.runtimes.base import FileFormat, Run
+from hihlandmark.runtimes.base import FileFormat, Precision, Run
 from hihlandmark.runtimes.devices import CPU, AnyDevice
 from hihlandmark.runtimes.graph import CropGraph, folded
 from hihlandmark.runtimes.onnxruntime import import_onnxruntime
@@ -126,6 +127,7 @@ def export(
             "input": f"crops (N, {size}, {size}, 3) uint8 RGB",
             "outputs": list(graph.outputs),
             "layout": layout,
+            "precision": "fp32" if calibration is None else "int8",
             "parity": asdict(parity),
             "boxes": {k: asdict(each) for k, each in complete_box_maps(card.crop.boxes).items()},
             "card": json.loads(card.to_json()),
@@ -182,6 +184,7 @@ def exported_runtime(
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         exported, of_layout = ModelCard.from_json(json.dumps(facts["card"])), facts["layout"]
+        precision = _precision_of(facts, path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{path} cannot be run: the .json that `hihlandmark export` writes beside it is "
@@ -210,7 +213,16 @@ def exported_runtime(
         raise ConfigurationError(
             f"{path} cannot be run: it is damaged or incomplete ({error}): export it again"
         ) from error
-    return ConvertedRuntime(runtime, run, "fp32")
+    return ConvertedRuntime(runtime, run, precision)
+
+
+def _precision_of(facts: dict[str, Any], path: Path) -> Precision:
+    """The precision of an exported file; the JSON of early versions does not state it."""
+    by_name = "int8" if path.stem.endswith("-int8") else "fp32"
+    found: Precision = facts.get("precision", by_name)
+    if found not in get_args(Precision):
+        raise ValueError(f"unknown precision {found!r}")
+    return found
 
 
 def quantize(path: Path, crops: Image) -> None:
