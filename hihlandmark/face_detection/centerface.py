@@ -17,6 +17,7 @@ from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.face_detection.base import (
     Detections,
+    PickledByArguments,
     check_image,
     check_options,
     downscale,
@@ -43,7 +44,7 @@ _MULTIPLE = 32  # the network halves the image five times
 _MAX_OVERLAP = 0.3
 
 
-class CenterFaceDetector:
+class CenterFaceDetector(PickledByArguments):
     """Finds faces and their five points with CenterFace, in an image of bounded size.
 
     Runs on the CPU, by OpenVINO where that is the runtime, else by OpenCV. One object may serve
@@ -75,6 +76,7 @@ class CenterFaceDetector:
     ) -> None:
         check_options(detection_size, min_face, min_score, _MULTIPLE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
+        self._network_options = {"device": device, "runtime": runtime, "precision": precision}
         if choose_runtime(runtime, CPU) == "openvino":
             chosen = choose_precision(precision, "openvino", CPU)
             self._run = run_openvino(_file(), precision=chosen, shape=(1, 3, ANY, ANY))

@@ -16,6 +16,7 @@ from hihlandmark.arrays import FloatArray, Image, IndexArray
 from hihlandmark.crop import halved
 from hihlandmark.face_detection.base import (
     Detections,
+    PickledByArguments,
     check_image,
     check_options,
     downscale,
@@ -76,7 +77,7 @@ QUICK = Search(factors=(0.577, 0.709), proposals=(0.85, 0.6), refined=0.8)
 THOROUGH = Search(factors=(0.8, 0.8), proposals=(0.6, 0.6), refined=0.6)
 
 
-class MTCNNFaceDetector:
+class MTCNNFaceDetector(PickledByArguments):
     """Finds faces and their five points with MTCNN, in an image of bounded size.
 
     Images are searched one by one. One object may serve several threads.
@@ -113,6 +114,7 @@ class MTCNNFaceDetector:
         # Dozens of small steps, of which each costs MPS more than the CPU.
         self.device = CPU if resolved.type == "mps" else resolved
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
+        self._network_options = {"device": device, "runtime": runtime, "precision": precision}
         self._cascade = Cascade(self.device, runtime, precision)
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
