@@ -42,7 +42,7 @@ from hihlandmark.runtimes.graph import CropGraph, PixelGraph, folded
 from hihlandmark.runtimes.kept import hash_of
 from hihlandmark.runtimes.onnxruntime import provider_of
 from hihlandmark.runtimes.openvino import FixedBatches, run_openvino, write_openvino
-from hihlandmark.runtimes.pytorch import TorchRuntime
+from hihlandmark.runtimes.pytorch import TorchRuntime, run_module
 from hihlandmark.versions import version_of
 from hihlandmark.weights import LoadedModel, load_model, save_weights
 from hihlandmark.weights.card import (
@@ -107,6 +107,18 @@ def test_every_runtime_gives_the_points_of_the_network_for_any_batch(
     for count in (1, 3, 5):
         crops = some_crops(count)
         assert_close(runtime(crops), plain(model, crops))
+
+
+@pytest.mark.filterwarnings("error")
+def test_crops_may_be_read_only_and_reversed_in_torch() -> None:
+    model, crops = tiny_model("hih"), some_crops(3)
+    runtime = make_runtime("torch", lambda: model.network, "COFW29", model.card, CPU)
+    run = run_module(graph_of(model))
+    read_only = crops.copy()
+    read_only.flags.writeable = False
+    for given in (read_only, np.ascontiguousarray(crops[:, :, ::-1])[:, :, ::-1]):
+        np.testing.assert_array_equal(runtime(given).points, runtime(crops).points)
+        np.testing.assert_array_equal(run(given)[0], run(crops)[0])
 
 
 def test_points_of_several_layouts_come_from_one_run() -> None:

@@ -83,7 +83,7 @@ class TorchRuntime:
         if self._compiled:
             missing = (1 << (count - 1).bit_length()) - count
             crops = np.pad(crops, [(0, missing), (0, 0), (0, 0), (0, 0)])
-        batch = torch.from_numpy(crops)
+        batch = _tensor_of(crops)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True)
@@ -101,7 +101,12 @@ def run_module(module: nn.Module, device: AnyDevice | str = "cpu") -> Run:
     def run(pixels: Image) -> Outputs:
         require_usable(place)
         with prediction_state():
-            outputs = module(torch.from_numpy(pixels).to(place))
+            outputs = module(_tensor_of(pixels).to(place))
             return [each.float().cpu().numpy() for each in outputs]
 
     return run
+
+
+def _tensor_of(pixels: Image) -> torch.Tensor:
+    """The same memory, or a copy of what PyTorch does not take: read-only or negative strides."""
+    return torch.from_numpy(np.require(pixels, requirements=("C", "W")))
