@@ -4,7 +4,7 @@
 
 DIR holds ``w300``, ``wflw98``, ``scenes`` and ``clips``. MediaPipe and dlib are installed into
 environments of their own (--environments; MediaPipe needs --python 3.9 to 3.12) and run by
-`compare_worker.py`. What cannot be installed is named and left out.
+`compare_worker.py`. What cannot be installed or started is named and left out.
 
 - accuracy: NME in per cent of the inter-ocular distance, on the crops of ``w300`` helen_test and
   ``wflw98`` val; each system searches the face itself. The mean over the faces that all find.
@@ -25,14 +25,16 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -54,7 +56,7 @@ from hihlandmark.weights import load_model
 
 PACKAGES = {
     "mediapipe": ("mediapipe==0.10.21",),
-    "dlib": ("dlib-bin", "face_recognition_models", "numpy"),
+    "dlib": ("dlib-bin==20.0.1", "face_recognition_models", "numpy"),
 }
 SETS = (("w300", "helen_test", "68", 1e-4), ("wflw98", "val", "98", 3e-3))
 """Data set, split, layout, and the ridge of the linear map."""
@@ -66,32 +68,44 @@ SEARCHES = {
 }
 KINDS = ("image", "crop", "frame")
 SIZES = (320, 640, 1280, 2560)
+WORKER = Path(__file__).with_name("compare_worker.py")
 Pythons = Mapping[str, Path]
 
 
 class Worker:
     """A system in a process of its own, pinned to the first processors."""
 
-    def __init__(self, python: Path, system: str, layout: str = "", threads: int = 1) -> None:
+    def __init__(
+        self, python: Path, system: str, errors: IO[bytes], layout: str = "", threads: int = 1
+    ) -> None:
         processors = sorted(os.sched_getaffinity(0))[:threads]
-        command = [python, Path(__file__).with_name("compare_worker.py"), system]
+        self.system, self.errors = system, errors
+        command = [python, WORKER, system]
         self.process = subprocess.Popen(
             [*map(str, command), *filter(None, [layout])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             preexec_fn=lambda: os.sched_setaffinity(0, processors),
         )
 
     def ask(self, method: str, image: Image, *arguments: str) -> dict[str, Any]:
-        """Call a method of the system: points or boxes, and what it cost."""
+        """Call a method of the system: points or boxes, and what it cost.
+
+        Raises:
+            RuntimeError: the process has ended; with what it printed last.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         request = method, image.shape[:2], image.tobytes(), arguments
-        pickle.dump(request, self.process.stdin)
-        self.process.stdin.flush()
-        answer: dict[str, Any] = pickle.load(self.process.stdout)
+        try:
+            pickle.dump(request, self.process.stdin)
+            self.process.stdin.flush()
+            answer: dict[str, Any] = pickle.load(self.process.stdout)
+        except (EOFError, BrokenPipeError) as error:
+            self.errors.seek(0)
+            raise RuntimeError(f"{self.system}: {end_of(self.errors.read().decode())}") from error
         points = np.frombuffer(answer["points"]).reshape(answer["shape"])
         return answer | {"points": points}
 
@@ -103,7 +117,8 @@ def workers(pythons: Pythons, layout: str = "68", threads: int = 1) -> Iterator[
         found = {}
         for name, python in pythons.items():
             own = layout if name == "hihlandmark" else ""
-            found[name] = worker = Worker(python, name, own, threads)
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            found[name] = worker = Worker(python, name, errors, own, threads)
             stack.callback(worker.process.wait)
             stack.callback(worker.process.terminate)
         yield found
@@ -118,15 +133,22 @@ def environments(folder: Path, python: str) -> Iterator[tuple[str, Path]]:
             if not own.exists():
                 run([python, "-m", "venv", str(folder / name)])
             run([str(own), "-m", "pip", "install", "--quiet", *packages])
+            run([str(own), str(WORKER), name])  # ends with its input
         except subprocess.CalledProcessError as error:
-            print(f"left out: {name} cannot be installed: {error.stderr.strip()[-300:]}")
+            reason = end_of(error.stderr) or end_of(error.stdout)  # venv prints to stdout
+            print(f"left out: {name} cannot be installed or started: {reason}")
             continue
         yield name, own
 
 
 def run(command: Sequence[str]) -> None:
-    """Run a command. Raises `CalledProcessError` with what it printed."""
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    """Run a command without input. Raises `CalledProcessError` with what it printed."""
+    subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def end_of(text: str) -> str:
+    """The last lines of what a process printed."""
+    return text.strip()[-300:]
 
 
 def predictions(worker: Worker, faces: AnnotatedFaces) -> list[FloatArray | None]:
@@ -222,7 +244,7 @@ def recall(pythons: Pythons, data: Path) -> list[dict[str, Any]]:
 
 
 def cost(pythons: Pythons, data: Path, count: int) -> dict[str, Any]:
-    """Rows of times and memory, by threads and by size."""
+    """Rows of times and memory, by threads and by size; empty where no image is suitable."""
     paths = sorted((data / "scenes" / "images").glob("helen_*"))[:count]
     images = [load_image(path) for path in paths]
     clip = islice(read_frames(data / "clips" / "d3.mp4"), 100)
@@ -236,6 +258,9 @@ def cost(pythons: Pythons, data: Path, count: int) -> dict[str, Any]:
                 for image, each in zip(images, found, strict=True)
                 if all(len(answer["points"]) == 1 for answer in each.values())
             ]
+            if not single:
+                print(f"left out: cost: none of {len(images)} images has one face in every system")
+                return {}
             answers: dict[tuple[str, str], list[dict[str, Any]]] = {
                 (name, kind): [] for name in systems for kind in KINDS
             }
@@ -342,6 +367,8 @@ def main() -> None:
     sections = ("accuracy", "recall", "cost")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     arguments = parser.parse_args()
+    if shutil.which(arguments.python) is None:
+        parser.error(f"--python: {arguments.python} is no program")
     folder = arguments.environments or cached_assets_path("hihlandmark", namespace="compare")
     pythons = dict(environments(folder, arguments.python))
     record: dict[str, Any] = {"machine": machine(), "weights": load_model("hih-small").card.sha256}
