@@ -55,6 +55,21 @@ def test_eval_counts_the_faces_that_are_found(wider):
     assert "recall alone" in refused.stderr
 
 
+def test_eval_refuses_options_without_effect_on_recall(tmp_path):
+    options = ["eval", "--detector", "mtcnn", "--data", str(tmp_path)]
+    without_effect = ["--face-detector", "blazeface", "--refine", "0", "--no-flip-test"]
+    without_effect += ["--boxes", "labels", "--weights", "w", "-o", "x"]
+    refused = CliRunner().invoke(app, [*options, *without_effect], env={"COLUMNS": "300"})
+    assert refused.exit_code == 2
+    for option in ("--face-detector", "--refine", "--flip-test", "--boxes", "--weights", "--out"):
+        assert option in refused.stderr
+    with_effect = ["--device", "cpu", "--runtime", "torch", "--precision", "fp32", "--json"]
+    with_effect += ["--min-face", "30", "--min-box-score", "0.8", "--detection-size", "auto"]
+    taken = CliRunner().invoke(app, [*options, *with_effect])
+    assert taken.exit_code != 2, "there are no boxes"
+    assert "omit" not in taken.stderr
+
+
 def test_one_box_finds_one_face():
     faces = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60.0]])
     assert is_found(faces, faces[:1]).tolist() == [True, False, False]

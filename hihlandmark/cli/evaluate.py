@@ -30,8 +30,13 @@ from hihlandmark.cli.options import (
     refuse_ambiguous,
 )
 
+_OF_RECALL = {"data", "detector_name", "device", "runtime", "precision", "as_json"}
+_OF_RECALL |= {"min_face", "min_box_score", "detection_size"}
+"""Parameters that have an effect with ``--detector``."""
+
 
 def evaluate_split(
+    context: typer.Context,
     data: Annotated[Path, typer.Option(help="Folder of a data set.")],
     split: Annotated[
         str | None, typer.Option(help="Name of the split; required without --detector.")
@@ -95,10 +100,7 @@ def evaluate_split(
 ) -> None:
     """Measure NME, FR and AUC on a split of a data set, or the recall of a face detector."""
     if detector_name is not None:
-        if split or out or jitter or robustness:
-            raise typer.BadParameter(
-                "--detector measures recall alone: omit --split, --out, --jitter and --robustness"
-            )
+        _refuse_options_of_landmarks(context)
         search = {
             "runtime": runtime,
             "precision": precision,
@@ -215,6 +217,19 @@ def evaluate_split(
     if out is not None:
         write_report(out, report, evaluation, faces, settings, curves, corrupted)
         Console(stderr=True).print(f"report: {out / 'report.md'}", highlight=False, markup=False)
+
+
+def _refuse_options_of_landmarks(context: typer.Context) -> None:
+    """Raise `BadParameter` for options that have no effect with ``--detector``."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in _OF_RECALL
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(f"--detector measures recall alone: omit {', '.join(given)}")
 
 
 def _evaluate_face_detector(data: Path, name: str, options: dict[str, Any], as_json: bool) -> None:
