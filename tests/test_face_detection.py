@@ -201,6 +201,8 @@ def test_own_face_detectors_can_be_pickled_and_copied(
     if not all(map(find_spec, NEEDED[name])):
         pytest.skip("a package is not installed")
     made = FACE_DETECTORS[name]("cpu", precision="fp32", min_face=60, min_score=0.75)
+    assert made.precision == "fp32"
+    assert made.runtime == {"mtcnn": "torch", "centerface": "opencv"}.get(name, "openvino")
     made.min_face = 50
     (expected,) = made.detect([head])
     for again in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):

@@ -50,6 +50,8 @@ def test_eval_counts_the_faces_that_are_found(wider):
     report = json.loads(result.stdout)
     assert [(each["faces"], each["found"]) for each in report["recall"]] == [(1, 1), (1, 1)]
     assert report["boxes_per_image"] == 0.5
+    assert (report["runtime"], report["precision"]) == ("torch", "fp32")
+    assert (report["detection_size"], report["min_face"], report["min_score"]) == (640, 20, 0.71)
     refused = CliRunner().invoke(app, [*options, "--out", "report"])
     assert refused.exit_code == 2
     assert "recall alone" in refused.stderr

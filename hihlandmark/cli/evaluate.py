@@ -243,7 +243,16 @@ def _evaluate_face_detector(data: Path, name: str, options: dict[str, Any], as_j
     face_detector = make_face_detector(name, **options)
     with progress_bar("images") as progress:
         measured = evaluate_face_detector(face_detector, images, progress=progress)
-    report = {"data": str(data), "face_detector": name, "min_overlap": MIN_OVERLAP}
+    report: dict[str, Any] = {
+        "data": str(data),
+        "face_detector": name,
+        "min_overlap": MIN_OVERLAP,
+    }
+    searched = getattr(face_detector, "face_detector", face_detector)  # of detection_size "auto"
+    for setting in ("runtime", "precision", "detection_size", "min_face", "min_score"):
+        report[setting] = getattr(searched, setting)
+    if options["detection_size"] == "auto":
+        report["detection_size"] = "auto"
     report |= measured.as_dict()
     if as_json:
         print(json.dumps(report, indent=2))

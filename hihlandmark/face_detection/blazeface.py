@@ -83,8 +83,8 @@ class BlazeFaceDetector(PickledByArguments):
         check_options(detection_size, min_face, min_score, _SIDE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
         self._network_options = {"device": device, "runtime": runtime, "precision": precision}
-        chosen = choose_precision(precision, "openvino", CPU)
-        self._run = run_openvino(_file(), precision=chosen, shape=(1, _SIDE, _SIDE, 3))
+        self.runtime, self.precision = "openvino", choose_precision(precision, "openvino", CPU)
+        self._run = run_openvino(_file(), precision=self.precision, shape=(1, _SIDE, _SIDE, 3))
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """See `FaceDetector.detect`. Boxes lie in [0, W - 1] x [0, H - 1]. With ``angles``."""

@@ -77,10 +77,12 @@ class CenterFaceDetector(PickledByArguments):
         check_options(detection_size, min_face, min_score, _MULTIPLE)
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
         self._network_options = {"device": device, "runtime": runtime, "precision": precision}
-        if choose_runtime(runtime, CPU) == "openvino":
-            chosen = choose_precision(precision, "openvino", CPU)
+        self.runtime, self.precision = choose_runtime(runtime, CPU), "fp32"
+        if self.runtime == "openvino":
+            chosen = self.precision = choose_precision(precision, "openvino", CPU)
             self._run = run_openvino(_file(), precision=chosen, shape=(1, 3, ANY, ANY))
         else:
+            self.runtime = "opencv"
             self._run = _run_opencv(_file())
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:

@@ -24,7 +24,13 @@ from hihlandmark.face_detection.base import (
 )
 from hihlandmark.face_detection.boxes import best_boxes
 from hihlandmark.reliability import sigmoid
-from hihlandmark.runtimes import PrecisionChoice, Run, make_run
+from hihlandmark.runtimes import (
+    PrecisionChoice,
+    Run,
+    available_precision,
+    choose_runtime,
+    make_run,
+)
 from hihlandmark.runtimes.base import ANY, PixelGraph
 from hihlandmark.runtimes.devices import CPU, AnyDevice, resolve_device
 from hihlandmark.versions import version_of
@@ -115,7 +121,9 @@ class MTCNNFaceDetector(PickledByArguments):
         self.device = CPU if resolved.type == "mps" else resolved
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
         self._network_options = {"device": device, "runtime": runtime, "precision": precision}
-        self._cascade = Cascade(self.device, runtime, precision)
+        self.runtime = choose_runtime(runtime, self.device)
+        self.precision = available_precision(precision, self.runtime, self.device)
+        self._cascade = Cascade(self.device, self.runtime, self.precision)
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """See `FaceDetector.detect`. Boxes lie in [0, W - 1] x [0, H - 1], five points anywhere."""

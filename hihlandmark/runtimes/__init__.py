@@ -127,8 +127,8 @@ def choose_precision(
 
 
 def available_precision(precision: PrecisionChoice, runtime: str, device: AnyDevice) -> Precision:
-    """`choose_precision`, or fp32 where the runtime has no other."""
-    if "bf16" not in RUNTIMES[runtime].precisions:
+    """`choose_precision` for a graph; fp32 in PyTorch and where the runtime has no other."""
+    if runtime == "torch" or "bf16" not in RUNTIMES[runtime].precisions:
         return "fp32"
     return choose_precision(precision, runtime, device)
 
@@ -328,6 +328,7 @@ __all__ = [
     "PrecisionChoice",
     "Run",
     "Runtime",
+    "available_precision",
     "choose_precision",
     "choose_runtime",
     "is_exported_model",
