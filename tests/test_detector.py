@@ -19,7 +19,7 @@ from hihlandmark.arrays import Image as Pixels
 from hihlandmark.crop import tight_boxes
 from hihlandmark.face_detection import Detections
 from hihlandmark.layouts import convert, get_layout
-from hihlandmark.runtimes.base import CropLandmarks
+from hihlandmark.runtimes import CropLandmarks, PrecisionChoice
 from hihlandmark.shape_regression import ShapeRegression
 from hihlandmark.weights import find_weights, load_model, save_weights
 
@@ -101,7 +101,30 @@ def collage(image: Pixels, count: int) -> Pixels:
 def test_many_images_give_the_same_as_one_by_one(
     astronaut: Pixels, detector_of: DetectorOf, options: dict[str, int]
 ) -> None:
-    detector = detector_of(98).with_options(**options)
+    assert_independent_of_batch(detector_of(98).with_options(**options), astronaut, 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("runtime", "precision", "tolerance"),
+    [
+        ("torch", "bf16", 0.1),
+        ("openvino", "fp32", 1e-3),
+        ("openvino", "bf16", 0.1),
+        ("openvino", "int8", 0.1),
+    ],
+)
+def test_points_depend_on_no_batch_in_any_precision(
+    astronaut: Pixels, runtime: str, precision: PrecisionChoice, tolerance: float
+) -> None:
+    pytest.importorskip(runtime)
+    detector = Detector(98, device="cpu", runtime=runtime, precision=precision)
+    assert detector.runtime.precision == precision
+    assert_independent_of_batch(detector, astronaut, tolerance)
+
+
+def assert_independent_of_batch(detector: Detector, astronaut: Pixels, tolerance: float) -> None:
+    """Points differ by less than ``tolerance`` pixels between one and many images at once."""
     images = [
         astronaut,
         np.zeros((50, 60, 3), np.uint8),
@@ -117,7 +140,7 @@ def test_many_images_give_the_same_as_one_by_one(
     for many, one in zip(together, alone, strict=True):
         assert isinstance(many, list)
         for a, b in zip(many, one, strict=True):
-            assert np.abs(a.points - b.points).max() < 1e-3
+            assert np.abs(a.points - b.points).max() < tolerance
 
 
 def test_images_are_read_as_they_are_needed(astronaut: Pixels) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -37,13 +38,9 @@ def test_prediction_with_kept_conversions_imports_no_torch(
     pytest.importorskip(runtime)
     np.save(tmp_path / "image.npy", astronaut)
     environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path / "assets")}
-    command = [sys.executable, "-c", PREDICT, runtime, str(tmp_path / "image.npy")]
 
     def predict() -> list[str]:
-        finished = subprocess.run(
-            command, capture_output=True, text=True, timeout=240, env=environment
-        )
-        assert finished.returncode == 0, finished.stderr[-2000:]
+        finished = run_code(PREDICT, environment, runtime, tmp_path / "image.npy")
         assert "device: cpu" in finished.stderr
         assert "precision: " in finished.stderr
         return finished.stdout.split(maxsplit=1)
@@ -51,6 +48,48 @@ def test_prediction_with_kept_conversions_imports_no_torch(
     converting, warm = predict(), predict()
     assert (converting[0], warm[0]) == ("True", "False")
     assert converting[1] == warm[1], "precision or points differ"
+
+
+DEFAULTS = """
+import sys
+import numpy as np
+from hihlandmark import Detector
+(face,) = Detector().predict(np.load(sys.argv[1]))
+print("torch" in sys.modules)
+"""
+COMMAND = """
+import sys
+from hihlandmark.cli import app
+try:
+    app(["predict", sys.argv[1]])
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+@NO_GPU
+@pytest.mark.slow
+def test_defaults_and_the_predict_command_import_no_torch(astronaut: Image, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    np.save(tmp_path / "image.npy", astronaut)
+    PIL.Image.fromarray(astronaut).save(tmp_path / "image.png")
+    environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path / "assets")}
+    del environment["HIHLANDMARK_RUNTIME"]
+    found = [run_code(DEFAULTS, environment, tmp_path / "image.npy").stdout for _ in range(2)]
+    assert found == ["True\n", "False\n"]
+    command = run_code(COMMAND, environment, tmp_path / "image.png")
+    assert command.stdout
+    assert command.stderr.splitlines()[-1] == "False"
+
+
+def run_code(
+    code: str, environment: dict[str, str], *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a new process, which must succeed."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return finished
 
 
 WITHOUT_TORCH = """
