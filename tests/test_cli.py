@@ -36,6 +36,7 @@ from hihlandmark.runtimes import RUNTIMES
 from hihlandmark.runtimes.base import FileFormat, PixelGraph
 from hihlandmark.runtimes.export import _file_part, export_formats
 from hihlandmark.runtimes.pytorch import run_module
+from hihlandmark.training import shipped_configurations
 
 run = CliRunner()
 
@@ -166,6 +167,12 @@ def test_layout_is_that_of_the_weights_by_default_in_every_command() -> None:
     assert len(found) == 6
     assert [parameter.default for parameter in found] == [None] * 6
     assert len({parameter.help for parameter in found}) == 1
+
+
+def test_train_lists_all_shipped_configurations() -> None:
+    (command,) = (each for each in commands(get_command(app)) if each.name == "train")
+    (help_text,) = (each.help for each in command.params if each.name == "configuration")
+    assert set(shipped_configurations()) <= set(re.findall(r"[\w-]+", help_text))
 
 
 @pytest.mark.parametrize("command", [["demo"], ["data", "label", "x.png", "--out", "x"]])

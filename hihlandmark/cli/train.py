@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hihlandmark.cli.options import DataWorkersOption, DeviceOption, counted, progress_bar
+from hihlandmark.training import shipped_configurations
 
 
 def train(
@@ -16,9 +17,7 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="A TOML file, or a shipped configuration: hih-small, hih-small-v1, "
-            "hih-mixed, adnet-small, awing-small, or hih, adnet or awing with "
-            "-wflw, -300w or -cofw.",
+            help=f"A TOML file, or a shipped configuration: {', '.join(shipped_configurations())}.",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of the configuration's data sets.")],

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,15 +25,13 @@ from hihlandmark.crop import CANONICAL_SCALE, BoxMap, canonical_crop
 from hihlandmark.datasets.augmentation import Augmentation
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.registry import MODELS, configuration_of
+from hihlandmark.training import SHIPPED, shipped_configurations
 from hihlandmark.weights.card import NAME, DataSource
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-SHIPPED = files("hihlandmark.training") / "configurations"
 
 
 def _expand_ranges(value: Any) -> Any:
@@ -415,12 +412,6 @@ def _with_lists(value: Any, lists: Mapping[str, Any]) -> Any:
             for key, item in value.items()
         }
     return [_with_lists(item, lists) for item in value] if isinstance(value, list) else value
-
-
-def shipped_configurations() -> list[str]:
-    """Names of the configurations that are part of the package."""
-    names = (entry.name for entry in SHIPPED.iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def read_configuration(
