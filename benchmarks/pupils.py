@@ -8,8 +8,8 @@ of their eye, but for a constant. What the labels of both eyes differ beyond tha
 square root of 2, is taken as the error of one label: a network that always finds the true pupil
 would have it as well. Turned heads differ a little more; errors that both labels share do not show.
 
-Slope and correlation are those of `evaluation.eyes`, of the pupil's place along the eye, for eyes
-that are wide enough; here between the annotated corners. The labels of synth70 are rendered.
+Slope and correlation are those of `evaluation.eyes`, of the pupil's place along the eye, between the
+corners that were found, for eyes that are wide enough. The labels of synth70 are rendered.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from hihlandmark.evaluation.eyes import MAX_OFFSET, MIN_WIDTH
 from hihlandmark.measures import place_in_eye
 from hihlandmark.tables import Table
 
-PUPILS = [96, 97]
-"""Left and right pupil of 98 points."""
+OWN_EYES = [[60, 64, 96], [68, 72, 97]]
+"""Left corner, right corner and pupil of both eyes, of 98 points."""
 EYES: dict[str, tuple[str | None, list[list[int]]]] = {
     "scut86": ("SCUT86", [[46, 42, 58], [53, 50, 59]]),
     "london189": ("LONDON189", [[18, 22, 0], [23, 27, 1]]),
@@ -51,15 +51,16 @@ def main() -> None:
         faces = read_faces(
             arguments.data / folder, arguments.split, layout=layout, needs_mirror=False
         )
-        labeled, found = [], []
+        labeled, found, whole = [], [], []
         for face in faces.faces:
             center = tight_boxes(face.points).reshape(2, 2).mean(axis=0)
             detected = [each.points for each in detector.predict(face.load_image())]
             if detected:
                 distances = [np.linalg.norm(each.mean(axis=0) - center) for each in detected]
                 labeled.append(face.points[eyes])
+                whole.append(detected[int(np.argmin(distances))][OWN_EYES])
                 found.append(face.points[eyes])
-                found[-1][:, 2] = detected[int(np.argmin(distances))][PUPILS]
+                found[-1][:, 2] = whole[-1][:, 2]
         points = np.stack(labeled)
         places = place_in_eye(points)
         predicted = place_in_eye(np.stack(found))
@@ -69,7 +70,7 @@ def main() -> None:
         of_labels = np.linalg.norm(own, axis=1).mean()
         widths = np.linalg.norm(points[:, :, 1] - points[:, :, 0], axis=-1)
         clear = (widths >= MIN_WIDTH) & (np.abs(places[..., 0]) <= MAX_OFFSET)
-        x, y = places[clear][:, 0], predicted[clear][:, 0]
+        x, y = places[clear][:, 0], place_in_eye(np.stack(whole))[clear][:, 0]
         slope, correlation = np.polyfit(x, y, 1)[0], np.corrcoef(x, y)[0, 1]
         width = f"{np.median(widths):.0f}"
         row = [folder, len(points), width, f"{error:.3f}", f"{of_labels:.3f}"]
