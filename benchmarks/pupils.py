@@ -8,8 +8,8 @@ of their eye, but for a constant. What the labels of both eyes differ beyond tha
 square root of 2, is taken as the error of one label: a network that always finds the true pupil
 would have it as well. Turned heads differ a little more; errors that both labels share do not show.
 
-Slope and correlation are those of `evaluation.eyes`, of the pupil's place along the eye, between the
-corners that were found, for eyes that are wide enough. The labels of synth70 are rendered.
+Slope and correlation are those of `evaluation.eyes`, of the pupil's place along the eye, between
+the corners that were found, for eyes that are wide enough. The labels of synth70 are rendered.
 """
 
 from __future__ import annotations

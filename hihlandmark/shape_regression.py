@@ -17,6 +17,7 @@ https://proceedings.neurips.cc/paper/1991/hash/65658fde58ab3c2b6e5132a39fae7cb9-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -116,12 +117,14 @@ def fit_shape_regression(
     integer_offset: FloatArray | None = None,
     views: int = 1,
     strays: Strays | None = None,
+    independent: Sequence[int] = (),
 ) -> ShapeRegression:
     """Fit the regression to N faces, without NaN, and to their mirror images.
 
     The penalty is that of `RIDGES` with the smallest error on faces left out, in `FOLDS` folds.
     With ``strays``, the penalty and the weight of `STEADINESS` are those that leave the least of
-    them, of those with an error within `ALLOWED` of the smallest one.
+    them, of those with an error within `ALLOWED` of the smallest one; not for ``independent``
+    points, which would be drawn where the others of the face expect them.
 
     Args:
         found: (N, P, 2), predicted.
@@ -130,6 +133,7 @@ def fit_shape_regression(
         integer_offset: (N, P, 2) of `CropLandmarks`; None: the regression does without.
         views: how many rows in turn are of the same face, such as crop and mirrored crop.
         strays: of the same faces in the same pixels; None: steadiness does not count.
+        independent: points that move on their own, such as lids and pupils.
     """
 
     def both(shapes: FloatArray) -> FloatArray:
@@ -158,9 +162,8 @@ def fit_shape_regression(
         strayed = np.concatenate([rows(each) for each in turned], axis=1) / np.sqrt(count)
         fold_of_stray = np.repeat(fold.reshape(2, -1), count, axis=1).ravel()
     whole = _Problem(inputs, targets, strayed)
-    if len(np.unique(fold)) < FOLDS:
-        chosen = RIDGES[-1], 0.0
-    else:
+    chosen = best = RIDGES[-1], 0.0
+    if len(np.unique(fold)) == FOLDS:
         parts = [
             _Problem(inputs[fold != k], targets[fold != k], strayed[fold_of_stray != k])
             for k in range(FOLDS)
@@ -176,12 +179,16 @@ def fit_shape_regression(
             return total
 
         errors = {each: error(each) for each in product(RIDGES, STEADINESS if strays else (0.0,))}
-        chosen = min(errors, key=errors.__getitem__)
+        chosen = best = min((each for each in errors if not each[1]), key=errors.__getitem__)
         if strays is not None:
-            least = errors[chosen]
+            least = min(errors.values())
             allowed = [each for each in errors if errors[each] <= (1 + ALLOWED) * least]
             chosen = min(allowed, key=lambda penalties: whole.remaining(whole.solve(*penalties)[0]))
     weights, constant = whole.solve(*chosen)
+    alone = np.zeros(mean.shape, bool)
+    alone[list(independent)] = True
+    for part, own in zip((weights, constant), whole.solve(*best), strict=True):
+        part[..., alone.ravel()] = own[..., alone.ravel()]
     return ShapeRegression(mean, weights, constant.reshape(mean.shape) + aside)
 
 

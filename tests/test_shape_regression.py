@@ -173,3 +173,7 @@ def test_strays_of_single_points_are_smoothed_without_larger_errors() -> None:
         remaining[name] = np.linalg.norm(strayed - corrected, axis=-1).mean()
     assert remaining["steady"] < 0.8 * remaining["alone"]
     assert errors["steady"] < 1.03 * errors["alone"]
+    free = fit_shape_regression(found, true, MIRROR, strays=Strays(strays[:100]), independent=[6])
+    plain = fit_shape_regression(found, true, MIRROR)
+    np.testing.assert_allclose(free.weights[:, 12:14], plain.weights[:, 12:14])
+    assert np.abs(free.weights[:, 8:10] - plain.weights[:, 8:10]).max() > 0.01

@@ -37,8 +37,9 @@ from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
 MOVES = 4
 LARGEST_MOVE = 0.5
 """How often each crop is moved to see how points stray, and by how many of its pixels at most."""
-FACES_OF_RANGES = 100
-"""Faces of a set on which the ranges of activations are measured."""
+FACES_OF_RANGES = 300
+"""Faces of a set on which the ranges of activations are measured. With 100, chance in their choice
+changed the NME of `wflw98 val` by up to 1.7 %."""
 
 
 def export(
@@ -202,6 +203,7 @@ def shape_regressions(
                 np.concatenate([each.points for each in strays]),
                 _joined([each.integer_offset for each in strays]),
             ),
+            independent=_points_of_eyes(faces.layout),
         )
         tensors |= correction_tensors(faces.layout, fitted)
     return tensors
@@ -220,6 +222,13 @@ def _strays(
         if found.integer_offset is not None and views.integer_offset is not None:
             offsets.append(found.integer_offset - views.integer_offset)
     return Strays(np.stack(points, axis=1), np.stack(offsets, axis=1) if offsets else None)
+
+
+def _points_of_eyes(layout: str) -> list[int]:
+    """Lids, corners and pupils, which tell how open an eye is and where it looks."""
+    known = get_layout(layout)
+    lids = (known.parts.get(eye, ()) for eye in ("left_eye", "right_eye"))
+    return [index for part in (*lids, *known.pupils) for index in part]
 
 
 def _moved(crop: Image, by: FloatArray) -> Image:
