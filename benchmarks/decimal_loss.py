@@ -70,7 +70,7 @@ def main() -> None:
         faces = read_faces(arguments.data / folder, split)
         detector = Detector(
             faces.layout, weights=arguments.weights, runtime="torch", precision="fp32",
-            flip_test=False,
+            device="cpu", flip_test=False,
         )  # fmt: skip
         own, even = decimal_losses(detector, arguments.data / folder, split)
         rows.append([f"{folder} {split}", f"{own:.3f}", f"{even:.3f}", f"{own / even:.2f}"])

@@ -2,7 +2,8 @@
 
     python benchmarks/fit_activation_ranges.py --data DATA --weights CARD --out FOLDER
 
-Everything else in the weights stays as it is. Scores have to be calibrated again.
+Everything else in the weights stays as it is. Shape regressions have to be fitted again, and scores
+calibrated.
 """
 
 from __future__ import annotations

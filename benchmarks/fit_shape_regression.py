@@ -2,7 +2,8 @@
 
     python benchmarks/fit_shape_regression.py --data DATA --weights CARD --out FOLDER
 
-Everything else in the weights stays as it is. Scores have to be calibrated again.
+Everything else in the weights stays as it is; ranges of activations are measured before. Scores
+have to be calibrated again.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ both eyes."""
 
 
 def main() -> None:
-    """Measure both data sets and print a table."""
+    """Measure the data sets and print a table."""
     parser = argparse.ArgumentParser(description="Errors of pupils, and of their labels.")
     parser.add_argument("--data", type=Path, required=True, help="scut86, london189, synth70")
     parser.add_argument("--split", default="val")

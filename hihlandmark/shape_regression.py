@@ -10,8 +10,8 @@ image alike, except for one constant: annotations may lie to one side of where m
 images cannot learn.
 
 Points also stray when the crop moves by less than a pixel, as they do from frame to frame of a
-video. Each on its own: those of the whole face tell how to correct them. So the regression is
-penalized for what remains of it (tangent propagation, Simard et al. 1991,
+video, largely each on its own, so that the other points tell how far. The regression is penalized
+for what it leaves of that (tangent propagation, Simard et al. 1991,
 https://proceedings.neurips.cc/paper/1991/hash/65658fde58ab3c2b6e5132a39fae7cb9-Abstract.html).
 """
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
 from hihlandmark.crop import invert, similarities, transform_points
+from hihlandmark.errors import ConfigurationError
 from hihlandmark.shape_prior import ShapePrior, procrustes_mean
 
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -134,84 +135,108 @@ def fit_shape_regression(
         views: how many rows in turn are of the same face, such as crop and mirrored crop.
         strays: of the same faces in the same pixels; None: steadiness does not count.
         independent: points that move on their own, such as lids and pupils.
+
+    Raises:
+        ConfigurationError: only one of points and strays has integer offsets.
     """
+    if strays is not None and (integer_offset is None) != (strays.integer_offset is None):
+        raise ConfigurationError("give the integer offsets of points and strays both, or neither")
 
     def both(shapes: FloatArray) -> FloatArray:
         return np.concatenate([shapes, shapes[:, mirror] * (-1, 1)])
 
-    def rows(shapes: FloatArray) -> FloatArray:
-        return both(shapes).reshape(2 * len(shapes), -1)
+    def rows(*parts: FloatArray | None) -> FloatArray:
+        known = [both(part) for part in parts if part is not None]
+        return np.concatenate([part.reshape(len(part), -1) for part in known], axis=1)
 
     shapes = both(annotated - annotated.mean(axis=1, keepdims=True))
     # The first one gives the frame: upright and symmetric.
     mean = procrustes_mean(np.concatenate([shapes.mean(axis=0, keepdims=True), shapes]))
-    transform = similarities(found, mean)
-    aligned = transform_points(transform, found)
+    transform, aligned, offset = _align(found, integer_offset, mean)
     correction = transform_points(transform, annotated) - aligned
     aside = np.array([correction[..., 0].mean(), 0.0])
-    inputs, targets = rows(aligned - mean), rows(correction - aside)
-    if integer_offset is not None:
-        offset = transform_points(transform, found + integer_offset) - aligned
-        inputs = np.concatenate([inputs, rows(offset)], axis=1)
+    inputs, targets = rows(aligned - mean, offset), rows(correction - aside)
+    seen, strayed = np.zeros((0, inputs.shape[1])), np.zeros((0, targets.shape[1]))
     fold = np.tile(np.arange(len(found)) // views % FOLDS, 2)
-    strayed, fold_of_stray = np.zeros((0, inputs.shape[1])), fold[:0]
+    fold_of_stray = fold[:0]
     if strays is not None:
-        linear = np.swapaxes(transform[:, None, :, :2], -1, -2)  # strays are differences
-        turned = [(each @ linear).reshape(-1, *mean.shape) for each in strays if each is not None]
         count = strays.points.shape[1]
-        strayed = np.concatenate([rows(each) for each in turned], axis=1) / np.sqrt(count)
+
+        def repeated(of_faces: FloatArray) -> FloatArray:
+            return np.repeat(of_faces, count, axis=0)
+
+        moved = repeated(found) + strays.points.reshape(-1, *mean.shape)
+        moved_offset: FloatArray | None = None
+        if integer_offset is not None and strays.integer_offset is not None:
+            moved_offset = repeated(integer_offset) + strays.integer_offset.reshape(moved.shape)
+        _, moved_aligned, moved_offset = _align(moved, moved_offset, mean)
+        # What moves all points of a face alike is lost in the alignment, so it is corrected by the
+        # rest of the strays as far as it goes along with that.
+        seen = rows(
+            moved_aligned - repeated(aligned),
+            None if moved_offset is None or offset is None else moved_offset - repeated(offset),
+        ) / np.sqrt(count)
+        linear = np.swapaxes(transform[:, None, :, :2], -1, -2)
+        strayed = rows((strays.points @ linear).reshape(moved.shape)) / np.sqrt(count)
         fold_of_stray = np.repeat(fold.reshape(2, -1), count, axis=1).ravel()
-    whole = _Problem(inputs, targets, strayed)
-    chosen = best = RIDGES[-1], 0.0
-    if len(np.unique(fold)) == FOLDS:
-        parts = [
-            _Problem(inputs[fold != k], targets[fold != k], strayed[fold_of_stray != k])
-            for k in range(FOLDS)
-        ]
-
-        def error(penalties: tuple[float, float]) -> float:
-            """The mean error of the points of faces left out."""
-            total = 0.0
-            for k, part in enumerate(parts):
-                weights, constant = part.solve(*penalties)
-                missed = targets[fold == k] - constant - inputs[fold == k] @ weights
-                total += np.linalg.norm(missed.reshape(-1, 2), axis=1).sum()
-            return total
-
-        errors = {each: error(each) for each in product(RIDGES, STEADINESS if strays else (0.0,))}
-        chosen = best = min((each for each in errors if not each[1]), key=errors.__getitem__)
-        if strays is not None:
-            least = min(errors.values())
-            allowed = [each for each in errors if errors[each] <= (1 + ALLOWED) * least]
-            chosen = min(allowed, key=lambda penalties: whole.remaining(whole.solve(*penalties)[0]))
-    weights, constant = whole.solve(*chosen)
     alone = np.zeros(mean.shape, bool)
     alone[list(independent)] = True
-    for part, own in zip((weights, constant), whole.solve(*best), strict=True):
-        part[..., alone.ravel()] = own[..., alone.ravel()]
+    whole = _Problem(inputs, targets, seen, strayed)
+    chosen = best = RIDGES[-1], 0.0
+    if len(np.unique(fold)) == FOLDS:
+        errors = dict.fromkeys(product(RIDGES, (0.0,) if strays is None else STEADINESS), 0.0)
+        for k in range(FOLDS):
+            out, stray_out = fold == k, fold_of_stray == k
+            part = _Problem(inputs[~out], targets[~out], seen[~stray_out], strayed[~stray_out])
+            for penalties in errors:
+                weights, constant = part.solve(*penalties)
+                missed = targets[out] - constant - inputs[out] @ weights
+                errors[penalties] += np.linalg.norm(missed.reshape(-1, 2), axis=1).sum()
+        best = min((each for each in errors if not each[1]), key=errors.__getitem__)
+        allowed = [each for each in errors if errors[each] <= (1 + ALLOWED) * min(errors.values())]
+
+        def unsteadiness(penalties: tuple[float, float]) -> float:
+            weights, _ = whole.solve(*penalties)
+            return float(whole.remaining(weights)[~alone.ravel()].sum())
+
+        chosen = best if strays is None else min(allowed, key=unsteadiness)
+    weights, constant = whole.solve(*chosen)
+    for fitted, own in zip((weights, constant), whole.solve(*best), strict=True):
+        fitted[..., alone.ravel()] = own[..., alone.ravel()]
     return ShapeRegression(mean, weights, constant.reshape(mean.shape) + aside)
 
 
-class _Problem:
-    """A linear map from inputs (N, A) to targets (N, B), that has to undo strays (M, A).
+def _align(
+    points: FloatArray, integer_offset: FloatArray | None, mean: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+    """The similarities of points (N, P, 2) to the frame, and points and offsets in it."""
+    transform = similarities(points, mean)
+    aligned = transform_points(transform, points)
+    if integer_offset is None:
+        return transform, aligned, None
+    return transform, aligned, transform_points(transform, points + integer_offset) - aligned
 
-    The first B of the A inputs are what the targets correct.
+
+class _Problem:
+    """A linear map from inputs (N, A) to targets (N, B) that also undoes strays.
+
+    ``seen`` (M, A) are strays as inputs show them, ``strayed`` (M, B) those of the outputs.
     """
 
-    def __init__(self, inputs: FloatArray, targets: FloatArray, strayed: FloatArray) -> None:
+    def __init__(
+        self, inputs: FloatArray, targets: FloatArray, seen: FloatArray, strayed: FloatArray
+    ) -> None:
         self.center, self.target = inputs.mean(axis=0), targets.mean(axis=0)
         centered = inputs - self.center
         self.gram, self.cross = centered.T @ centered, centered.T @ (targets - self.target)
-        self.strays = strayed.T @ strayed
+        self.seen_gram, self.seen_cross = seen.T @ seen, seen.T @ strayed
 
     def solve(self, ridge: float, steadiness: float) -> tuple[FloatArray, FloatArray]:
         """The weights (A, B) and the constant (B,), which is not penalized."""
-        penalized = self.gram + steadiness * self.strays + ridge * np.eye(len(self.gram))
-        wanted = self.cross - steadiness * self.strays[:, : self.cross.shape[1]]
-        weights = np.linalg.solve(penalized, wanted)
+        penalized = self.gram + steadiness * self.seen_gram + ridge * np.eye(len(self.gram))
+        weights = np.linalg.solve(penalized, self.cross - steadiness * self.seen_cross)
         return weights, self.target - self.center @ weights
 
-    def remaining(self, weights: FloatArray) -> float:
-        """The sum of squares of the strays that remain after the correction."""
-        remains = weights + np.eye(*weights.shape)
-        return float((remains * (self.strays @ remains)).sum())
+    def remaining(self, weights: FloatArray) -> FloatArray:
+        """By how much (B,) weights change the squares of the strays, in sum."""
+        return (weights * (2 * self.seen_cross + self.seen_gram @ weights)).sum(axis=0)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hihlandmark import ConfigurationError
 from hihlandmark.crop import crop_matrix, transform_points
+from hihlandmark.landmarker import in_turn
+from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.shape_regression import ShapeRegression, Strays, fit_shape_regression
+from hihlandmark.training.export import _strays
 
 POINTS = 8
 MIRROR = np.array([1, 0, 3, 2, 4, 5, 6, 7])
@@ -177,3 +182,46 @@ def test_strays_of_single_points_are_smoothed_without_larger_errors() -> None:
     plain = fit_shape_regression(found, true, MIRROR)
     np.testing.assert_allclose(free.weights[:, 12:14], plain.weights[:, 12:14])
     assert np.abs(free.weights[:, 8:10] - plain.weights[:, 8:10]).max() > 0.01
+
+
+def test_strays_are_what_does_not_move_with_the_crop() -> None:
+    class Landmarker:
+        def decode_views(self, crops: NDArray[np.uint8]) -> tuple[CropLandmarks, CropLandmarks]:
+            """The center of the light; in the second view it follows but half of the way."""
+            light = crops[..., 0].astype(float) - 20
+            total = light.sum(axis=(1, 2))
+            y, x = np.mgrid[:64, :64]
+            points = np.stack([(light * each).sum(axis=(1, 2)) / total for each in (x, y)], axis=-1)
+            found = [points[:, None], 31.5 + (points[:, None] - 31.5) / 2]
+            return tuple(  # type: ignore[return-value]
+                CropLandmarks(each, np.zeros((len(crops), 1, 2, 2)), np.ones((len(crops), 1)))
+                for each in found
+            )
+
+    crops = np.full((3, 64, 64, 3), 20, np.uint8)
+    crops[:, 24:40, 20:36] = 220
+    landmarker: Any = Landmarker()
+    views = in_turn(*landmarker.decode_views(crops))
+    strays = _strays(landmarker, crops, views, np.random.default_rng(0))
+    assert strays.points.shape == (6, 4, 1, 2)
+    assert strays.integer_offset is None
+    assert np.abs(strays.points[::2]).max() < 0.02
+    assert 0.05 < np.abs(strays.points[1::2]).max() <= 0.27
+
+
+def test_strays_with_offsets_are_undone_by_them() -> None:
+    shapes, places = faces(300, seed=15)
+    true = transform_points(places, shapes)
+    rng = np.random.default_rng(16)
+    noisy = true + rng.normal(0, 2, true.shape)
+    moves = rng.normal(0, 0.5, (300, 4, POINTS, 2))
+    # The integer heatmap alone does not stray.
+    strays = Strays(moves, -moves)
+    still = np.zeros_like(true)
+    steady = fit_shape_regression(true, noisy, MIRROR, still, strays=strays)
+    covariance = np.zeros((300, POINTS, 2, 2))
+    before, _ = steady.correct(true, covariance, 192, still)
+    after, _ = steady.correct(true + moves[:, 0], covariance, 192, -moves[:, 0])
+    assert np.abs(after - before).mean() < 0.3 * np.abs(moves[:, 0]).mean()
+    with pytest.raises(ConfigurationError, match="both, or neither"):
+        fit_shape_regression(true, noisy, MIRROR, strays=strays)

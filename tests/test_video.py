@@ -34,7 +34,7 @@ from hihlandmark.video import (
     track,
     track_offline,
 )
-from hihlandmark.video.tracking import _is_lost
+from hihlandmark.video.tracking import _is_lost, _smoothed_offline
 from hihlandmark.video.writing import open_faces
 
 Image = NDArray[np.uint8]
@@ -289,14 +289,28 @@ def test_points_move_where_times_do_not(frames: list[Image], detector: Detector)
     raw = [faces for _, faces in track(still, detector, smooth=False)]
     moved, true = (each[7][0].points - each[0][0].points for each in (found, raw))
     assert moved[:, 0].mean() == pytest.approx(true[:, 0].mean(), rel=0.2)
+    offline = _smoothed_offline([(0.0, faces) for faces in raw], fill=0)
+    moved = offline[7][1][0].points - offline[0][1][0].points
+    assert moved[:, 0].mean() == pytest.approx(true[:, 0].mean(), rel=0.2)
+    assert [time for time, _ in offline] == [0.0] * 8
 
 
-def test_frames_may_be_views_of_other_arrays(frames: list[Image], detector: Detector) -> None:
+def test_frames_may_be_views_of_other_arrays(
+    frames: list[Image], detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_cut, copied = FaceTracker._is_cut, []
+
+    def watched(self: FaceTracker, image: Image) -> bool:
+        copied.append(image.flags.c_contiguous)
+        return is_cut(self, image)
+
+    monkeypatch.setattr(FaceTracker, "_is_cut", watched)
     views = [np.ascontiguousarray(image[..., ::-1])[..., ::-1] for image in frames[:3]]
     for (_, one), (_, other) in zip(
         track(frames_at(views), detector), track(frames_at(frames[:3]), detector), strict=True
     ):
         np.testing.assert_array_equal(one[0].points, other[0].points)
+    assert copied == [True] * 6
 
 
 def test_moving_stripes_are_no_cut(frames: list[Image], detector: Detector) -> None:

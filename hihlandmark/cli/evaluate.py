@@ -30,8 +30,12 @@ from hihlandmark.cli.options import (
     refuse_ambiguous,
 )
 
-_OF_RECALL = {"data", "detector_name", "device", "runtime", "precision", "as_json"}
-_OF_RECALL |= {"min_face", "min_box_score", "detection_size"}
+_OF_RECALL = frozenset(
+    (
+        "data", "detector_name", "device", "runtime", "precision", "as_json", "min_face",
+        "min_box_score", "detection_size",
+    )
+)  # fmt: skip
 """Parameters that have an effect with ``--detector``."""
 
 
@@ -250,7 +254,7 @@ def _evaluate_face_detector(data: Path, name: str, options: dict[str, Any], as_j
     }
     searched = getattr(face_detector, "face_detector", face_detector)  # of detection_size "auto"
     for setting in ("runtime", "precision", "detection_size", "min_face", "min_score"):
-        report[setting] = getattr(searched, setting)
+        report[setting] = getattr(searched, setting, None)  # those of others may lack it
     if options["detection_size"] == "auto":
         report["detection_size"] = "auto"
     report |= measured.as_dict()

@@ -191,7 +191,10 @@ def calibration_error_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the `calibration_error` of (N, P), over faces as above."""
+    """Percentile bootstrap interval of the `calibration_error` of (N, P), over faces as above.
+
+    Chance adds to an error of absolute values: of few faces, the interval may lie above it.
+    """
     known = np.isfinite(errors) & np.isfinite(scores)
     if not known.any():
         return float("nan"), float("nan")

@@ -89,7 +89,7 @@ class FaceDetector(Protocol):
 
 
 class PickledByArguments:
-    """A face detector whose networks another process loads itself; copies share them.
+    """A face detector whose networks another process loads itself; `copy.copy` shares them.
 
     ``_network_options``: the arguments of the constructor that are not among its attributes.
     """

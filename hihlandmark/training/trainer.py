@@ -146,12 +146,11 @@ def train(
     teacher = None
     if configuration.distillation:
         teacher = read_teacher(configuration.distillation, configuration, own, accelerator.device)
-    if is_resumed:
-        pass  # by `_Trainer.resume`
-    elif initial is not None:
-        _load_initial(network, initial)
-    elif configuration.encoder_weights:
-        load_imagenet_encoder(network)
+    if not is_resumed:
+        if initial is not None:
+            _load_initial(network, initial)
+        elif configuration.encoder_weights:
+            load_imagenet_encoder(network)
     fingerprint = f"{configuration.fingerprint()} group {group}"
     fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,9 @@ def _smoothed_offline(
     found: list[tuple[float, list[Face]]], fill: float
 ) -> list[tuple[float, list[Face]]]:
     """The faces of all frames with smoothed points and covariances, and those of filled gaps."""
-    times = [time for time, _ in found]
-    result: list[tuple[float, list[Face]]] = [(time, []) for time in times]
+    result: list[tuple[float, list[Face]]] = [(time, []) for time, _ in found]
+    steps = (_step(after - before) for (before, _), (after, _) in pairwise(found))
+    times = list(accumulate(steps, initial=0.0))
     for own in _collect(found).values():
         first, last = own.frames[0], own.frames[-1]
         count, size = last - first + 1, own[0].layout.size
@@ -162,9 +163,9 @@ class FaceTracker:
     scene changes; in every tenth at least while there is no face, or after one was lost. In all
     other frames each crop lies around the last points of the face, which saves face detection, and
     the second crop of ``refine=1``. The mirrored crop is run only where the detector was made with
-    ``flip_test=True``: it doubles the cost and lowers the jitter by a tenth. ByteTrack (Zhang et
-    al., ECCV 2022) assigns track ids by the boxes; a face keeps its id if it is missing for up to
-    30 frames. The ``box`` of a face is the tight box of its points.
+    ``flip_test=True``: it doubles the cost of the network and lowers the jitter by a tenth to a
+    fifth. ByteTrack (Zhang et al., ECCV 2022) assigns track ids by the boxes; a face keeps its id
+    if it is missing for up to 30 frames. The ``box`` of a face is the tight box of its points.
 
     Args:
         detector: finds faces and their points.
@@ -327,7 +328,7 @@ class FaceTracker:
             self._filters.clear()
         self._time = time
         # The filters see their own time, which also goes on where that of the frames does not.
-        self._clock += elapsed if 0 < elapsed < math.inf else _USUAL_STEP
+        self._clock += _step(elapsed)
         smoothed = []
         for face in self._faces:
             assert face.track_id is not None  # assigned
@@ -339,6 +340,11 @@ class FaceTracker:
             if self._count - last > _FORGET_AFTER:
                 del self._filters[track_id]
         return smoothed
+
+
+def _step(elapsed: float) -> float:
+    """Seconds to the next frame: as usual where times do not increase."""
+    return elapsed if 0 < elapsed < math.inf else _USUAL_STEP
 
 
 def _is_lost(face: Face) -> bool:
