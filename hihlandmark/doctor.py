@@ -111,7 +111,7 @@ def _auto() -> str:
 def _cache() -> str:
     """Whether converted networks can be kept."""
     folder = runtimes._cache_folder("openvino")  # logs why not
-    if folder is not None and _is_writable(folder):
+    if folder is not None and _is_writable(folder if folder.exists() else folder.parent):
         return f"Cache of converted networks: {folder.parent}, writable"
     return (
         "Cache of converted networks: not writable, so each new process converts what is not in it "

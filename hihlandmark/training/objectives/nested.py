@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,8 @@ EARLY_WEIGHT = 0.5
 """Weight of the integer heatmaps of all stacks but the last."""
 POINT_CELLS = 64
 """Losses of decoded points measure errors in cells of a map of this size, as their papers do."""
+logger = logging.getLogger(__name__)
+
 LOSSES = ("integer", "decimal", "point", "distillation", "consistency", "visibility")
 """Their names; the last one is that of networks that predict visibility."""
 VISIBILITY_WEIGHT = 0.5
@@ -51,8 +54,10 @@ class NestedObjective(Objective):
             )
         super().__init__(network, loss, teacher)
         self.error_loss = point_loss_of(loss, ERROR_LOSSES, "loss.point of a nested network")
-        if (loss.point == "none") != (loss.point_weight == 0):
-            raise ConfigurationError("give loss.point and loss.point_weight both, or neither")
+        if loss.point == "none" and loss.point_weight:
+            raise ConfigurationError("loss.point_weight has no effect without loss.point")
+        if loss.point != "none" and not loss.point_weight:
+            logger.warning("loss.point has no effect without loss.point_weight")
         layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
         self.counts = list(layouts.values())
         self.layouts = list(layouts)
