@@ -17,7 +17,7 @@ from torch import nn
 
 from hihlandmark import Detector
 from hihlandmark.calibration.fit import labeled_crops
-from hihlandmark.datasets import read_faces
+from hihlandmark.datasets import AnnotatedFaces, read_faces
 from hihlandmark.heatmap import encode_nested
 from hihlandmark.layouts import get_conversion
 from hihlandmark.models.base import normalize
@@ -29,14 +29,13 @@ from hihlandmark.training.objectives.nested import training_cells
 SPLITS = {"w300": "helen_test", "wflw98": "val", "cofw29": "val"}
 
 
-def decimal_losses(detector: Detector, folder: Path, split: str) -> tuple[float, float]:
+def decimal_losses(detector: Detector, faces: AnnotatedFaces) -> tuple[float, float]:
     """The mean divergences of the network and of an even guess, for the points of a split."""
     network = network_of(detector)
     assert isinstance(network, Nested)
     stride = network.configuration.stride
     cells_a_side = detector.landmarker.crop_size // stride
     mean, std = map(torch.tensor, detector.card.normalization.model_dump().values())
-    faces = read_faces(folder, split)
     conversion = get_conversion(faces.layout, faces.layout)
     found = torch.zeros(2)
     count = 0.0
@@ -72,7 +71,7 @@ def main() -> None:
             faces.layout, weights=arguments.weights, runtime="torch", precision="fp32",
             device="cpu", flip_test=False,
         )  # fmt: skip
-        own, even = decimal_losses(detector, arguments.data / folder, split)
+        own, even = decimal_losses(detector, faces)
         rows.append([f"{folder} {split}", f"{own:.3f}", f"{even:.3f}", f"{own / even:.2f}"])
     print(Table("", ["split", "loss", "even guess", "share"], rows).markdown())
 

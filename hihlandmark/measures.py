@@ -176,11 +176,11 @@ def eye_openness(faces: AnyFaces) -> Eyes:
     """
     many, single = _listed(faces)
     layout = _layout_of(many)
-    if not _eyes(layout):
+    if not eye_contours(layout):
         nothing = np.full(len(many), np.nan)
         unknown = _one(nothing[:, None], nothing[:, None, None], single)
         return Eyes(unknown, unknown)
-    left, right = (_one(*_measure(many, eye, _openness), single) for eye in _eyes(layout))
+    left, right = (_one(*_measure(many, eye, _openness), single) for eye in eye_contours(layout))
     return Eyes(left, right)
 
 
@@ -418,7 +418,7 @@ def lid_openness(points: FloatArray, layout: Layout) -> FloatArray:
 
     NaN where a point is unknown, and in layouts without eyelids.
     """
-    if not (eyes := _eyes(layout)):
+    if not (eyes := eye_contours(layout)):
         return np.full((*points.shape[:-2], 2), np.nan)
     return np.concatenate([_openness(points[..., eye, :]) for eye in eyes], axis=-1)
 
@@ -426,7 +426,7 @@ def lid_openness(points: FloatArray, layout: Layout) -> FloatArray:
 def eye_widths(points: FloatArray, layout: Layout) -> FloatArray:
     """Distances (..., 2) between the corners of both eyes of points (..., P, 2)."""
     widths = np.full((*points.shape[:-2], 2), np.nan)
-    for number, eye in enumerate(_eyes(layout)):
+    for number, eye in enumerate(eye_contours(layout)):
         first, second = eye[0], eye[len(eye) // 2]
         widths[..., number] = np.linalg.norm(
             points[..., second, :] - points[..., first, :], axis=-1
@@ -455,7 +455,7 @@ def place_in_eye(points: FloatArray) -> FloatArray:
     return np.stack([(offset * axis).sum(axis=-1), across], axis=-1) / square[..., None]
 
 
-def _eyes(layout: Layout) -> list[tuple[int, ...]]:
+def eye_contours(layout: Layout) -> list[tuple[int, ...]]:
     """The points of the left and the right eye, around each; [] in layouts without eyelids."""
     eyes = [layout.parts.get(f"{side}_eye", ()) for side in ("left", "right")]
     return eyes if all(len(eye) >= 4 for eye in eyes) else []
@@ -465,7 +465,7 @@ def _eyes_with_pupils(layout: Layout) -> list[tuple[int, int, int]]:
     """Both corners and the pupil of the left and the right eye; [] in layouts without pupils."""
     if any(len(pupil) != 1 for pupil in layout.pupils):
         return []
-    pairs = zip(_eyes(layout), layout.pupils, strict=False)
+    pairs = zip(eye_contours(layout), layout.pupils, strict=False)
     return [(eye[0], eye[len(eye) // 2], pupil) for eye, (pupil,) in pairs]
 
 

@@ -179,8 +179,7 @@ def fit_shape_regression(
         linear = np.swapaxes(transform[:, None, :, :2], -1, -2)
         strayed = rows((strays.points @ linear).reshape(moved.shape)) / np.sqrt(count)
         fold_of_stray = np.repeat(fold.reshape(2, -1), count, axis=1).ravel()
-    alone = np.zeros(mean.shape, bool)
-    alone[list(independent)] = True
+    alone = np.repeat(np.isin(np.arange(len(mean)), list(independent)), 2)  # (2P,)
     whole = _Problem(inputs, targets, seen, strayed)
     chosen = best = RIDGES[-1], 0.0
     if len(np.unique(fold)) == FOLDS:
@@ -189,20 +188,16 @@ def fit_shape_regression(
             out, stray_out = fold == k, fold_of_stray == k
             part = _Problem(inputs[~out], targets[~out], seen[~stray_out], strayed[~stray_out])
             for penalties in errors:
-                weights, constant = part.solve(*penalties)
-                missed = targets[out] - constant - inputs[out] @ weights
-                errors[penalties] += np.linalg.norm(missed.reshape(-1, 2), axis=1).sum()
+                errors[penalties] += part.error(penalties, inputs[out], targets[out])
         best = min((each for each in errors if not each[1]), key=errors.__getitem__)
-        allowed = [each for each in errors if errors[each] <= (1 + ALLOWED) * min(errors.values())]
-
-        def unsteadiness(penalties: tuple[float, float]) -> float:
-            weights, _ = whole.solve(*penalties)
-            return float(whole.remaining(weights)[~alone.ravel()].sum())
-
-        chosen = best if strays is None else min(allowed, key=unsteadiness)
-    weights, constant = whole.solve(*chosen)
-    for fitted, own in zip((weights, constant), whole.solve(*best), strict=True):
-        fitted[..., alone.ravel()] = own[..., alone.ravel()]
+        largest = (1 + ALLOWED) * min(errors.values())
+        allowed = [each for each, error in errors.items() if error <= largest]
+        chosen = best
+        if strays is not None:
+            chosen = min(allowed, key=lambda each: whole.remaining(each)[~alone].sum())
+    weights, constant = whole.solve(chosen)
+    for fitted, own in zip((weights, constant), whole.solve(best), strict=True):
+        fitted[..., alone] = own[..., alone]
     return ShapeRegression(mean, weights, constant.reshape(mean.shape) + aside)
 
 
@@ -231,12 +226,25 @@ class _Problem:
         self.gram, self.cross = centered.T @ centered, centered.T @ (targets - self.target)
         self.seen_gram, self.seen_cross = seen.T @ seen, seen.T @ strayed
 
-    def solve(self, ridge: float, steadiness: float) -> tuple[FloatArray, FloatArray]:
-        """The weights (A, B) and the constant (B,), which is not penalized."""
+    def solve(self, penalties: tuple[float, float]) -> tuple[FloatArray, FloatArray]:
+        """The weights (A, B) and the constant (B,), which is not penalized.
+
+        ``penalties``: one of `RIDGES` and one of `STEADINESS`.
+        """
+        ridge, steadiness = penalties
         penalized = self.gram + steadiness * self.seen_gram + ridge * np.eye(len(self.gram))
         weights = np.linalg.solve(penalized, self.cross - steadiness * self.seen_cross)
         return weights, self.target - self.center @ weights
 
-    def remaining(self, weights: FloatArray) -> FloatArray:
-        """By how much (B,) weights change the squares of the strays, in sum."""
+    def error(
+        self, penalties: tuple[float, float], inputs: FloatArray, targets: FloatArray
+    ) -> float:
+        """The sum of the errors of the points of other faces."""
+        weights, constant = self.solve(penalties)
+        missed = targets - constant - inputs @ weights
+        return float(np.linalg.norm(missed.reshape(-1, 2), axis=1).sum())
+
+    def remaining(self, penalties: tuple[float, float]) -> FloatArray:
+        """By how much (B,) the weights change the squares of the strays, in sum."""
+        weights, _ = self.solve(penalties)
         return (weights * (2 * self.seen_cross + self.seen_gram @ weights)).sum(axis=0)

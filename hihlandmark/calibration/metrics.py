@@ -27,11 +27,16 @@ class ReliabilityBins(NamedTuple):
 
 def reliability_bins(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) -> ReliabilityBins:
     """Sort scores (N,) and outcomes (N,) into bins of equal width; a score of 1 is in the last."""
-    which = np.minimum((scores * bins).astype(int), bins - 1)
+    which = bin_numbers(scores, bins)
     counts = np.bincount(which, minlength=bins)
     divisor = np.where(counts, counts, np.nan)
     sums = (np.bincount(which, weights, minlength=bins) for weights in (scores, outcomes))
     return ReliabilityBins(counts, *(each / divisor for each in sums))
+
+
+def bin_numbers(scores: FloatArray, bins: int = BINS) -> IndexArray:
+    """The bins of equal width that scores lie in, from 0 on; a score of 1 is in the last."""
+    return np.minimum((scores * bins).astype(np.intp), bins - 1)
 
 
 def expected_calibration_error(scores: FloatArray, outcomes: BoolArray, bins: int = BINS) -> float:

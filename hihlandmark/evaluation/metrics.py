@@ -16,6 +16,7 @@ import numpy as np
 from hihlandmark.arrays import BoolArray, FloatArray
 from hihlandmark.calibration.metrics import (
     BINS,
+    bin_numbers,
     expected_calibration_error,
     hidden_point_figures,
 )
@@ -169,9 +170,7 @@ def confidence_interval(
         drawn = rng.integers(0, len(values), len(values))
         if count := known[drawn].sum():
             means[i] = filled[drawn].sum() / count
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return _percentile_interval(means, level)
 
 
 def calibration_error(scores: FloatArray, errors: FloatArray) -> float:
@@ -198,7 +197,7 @@ def calibration_error_interval(
     known = np.isfinite(errors) & np.isfinite(scores)
     if not known.any():
         return float("nan"), float("nan")
-    place = np.minimum(np.where(known, scores, 0) * BINS, BINS - 1).astype(int)
+    place = bin_numbers(np.where(known, scores, 0))
     in_bin = known[..., None] & (place[..., None] == np.arange(BINS))
     gaps = np.where(known, (errors <= NEAR) - scores, 0)
     gaps_of_faces = (in_bin * gaps[..., None]).sum(axis=1)  # (N, bins)
@@ -206,8 +205,12 @@ def calibration_error_interval(
     drawn = np.random.default_rng(seed).multinomial(faces, np.full(faces, 1 / faces), resamples)
     points = drawn @ known.sum(axis=1)
     found = np.abs(drawn @ gaps_of_faces).sum(axis=1) / np.where(points, points, np.nan)
+    return _percentile_interval(found, level)
+
+
+def _percentile_interval(resampled: FloatArray, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.nanquantile(found, [tail, 1 - tail])
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -20,6 +20,7 @@ from hihlandmark.errors import DataError
 from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.landmarker import Landmarker, in_turn
 from hihlandmark.layouts import BUILT_IN, get_conversion, get_layout, mirror_points
+from hihlandmark.measures import eye_contours
 from hihlandmark.models.registry import MODELS
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.runtimes.int8 import Ranges, observed_ranges
@@ -228,8 +229,7 @@ def _strays(
 def _points_of_eyes(layout: str) -> list[int]:
     """Lids, corners and pupils, which tell how open an eye is and where it looks."""
     known = get_layout(layout)
-    lids = (known.parts.get(eye, ()) for eye in ("left_eye", "right_eye"))
-    return [index for part in (*lids, *known.pupils) for index in part]
+    return [index for part in (*eye_contours(known), *known.pupils) for index in part]
 
 
 def _moved(crop: Image, by: FloatArray) -> Image:
