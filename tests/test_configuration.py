@@ -31,7 +31,7 @@ def test_a_written_configuration_is_read_back(file: Path) -> None:
 def test_shipped_configurations_can_be_read_and_built(name: str) -> None:
     configuration = read_configuration(name)
     # Ways of training one network.
-    ways = "mixed|distilled|continued|low-rank|annotated|points|steady|pruned|one-stack"
+    ways = "mixed|distilled|continued|annotated|points|steady|pruned|one-stack"
     assert configuration.name == re.sub(f"-({ways})$", "", name)
     fields = configuration.network_configuration()
     assert build_model(architecture_of(configuration.model), fields)

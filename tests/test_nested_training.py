@@ -20,7 +20,13 @@ from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.heatmap import decode_heatmaps
 from hihlandmark.layouts import W300_68, WFLW98
 from hihlandmark.models.base import AnyHeatmaps, normalize
-from hihlandmark.models.nested import Nested, is_of_visibility, with_fine_rank
+from hihlandmark.models.nested import (
+    DecimalFeatures,
+    Nested,
+    fine_kernel_of,
+    is_of_visibility,
+    with_fine_rank,
+)
 from hihlandmark.training.checkpoint import load_checkpoint
 from hihlandmark.training.config import TrainingConfiguration, read_configuration
 from hihlandmark.training.data import (
@@ -584,6 +590,57 @@ def test_convolutions_of_full_rank_become_those_of_low_rank() -> None:
         expected = full.eval()(crops)[name]
         torch.testing.assert_close(found.integer, expected.integer)
         torch.testing.assert_close(found.decimal, expected.decimal, rtol=1e-4, atol=1e-5)
+
+
+def test_fine_levels_are_those_of_the_initial_weights(tmp_path: Path) -> None:
+    changed = nested(network={**nested().network, "fine_kernel": 4})
+    network = build_training_network(changed).eval()
+    assert isinstance(network, Nested)
+    fine = network.decimal_features.fine
+    assert [level[1].kernel_size for level in fine] == [(4, 4)] * 2  # type: ignore[index]
+    initial = network.state_dict()
+    assert fine_kernel_of(initial) == 4
+    usual = build_training_network(nested()).state_dict()
+    assert fine_kernel_of(usual) == 0
+    assert fine_kernel_of({"other": torch.zeros(1)}) == 0
+
+    data, folder = write_data(tmp_path / "data"), tmp_path / "run"
+    summary = train(nested(), data, folder, device="cpu", initial=initial, workers=0)
+    assert load_checkpoint(summary.checkpoint)["network"].keys() == initial.keys()
+    card = load_model(export(summary.checkpoint, nested(), data, tmp_path / "weights")).card
+    assert card.configuration["fine_kernel"] == 4
+    with pytest.raises(WeightsError, match="are of another network"):
+        train(changed, data, tmp_path / "other", device="cpu", initial=usual, workers=0)
+
+
+def test_a_fine_level_that_is_linear_is_fitted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from fit_fine_levels import Moments
+
+    torch.manual_seed(0)
+    channels, features, rank, kernel = 3, 12, 2, 4
+    cheap = DecimalFeatures([channels], features, rank, kernel).fine[0].eval()
+    level = torch.nn.Sequential(
+        torch.nn.Conv2d(channels, rank, kernel, 2, padding=1),
+        torch.nn.Conv2d(rank, features, 1),
+    )
+    moments = Moments(kernel)
+    level.register_forward_hook(moments.add)
+    maps = torch.randn(20, channels, 16, 16) * torch.tensor([1.0, 5.0, 0.2])[:, None, None] + 1
+    with torch.no_grad():
+        for part in maps.split(10):
+            level(part)
+        tensors, share = moments.fit(features, rank)
+        assert share == pytest.approx(1, abs=1e-3)
+        cheap.load_state_dict(tensors | {"3.num_batches_tracked": torch.tensor(0)})
+        torch.testing.assert_close(cheap(maps), level(maps), rtol=1e-2, atol=1e-2)
+        assert cheap[3].running_var.sqrt().allclose(cheap[2](cheap[1](maps)).std((0, 2, 3)), 1e-2)
+
+
+@pytest.mark.parametrize("kernel", [2, 5])
+def test_fine_levels_are_read_without_gaps_and_evenly(kernel: int) -> None:
+    with pytest.raises(ConfigurationError, match="neither 0 nor an even number of at least 4"):
+        build_training_network(nested(network={**nested().network, "fine_kernel": kernel}))
 
 
 def test_blocks_that_are_left_out_do_not_change_the_others(

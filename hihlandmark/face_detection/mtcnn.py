@@ -58,7 +58,7 @@ _OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE, _OVERLAP_REFINED, _OVERLAP_SMALLER = 0.4, 
 # sides of P-Net's input are multiples of this, and the others run in batches of few sizes:
 # (largest, multiple).
 _CANVAS_MULTIPLE = 32
-_BATCHES = {24: (32, 8), 48: (16, 2)}
+_BATCHES = {24: (32, 8), 48: (16, 1)}
 
 
 class Search(NamedTuple):

@@ -49,6 +49,8 @@ class NestedConfiguration(NetworkConfiguration):
     channels between the features of a cell and its decimal heatmaps. ``decimal_rank``: rank of the
     weights that follow, in layouts of more than twice as many points; 0: full rank in all.
     ``fine_rank``: rank of the convolutions that bring fine levels to the grid; 0: full rank.
+    ``fine_kernel``: side of these convolutions, which then see the encoder's features as they are;
+    0: two cells, after a 1x1 convolution.
     ``visibility``: channels that visibility is read from; 0: the network does not predict it.
     ``pruned``: names of residual blocks that are left out, with the activation after their sum:
     their input is their output (Veit et al., arXiv 1605.06431). With fewer ``stacks``, those of the
@@ -60,6 +62,7 @@ class NestedConfiguration(NetworkConfiguration):
     decimal_features: int
     decimal_rank: int = 0
     fine_rank: int = 0
+    fine_kernel: int = 0
     visibility: int = 0
     pruned: Sequence[str] = ()
 
@@ -80,6 +83,11 @@ class NestedConfiguration(NetworkConfiguration):
         if self.stride not in (4, 8, 16):
             yield f"stride={self.stride} is not 4, 8 or 16"
         else:
+            if self.fine_kernel and (self.fine_kernel % 2 or self.fine_kernel < self.stride // 2):
+                yield (
+                    f"fine_kernel={self.fine_kernel} is neither 0 nor an even number of at least "
+                    f"{self.stride // 2}"
+                )
             yield from super()._problems_of_sizes()
 
 
@@ -139,22 +147,30 @@ class DecimalFeatures(nn.Module):
     """Features for the decimals: those of the grid and the finer levels of the encoder.
 
     With the coarse features alone, the decimal heatmap is less accurate than the mean of the
-    integer heatmap. ``rank``: of the strided convolutions, 0 for full rank.
+    integer heatmap. ``rank``: of the strided convolutions, 0 for full rank. ``kernel``: their side,
+    see `NestedConfiguration.fine_kernel`.
     """
 
-    def __init__(self, fine_channels: Sequence[int], features: int, rank: int) -> None:
+    def __init__(
+        self, fine_channels: Sequence[int], features: int, rank: int, kernel: int = 0
+    ) -> None:
         super().__init__()
         self.coarse = ConvBlock(features, features)
         self.fine = nn.ModuleList()
         for level, channels in enumerate(fine_channels):
             ratio = 2 ** (len(fine_channels) - level)
+            first = nn.Identity() if kernel else ConvBlock(channels, FINE_FEATURES)
+            side = kernel or 2 * ratio
             strided = nn.Conv2d(
-                FINE_FEATURES, rank or features, 2 * ratio, ratio, padding=ratio // 2, bias=False
+                channels if kernel else FINE_FEATURES,
+                rank or features,
+                side,
+                ratio,
+                padding=(side - ratio) // 2,
+                bias=False,
             )
-            layers = [ConvBlock(channels, FINE_FEATURES), strided]
-            if rank:
-                layers.append(nn.Conv2d(rank, features, 1, bias=False))
-            self.fine.append(nn.Sequential(*layers, nn.BatchNorm2d(features)))
+            mix = [nn.Conv2d(rank, features, 1, bias=False)] if rank else []
+            self.fine.append(nn.Sequential(first, strided, *mix, nn.BatchNorm2d(features)))
         self.mix = nn.Sequential(nn.ReLU(), Bottleneck(features, features))
 
     def forward(self, x: torch.Tensor, fine_levels: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -299,6 +315,13 @@ def blocks_left_out(network: nn.Module, state: Mapping[str, torch.Tensor]) -> li
     ]
 
 
+def fine_kernel_of(state: Mapping[str, torch.Tensor]) -> int:
+    """`NestedConfiguration.fine_kernel` of the network of weights; 0 for other architectures."""
+    prefix = "decimal_features.fine.0."
+    strided = state.get(f"{prefix}1.weight")
+    return 0 if strided is None or f"{prefix}0.0.weight" in state else strided.shape[-1]
+
+
 def is_of_visibility(name: str) -> bool:
     """Whether a parameter of a nested network, by its name, serves visibility alone."""
     return name.startswith("visibility_features.") or ".visibility." in name
@@ -359,7 +382,7 @@ class Nested(LandmarkNetwork):
             GridStack(c.depth, c.features, c.points) for _ in range(c.stacks - 1)
         )
         self.decimal_features = DecimalFeatures(
-            channels[: self.grid_level], c.features, c.fine_rank
+            channels[: self.grid_level], c.features, c.fine_rank, c.fine_kernel
         )
         self.read = nn.Sequential(
             nn.LayerNorm(c.features), nn.Linear(c.features, c.decimal_features), nn.GELU()

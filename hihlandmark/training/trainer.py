@@ -26,6 +26,7 @@ from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.nested import (
     Nested,
     blocks_left_out,
+    fine_kernel_of,
     is_of_visibility,
     number_of_stacks,
     with_fine_rank,
@@ -189,12 +190,13 @@ def _alone_in(run: Path) -> Iterator[None]:
 def with_blocks_of(
     configuration: TrainingConfiguration, state: Mapping[str, torch.Tensor] | None
 ) -> TrainingConfiguration:
-    """The configuration whose network has no other residual blocks and stacks than given weights.
+    """The configuration whose network has the residual blocks, stacks and fine levels of weights.
 
     It stays as it is without weights and for networks that are not nested; the blocks where it sets
-    ``network.pruned`` itself, the number of stacks where it sets ``network.stacks``.
+    ``network.pruned`` itself, the number of stacks where it sets ``network.stacks``, the fine
+    levels where it sets ``network.fine_kernel``.
     """
-    if not state or {"pruned", "stacks"} <= configuration.network.keys():
+    if not state or {"pruned", "stacks", "fine_kernel"} <= configuration.network.keys():
         return configuration
     network = build_training_network(configuration)
     if not isinstance(network, Nested):
@@ -203,6 +205,10 @@ def with_blocks_of(
     if 0 < stacks < network.configuration.stacks and "stacks" not in configuration.network:
         logger.info("the weights are of a network of %d stacks", stacks)
         return with_blocks_of(_with_network(configuration, stacks=stacks), state)
+    kernel = fine_kernel_of(state)
+    if kernel != network.configuration.fine_kernel and "fine_kernel" not in configuration.network:
+        logger.info("fine_kernel of the weights is %d", kernel)
+        return with_blocks_of(_with_network(configuration, fine_kernel=kernel), state)
     if "pruned" in configuration.network:
         return configuration
     blocks = blocks_left_out(network, state)
