@@ -1,10 +1,11 @@
-"""Give a nested network cheaper convolutions at its fine levels, fitted to what these give now.
+"""Replace the convolutions of a nested network's fine levels by cheaper ones, fitted to them.
 
     python benchmarks/fit_fine_levels.py --data DATA --weights CARD --out FOLDER
 
-Each level becomes a convolution of ``--rank`` channels with a side of ``--kernel``, which sees the
-encoder's features as they are, and a 1x1 convolution: the reduced-rank regression of what the level
-gives on 1,040 training crops. Training then teaches the network to do with it.
+Each level becomes a convolution of `RANK` channels with the smallest kernel that
+`NestedConfiguration.fine_kernel` may have, which sees the encoder's features as they are, and a 1x1
+convolution: the reduced-rank regression of the level's output on 1,040 training crops. Train the
+result further with the configuration ``hih-small-one-stack``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from hihlandmark.weights import find_weights, load_model, read_weights, save_wei
 FACES = {"w300": 640, "wflw98": 340, "cofw29": 60}
 HELD_OUT = 100
 """Faces of 300-W train that the packaged weights were not trained on."""
-AT_ONCE = 20
+BATCH_SIZE = 20
+RANK = 32
 RIDGE = 1e-4
-"""Of the regression, in mean variances of its inputs."""
+"""Penalty of the regression, relative to the mean variance of its inputs."""
 
 
 def training_crops(data: Path, detector: Detector) -> Iterator[Image]:
@@ -49,55 +51,62 @@ def training_crops(data: Path, detector: Detector) -> Iterator[Image]:
 
 
 class Moments:
-    """The second moments of windows of features, of 1, and of what a level gives for them."""
+    """Second moments of rows that hold a window of features, 1, and the level's output for it.
 
-    def __init__(self, kernel: int) -> None:
-        self.kernel = kernel
+    Args:
+        kernel_size: side of the windows, in pixels of the level.
+    """
+
+    def __init__(self, kernel_size: int) -> None:
+        self.kernel_size = kernel_size
         self.sums: Any = 0.0
 
     def add(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         """A forward hook."""
         (features,), ratio = inputs, inputs[0].shape[-1] // output.shape[-1]
-        windows = nn.functional.unfold(
-            features, self.kernel, padding=(self.kernel - ratio) // 2, stride=ratio
-        )
-        rows = torch.cat([windows, windows.new_ones(len(windows), 1, windows.shape[-1])], dim=1)
-        rows = torch.cat([rows, output.flatten(2)], dim=1).transpose(1, 2).flatten(0, 1)
+        padding = (self.kernel_size - ratio) // 2
+        windows = nn.functional.unfold(features, self.kernel_size, padding=padding, stride=ratio)
+        ones = windows.new_ones(len(windows), 1, windows.shape[-1])
+        rows = torch.cat([windows, ones, output.flatten(2)], dim=1).transpose(1, 2).flatten(0, 1)
         self.sums = self.sums + (rows.T @ rows).double()
 
     def fit(self, channels: int, rank: int) -> tuple[dict[str, torch.Tensor], float]:
-        """The tensors of the level for `fine_kernel`, and the share of the variance they give.
+        """The cheaper level.
 
         Args:
-            channels: of what the level gives.
+            channels: of the level's output.
             rank: of the convolution.
+
+        Returns:
+            Its tensors, by their names within the level, and the share of the variance of the
+            output that it explains.
         """
-        inputs = len(self.sums) - channels
-        count = self.sums[inputs - 1, inputs - 1]
-        moments = self.sums / count
-        means = moments[inputs - 1]
+        size = len(self.sums) - channels - 1  # of a window
+        moments = self.sums / self.sums[size, size]
+        means = moments[size]
         covariance = moments - torch.outer(means, means)
-        xx, xy = covariance[: inputs - 1, : inputs - 1], covariance[: inputs - 1, inputs:]
-        ridge = RIDGE * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype)
+        xx, xy = covariance[:size, :size], covariance[:size, size + 1 :]
+        ridge = RIDGE * xx.diagonal().mean() * torch.eye(size, dtype=xx.dtype)
         weight = torch.linalg.solve(xx + ridge, xy).T
         fitted = weight @ xy
         _, directions = torch.linalg.eigh((fitted + fitted.T) / 2)
         mix = directions[:, -rank:]
         basis = mix.T @ weight
-        shares = mix @ (basis @ xy)
         variance = (mix @ (basis @ xx @ basis.T) @ mix.T).diagonal()
-        size = basis.norm(dim=1).sqrt()
+        scale = basis.norm(dim=1).sqrt()
         tensors = {
-            "1.weight": (basis / size[:, None]).view(rank, -1, self.kernel, self.kernel),
-            "2.weight": (mix * size)[..., None, None],
-            # The batch norm gives back what is normalized, and the mean of the level.
+            "1.weight": (basis / scale[:, None]).unflatten(1, (-1, *2 * (self.kernel_size,))),
+            "2.weight": (mix * scale)[..., None, None],
+            # The batch norm undoes its own normalization, and adds the mean of the level.
             "3.weight": (variance + 1e-5).sqrt(),
-            "3.bias": means[inputs:],
-            "3.running_mean": mix @ (basis @ means[: inputs - 1]),
+            "3.bias": means[size + 1 :],
+            "3.running_mean": mix @ (basis @ means[:size]),
             "3.running_var": variance,
         }
-        share = float(shares.trace() / covariance[inputs:, inputs:].trace())
-        return {name: tensor.float().contiguous() for name, tensor in tensors.items()}, share
+        explained = (mix @ (basis @ xy)).trace() / covariance[size + 1 :, size + 1 :].trace()
+        return {name: tensor.float().contiguous() for name, tensor in tensors.items()}, float(
+            explained
+        )
 
 
 def main() -> None:
@@ -105,21 +114,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fit cheaper convolutions of fine levels.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--weights", type=Path, required=True, help="card of the weights")
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--kernel", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True, help="folder of the new weights")
     arguments = parser.parse_args()
     files = find_weights(arguments.weights)
     network = load_model(arguments.weights).network.eval()
     assert isinstance(network, Nested)
-    moments = [Moments(arguments.kernel) for _ in network.decimal_features.fine]
+    if kernel := network.configuration.fine_kernel:
+        parser.error(f"{files.card_path} has cheaper fine levels already: fine_kernel is {kernel}")
+    kernel_size = network.configuration.stride // 2
+    moments = [Moments(kernel_size) for _ in network.decimal_features.fine]
     for level, found in zip(network.decimal_features.fine, moments, strict=True):
         level.register_forward_hook(found.add)
     detector = Detector(68, weights=arguments.weights, runtime="torch", precision="fp32")
     crops = torch.from_numpy(np.stack(list(training_crops(arguments.data, detector))))
     mean, std = (torch.tensor(each) for each in files.card.normalization.model_dump().values())
     with torch.no_grad():
-        for part in crops.split(AT_ONCE):
+        for part in crops.split(BATCH_SIZE):
             network(normalize(part, mean, std), [])
     # Shape regressions are of what these weights find.
     left_out = ("shape_regression.", "decimal_features.fine.")
@@ -129,12 +139,11 @@ def main() -> None:
         if not name.startswith(left_out)
     }
     for number, found in enumerate(moments):
-        tensors, share = found.fit(network.configuration.features, arguments.rank)
+        tensors, share = found.fit(network.configuration.features, RANK)
         state |= {f"decimal_features.fine.{number}.{name}": t for name, t in tensors.items()}
         state[f"decimal_features.fine.{number}.3.num_batches_tracked"] = torch.tensor(0)
-        print(f"level {number}: {100 * share:.1f} % of the variance is kept")
-    sizes = {"fine_rank": arguments.rank, "fine_kernel": arguments.kernel}
-    sizes = {**files.card.configuration, **sizes}
+        print(f"level {number}: {100 * share:.1f} % of the variance is explained")
+    sizes = {**files.card.configuration, "fine_rank": RANK, "fine_kernel": kernel_size}
     card = files.card.model_copy(update={"configuration": sizes, "activation_ranges": {}})
     print(save_weights(arguments.out, card, state))
 

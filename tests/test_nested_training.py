@@ -609,6 +609,8 @@ def test_fine_levels_are_those_of_the_initial_weights(tmp_path: Path) -> None:
     assert load_checkpoint(summary.checkpoint)["network"].keys() == initial.keys()
     card = load_model(export(summary.checkpoint, nested(), data, tmp_path / "weights")).card
     assert card.configuration["fine_kernel"] == 4
+    again = train(nested(), data, folder, device="cpu", workers=0)
+    assert again.steps == summary.steps, "it is resumed without the initial weights"
     with pytest.raises(WeightsError, match="are of another network"):
         train(changed, data, tmp_path / "other", device="cpu", initial=usual, workers=0)
 

@@ -56,7 +56,7 @@ _WINDOW, _STRIDE = 12, 2
 _OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE, _OVERLAP_REFINED, _OVERLAP_SMALLER = 0.4, 0.6, 0.5, 0.7
 # OpenVINO and OpenCV prepare a network for each new shape, which takes longer than running it. So
 # sides of P-Net's input are multiples of this, and the others run in batches of few sizes:
-# (largest, multiple).
+# (largest, multiple). O-Net's are small and repeat, so that filling them up would cost more.
 _CANVAS_MULTIPLE = 32
 _BATCHES = {24: (32, 8), 48: (16, 1)}
 

@@ -49,8 +49,8 @@ class NestedConfiguration(NetworkConfiguration):
     channels between the features of a cell and its decimal heatmaps. ``decimal_rank``: rank of the
     weights that follow, in layouts of more than twice as many points; 0: full rank in all.
     ``fine_rank``: rank of the convolutions that bring fine levels to the grid; 0: full rank.
-    ``fine_kernel``: side of these convolutions, which then see the encoder's features as they are;
-    0: two cells, after a 1x1 convolution.
+    ``fine_kernel``: their kernel size, in pixels of the level, where they see the encoder's
+    features as they are; 0: two cells, after a 1x1 convolution.
     ``visibility``: channels that visibility is read from; 0: the network does not predict it.
     ``pruned``: names of residual blocks that are left out, with the activation after their sum:
     their input is their output (Veit et al., arXiv 1605.06431). With fewer ``stacks``, those of the
@@ -147,28 +147,28 @@ class DecimalFeatures(nn.Module):
     """Features for the decimals: those of the grid and the finer levels of the encoder.
 
     With the coarse features alone, the decimal heatmap is less accurate than the mean of the
-    integer heatmap. ``rank``: of the strided convolutions, 0 for full rank. ``kernel``: their side,
-    see `NestedConfiguration.fine_kernel`.
+    integer heatmap. ``rank``: of the strided convolutions, 0 for full rank. ``kernel_size``:
+    `NestedConfiguration.fine_kernel`.
     """
 
     def __init__(
-        self, fine_channels: Sequence[int], features: int, rank: int, kernel: int = 0
+        self, fine_channels: Sequence[int], features: int, rank: int, kernel_size: int = 0
     ) -> None:
         super().__init__()
         self.coarse = ConvBlock(features, features)
         self.fine = nn.ModuleList()
         for level, channels in enumerate(fine_channels):
             ratio = 2 ** (len(fine_channels) - level)
-            first = nn.Identity() if kernel else ConvBlock(channels, FINE_FEATURES)
-            side = kernel or 2 * ratio
+            side = kernel_size or 2 * ratio
             strided = nn.Conv2d(
-                channels if kernel else FINE_FEATURES,
+                channels if kernel_size else FINE_FEATURES,
                 rank or features,
                 side,
                 ratio,
                 padding=(side - ratio) // 2,
                 bias=False,
             )
+            first = nn.Identity() if kernel_size else ConvBlock(channels, FINE_FEATURES)
             mix = [nn.Conv2d(rank, features, 1, bias=False)] if rank else []
             self.fine.append(nn.Sequential(first, strided, *mix, nn.BatchNorm2d(features)))
         self.mix = nn.Sequential(nn.ReLU(), Bottleneck(features, features))

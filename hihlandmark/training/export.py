@@ -31,7 +31,7 @@ from hihlandmark.training.checkpoint import read_average
 from hihlandmark.training.config import TrainingConfiguration
 from hihlandmark.training.data import read_face_set
 from hihlandmark.training.objectives import NORMALIZATION, decoding_of
-from hihlandmark.training.trainer import with_blocks_of
+from hihlandmark.training.trainer import with_sizes_of
 from hihlandmark.weights import Calibration, correction_tensors, save_weights
 from hihlandmark.weights.card import CropContract, LayoutDefinition, ModelCard
 
@@ -64,7 +64,7 @@ def export(
         DataError: a split cannot be read or has too few faces.
     """
     state = read_average(checkpoint, configuration.exported_auxiliary)
-    configuration = with_blocks_of(configuration, state)
+    configuration = with_sizes_of(configuration, state)
     card = ModelCard(
         name=configuration.name,
         architecture=MODELS[configuration.model].architecture,

@@ -107,6 +107,7 @@ def train(
         initial: weights to start from when there is no checkpoint. Residual blocks and stacks that
             they do without are left out of the network, unless ``network.pruned`` and
             ``network.stacks`` say which; stacks that the network does without are left out of them.
+            ``network.fine_kernel`` is theirs, unless it is set.
         workers: processes that prepare data.
         progress: called after each step of the main process.
 
@@ -128,7 +129,7 @@ def train(
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
     is_resumed = (run / LAST).exists()
     start = load_checkpoint(run / LAST).get("network") if is_resumed else initial
-    network = build_training_network(with_blocks_of(configuration, start))
+    network = build_training_network(with_sizes_of(configuration, start))
     del start  # as large as the network
     own = network.configuration
     validation = configuration.validation
@@ -187,7 +188,7 @@ def _alone_in(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def with_blocks_of(
+def with_sizes_of(
     configuration: TrainingConfiguration, state: Mapping[str, torch.Tensor] | None
 ) -> TrainingConfiguration:
     """The configuration whose network has the residual blocks, stacks and fine levels of weights.
@@ -204,11 +205,11 @@ def with_blocks_of(
     stacks = number_of_stacks(state)
     if 0 < stacks < network.configuration.stacks and "stacks" not in configuration.network:
         logger.info("the weights are of a network of %d stacks", stacks)
-        return with_blocks_of(_with_network(configuration, stacks=stacks), state)
+        return with_sizes_of(_with_network(configuration, stacks=stacks), state)
     kernel = fine_kernel_of(state)
     if kernel != network.configuration.fine_kernel and "fine_kernel" not in configuration.network:
         logger.info("fine_kernel of the weights is %d", kernel)
-        return with_blocks_of(_with_network(configuration, fine_kernel=kernel), state)
+        return with_sizes_of(_with_network(configuration, fine_kernel=kernel), state)
     if "pruned" in configuration.network:
         return configuration
     blocks = blocks_left_out(network, state)
