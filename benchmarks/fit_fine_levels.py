@@ -15,39 +15,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from hihlandmark import Detector
 from hihlandmark.arrays import Image
-from hihlandmark.crop import cut_crop, tight_boxes
+from hihlandmark.calibration.fit import labeled_crops
 from hihlandmark.datasets import read_faces
+from hihlandmark.layouts import get_conversion
 from hihlandmark.models.base import normalize
 from hihlandmark.models.nested import Nested
-from hihlandmark.weights import find_weights, load_model, read_weights, save_weights
+from hihlandmark.training.export import network_of
+from hihlandmark.weights import find_weights, read_weights, save_weights
 
 FACES = {"w300": 640, "wflw98": 340, "cofw29": 60}
 HELD_OUT = 100
 """Faces of 300-W train that the packaged weights were not trained on."""
-BATCH_SIZE = 20
 RANK = 32
 RIDGE = 1e-4
 """Penalty of the regression, relative to the mean variance of its inputs."""
 
 
 def training_crops(data: Path, detector: Detector) -> Iterator[Image]:
-    """Crops (S, S, 3) around the labels of faces of `FACES`, each second one mirrored."""
+    """Batches (N, S, S, 3) of crops of faces of `FACES`, each second one mirrored."""
     for folder, count in FACES.items():
         faces = read_faces(data / folder, "train")
         if folder == "w300":
             faces, _ = faces.split(HELD_OUT)
-        box_map = detector.box_map(f"landmarks:{faces.layout}")
-        for number, index in enumerate(np.random.default_rng(0).permutation(len(faces))[:count]):
-            face = faces.faces[index]
-            (square,) = box_map.squares(tight_boxes(face.points))
-            crop = cut_crop(face.load_image(), square, detector.landmarker.crop_size)
-            yield np.ascontiguousarray(crop[:, ::-1]) if number % 2 else crop
+        if count < len(faces):
+            _, faces = faces.split(count)
+        same = get_conversion(faces.layout, faces.layout)
+        for crops, _, _ in labeled_crops(detector, faces, same, skipped=[]):
+            crops[1::2] = crops[1::2, :, ::-1]
+            yield crops
 
 
 class Moments:
@@ -104,9 +104,7 @@ class Moments:
             "3.running_var": variance,
         }
         explained = (mix @ (basis @ xy)).trace() / covariance[size + 1 :, size + 1 :].trace()
-        return {name: tensor.float().contiguous() for name, tensor in tensors.items()}, float(
-            explained
-        )
+        return {n: tensor.float().contiguous() for n, tensor in tensors.items()}, float(explained)
 
 
 def main() -> None:
@@ -117,7 +115,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the new weights")
     arguments = parser.parse_args()
     files = find_weights(arguments.weights)
-    network = load_model(arguments.weights).network.eval()
+    detector = Detector(68, weights=arguments.weights, runtime="torch", precision="fp32")
+    network = network_of(detector)
     assert isinstance(network, Nested)
     if kernel := network.configuration.fine_kernel:
         parser.error(f"{files.card_path} has cheaper fine levels already: fine_kernel is {kernel}")
@@ -125,12 +124,10 @@ def main() -> None:
     moments = [Moments(kernel_size) for _ in network.decimal_features.fine]
     for level, found in zip(network.decimal_features.fine, moments, strict=True):
         level.register_forward_hook(found.add)
-    detector = Detector(68, weights=arguments.weights, runtime="torch", precision="fp32")
-    crops = torch.from_numpy(np.stack(list(training_crops(arguments.data, detector))))
-    mean, std = (torch.tensor(each) for each in files.card.normalization.model_dump().values())
-    with torch.no_grad():
-        for part in crops.split(BATCH_SIZE):
-            network(normalize(part, mean, std), [])
+    mean, std = map(torch.tensor, files.card.normalization.model_dump().values())
+    with torch.inference_mode():
+        for crops in training_crops(arguments.data, detector):
+            network.features(normalize(torch.from_numpy(crops), mean, std))
     # Shape regressions are of what these weights find.
     left_out = ("shape_regression.", "decimal_features.fine.")
     state = {

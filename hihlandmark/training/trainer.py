@@ -202,14 +202,15 @@ def with_sizes_of(
     network = build_training_network(configuration)
     if not isinstance(network, Nested):
         return configuration
-    stacks = number_of_stacks(state)
-    if 0 < stacks < network.configuration.stacks and "stacks" not in configuration.network:
-        logger.info("the weights are of a network of %d stacks", stacks)
-        return with_sizes_of(_with_network(configuration, stacks=stacks), state)
-    kernel = fine_kernel_of(state)
-    if kernel != network.configuration.fine_kernel and "fine_kernel" not in configuration.network:
-        logger.info("fine_kernel of the weights is %d", kernel)
-        return with_sizes_of(_with_network(configuration, fine_kernel=kernel), state)
+    changed: dict[str, int] = {}
+    if 0 < (stacks := number_of_stacks(state)) < network.configuration.stacks:
+        changed["stacks"] = stacks
+    if (kernel := fine_kernel_of(state)) != network.configuration.fine_kernel:
+        changed["fine_kernel"] = kernel
+    changed = {name: size for name, size in changed.items() if name not in configuration.network}
+    if changed:
+        logger.info("the weights are of a network of %s", changed)
+        return with_sizes_of(_with_network(configuration, **changed), state)
     if "pruned" in configuration.network:
         return configuration
     blocks = blocks_left_out(network, state)
