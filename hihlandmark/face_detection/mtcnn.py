@@ -52,13 +52,34 @@ _POINT_OFFSET = -1.0
 # Side in pixels of the receptive field of one output cell of P-Net, and distance of two of them.
 _WINDOW, _STRIDE = 12, 2
 # Maximum overlap of two candidates: within a level, within the image, after R-Net, after O-Net;
-# the first two 0.5 and 0.7 as published, which finds no more faces (benchmarks/face_search.py).
-_OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE, _OVERLAP_REFINED, _OVERLAP_SMALLER = 0.4, 0.6, 0.5, 0.7
+# the first three 0.5, 0.7 and 0.7 as published, which finds no more faces.
+_OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE, _OVERLAP_REFINED, _OVERLAP_SMALLER = 0.4, 0.6, 0.55, 0.7
 # OpenVINO and OpenCV prepare a network for each new shape, which takes longer than running it. So
 # sides of P-Net's input are multiples of this, and the others run in batches of few sizes:
 # (largest, multiple). O-Net's are small and repeat, so that filling them up would cost more.
 _CANVAS_MULTIPLE = 32
 _BATCHES = {24: (32, 8), 48: (16, 1)}
+
+ACTIVATION_RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "PNet": {
+        "network.conv1": (0.0, 255.0),
+        "network.conv2": (-2.2, 12.6),
+        "network.conv3": (-7.8, 13.7),
+    },
+    "RNet": {
+        "network.conv1": (-0.9961, 0.9961),
+        "network.conv2": (-3.3, 4.3),
+        "network.conv3": (-1.9, 3.3),
+    },
+    "ONet": {
+        "network.conv1": (-0.9961, 0.9961),
+        "network.conv2": (-1.4, 6.3),
+        "network.conv3": (-2.7, 5.4),
+        "network.conv4": (-1.1, 4.3),
+    },
+}
+"""For INT8, of the inputs of convolutions: benchmarks/fit_mtcnn_ranges.py. P-Net's last one,
+whose rounding saves little and loses a few faces, is left out."""
 
 
 class Search(NamedTuple):
@@ -91,7 +112,7 @@ class MTCNNFaceDetector(PickledByArguments):
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a `torch.device`.
         runtime: what runs the networks, see `Detector`.
-        precision: of the networks, see `Detector`; PyTorch runs them in fp32.
+        precision: of the networks, see `Detector`; all but OpenVINO run them in fp32.
         detection_size: longest side in pixels of the image that is searched. Faces of 24 pixels in
             it are found reliably, smaller ones less often. What is found is verified in the image
             at about twice this size.
@@ -122,7 +143,7 @@ class MTCNNFaceDetector(PickledByArguments):
         self.detection_size, self.min_face, self.min_score = detection_size, min_face, min_score
         self._network_options = {"device": device, "runtime": runtime, "precision": precision}
         self.runtime = choose_runtime(runtime, self.device)
-        self.precision = available_precision(precision, self.runtime, self.device)
+        self.precision = available_precision(precision, self.runtime, self.device, has_ranges=True)
         self._cascade = Cascade(self.device, self.runtime, self.precision)
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
@@ -164,7 +185,8 @@ class Cascade:
 
                 return PixelGraph(mtcnn_network(name), "pixels", shape, outputs)
 
-            return make_run(runtime, make_graph, f"{name} {release}", device, precision)
+            ranges = ACTIVATION_RANGES[name]
+            return make_run(runtime, make_graph, f"{name} {release}", device, precision, ranges)
 
         self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves_and_logit")
         self._refine = run_of("RNet", (ANY, 24, 24, 3), "moves", "scores")

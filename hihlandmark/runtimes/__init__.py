@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from hihlandmark.arrays import Image
     from hihlandmark.runtimes.graph import CropGraph
+    from hihlandmark.runtimes.int8 import Ranges
     from hihlandmark.weights.card import Decoding, ModelCard
 
 logger = logging.getLogger(__name__)
@@ -121,16 +122,18 @@ def choose_precision(
     if precision == "int8" and not has_ranges:
         raise ConfigurationError(
             "precision='int8' needs weights that hold the ranges of their activations, as "
-            "hih-small does; face detectors hold none: use precision='auto'"
+            "hih-small does and, of the face detectors, mtcnn: use precision='auto'"
         )
     return precision
 
 
-def available_precision(precision: PrecisionChoice, runtime: str, device: AnyDevice) -> Precision:
+def available_precision(
+    precision: PrecisionChoice, runtime: str, device: AnyDevice, *, has_ranges: bool = False
+) -> Precision:
     """`choose_precision` for a graph; fp32 in PyTorch and where the runtime has no other."""
     if runtime == "torch" or "bf16" not in RUNTIMES[runtime].precisions:
         return "fp32"
-    return choose_precision(precision, runtime, device)
+    return choose_precision(precision, runtime, device, has_ranges=has_ranges)
 
 
 def is_exported_model(name: str) -> bool:
@@ -222,6 +225,7 @@ def make_run(
     key: str,
     device: AnyDevice,
     precision: PrecisionChoice = "auto",
+    ranges: Ranges | None = None,
 ) -> Run:
     """A graph run by ``name`` or, with "auto", by the fastest.
 
@@ -230,11 +234,11 @@ def make_run(
         make_graph: makes the graph; called only where no earlier conversion is kept.
         key: distinguishes the graph from others in the cache of converted graphs.
         device: where it runs.
-        precision: as of `choose_precision`, without ranges; fp32 where a runtime has no other, and
-            in PyTorch.
+        precision: as of `choose_precision`; fp32 where a runtime has no other, and in PyTorch.
+        ranges: of the activations of the graph's module, which INT8 needs.
 
     Raises:
-        ConfigurationError: the runtime is not available.
+        ConfigurationError: the runtime or the precision is not available.
     """
     name = choose_runtime(name, device)
     if name == "torch":
@@ -242,9 +246,17 @@ def make_run(
 
         with default_torch_state():
             return run_module(make_graph().module, device)
-    return _converted_run(
-        name, make_graph, key, device, available_precision(precision, name, device)
-    )
+    precision = available_precision(precision, name, device, has_ranges=bool(ranges))
+    if precision != "int8" or ranges is None:
+        return _converted_run(name, make_graph, key, device, precision)
+
+    def make_rounded() -> PixelGraph:
+        from hihlandmark.runtimes.int8 import quantize
+
+        graph = make_graph()
+        return graph._replace(module=quantize(graph.module, ranges))
+
+    return _converted_run(name, make_rounded, f"{key} {ranges}", device, precision)
 
 
 def _converted_run(

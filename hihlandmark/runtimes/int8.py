@@ -29,11 +29,14 @@ _LARGEST_WEIGHT = 127
 
 
 @contextmanager
-def observed_ranges(network: nn.Module) -> Iterator[Ranges]:
+def observed_ranges(network: nn.Module, covered: float | None = None) -> Iterator[Ranges]:
     """The ranges of a network that runs in this context, filled in at its end.
 
-    They are means over the batches: the extremes of all batches are so far apart that the steps
-    between 256 values become too large.
+    Args:
+        network: its convolutions are observed.
+        covered: share of the batches whose lowest value lies in the range, and of those whose
+            highest does. None: both ends are means over the batches. The extremes of all batches
+            are so far apart that the steps between 256 values become too large.
     """
     seen: dict[str, list[tuple[float, float]]] = {}
     ranges: Ranges = {}
@@ -54,8 +57,12 @@ def observed_ranges(network: nn.Module) -> Iterator[Ranges]:
         for hook in hooks:
             hook.remove()
         for name, extremes in seen.items():
-            low, high = np.mean(extremes, axis=0).round(4).tolist()
-            ranges[name] = low, high
+            lows, highs = np.transpose(extremes)
+            if covered is None:
+                ends = lows.mean(), highs.mean()
+            else:
+                ends = np.quantile(lows, 1 - covered), np.quantile(highs, covered)
+            ranges[name] = round(float(ends[0]), 4), round(float(ends[1]), 4)
 
 
 def quantize(network: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> nn.Module:
