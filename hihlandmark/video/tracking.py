@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.crop import crop_angles, resize_matrix, tight_boxes
+from hihlandmark.crop import crop_angles, halved, resize_matrix, tight_boxes
 from hihlandmark.detector import LOW_RELIABILITY, Detector
 from hihlandmark.errors import ConfigurationError, check_integer, missing_extra
 from hihlandmark.face import Face, transform_face
@@ -36,7 +36,7 @@ _SURE_SCORE = 0.5
 _MOVED = 0.03  # part of its side by which a crop must move or grow to be replaced
 _SAME_FACE = 0.4  # intersection over union of the boxes of one face that was found twice
 _CUT = 40.0  # mean difference in gray levels of two scaled-down frames of different scenes
-_SMALL = (48, 27)
+_SAMPLED = (192, 108)
 _SEARCH_OFTEN = 10  # frames between searches while there is no face, or one was lost ...
 _LOST_FOR = 30  # ... within so many frames, for which ByteTrack keeps its id
 _USUAL_STEP = 1 / 25  # seconds between frames whose times do not increase
@@ -195,7 +195,7 @@ class FaceTracker:
         self._filters: dict[int, tuple[OneEuroFilter, int]] = {}
         self._time, self._clock = -math.inf, 0.0
         self._sizes: list[tuple[int, int]] = []
-        self._small: FloatArray | None = None
+        self._small: Image | None = None
         self._until_search = self._search_often_until = self._count = 0
         self._highest_id = self._ended_ids = 0
 
@@ -228,9 +228,10 @@ class FaceTracker:
                 self.detect_every if is_settled else min(self.detect_every, _SEARCH_OFTEN)
             )
         self._until_search -= 1
-        boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
-        distinct = best_boxes(boxes, np.ones(len(faces)), _SAME_FACE)
-        self._faces = self._assign_ids([faces[index] for index in distinct])
+        points = np.array([face.points for face in faces]).reshape(-1, self.detector.layout.size, 2)
+        boxes = tight_boxes(points)
+        distinct = best_boxes(boxes.astype(np.float64), np.ones(len(faces)), _SAME_FACE)
+        self._faces = self._assign_ids([faces[index] for index in distinct], boxes[distinct])
         self._count += 1
         faces = self._smoothed(frame.time) if self.smooth else list(self._faces)
         if image.shape == frame.image.shape:
@@ -250,11 +251,9 @@ class FaceTracker:
 
     def _is_cut(self, image: Image) -> bool:
         # Few of the pixels: averaging all of them takes 1 ms.
-        step = max(1, min(image.shape[:2]) // (2 * max(_SMALL)))
-        resized = cv2.resize(image[::step, ::step], _SMALL, interpolation=cv2.INTER_AREA)
-        small = np.asarray(resized, np.float32)
+        small = halved(halved(cv2.resize(image, _SAMPLED, interpolation=cv2.INTER_NEAREST)))
         before, self._small = self._small, small
-        return before is not None and float(np.abs(small - before).mean()) > _CUT
+        return before is not None and float(cv2.absdiff(small, before).mean()) > _CUT
 
     def _with_new_faces(self, image: Image, faces: list[Face]) -> list[Face]:
         """The tracked faces and those that the face detector finds; best first where they overlap.
@@ -272,8 +271,7 @@ class FaceTracker:
         ]
         new = detections[np.array(is_new, bool)]
         ((_, found),) = self.detector.pipeline.run([Found(None, image, new)], self._box_map)
-        placed = [_with_points(face, face.points) for face in found if not _is_doubtful(face)]
-        return [*sure, *placed, *unsure]
+        return [*sure, *(face for face in found if not _is_doubtful(face)), *unsure]
 
     def _squares_around(self, faces: Sequence[Face]) -> FloatArray:
         """The crop squares (F, 4) of faces by their points."""
@@ -297,24 +295,23 @@ class FaceTracker:
         scores = np.array([face.box_score for face in self._faces])
         found = Found(None, image, Detections(boxes, scores), squares=squares)
         ((_, faces),) = self._one_crop.run([found], self._box_map)
-        return [_with_points(face, face.points) for face in faces]
+        return faces
 
-    def _assign_ids(self, faces: Sequence[Face]) -> list[Face]:
-        """The faces with the track ids that ByteTrack assigns."""
+    def _assign_ids(self, faces: Sequence[Face], boxes: FloatArray) -> list[Face]:
+        """The faces with their boxes (F, 4) and the track ids that ByteTrack assigns."""
         import supervision
 
-        boxes = np.array([face.box for face in faces], np.float32).reshape(-1, 4)
         first, now = self._sizes
-        if first != now:  # ByteTrack sees the pixels of the first frame
-            boxes = boxes * np.tile(np.divide(first, now), 2).astype(np.float32)
-        detections = supervision.Detections(boxes, data={"face": np.arange(len(faces))})
+        # ByteTrack sees the pixels of the first frame.
+        seen = boxes * np.tile(np.divide(first, now), 2).astype(np.float32)
+        detections = supervision.Detections(seen, data={"face": np.arange(len(faces))})
         tracked = self._tracker.update(detections)
         if len(faces) and (tracked.tracker_id < 0).any():
             # ByteTrack assigns an id when it sees a box for the second time: show it twice.
             tracked = self._tracker.update(detections)
         ids = dict(zip(tracked.data.get("face", ()), tracked.tracker_id, strict=True))
         known = [
-            replace(face, track_id=int(ids[index]) + 1 + self._ended_ids)
+            replace(face, box=boxes[index], track_id=int(ids[index]) + 1 + self._ended_ids)
             for index, face in enumerate(faces)
             if ids.get(index, -1) >= 0
         ]
