@@ -62,24 +62,19 @@ _BATCHES = {24: (32, 8), 48: (16, 1)}
 
 ACTIVATION_RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "PNet": {
-        "network.conv1": (0.0, 255.0),
-        "network.conv2": (-2.2, 12.6),
-        "network.conv3": (-7.8, 13.7),
+        "network.conv1": (-128.0, 127.0),
+        "network.conv2": (-1.8, 10.4),
+        "network.conv3": (-6.5, 11.5),
     },
     "RNet": {
-        "network.conv1": (-0.9961, 0.9961),
+        "network.conv1": (-1.0, 1.0),
         "network.conv2": (-3.3, 4.3),
         "network.conv3": (-1.9, 3.3),
     },
-    "ONet": {
-        "network.conv1": (-0.9961, 0.9961),
-        "network.conv2": (-1.4, 6.3),
-        "network.conv3": (-2.7, 5.4),
-        "network.conv4": (-1.1, 4.3),
-    },
 }
 """For INT8, of the inputs of convolutions: benchmarks/fit_mtcnn_ranges.py. P-Net's last one,
-whose rounding saves little and loses a few faces, is left out."""
+whose rounding saves little and loses a few faces, and O-Net, which becomes no faster, are left out.
+"""
 
 
 class Search(NamedTuple):
@@ -185,8 +180,9 @@ class Cascade:
 
                 return PixelGraph(mtcnn_network(name), "pixels", shape, outputs)
 
-            ranges = ACTIVATION_RANGES[name]
-            return make_run(runtime, make_graph, f"{name} {release}", device, precision, ranges)
+            ranges = ACTIVATION_RANGES.get(name)
+            own: PrecisionChoice = "auto" if precision == "int8" and not ranges else precision
+            return make_run(runtime, make_graph, f"{name} {release}", device, own, ranges)
 
         self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves_and_logit")
         self._refine = run_of("RNet", (ANY, 24, 24, 3), "moves", "scores")
