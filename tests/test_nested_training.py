@@ -20,6 +20,7 @@ from hihlandmark.datasets.faces import AnnotatedFaces
 from hihlandmark.heatmap import decode_heatmaps
 from hihlandmark.layouts import W300_68, WFLW98
 from hihlandmark.models.base import AnyHeatmaps, normalize
+from hihlandmark.models.efficientnet import InvertedResidual
 from hihlandmark.models.nested import (
     DecimalFeatures,
     Nested,
@@ -637,6 +638,30 @@ def test_a_fine_level_that_is_linear_is_fitted_exactly(monkeypatch: pytest.Monke
         cheap.load_state_dict(tensors | {"3.num_batches_tracked": torch.tensor(0)})
         torch.testing.assert_close(cheap(maps), level(maps), rtol=1e-2, atol=1e-2)
         assert cheap[3].running_var.sqrt().allclose(cheap[2](cheap[1](maps)).std((0, 2, 3)), 1e-2)
+
+
+def test_a_block_that_adds_nothing_leaves_the_projection_before_it_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from fit_fine_levels import Moments
+    from leave_out_block import projection_of_both
+
+    torch.manual_seed(0)
+    before = InvertedResidual(4, 6, 3, 2, 6).eval()
+    moments = Moments(1)
+    inputs: list[torch.Tensor] = []
+    before.project.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    maps = torch.randn(20, 4, 16, 16)
+    with torch.no_grad():
+        for part in maps.split(10):
+            output = before(part)
+            moments.add(before, (inputs[-1],), output)
+        expected = before(maps)
+        tensors, share = projection_of_both(before, moments)
+        assert share == pytest.approx(1, abs=1e-3)
+        before.project.load_state_dict(tensors | {"1.num_batches_tracked": torch.tensor(0)})
+        torch.testing.assert_close(before(maps), expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("kernel", [2, 5])
