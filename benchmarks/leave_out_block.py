@@ -64,7 +64,7 @@ def main() -> None:
     network = network_of(detector)
     assert isinstance(network, Nested)
     level, _, number = arguments.block.rpartition(".")
-    first = f"{level}.{int(number) - 1}"
+    first = f"{level}.{int(number) - 1}" if number.isdigit() else level
     modules = dict(network.named_modules())
     before, block = modules.get(first), modules.get(arguments.block)
     if not isinstance(before, InvertedResidual) or not isinstance(block, InvertedResidual):
@@ -92,7 +92,7 @@ def main() -> None:
     state = {n: t for n, t in state.items() if not n.startswith("shape_regression.")}
     state = without_blocks(state, [arguments.block])
     state |= {f"{first}.project.{name}": tensor for name, tensor in tensors.items()}
-    pruned = sorted([*files.card.configuration["pruned"], arguments.block])
+    pruned = sorted([*files.card.configuration.get("pruned", ()), arguments.block])
     sizes = {**files.card.configuration, "pruned": pruned}
     card = files.card.model_copy(update={"configuration": sizes, "activation_ranges": {}})
     print(save_weights(arguments.out, card, state))
