@@ -12,15 +12,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from fit_fine_levels import Moments, training_crops
+from fit_fine_levels import Moments, open_nested, training_crops
 from torch import nn
 
-from hihlandmark import Detector
 from hihlandmark.models.base import normalize
 from hihlandmark.models.efficientnet import InvertedResidual
-from hihlandmark.models.nested import Nested, without_blocks
-from hihlandmark.training.export import network_of
-from hihlandmark.weights import find_weights, read_weights, save_weights
+from hihlandmark.models.nested import without_blocks
+from hihlandmark.weights import read_weights, save_weights
 
 
 def projection_of_both(
@@ -59,10 +57,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the new weights")
     arguments = parser.parse_args()
-    files = find_weights(arguments.weights)
-    detector = Detector(68, weights=arguments.weights, runtime="torch", precision="fp32")
-    network = network_of(detector)
-    assert isinstance(network, Nested)
+    files, detector, network = open_nested(arguments.weights)
     level, _, number = arguments.block.rpartition(".")
     first = f"{level}.{int(number) - 1}" if number.isdigit() else level
     modules = dict(network.named_modules())
