@@ -2,7 +2,8 @@
 
     python benchmarks/fit_mtcnn_ranges.py --data DATA
 
-MTCNN searches 200 images of training sets in PyTorch. The ranges are printed.
+MTCNN searches 200 images of training sets in PyTorch. The ranges are printed; those of pixels are
+known, the others are rounded to tenths.
 """
 
 from __future__ import annotations

@@ -286,6 +286,9 @@ def test_faces_found_in_lower_precision_are_about_the_same(name, precision, requ
     quick = make_face_detector(name, device="cpu", runtime="openvino", precision=precision)
     assert quick.precision == precision
     (found,) = quick.detect([head])
+    if precision == "int8":
+        other = make_face_detector(name, device="cpu", runtime="openvino", precision="bf16")
+        assert not np.array_equal(found.boxes, other.detect([head])[0].boxes)
     side = np.ptp(expected.boxes[0, ::2])
     assert not np.array_equal(found.boxes, expected.boxes)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05 * side)
@@ -306,6 +309,11 @@ def test_mtcnn_takes_int8_where_hardware_and_runtime_have_it(
 
 
 def test_ranges_of_mtcnn_are_of_its_convolutions() -> None:
+    layers = {f"network.conv{number}" for number in (1, 2, 3)}
+    assert {name: set(ranges) for name, ranges in ACTIVATION_RANGES.items()} == {
+        "PNet": layers,
+        "RNet": layers,
+    }
     for name, ranges in ACTIVATION_RANGES.items():
         modules = dict(mtcnn_network(name).named_modules())
         assert all(isinstance(modules[layer], torch.nn.Conv2d) for layer in ranges)

@@ -38,6 +38,20 @@ def test_ranges_are_means_of_the_extremes_of_batches_and_hold_zero() -> None:
     assert ranges["0"] == (0.0, 2.0), "observed after the end"
 
 
+@pytest.mark.parametrize(
+    ("covered", "expected"), [(1.0, (-9.0, 5.0)), (0.5, (-2.0, 1.0)), (0.75, (-3.0, 2.0))]
+)
+def test_ranges_hold_the_extremes_of_a_share_of_the_batches(
+    covered: float, expected: tuple[float, float]
+) -> None:
+    network = two_convolutions()
+    lowest, highest = (-2.0, -1.0, -2.0, -3.0, -9.0), (1.0, 1.0, 0.5, 2.0, 5.0)
+    with observed_ranges(network, covered) as ranges:
+        for low, high in zip(lowest, highest, strict=True):
+            network(torch.tensor([low, high]).repeat(1, 3, 4, 2))
+    assert ranges["0"] == expected
+
+
 def test_the_first_and_the_last_convolutions_get_no_range() -> None:
     parts = {"heads": nn.Sequential(nn.Conv2d(4, 2, 1)), "body": nn.Conv2d(4, 4, 1)}
     network = nn.Sequential(OrderedDict(reversed(parts.items())))

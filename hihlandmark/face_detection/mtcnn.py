@@ -52,7 +52,7 @@ _POINT_OFFSET = -1.0
 # Side in pixels of the receptive field of one output cell of P-Net, and distance of two of them.
 _WINDOW, _STRIDE = 12, 2
 # Maximum overlap of two candidates: within a level, within the image, after R-Net, after O-Net;
-# the first three 0.5, 0.7 and 0.7 as published, which finds no more faces.
+# the first three 0.5, 0.7 and 0.7 as published, which finds no more faces (by the same script).
 _OVERLAP_IN_LEVEL, _OVERLAP_IN_IMAGE, _OVERLAP_REFINED, _OVERLAP_SMALLER = 0.4, 0.6, 0.55, 0.7
 # OpenVINO and OpenCV prepare a network for each new shape, which takes longer than running it. So
 # sides of P-Net's input are multiples of this, and the others run in batches of few sizes:

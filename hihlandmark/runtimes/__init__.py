@@ -121,8 +121,8 @@ def choose_precision(
         )
     if precision == "int8" and not has_ranges:
         raise ConfigurationError(
-            "precision='int8' needs weights that hold the ranges of their activations, as "
-            "hih-small does and, of the face detectors, mtcnn: use precision='auto'"
+            "precision='int8' needs weights that hold the ranges of their activations: those of "
+            "hih-small and of the face detector mtcnn do; use precision='auto'"
         )
     return precision
 
@@ -131,7 +131,7 @@ def available_precision(
     precision: PrecisionChoice, runtime: str, device: AnyDevice, *, has_ranges: bool = False
 ) -> Precision:
     """`choose_precision` for a graph; fp32 in PyTorch and where the runtime has no other."""
-    if runtime == "torch" or "bf16" not in RUNTIMES[runtime].precisions:
+    if runtime == "torch" or RUNTIMES[runtime].precisions == ("fp32",):
         return "fp32"
     return choose_precision(precision, runtime, device, has_ranges=has_ranges)
 
@@ -250,13 +250,13 @@ def make_run(
     if precision != "int8" or ranges is None:
         return _converted_run(name, make_graph, key, device, precision)
 
-    def make_rounded() -> PixelGraph:
+    def make_quantized() -> PixelGraph:
         from hihlandmark.runtimes.int8 import quantize
 
         graph = make_graph()
         return graph._replace(module=quantize(graph.module, ranges))
 
-    return _converted_run(name, make_rounded, f"{key} {ranges}", device, precision)
+    return _converted_run(name, make_quantized, f"{key} {ranges}", device, precision)
 
 
 def _converted_run(

@@ -36,7 +36,9 @@ _SURE_SCORE = 0.5
 _MOVED = 0.03  # part of its side by which a crop must move or grow to be replaced
 _SAME_FACE = 0.4  # intersection over union of the boxes of one face that was found twice
 _CUT = 40.0  # mean difference in gray levels of two scaled-down frames of different scenes
-_SAMPLED = (192, 108)
+# Width and height of what is compared, before it is halved twice. No usual width of a video is a
+# multiple: the pixels that are taken of a regular pattern would all be alike, and change together.
+_SAMPLED = (212, 108)
 _SEARCH_OFTEN = 10  # frames between searches while there is no face, or one was lost ...
 _LOST_FOR = 30  # ... within so many frames, for which ByteTrack keeps its id
 _USUAL_STEP = 1 / 25  # seconds between frames whose times do not increase
