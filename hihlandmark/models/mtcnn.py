@@ -14,7 +14,7 @@ from torch.nn.functional import max_pool2d
 
 # The networks take (pixels - mean) / std.
 _MEAN, _STD = 127.5, 128.0
-_MIDDLE = 128.0
+_PIXEL_OFFSET = 128.0  # with steps of 1 from -128 to 127, INT8 rounds no pixel
 
 
 class MTCNNNetwork(nn.Module):
@@ -35,8 +35,8 @@ class MTCNNNetwork(nn.Module):
 class ProposalNetwork(nn.Module):
     """P-Net, from pixels (1, H, W, 3) uint8 with even sides.
 
-    Normalization is part of the first convolution, but for a whole number, which bf16 and INT8 take
-    off exactly, and both outputs are computed by one.
+    Normalization is part of the first convolution, except for subtracting 128, which is exact in
+    bf16 and INT8, and both outputs are computed by one.
     """
 
     network: Any
@@ -48,7 +48,7 @@ class ProposalNetwork(nn.Module):
         self.output = nn.Conv2d(moves.in_channels, 5, kernel_size=1)
         with torch.no_grad():
             first.weight /= _STD
-            first.bias -= (_MEAN - _MIDDLE) * first.weight.sum(dim=(1, 2, 3))
+            first.bias -= (_MEAN - _PIXEL_OFFSET) * first.weight.sum(dim=(1, 2, 3))
             for name, joined in self.output.named_parameters():
                 no_face, face = getattr(classes, name)
                 joined.copy_(torch.cat([getattr(moves, name), (face - no_face)[None]]))
@@ -56,7 +56,7 @@ class ProposalNetwork(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
         """(1, 5, H', W'): the four moves of a box, and the logit of a face."""
         network = self.network
-        centered = pixels.permute(0, 3, 1, 2).float() - _MIDDLE
+        centered = pixels.permute(0, 3, 1, 2).float() - _PIXEL_OFFSET
         features = network.prelu1(network.conv1(centered))
         features = max_pool2d(features, 2)
         features = network.prelu2(network.conv2(features))
