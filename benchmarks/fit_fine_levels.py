@@ -27,7 +27,6 @@ from hihlandmark.models.base import normalize
 from hihlandmark.models.nested import Nested
 from hihlandmark.training.export import network_of
 from hihlandmark.weights import find_weights, read_weights, save_weights
-from hihlandmark.weights.find import WeightFiles
 
 FACES = {"w300": 640, "wflw98": 340, "cofw29": 60}
 HELD_OUT = 100
@@ -35,15 +34,6 @@ HELD_OUT = 100
 RANK = 32
 RIDGE = 1e-4
 """Penalty of the regression, relative to the mean variance of its inputs."""
-
-
-def open_nested(card: Path) -> tuple[WeightFiles, Detector, Nested]:
-    """Weights, a detector in PyTorch with them, and its network."""
-    files = find_weights(card)
-    detector = Detector(68, weights=files.card_path, runtime="torch", precision="fp32")
-    network = network_of(detector)
-    assert isinstance(network, Nested)
-    return files, detector, network
 
 
 def training_crops(data: Path, detector: Detector) -> Iterator[Image]:
@@ -124,7 +114,10 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="card of the weights")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new weights")
     arguments = parser.parse_args()
-    files, detector, network = open_nested(arguments.weights)
+    files = find_weights(arguments.weights)
+    detector = Detector(68, weights=arguments.weights, runtime="torch", precision="fp32")
+    network = network_of(detector)
+    assert isinstance(network, Nested)
     if kernel := network.configuration.fine_kernel:
         parser.error(f"{files.card_path} has cheaper fine levels already: fine_kernel is {kernel}")
     kernel_size = network.configuration.stride // 2

@@ -12,13 +12,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from fit_fine_levels import Moments, open_nested, training_crops
+from fit_fine_levels import Moments, training_crops
 from torch import nn
 
+from hihlandmark import Detector
 from hihlandmark.models.base import normalize
 from hihlandmark.models.efficientnet import InvertedResidual
-from hihlandmark.models.nested import without_blocks
-from hihlandmark.weights import read_weights, save_weights
+from hihlandmark.models.nested import Nested, without_blocks
+from hihlandmark.weights import find_weights, load_model, read_weights, save_weights
 
 
 def projection_of_both(
@@ -57,13 +58,15 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the new weights")
     arguments = parser.parse_args()
-    files, detector, network = open_nested(arguments.weights)
+    files = find_weights(arguments.weights)
+    network = load_model(arguments.weights).network
+    assert isinstance(network, Nested)
     level, _, number = arguments.block.rpartition(".")
     first = f"{level}.{int(number) - 1}" if number.isdigit() else level
     modules = dict(network.named_modules())
     before, block = modules.get(first), modules.get(arguments.block)
     if not isinstance(before, InvertedResidual) or not isinstance(block, InvertedResidual):
-        parser.error(f"{arguments.block} and {first} are not two inverted residual blocks in a row")
+        parser.error(f"{arguments.block} is no inverted residual block that follows another one")
     moments, latest = Moments(1), {}
 
     def remember(name: str) -> None:
@@ -77,6 +80,7 @@ def main() -> None:
     remember(f"{first}.project")
     block.register_forward_hook(add)
     mean, std = map(torch.tensor, files.card.normalization.model_dump().values())
+    detector = Detector(68, weights=arguments.weights, runtime="torch", precision="fp32")
     with torch.inference_mode():
         for crops in training_crops(arguments.data, detector):
             network.encoder(normalize(torch.from_numpy(crops), mean, std))
