@@ -181,8 +181,7 @@ class Cascade:
                 return PixelGraph(mtcnn_network(name), "pixels", shape, outputs)
 
             ranges = ACTIVATION_RANGES.get(name)
-            chosen: PrecisionChoice = "auto" if precision == "int8" and not ranges else precision
-            return make_run(runtime, make_graph, f"{name} {release}", device, chosen, ranges)
+            return make_run(runtime, make_graph, f"{name} {release}", device, precision, ranges)
 
         self._propose = run_of("PNet", (1, ANY, ANY, 3), "moves_and_logit")
         self._refine = run_of("RNet", (ANY, 24, 24, 3), "moves", "scores")

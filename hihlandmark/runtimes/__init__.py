@@ -130,9 +130,14 @@ def choose_precision(
 def available_precision(
     precision: PrecisionChoice, runtime: str, device: AnyDevice, *, has_ranges: bool = False
 ) -> Precision:
-    """`choose_precision` for a graph; fp32 in PyTorch and where the runtime has no other."""
+    """`choose_precision` for a graph; fp32 in PyTorch and where the runtime has no other.
+
+    Without ranges, "int8" is taken as "auto".
+    """
     if runtime == "torch" or RUNTIMES[runtime].precisions == ("fp32",):
         return "fp32"
+    if precision == "int8" and not has_ranges:
+        precision = "auto"
     return choose_precision(precision, runtime, device, has_ranges=has_ranges)
 
 
@@ -234,7 +239,7 @@ def make_run(
         make_graph: makes the graph; called only where no earlier conversion is kept.
         key: distinguishes the graph from others in the cache of converted graphs.
         device: where it runs.
-        precision: as of `choose_precision`; fp32 where a runtime has no other, and in PyTorch.
+        precision: as of `available_precision`.
         ranges: of the activations of the graph's module, which INT8 needs.
 
     Raises:

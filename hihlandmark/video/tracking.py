@@ -304,8 +304,9 @@ class FaceTracker:
         import supervision
 
         first, now = self._sizes
-        # ByteTrack sees the pixels of the first frame.
-        seen = boxes * np.tile(np.divide(first, now), 2).astype(np.float32)
+        seen = boxes
+        if first != now:  # ByteTrack sees the pixels of the first frame
+            seen = boxes * np.tile(np.divide(first, now), 2).astype(np.float32)
         detections = supervision.Detections(seen, data={"face": np.arange(len(faces))})
         tracked = self._tracker.update(detections)
         if len(faces) and (tracked.tracker_id < 0).any():
@@ -370,8 +371,7 @@ def _resized(face: Face, image: Image, frame: Frame) -> Face:
     return transform_face(face, resize_matrix(image.shape[1::-1], frame.image.shape[1::-1]))
 
 
-def _with_points(face: Face, points: FloatArray, covariance: FloatArray | None = None) -> Face:
-    covariance = face.covariance if covariance is None else covariance
+def _with_points(face: Face, points: FloatArray, covariance: FloatArray) -> Face:
     box = tight_boxes(points.astype(np.float32))
     return replace(face, points=points, covariance=covariance, box=box)
 
