@@ -15,7 +15,7 @@ from hihlandmark.models.registry import build_model, configuration_of
 from hihlandmark.runtimes import choose_precision, export, make_runtime
 from hihlandmark.runtimes.base import Precision
 from hihlandmark.runtimes.devices import CPU
-from hihlandmark.runtimes.int8 import observed_ranges, quantize
+from hihlandmark.runtimes.int8 import observed_ranges, quantize, round_in_training
 from hihlandmark.weights import load_model
 from hihlandmark.weights.card import ModelCard
 
@@ -72,6 +72,23 @@ def test_quantized_convolutions_round_inputs_and_weights() -> None:
     clipped = quantize(two_convolutions(), {"0": (-0.5, 0.5)})
     torch.testing.assert_close(clipped(2 * pixels), clipped((2 * pixels).clamp(-0.501, 0.501)))
     assert torch.equal(clipped[0][0](torch.zeros(1)), torch.zeros(1))
+
+
+def test_inputs_are_rounded_in_training_alone_and_pass_gradients_within_their_range() -> None:
+    pixels = torch.tensor([-3.0, -0.501, 0.007, 0.5]).repeat(1, 3, 2, 1)
+    expected = two_convolutions()(pixels)
+    network = two_convolutions()
+    round_in_training(network, {"0": (-1.0, 1.0), "unknown": (0.0, 1.0)})
+    assert torch.equal(network(pixels), expected)
+    network.train()
+    step = 2 / 255
+    rounded = (pixels / step).round().clamp(-128, 127) * step
+    torch.testing.assert_close(network(pixels), two_convolutions()(rounded))
+    pixels.requires_grad_()
+    network(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert (pixels.grad[..., 0] == 0).all(), "beyond the range"
+    assert (pixels.grad[..., 1:] != 0).any()
 
 
 def test_ranges_of_another_network_are_an_error() -> None:

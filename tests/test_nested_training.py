@@ -55,7 +55,7 @@ from hihlandmark.training.trainer import (
     load_imagenet_encoder,
     train,
 )
-from hihlandmark.weights import load_model
+from hihlandmark.weights import find_weights, load_model, read_weights, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -662,6 +662,77 @@ def test_a_block_that_adds_nothing_leaves_the_projection_before_it_as_it_was(
         assert share == pytest.approx(1, abs=1e-3)
         before.project.load_state_dict(tensors | {"1.num_batches_tracked": torch.tensor(0)})
         torch.testing.assert_close(before(maps), expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", [0, 4])
+def test_channels_with_equal_largest_values_find_the_same(
+    kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from equalize_channels import LARGEST_FACTOR, equalized, largest_values, streams
+
+    sizes = {**nested().network, "fine_kernel": kernel, "pruned": ["encoder.levels.1.1"]}
+    network = build_training_network(nested(network=sizes))
+    assert isinstance(network, Nested)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data = torch.rand_like(module.weight) + 0.5
+            module.bias.data = torch.randn_like(module.bias)
+            module.momentum = 1.0
+    crops = torch.randn(2, 3, SIZE, SIZE)
+    network(crops)
+    network.eval()
+    before, expected = largest_values(network, [crops]), network(crops)
+    state, every = dict(network.state_dict()), list(streams(network))
+    for stream in every:
+        state = equalized(state, stream, before)
+    network.load_state_dict(state)
+    after = largest_values(network, [crops])
+    for name, found in network(crops).items():
+        for one, other in zip(found, expected[name], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+    for stream in every:
+        old, new = (
+            torch.stack([largest[name] for name in stream.convolutions]).amax(dim=0)
+            for largest in (before, after)
+        )
+        seen = new[old > old.amax() / LARGEST_FACTOR]
+        torch.testing.assert_close(seen, seen.amax().expand_as(seen), rtol=1e-3, atol=0)
+    seen_by = [name for stream in every for name in stream.convolutions]
+    assert len(seen_by) == len(set(seen_by))
+    assert {
+        "encoder.levels.4.0.expand.0",
+        "up_path.context.1",
+        "stacks.0.residual.residual.2.0",
+    } <= {*seen_by}
+
+
+def test_inputs_are_rounded_in_training_within_the_ranges_of_weights(tmp_path: Path) -> None:
+    data, folder = write_data(tmp_path / "data"), tmp_path / "weights"
+    plain = nested()
+    train(plain, data, tmp_path / "plain", device="cpu", workers=0)
+    card = export(tmp_path / "plain" / "last.pt", plain, data, folder)
+    rounded = nested(int8_ranges=str(card))
+    with pytest.raises(ConfigurationError, match=r"int8_ranges=.* has no range of a convolution"):
+        train(rounded, data, tmp_path / "none", device="cpu", workers=0)
+    with pytest.raises(WeightsError, match=r"int8_ranges='missing\.json'"):
+        train(nested(int8_ranges="missing.json"), data, tmp_path / "none", device="cpu", workers=0)
+    files = find_weights(card)
+    ranges = {"encoder.levels.2.0.expand.0": (-1.0, 1.0)}
+    changed = files.card.model_copy(update={"activation_ranges": ranges})
+    save_weights(folder, changed, read_weights(files))
+    train(rounded, data, tmp_path / "rounded", device="cpu", workers=0)
+    states = [load_checkpoint(tmp_path / run / "last.pt") for run in ("plain", "rounded")]
+    names = states[0]["network"].keys()
+    assert names == states[1]["network"].keys()
+    assert any(not states[0]["network"][n].equal(states[1]["network"][n]) for n in names)
+    moved = nested(int8_ranges=str(card.rename(card.with_stem("moved"))))
+    with pytest.raises(WeightsError):
+        train(rounded, data, tmp_path / "rounded", device="cpu", workers=0)
+    train(moved, data, tmp_path / "rounded", device="cpu", workers=0)
+    save_weights(folder, files.card, read_weights(files))
+    with pytest.raises(ConfigurationError, match="another configuration"):
+        train(plain, data, tmp_path / "rounded", device="cpu", workers=0)
 
 
 @pytest.mark.parametrize("kernel", [2, 5])

@@ -313,6 +313,9 @@ class TrainingConfiguration(_ConfigurationTable):
     loss: Loss = Loss()
     mesh: Mesh = Mesh()
     optimizer: Optimizer = Optimizer()
+    int8_ranges: str | None = None
+    """Weights (a path, packaged name or Hub repository) within whose ranges for INT8 the inputs of
+    convolutions are rounded in training, so that INT8 costs less accuracy; None: no rounding."""
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay of the moving average of the weights, which is exported; 0: the last weights."""
     freeze_bn: bool = False
@@ -380,7 +383,7 @@ class TrainingConfiguration(_ConfigurationTable):
 
     def fingerprint(self) -> str:
         """The values that change the weights; they must be equal to resume a run."""
-        unused = ("validation", "card", "save_every", "exported_auxiliary")
+        unused = ("validation", "card", "save_every", "exported_auxiliary", "int8_ranges")
         excluded: dict[str, Any] = dict.fromkeys(unused, True)
         # Without a teacher the whole table is left out, so that older runs can be resumed.
         excluded["mesh"] = True if not any(each.mesh for each in self.sets) else {}

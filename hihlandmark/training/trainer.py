@@ -34,6 +34,7 @@ from hihlandmark.models.nested import (
     without_stacks,
 )
 from hihlandmark.models.registry import MODELS, build_model
+from hihlandmark.runtimes.int8 import Ranges, round_in_training
 from hihlandmark.runtimes.torch_devices import resolve_device
 from hihlandmark.training.checkpoint import (
     BEST,
@@ -58,6 +59,7 @@ from hihlandmark.training.distillation import PseudoLabeler, read_teacher
 from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
 from hihlandmark.training.schedule import Plan
 from hihlandmark.training.validation import Validator
+from hihlandmark.weights import find_weights
 from hihlandmark.weights.convert import from_efficientnet_lite0
 
 logger = logging.getLogger(__name__)
@@ -156,7 +158,10 @@ def train(
     fingerprint = f"{configuration.fingerprint()} group {group}"
     fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""
+    ranges = _int8_ranges(configuration, network)
+    fingerprint += f" ranges {ranges}" if ranges else ""
     trainer = _Trainer(configuration, plan, network, teacher, validator, accelerator, fingerprint)
+    round_in_training(network, ranges)  # the average, a copy, is not rounded
     alone = _alone_in(run) if accelerator.is_main_process else nullcontext()
     with alone, one_opencv_thread():
         trainer.resume(run)
@@ -276,6 +281,24 @@ def load_imagenet_encoder(network: LandmarkNetwork) -> None:
     state = torch.load(path, map_location="cpu", weights_only=True)
     pruned = [name.removeprefix("encoder.") for name in network.configuration.pruned]
     network.encoder.load_state_dict(without_blocks(from_efficientnet_lite0(state), pruned))
+
+
+def _int8_ranges(configuration: TrainingConfiguration, network: LandmarkNetwork) -> Ranges:
+    """The ranges that the inputs of convolutions are rounded within; none by default."""
+    name = configuration.int8_ranges
+    if name is None:
+        return {}
+    try:
+        # The model is for a folder with several.
+        ranges = dict(find_weights(name, model=configuration.model).card.activation_ranges)
+    except WeightsError as error:
+        raise WeightsError(f"int8_ranges={name!r}: {error}") from error
+    if not ranges.keys() & dict(network.named_modules()).keys():
+        raise ConfigurationError(
+            f"int8_ranges={name!r} has no range of a convolution of this network: choose weights "
+            "of this network whose card has activation_ranges"
+        )
+    return ranges
 
 
 class _Trainer:
