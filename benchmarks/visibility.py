@@ -205,12 +205,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure Face.visibility.")
     parser.add_argument("--data", type=Path, required=True, help="w300, wflw98, cofw29")
     parser.add_argument("--weights", type=Path, help="default: the packaged ones")
-    parser.add_argument("--write", type=Path, help="card into which the figures are written")
+    parser.add_argument(
+        "--write", type=Path, help="card of the weights, into which the figures are written"
+    )
     arguments = parser.parse_args()
+    if arguments.write and arguments.weights:
+        parser.error("--write measures the weights of its card: omit --weights")
     written = []
     for folder, split in SPLITS:
         faces = read_faces(arguments.data / folder, split)
-        detector = Detector(faces.layout, weights=arguments.weights)
+        detector = Detector(faces.layout, weights=arguments.write or arguments.weights)
         measured = measure(detector, faces)
         figures: dict[str, Any] = {
             "weights": detector.card.sha256,

@@ -508,6 +508,8 @@ def test_the_command_reports_and_writes_a_calibrated_copy(
     assert result.exit_code == 0, result.output
     assert "3 faces" in result.stdout
     assert "no card was changed" in result.stdout
+    result = CliRunner().invoke(app, [*arguments, "--split", "more", "--held-out", "1"])
+    assert "--held-out chooses faces of one split" in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
@@ -540,8 +542,11 @@ def test_a_converted_layout_calibrates_the_one_that_the_network_predicts(
     values = {"image": "image.png", "split": "val", "points": points}
     (data / "annotations.jsonl").write_text("\n".join([json.dumps(values)] * len(rows)))
     arguments = ["--data", str(data), "--split", "val", "--weights", str(weights)]
-    result = CliRunner().invoke(app, [*arguments, "--layout", "68", "--device", "cpu"])
+    arguments += ["--layout", "68", "--annotated", "WFLW98", "--device", "cpu"]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+    command = find_weights(weights).card.figures[-1].command
+    assert command.endswith("--layout 98 --method logistic --annotated WFLW98")
     assert set(find_weights(weights).card.calibration) == {"WFLW98"}
     fitted = Detector(68, weights=weights, device="cpu", runtime="torch").pipeline.calibration
     assert fitted != Calibration()

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -434,6 +435,11 @@ def test_exif_orientation_is_ignored_in_published_sets_and_applied_in_ours(
     project_set(tmp_path / "own", {"image": "images/b.jpg"})
     write_rotated_image(tmp_path / "own" / "images" / "b.jpg")
     assert read_faces(tmp_path / "own", "train")[0].load_image().shape == (60, 40, 3)
+    folder = tmp_path / "pts"
+    folder.mkdir()
+    write_rotated_image(folder / "c.jpg")
+    shutil.copy(w300 / "ibug" / "image_092 _01.pts", folder / "c.pts")
+    assert read_faces(folder, "train")[0].load_image().shape == (60, 40, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0cut", None, "half"])

@@ -353,9 +353,13 @@ def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
 def test_a_report_folder_has_tables_and_figures(tmp_path: Path) -> None:
     evaluation = small_evaluation()
     report, folder = summarize(evaluation, {"model": "some"}), tmp_path / "new"
+    folder.mkdir()
+    (folder / "jitter.csv").write_text("of an earlier report")
+    (folder / "mine.txt").write_text("kept")
     written = write_report(folder, report, evaluation, faces_of(evaluation), {"model": "some"})
     tables = {"report.json", "report.md", "ced.csv", "points.csv", "faces.csv"}
     assert {path.name for path in written} == {*tables, "ced.png", "failures.png"}
+    assert {*folder.iterdir()} == {*written, folder / "mine.txt"}
     rows = list(csv.DictReader((folder / "faces.csv").open()))
     assert rows[1] == {"name": "b.png", "nme": "12.0", "missed": "0"}
     assert rows[2] == {"name": "c.png", "nme": "", "missed": "1"}

@@ -127,14 +127,16 @@ def test_known_layout_is_tuned_from_pts_files_and_the_command_resumes(
 ) -> None:
     faces = write_faces(tmp_path / "faces", astronaut, astronaut_points, 5)
     arguments = (faces, "--weights", tiny_weights, "--steps", 3)
-    result = call(*arguments, "--out", tmp_path / "tuned")
+    result = call(*arguments, "--out", tmp_path / "finetune")  # the name of its own record
     assert result.exit_code == 0, result.output
     assert "4 faces to learn from" in result.output
     assert "for tests only" in result.output
     assert re.search("did not help|helped", result.output)
-    files = {path.name for path in (tmp_path / "tuned").iterdir()}
+    files = {path.name for path in (tmp_path / "finetune").iterdir()}
     assert files == {"tuned.json", "tuned.safetensors", "before-after.png", "finetune.json", "run"}
-    loaded = load_model(tmp_path / "tuned")
+    loaded = load_model(tmp_path / "finetune")
+    expected = f"hihlandmark finetune faces --out finetune --weights {tiny_weights.name} --steps 3"
+    assert loaded.card.figures[0].command == expected
     assert loaded.card.license == "for tests only"
     assert loaded.card.training_data[-1].images == 4
     assert "W300_68" in loaded.card.calibration
@@ -143,11 +145,11 @@ def test_known_layout_is_tuned_from_pts_files_and_the_command_resumes(
     assert changed
     assert all(name.startswith("heads.W300_68.") for name in changed), "few faces: the head alone"
 
-    again = call(*arguments, "--out", tmp_path / "tuned")
+    again = call(*arguments, "--out", tmp_path / "finetune")
     assert again.exit_code == 0, again.output
-    assert load_model(tmp_path / "tuned").card.sha256 == loaded.card.sha256
+    assert load_model(tmp_path / "finetune").card.sha256 == loaded.card.sha256
 
-    other = call(faces, "--weights", tiny_weights, "--steps", 4, "--out", tmp_path / "tuned")
+    other = call(faces, "--weights", tiny_weights, "--steps", 4, "--out", tmp_path / "finetune")
     assert isinstance(other.exception, ConfigurationError)
     assert "steps" in str(other.exception)
 
@@ -540,6 +542,8 @@ def test_settings_follow_the_number_of_faces(tiny_weights: Path) -> None:
         split = _SplitOf(count)
         made = make_configuration(card, split, W300_68, is_new, tiny_weights, None, "cpu")  # type: ignore[arg-type]
         assert {stage.crop_size for stage in made.stages} == {64}, "the network's input size"
+        if made.distillation:  # the new head has nothing to teach
+            assert made.distillation.layouts == (("COFW29",) if is_new else None)
         return [stage.trained for stage in made.stages], made.distillation is not None
 
     head = ("heads.W300_68.",)

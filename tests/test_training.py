@@ -366,6 +366,16 @@ def test_patience_ends_a_run(data: Path, tmp_path: Path) -> None:
     assert run(slow, data, tmp_path).steps == summary.steps, "it stays ended"
 
 
+def test_sets_of_the_same_split_are_validated_apart(data: Path, tmp_path: Path) -> None:
+    half = {"folder": "COFW29", "split": "val", "held_out": 1}
+    validation = {**VALIDATION, "sets": [*VALIDATION["sets"], half]}
+    summary = run(tiny(validation=validation), data, tmp_path)
+    assert summary.nme.keys() == {"COFW29/val", "COFW29/val 2"}
+    # Without validation the last weights are the result, not the best ones of then.
+    summary = run(tiny(), data, tmp_path)
+    assert (summary.checkpoint.name, summary.nme) == (checkpoints.LAST, {})
+
+
 def test_validation_ignores_faces_without_eye_corners(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_set(tmp_path / "set", COFW29.mean_shape * 70 + 60, split=split)

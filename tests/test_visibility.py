@@ -81,6 +81,13 @@ def test_a_mask_covers_the_mouth_and_sunglasses_the_eyes() -> None:
     np.testing.assert_allclose(found, [[0, 0, 1], [1, 1, 0]], atol=0.25)
 
 
+@pytest.mark.parametrize("shape", [(90, 40), (40, 90)])
+def test_occluders_are_textured_by_images_of_any_shape(shape: tuple[int, int]) -> None:
+    other = np.full((*shape, 3), 200, np.uint8)
+    for seed in range(30):
+        assert cover(gray_crop(), other, generator(seed)).image.shape == (SIZE, SIZE, 3)
+
+
 def test_points_outside_of_the_crop_are_covered_and_unknown_ones_unknown() -> None:
     alpha = np.zeros((SIZE, SIZE), np.float32)
     alpha[:, 48:] = 1

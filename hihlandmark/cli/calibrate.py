@@ -94,10 +94,13 @@ def calibrate(
         report_calibration,
         store_calibration,
     )
-    from hihlandmark.weights import find_weights, register_layouts
+    from hihlandmark.layouts import get_layout
+    from hihlandmark.weights import DEFAULT_MODEL, find_weights, register_layouts
     from hihlandmark.weights.card import Figure
     from hihlandmark.writing import refuse_existing
 
+    if held_out and len(set(split)) > 1:
+        raise ConfigurationError("--held-out chooses faces of one split: give --split once")
     if dry_run and out is not None:
         raise ConfigurationError("--dry-run writes no card: omit --out or --dry-run")
     # Fail before the network runs.
@@ -137,8 +140,13 @@ def calibrate(
     if target is not None:
         options = [f"--data DATA/{data.resolve().name}", *(f"--split {name}" for name in splits)]
         options += [f"--held-out {held_out}"] if held_out else []
-        options += [f"--layout {calibrated.size}", f"--method {method}"]
+        is_first = get_layout(calibrated.size) is calibrated
+        options += [f"--layout {calibrated.size if is_first else calibrated.name}"]
+        options += [f"--method {method}"]
         options += [f"--precision {precision}"] if precision != "auto" else []
+        options += [f"--format {data_format}"] if data_format != "auto" else []
+        options += [f"--annotated {annotated}"] if annotated is not None else []
+        options += [f"--model {model}"] if model != DEFAULT_MODEL else []
         figure = Figure(
             split=summary["split"],
             points=calibrated.size,

@@ -240,7 +240,7 @@ def cover(
 
     Args:
         crop: (S, S, 3) uint8 of a face.
-        other: crop (T, T, 3) uint8 of another face, a source of skin, hair and background.
+        other: (H, W, 3) uint8, usually a crop of another face: a source of skin and background.
         rng: of the sample.
         eyes: (2, 2), the left and the right one in pixels; None: as in a canonical crop.
         shapes: names of `SHAPES`, one occluder each; None: random ones.
@@ -338,7 +338,7 @@ def _part(source: Image, name: str, size: int, rng: np.random.Generator) -> Floa
     else:
         side = rng.uniform(0.1, 1.0)
         left, top = rng.uniform(0, 1 - side, 2)
-    count = len(source)
+    count = min(source.shape[:2])
     x, y, length = (round(value * count) for value in (left, top, side))
     part = source[y : y + max(length, 2), x : x + max(length, 2)]
     flags = cv2.INTER_LINEAR

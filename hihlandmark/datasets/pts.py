@@ -1,18 +1,22 @@
 """Reads folders of images with ``.pts`` files beside them, of any number of points.
 
 Folders in the folder are its splits, such as ``train/`` and ``val/``; without them all images are
-of the split "train". As in 300-W, coordinates count from 1, so 1 is subtracted. The layout follows
-from the number of points, which must be the same in most files.
+of the split "train". As in 300-W, coordinates count from 1, so 1 is subtracted; unlike there, they
+are those of the upright image, as its EXIF orientation says and `Face.to_pts` writes. The layout
+follows from the number of points, which must be the same in most files.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from hihlandmark.arrays import Image
 from hihlandmark.datasets.faces import (
     AnnotatedFaces,
     Samples,
@@ -22,6 +26,7 @@ from hihlandmark.datasets.faces import (
 )
 from hihlandmark.datasets.w300 import read_folder
 from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.image import load_image
 from hihlandmark.layouts import LAYOUTS
 
 ALL = "train"
@@ -66,9 +71,13 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             "layout file (--layout of hihlandmark finetune and data), or use annotations.jsonl "
             "with points.json"
         )
-    read_folder(folder, place, split, samples, count)
+    read_folder(folder, place, split, samples, count, load=_upright)
     mirror = np.arange(count) if known is None else known.mirror
     return AnnotatedFaces(folder.name, layout, mirror, samples.faces, samples.skipped)
+
+
+def _upright(path: Path) -> Callable[[], Image]:
+    return partial(load_image, path)
 
 
 def _annotations(folder: Path) -> list[Path]:

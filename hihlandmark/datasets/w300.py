@@ -16,9 +16,10 @@ of some redistributions ("..._mirror.jpg") are left out.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from hihlandmark.arrays import FloatArray
+from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.datasets.faces import (
     AnnotatedFace,
     AnnotatedFaces,
@@ -99,8 +100,12 @@ def read_folder(
     samples: Samples,
     count: int,
     subsets: frozenset[str] = frozenset(),
+    load: Callable[[Path], Callable[[], Image]] = StoredImage,
 ) -> None:
-    """Add the images of a folder within ``root`` with their ``.pts`` files of ``count`` points."""
+    """Add the images of a folder within ``root`` with their ``.pts`` files of ``count`` points.
+
+    ``load`` makes the function that reads an image.
+    """
     names = [name for name in entry_names(folder) if not Path(name).stem.endswith("_mirror")]
     images: dict[str, str] = {}
     annotations: dict[str, str] = {}
@@ -129,7 +134,7 @@ def read_folder(
             samples.add(
                 AnnotatedFace(
                     name=image.relative_to(root).as_posix(),
-                    load_image=StoredImage(image),
+                    load_image=load(image),
                     points=read_pts(path, count) - 1,
                     split=split,
                     subsets=subsets,

@@ -342,7 +342,8 @@ def write_report(
     """Write a report of `summarize`, and its images and tables, into a folder that is created.
 
     Other arguments are those of `summarize`, and the evaluated faces for the gallery of failures.
-    Returns the paths of the files. Raises `ConfigurationError` when matplotlib is missing.
+    Files of an earlier report that this one lacks are removed. Returns the paths of the files.
+    Raises `ConfigurationError` when matplotlib is missing.
     """
     contents: dict[str, bytes | str] = {
         "report.json": json.dumps(report, indent=2) + "\n",
@@ -374,6 +375,8 @@ def write_report(
     for name, content in contents.items():
         data = content.encode("utf-8") if isinstance(content, str) else content
         write_atomically(folder / name, data)
+    for name in REPORT_FILES - contents.keys():
+        (folder / name).unlink(missing_ok=True)
     return [folder / name for name in contents]
 
 

@@ -60,6 +60,7 @@ from hihlandmark.training.new_head import (
 )
 from hihlandmark.training.trainer import TrainingProgress, train
 from hihlandmark.weights import (
+    DEFAULT_MODEL,
     LoadedModel,
     correction_tensors,
     find_weights,
@@ -156,7 +157,7 @@ def finetune(
     out: Path,
     *,
     weights: str | Path | None = None,
-    model: str = "hih-small",
+    model: str = DEFAULT_MODEL,
     layout_file: Path | None = None,
     data_format: str = "auto",
     device: str = "auto",
@@ -258,7 +259,14 @@ def finetune(
         say(f"not measured: {message}")
     card_path = _write_result(before, split, layout, out, faces, device, found, say)
     after = _measure(card_path, model, layout, split, device)
-    _add_figure(card_path, after, faces, out)
+    options = {
+        "--weights": weights, "--layout": layout_file, "--steps": steps,
+        "--model": None if model == DEFAULT_MODEL else model,
+        "--format": None if data_format == "auto" else data_format,
+    }  # fmt: skip
+    given = [f"{name} {Path(str(each)).name}" for name, each in options.items() if each is not None]
+    command = f"hihlandmark finetune {faces.resolve().name} --out {out.resolve().name}"
+    _add_figure(card_path, after, " ".join([command, *given]))
     drawing = out / DRAWING
     _draw(found, after, split.val_faces, drawing)
     return Outcome(card_path, drawing, summary.steps, found, after)
@@ -483,8 +491,9 @@ def make_configuration(
     - A known layout: with fewer than 20 faces its head alone, otherwise all parameters at a low
       learning rate, with more steps the more faces there are.
 
-    Where the features are trained, the weights at the start are the teacher of all layouts, so that
-    points without labels stay as good as they were. Batch norm statistics are kept.
+    Where the features are trained, the weights at the start are the teacher of all layouts but a
+    new one, so that points without labels stay as good as they were. Batch norm statistics are
+    kept.
     """
     count, chosen = len(split.faces), resolve_device(device)
     head = (f"heads.{layout.name}.",)
@@ -500,6 +509,8 @@ def make_configuration(
         stages = [stage(steps or min(120 + 4 * count, 6000), rate, ())]
     total = sum(each.steps or 0 for each in stages)
     trains_features = any(not each.trained for each in stages)
+    known = tuple(name for name in card.configuration["layouts"] if name != layout.name)
+    teacher = Distillation(weights=str(start), weight=0.5, layouts=known if is_new else None)
     precision = "bf16" if has_native_bf16(chosen) else "no"
     return TrainingConfiguration(
         name="fine-tuned",
@@ -514,7 +525,7 @@ def make_configuration(
         optimizer=Optimizer(betas=(0.9, 0.99), weight_decay=2e-2, precision=precision),
         ema_decay=0.98 if total < 2000 else 0.998,
         freeze_bn=True,
-        distillation=Distillation(weights=str(start), weight=0.5) if trains_features else None,
+        distillation=teacher if trains_features else None,
         validation=Validation(every=max(10, -(-total // 4)), sets=(split.val,), images=0),
         save_every=max(10, total // 12),
     )
@@ -569,6 +580,7 @@ def _write_result(
         name=f"Fine-tuning: {folder}", license="as of these faces", images=len(used)
     )
     name = out.resolve().name
+    is_free = NAME.fullmatch(name) and f"{name}.json" != RECORD
     kept = before.card.configuration["layouts"]
     calibration = {name: own for name, own in before.card.calibration.items() if name in kept}
     is_calibrated = layout.name in calibration
@@ -583,7 +595,7 @@ def _write_result(
         calibration.pop(layout.name, None)
     card = before.card.model_copy(
         update={
-            "name": name if NAME.fullmatch(name) and len(name) < 100 else "tuned",
+            "name": name if is_free and len(name) < 100 else "tuned",
             # The averaged weights are without auxiliary heads.
             "configuration": {**before.card.configuration, "auxiliary_layouts": {}},
             "training_data": (*before.card.training_data, source),
@@ -611,15 +623,15 @@ def _write_result(
     return save_weights(out, card.model_copy(update=update), state)
 
 
-def _add_figure(card_path: Path, after: Evaluation, faces: Path, out: Path) -> None:
-    """Add the measured error to a card."""
+def _add_figure(card_path: Path, after: Evaluation, command: str) -> None:
+    """Add the measured error, and the command that gives it, to a card."""
     card = ModelCard.from_json(card_path.read_text(encoding="utf-8"))
     figure = Figure(
         split="held out of the fine-tuning faces",
         points=after.layout.size,
         metric="NME",
         value=round(100 * mean_error(after.face_errors), 3),
-        command=f"hihlandmark finetune {faces.resolve().name} --out {out.resolve().name}",
+        command=command,
         faces=len(after),
     )
     card = card.model_copy(update={"figures": (figure,)})

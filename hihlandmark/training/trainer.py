@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.datasets.inspection import contact_sheet
 from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
@@ -130,15 +132,17 @@ def train(
     # Their meshes are no labels: `Mesh.worst` of the run does not choose among them.
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
     is_resumed = (run / LAST).exists()
-    start = load_checkpoint(run / LAST).get("network") if is_resumed else initial
-    network = build_training_network(with_sizes_of(configuration, start))
-    del start  # as large as the network
+    known = load_checkpoint(run / LAST) if is_resumed else {"network": initial}
+    network = build_training_network(with_sizes_of(configuration, known.get("network")))
+    # A run keeps its ranges: those of the weights may be measured anew before it is resumed.
+    ranges = known.get("int8_ranges") or _int8_ranges(configuration, network)
+    del known  # as large as the network
     own = network.configuration
     validation = configuration.validation
-    splits = {
-        each.title: usable_faces(TrainingSet(), read_face_set(data, each, configuration.mesh))
-        for each in validation.sets
-    }
+    splits: dict[str, AnnotatedFaces] = {}
+    for each in validation.sets:
+        title = _unused_title(each.title, splits)
+        splits[title] = usable_faces(TrainingSet(), read_face_set(data, each, configuration.mesh))
     validator = Validator(splits, list(own.layouts), configuration.box_maps(), validation.images)
     process, processes = accelerator.process_index, accelerator.num_processes
     group = processes * configuration.optimizer.accumulation
@@ -158,21 +162,29 @@ def train(
     fingerprint = f"{configuration.fingerprint()} group {group}"
     fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""
-    ranges = _int8_ranges(configuration, network)
-    fingerprint += f" ranges {ranges}" if ranges else ""
-    trainer = _Trainer(configuration, plan, network, teacher, validator, accelerator, fingerprint)
-    round_in_training(network, ranges)  # the average, a copy, is not rounded
+    fingerprint += " rounded" if ranges else ""
+    trainer = _Trainer(
+        configuration, plan, network, ranges, teacher, validator, accelerator, fingerprint
+    )
     alone = _alone_in(run) if accelerator.is_main_process else nullcontext()
     with alone, one_opencv_thread():
         trainer.resume(run)
         trainer.train(batches, workers, progress)
+    # Without validation now, the best checkpoint may be from long before the end.
+    nme = {name: each for name, each in trainer.best.items() if name != "mean"} if splits else {}
     return RunSummary(
-        run / (BEST if trainer.best else LAST),
+        run / (BEST if nme else LAST),
         trainer.step,
-        {name: nme for name, nme in trainer.best.items() if name != "mean"},
+        nme,
         trainer.replaced,
         [message for each in (*sets, *unlabeled) for message in each.skipped],
     )
+
+
+def _unused_title(title: str, used: Collection[str]) -> str:
+    """The title of a split, with a number if another selection of its faces has it already."""
+    numbered = (f"{title} {number}" for number in count(2))
+    return next(each for each in chain([title], numbered) if each not in used)
 
 
 @contextmanager
@@ -293,10 +305,12 @@ def _int8_ranges(configuration: TrainingConfiguration, network: LandmarkNetwork)
         ranges = dict(find_weights(name, model=configuration.model).card.activation_ranges)
     except WeightsError as error:
         raise WeightsError(f"int8_ranges={name!r}: {error}") from error
-    if not ranges.keys() & dict(network.named_modules()).keys():
+    own = {name for name, _ in network.named_modules()}
+    needed = {each for each in ranges if not is_of_visibility(each)}
+    if not needed or needed - own:
         raise ConfigurationError(
-            f"int8_ranges={name!r} has no range of a convolution of this network: choose weights "
-            "of this network whose card has activation_ranges"
+            f"int8_ranges={name!r} has no ranges of this network: choose weights of the same "
+            "network whose card has activation_ranges"
         )
     return ranges
 
@@ -311,6 +325,7 @@ class _Trainer:
         configuration: TrainingConfiguration,
         plan: Plan,
         network: LandmarkNetwork,
+        ranges: Ranges,
         teacher: Teacher | None,
         validator: Validator,
         accelerator: Accelerator,
@@ -324,6 +339,8 @@ class _Trainer:
         )
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # it runs on CUDA only
+        round_in_training(network, ranges)  # the average, a copy, is not rounded
+        self.ranges = ranges
         self._select_trained(network, ())
         self.objective = make_objective(configuration, network, teacher).to(accelerator.device)
         self.model: nn.Module = self.objective
@@ -348,6 +365,7 @@ class _Trainer:
         state = {
             "step": self.step,
             "fingerprint": self.fingerprint,
+            "int8_ranges": self.ranges,
             "network": self.objective.network.state_dict(),
             "average": self.average.module.state_dict(),
             "averaged": int(self.average.n_averaged),
