@@ -162,7 +162,7 @@ def train(
     fingerprint = f"{configuration.fingerprint()} group {group}"
     fingerprint += f" faces {[len(each) for each in (*sets, *unlabeled)]}"
     fingerprint += f" teacher {teacher.digest}" if teacher else ""
-    fingerprint += " rounded" if ranges else ""
+    fingerprint += " rounded" if configuration.int8_ranges else ""
     trainer = _Trainer(
         configuration, plan, network, ranges, teacher, validator, accelerator, fingerprint
     )
