@@ -275,9 +275,13 @@ def cut_crop(
     """
     matrix = crop_matrix(square, size)
     ratio = float(square[2]) / size
-    if 2 <= ratio < math.inf:
-        image, matrix = _halved_around(image, matrix, size, int(math.log2(ratio)))
+    if ratio < math.inf and (ratio >= 2 or max(image.shape[:2]) > _LONGEST):
+        image, matrix = _halved_around(image, matrix, size, int(math.log2(max(ratio, 1))))
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+
+
+_LONGEST = 2**15 - 2
+"""Side of the largest image that OpenCV 4 warps."""
 
 
 def _halved_around(

@@ -317,7 +317,7 @@ class Detector:
         ((_, faces),) = self.pipeline.run([found], self.box_map(kind), min_reliability)
         if is_given:
             _warn_of_low_scores(faces)
-        return Faces.of(faces, image, color)
+        return Faces.of(faces, image, color, channels, white)
 
     def _given_faces(
         self, boxes: Any, five_points: Any, size: tuple[int, int], factor: int

@@ -27,7 +27,7 @@ from hihlandmark.crop import (
 )
 from hihlandmark.draw import draw_faces, encode_png, is_drawable
 from hihlandmark.errors import ConfigurationError, HihlandmarkError, check_integer
-from hihlandmark.image import ColorOrder, ImageInput, load_image
+from hihlandmark.image import ChannelAxis, ColorOrder, ImageInput, load_image
 from hihlandmark.layouts import Layout, get_conversion, get_layout
 from hihlandmark.uncertainty import ErrorCorrelation, axes
 
@@ -47,9 +47,15 @@ class ImageReference:
     copies and pickles lose. Bytes and files are not remembered.
     """
 
-    def __init__(self, image: ImageInput | None, color: ColorOrder = "rgb") -> None:
+    def __init__(
+        self,
+        image: ImageInput | None,
+        color: ColorOrder = "rgb",
+        channels: ChannelAxis = "last",
+        white: float | None = None,
+    ) -> None:
         self.path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-        self.color = color
+        self.options: dict[str, Any] = {"color": color, "channels": channels, "white": white}
         self._object: Any = None
         if self.path is None:
             with suppress(TypeError):  # bytes, None and many kinds of files
@@ -59,12 +65,12 @@ class ImageReference:
         """The image (H, W, 3) RGB; None when it is gone or can no longer be read."""
         image = self._object() if self._object else self.path
         try:
-            return None if image is None else load_image(image, color=self.color)
+            return None if image is None else load_image(image, **self.options)
         except HihlandmarkError:
             return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageReference, (self.path, self.color)
+        return ImageReference, (self.path, *self.options.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,9 +327,16 @@ class Faces(list[Face]):
     """The faces of one image: a list that Jupyter shows as an image."""
 
     @classmethod
-    def of(cls, faces: Iterable[Face], image: ImageInput, color: ColorOrder) -> Faces:
+    def of(
+        cls,
+        faces: Iterable[Face],
+        image: ImageInput,
+        color: ColorOrder,
+        channels: ChannelAxis = "last",
+        white: float | None = None,
+    ) -> Faces:
         """Faces with a reference to the image they were found in."""
-        reference = ImageReference(image, color)
+        reference = ImageReference(image, color, channels, white)
         return cls(replace(face, image=reference) for face in faces)
 
     def _repr_png_(self) -> bytes | None:

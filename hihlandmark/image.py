@@ -201,7 +201,8 @@ def _load(
         return ReducedImage(rgb, 1, (rgb.shape[1], rgb.shape[0]))
     if isinstance(image, Image.Image):
         source = f"PIL image of mode {image.mode} and size {image.size}"
-        return _decode(image, source, white, max_pixels, reduce_above)
+        with _pillow_locks[id(image) // 16 % len(_pillow_locks)]:
+            return _decode(image, source, white, max_pixels, reduce_above)
     with _opened(image, timeout, max_bytes) as (file, source):
         return _decode(
             _identify(file, source, max_pixels), source, white, max_pixels, reduce_above, file
@@ -215,7 +216,7 @@ def settled(
 
     Files are read, as members of an archive share one position, large ones into pixels. An array,
     which may be filled again, is copied; PIL images are loaded, as frames of an animation are one
-    object, unless they have a file of their own, which must stay open.
+    object, and others may be closed before the next one.
 
     Args:
         image: the last one of the iterator.
@@ -229,8 +230,7 @@ def settled(
         loaded = load(image)
         return loaded._replace(pixels=loaded.pixels.copy())
     if isinstance(image, Image.Image):
-        has_own_file = getattr(image, "filename", "") and not getattr(image, "is_animated", False)
-        return image if has_own_file else load(image)
+        return load(image)
     if hasattr(image, "read") and not inspect.iscoroutinefunction(image.read):
         with _opened(image, 0, max_bytes) as (file, source):
             if file is not image:  # a copy already
@@ -381,12 +381,15 @@ class _Memory:
 
 _pillow_limit = _PillowLimit()
 _memory = _Memory()
+_pillow_locks = [threading.Lock() for _ in range(64)]
+"""For PIL images of a user, by their ids: one image may be read by one thread at a time."""
 
 
 def _after_fork() -> None:
     global _memory
     _pillow_limit.after_fork()
     _memory = _Memory()
+    _pillow_locks[:] = [threading.Lock() for _ in _pillow_locks]
 
 
 if hasattr(os, "register_at_fork"):

@@ -51,6 +51,16 @@ def test_outside_of_the_image_is_black() -> None:
     assert cut_crop(image, np.array([5000.0, -4000.0, 900.0, 0.0]), 64).max() == 0
 
 
+def test_crops_of_long_images_are_those_of_their_part() -> None:
+    """OpenCV 4 warps no image with a side of 32,767 pixels or more."""
+    part = np.random.default_rng(0).integers(0, 256, (200, 90, 3)).astype(np.uint8)
+    long = np.zeros((40_000, 90, 3), np.uint8)
+    long[39_000:39_200] = part
+    square = np.array([40.0, 110.0, 80.0, 0.2])
+    crop = cut_crop(long, square + np.array([0, 39_000, 0, 0]), 64)
+    np.testing.assert_allclose(crop.astype(int), cut_crop(part, square, 64), atol=1)
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4, 7])
 def test_large_face_is_downscaled_by_area_averaging(factor: int) -> None:
     """Noise finer than the crop's pixels comes out as its mean, not as noise."""

@@ -246,6 +246,17 @@ def test_faces_do_not_keep_the_image_and_are_shown_on_gray_when_it_is_gone() -> 
         assert np.any(drawing != BACKGROUND)
 
 
+def test_arrays_are_shown_as_they_were_given() -> None:
+    image = np.full((160, 200, 3), 2048, np.uint16)
+    planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    faces = Faces.of([SMALL], planes, "rgb", "first", 4096)
+    assert faces[0].image is not None
+    loaded = faces[0].image.load()
+    assert loaded is not None
+    assert loaded.shape == (160, 200, 3)
+    assert abs(loaded.mean() - 127.5) < 1
+
+
 @pytest.mark.parametrize("image", [b"some bytes", io.BytesIO(b"some bytes"), None])
 def test_image_reference_of_bytes_and_files_loads_none(image: object) -> None:
     assert ImageReference(image).load() is None  # type: ignore[arg-type]

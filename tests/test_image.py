@@ -39,6 +39,7 @@ from hihlandmark.image import (
     load_image,
     load_reduced,
     readable_formats,
+    settled,
 )
 
 
@@ -53,6 +54,24 @@ PNG = encoded(Image.fromarray(PIXELS))
 small_images = arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8), st.just(3)))
 # Not almost black, which would be reported instead of converted.
 bright_images = small_images.filter(lambda original: original.max() > 2)
+
+
+def test_one_pil_image_may_be_read_by_many_threads(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3)).astype(np.uint8)
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    for _ in range(3):
+        with Image.open(path) as image, ThreadPoolExecutor(8) as pool:
+            for found in pool.map(load_image, [image] * 16):
+                np.testing.assert_array_equal(found, pixels)
+
+
+def test_pil_images_of_an_iterator_may_be_closed_before_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(PNG)
+    with Image.open(path) as image:
+        kept = settled(image, load_reduced, 10**6)
+    np.testing.assert_array_equal(kept.pixels, PIXELS)  # type: ignore[union-attr]
 
 
 # --- sources ------------------------------------------------------------------------------------

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -23,6 +26,7 @@ from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector, Face, ImageError
 from hihlandmark.cli import app
+from hihlandmark.face import transform_face
 from hihlandmark.layouts import W300_68
 from hihlandmark.video import (
     AnnotatedVideo,
@@ -33,7 +37,9 @@ from hihlandmark.video import (
     smooth_track,
     track,
     track_offline,
+    tracking,
 )
+from hihlandmark.video import frames as video_frames
 from hihlandmark.video.tracking import _is_lost, _smoothed_offline
 from hihlandmark.video.writing import open_faces
 
@@ -435,6 +441,60 @@ def test_track_offline_smooths_with_later_frames(clip: Path, detector: Detector)
     assert (len(smooth), len(part)) == (6, 3)
     assert np.abs(part[2] - smooth[2]).max() > 1e-4, "later frames were ignored"
     assert second_difference(np.stack(smooth)) < second_difference(np.stack(raw))
+
+
+def test_offline_smoothing_begins_anew_where_frames_change_their_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = W300_68.mean_shape.astype(np.float32) * 100 + 200
+    spread = np.tile(np.eye(2, dtype=np.float32), (68, 1, 1))
+    box = np.array([100, 100, 300, 300], np.float32)
+    still = Face(points, np.ones(68, np.float32), spread, box, 1.0, W300_68)
+    sizes = [1.0] * 20 + [0.5] * 20
+    raw = [[replace(transform_face(still, size * np.eye(2, 3)), track_id=1)] for size in sizes]
+    images = [np.zeros((round(480 * size), 640, 3), np.uint8) for size in sizes]
+    frames = list(frames_at(images))
+    monkeypatch.setattr(tracking, "read_frames", lambda source, **limits: iter(frames))
+    tracked = (pair for pair in zip(frames, raw, strict=True))
+    monkeypatch.setattr(tracking, "track", lambda *arguments, **options: tracked)
+    detector = SimpleNamespace(limits={})
+    found = [faces for _, faces in track_offline("some.mp4", detector)]  # type: ignore[arg-type]
+    for (smooth,), (before,) in zip(found, raw, strict=True):
+        np.testing.assert_allclose(smooth.points, before.points, atol=0.01)
+
+
+@pytest.mark.parametrize(("duration", "is_endless"), [(None, True), (5_000_000, False)])
+def test_streams_without_an_end_are_live(
+    duration: int | None, is_endless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = nullcontext(SimpleNamespace(duration=duration))
+    monkeypatch.setattr(video_frames, "open_container", lambda source: container)
+    assert video_frames.is_live("rtsp://host/stream") == is_endless
+    assert not video_frames.is_live("clip.mp4")
+    assert video_frames.is_live("camera:0")
+
+
+def test_any_pattern_is_a_sequence(tmp_path: Path) -> None:
+    for number in range(2):
+        PillowImage.new("RGB", (60, 40)).save(tmp_path / f"{number}.png")
+    assert len(list(read_frames(str(tmp_path / "*")))) == 2
+    assert len(list(read_frames(str(tmp_path / "[0-1].p*g")))) == 2
+
+
+def test_a_signal_while_files_are_closed_spoils_none(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = AnnotatedVideo._finish
+
+    def interrupted(self: AnnotatedVideo, *raised: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        finish(self, *raised)
+
+    monkeypatch.setattr(AnnotatedVideo, "_finish", interrupted)
+    out = tmp_path / "out.mp4"
+    arguments = ["video", str(clip), "--out", str(out), "--layout", "29", "--frames", "3"]
+    CliRunner().invoke(app, arguments)
+    assert len(list(read_frames(out))) == 3
 
 
 def test_wrong_tracking_options_are_refused(detector: Detector) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
 import threading
@@ -246,7 +247,8 @@ def _explain(
     target = None if out is None else out / "explanation.png"
     if target is not None and target.exists():
         raise BadParameter(f"--explain: {target} exists already, choose another --out")
-    image = listed[0].load(**detector.limits)
+    # As `predict` reads it: reduced, if it is very large.
+    image = listed[0].load_by(detector.load_image).pixels
     explanation = detector.explain(image, min_reliability=min_reliability or MIN_RELIABILITY)
     if explanation.candidates:
         explanation.table().print()
@@ -321,11 +323,13 @@ def _count_in_background(paths: list[str], out: Path | None) -> dict[str, int]:
     def count() -> None:
         total["images"] = sum(1 for _ in find_images(paths, exclude=out))
 
-    suffixes = ("", *IMAGE_SUFFIXES)
-    is_quick = all(
-        "://" not in path and Path(path).suffix.lower() in suffixes and split_archive(path) is None
-        for path in paths
-    )
-    if is_quick:
+    def is_quick(path: str) -> bool:
+        suffix = Path(path).suffix.lower()
+        # A pattern without a suffix, or a list, may lead to archives.
+        if "://" in path or path.startswith("@") or (not suffix and glob.has_magic(path)):
+            return False
+        return suffix in ("", *IMAGE_SUFFIXES) and split_archive(path) is None
+
+    if all(map(is_quick, paths)):
         threading.Thread(target=count, daemon=True).start()
     return total

@@ -67,7 +67,7 @@ def video(
     from hihlandmark.draw import draw_faces
     from hihlandmark.video import AnnotatedVideo, track, track_offline
     from hihlandmark.video.writing import JsonLinesFaces, open_faces
-    from hihlandmark.writing import refuse_existing
+    from hihlandmark.writing import refuse_existing, uninterrupted
 
     if offline and not smooth:
         raise BadParameter("--offline smooths the points: omit it, or --no-smooth")
@@ -109,6 +109,8 @@ def video(
             print("stopped", file=sys.stderr)
             if not count:  # no file without a frame
                 raise Exit(130) from None
+        with uninterrupted():  # a second Ctrl-C would spoil the files
+            stack.close()
     written = " and ".join(str(path) for path in (out, points) if path and path.exists())
     where = f"; results in {written}" if written else ""
     print(f"frames: {count}, tracked faces: {len(tracks)}{where}", file=sys.stderr)

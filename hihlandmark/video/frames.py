@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import re
@@ -172,6 +173,16 @@ def frame_rate(source: str | Path) -> float:
         return float(container.streams.video[0].average_rate or SEQUENCE_RATE)
 
 
+def is_live(source: str) -> bool:
+    """Whether the source is a camera or a stream without an end, which cannot be read again."""
+    if source.startswith(CAMERA):
+        return True
+    if "://" not in source or source.startswith("file://"):
+        return False
+    with open_container(source) as container:
+        return container.duration is None
+
+
 def start_time(container: Any) -> Fraction:
     """When a video starts, in its own time; recordings may begin at any."""
     return Fraction(container.start_time or 0, import_av().time_base)
@@ -180,7 +191,8 @@ def start_time(container: Any) -> Fraction:
 def _is_sequence(source: str) -> bool:
     """Whether the source is images: a folder, an archive, a glob, or image files."""
     images = (*IMAGE_SUFFIXES - {".gif"}, *ARCHIVE_SUFFIXES)
-    return Path(source).is_dir() or source.lower().endswith(images)
+    is_pattern = "://" not in source and glob.has_magic(source) and not os.path.lexists(source)
+    return is_pattern or Path(source).is_dir() or source.lower().endswith(images)
 
 
 def _images(source: str, max_pixels: int, max_bytes: int) -> Iterator[Frame]:
