@@ -132,7 +132,7 @@ def train(
     # Their meshes are no labels: `Mesh.worst` of the run does not choose among them.
     unlabeled = [usable_faces(s, read_face_set(data, s)) for s in settings.sets] if settings else []
     is_resumed = (run / LAST).exists()
-    known = load_checkpoint(run / LAST) if is_resumed else {"network": initial}
+    known: dict[str, Any] = load_checkpoint(run / LAST) if is_resumed else {"network": initial}
     network = build_training_network(with_sizes_of(configuration, known.get("network")))
     # A run keeps its ranges: those of the weights may be measured anew before it is resumed.
     ranges = known.get("int8_ranges") or _int8_ranges(configuration, network)
