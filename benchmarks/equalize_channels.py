@@ -3,11 +3,12 @@
     python benchmarks/equalize_channels.py --data DATA --weights CARD --out FOLDER
 
 The inputs of a convolution are rounded within one range, in which channels of small values have few
-steps. Channels between linear layers can be scaled without a change of what the network finds: the
-convolution before multiplies each by a factor, the ones behind divide by it (Nagel et al., arXiv
-1906.04721, without their weights' ranges). Such are the streams of residual blocks of the encoder,
-and the channels within the bottlenecks of the grid. Their largest values on 1,040 training crops
-become equal. Measure the ranges for INT8 anew (fit_activation_ranges.py), then the rest.
+steps. Channels between convolutions can be scaled by positive factors, also through ReLU (not
+ReLU6), without a change of what the network finds: the convolution before multiplies each by its
+factor, the ones behind divide by it (Nagel et al., arXiv 1906.04721, without their weights'
+ranges). Such are the streams of residual blocks of the encoder, and the channels within the
+bottlenecks of the grid. Their largest values on 1,040 training crops become equal. Measure the
+ranges for INT8 anew (fit_activation_ranges.py), then the rest.
 """
 
 from __future__ import annotations

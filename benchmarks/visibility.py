@@ -1,6 +1,6 @@
 """Measures `Face.visibility` on faces that neither training nor calibration has seen.
 
-    python benchmarks/visibility.py --data DATA [--weights WEIGHTS]
+    python benchmarks/visibility.py --data DATA [--weights WEIGHTS | --write CARD]
 
 Pasted occluders give exact labels: each face is measured covered and uncovered, in crops around its
 annotated points. The area under the ROC curve compares covered and uncovered points of the same

@@ -26,6 +26,7 @@ from hihlandmark import ConfigurationError, Detector, Face, HihlandmarkError, __
 from hihlandmark.cli import app, options
 from hihlandmark.cli.export import ExportFormat, crops_of_faces
 from hihlandmark.cli.predict import MIN_RELIABILITY as MIN_RELIABILITY_OF_PREDICT
+from hihlandmark.cli.predict import _is_quick_to_count
 from hihlandmark.datasets import DATASET_FORMATS
 from hihlandmark.face_detection import FACE_DETECTORS
 from hihlandmark.image import MAX_BYTES, MAX_PIXELS
@@ -410,6 +411,24 @@ def test_closed_output_is_no_error(images: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("images", True),
+        ("images/*.jpg", True),
+        ("1.PNG", True),
+        ("images/*", False),
+        ("images.zip", False),
+        ("images.zip/1.jpg", False),
+        ("s3://bucket/*.jpg", False),
+        ("@list", False),
+        ("table.parquet", False),
+    ],
+)
+def test_what_may_lead_to_archives_is_not_counted_ahead(path: str, expected: bool) -> None:
+    assert _is_quick_to_count(path) == expected
+
+
 def test_interrupt_says_what_is_done_and_the_same_command_continues(
     images: Path, tmp_path: Path, astronaut: NDArray[np.uint8]
 ) -> None:

@@ -130,6 +130,18 @@ def test_the_command_explains_one_image(tmp_path):
     assert run(app, [*command[:-1], "large", str(tmp_path / "cat.png")]).exit_code == 2
 
 
+def test_the_command_explains_a_very_large_image_as_predict_reads_it(tmp_path, monkeypatch):
+    from PIL import Image
+
+    path, out = tmp_path / "face.png", tmp_path / "out"
+    Image.fromarray(astronaut()).save(path)
+    monkeypatch.setattr("hihlandmark.image.LARGE_PIXELS", 200_000)
+    command = ["predict", str(path), "--layout", "29", "--explain", "--out", str(out)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    with Image.open(out / "explanation.png") as drawing:
+        assert drawing.size == (256, 256)
+
+
 def test_a_limit_outside_of_0_to_1_is_refused(detector):
     with pytest.raises(ConfigurationError, match="min_reliability"):
         detector.predict(astronaut(), min_reliability=2)

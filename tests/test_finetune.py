@@ -27,6 +27,7 @@ from hihlandmark.training.config import FaceSet, TrainingSet
 from hihlandmark.training.finetune import (
     Outcome,
     Split,
+    _without_folder,
     _write_result,
     make_configuration,
     split_faces,
@@ -609,3 +610,12 @@ def test_a_calibration_that_is_kept_for_want_of_faces_is_reported(
     )
     assert load_model(path).card.calibration["W300_68"].bias == 0.5
     assert said == ["fewer than 10 held-out faces: the calibration of small is kept"]
+
+
+def test_commands_of_cards_name_files_without_folders_and_repositories_whole(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "eyes.toml"
+    path.write_text("")
+    names = [_without_folder(each) for each in (None, path, "owner/name@v1", "hih-small")]
+    assert names == [None, "eyes.toml", "owner/name@v1", "hih-small"]

@@ -463,14 +463,15 @@ def test_offline_smoothing_begins_anew_where_frames_change_their_size(
         np.testing.assert_allclose(smooth.points, before.points, atol=0.01)
 
 
-@pytest.mark.parametrize(("duration", "is_endless"), [(None, True), (5_000_000, False)])
+@pytest.mark.parametrize(("duration", "is_endless"), [(None, True), (0, True), (5_000_000, False)])
 def test_streams_without_an_end_are_live(
     duration: int | None, is_endless: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = nullcontext(SimpleNamespace(duration=duration))
     monkeypatch.setattr(video_frames, "open_container", lambda source: container)
     assert video_frames.is_live("rtsp://host/stream") == is_endless
-    assert not video_frames.is_live("clip.mp4")
+    for recorded in ("clip.mp4", "s3://bucket/frames/*.png", "file:///clip.mp4"):
+        assert not video_frames.is_live(recorded)
     assert video_frames.is_live("camera:0")
 
 

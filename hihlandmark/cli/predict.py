@@ -315,21 +315,24 @@ def _print_record(result: Result) -> None:
 
 def _count_in_background(paths: list[str], out: Path | None) -> dict[str, int]:
     """A dictionary that gets the number of ``images``, unless archives or URLs must be read."""
-    from hihlandmark.io import IMAGE_SUFFIXES, find_images
-    from hihlandmark.io.sources import split_archive
+    from hihlandmark.io import find_images
 
     total: dict[str, int] = {}
 
     def count() -> None:
         total["images"] = sum(1 for _ in find_images(paths, exclude=out))
 
-    def is_quick(path: str) -> bool:
-        suffix = Path(path).suffix.lower()
-        # A pattern without a suffix, or a list, may lead to archives.
-        if "://" in path or path.startswith("@") or (not suffix and glob.has_magic(path)):
-            return False
-        return suffix in ("", *IMAGE_SUFFIXES) and split_archive(path) is None
-
-    if all(map(is_quick, paths)):
+    if all(map(_is_quick_to_count, paths)):
         threading.Thread(target=count, daemon=True).start()
     return total
+
+
+def _is_quick_to_count(path: str) -> bool:
+    from hihlandmark.io import IMAGE_SUFFIXES
+    from hihlandmark.io.sources import split_archive
+
+    suffix = Path(path).suffix.lower()
+    # A pattern without a suffix, or a list, may lead to archives.
+    if "://" in path or path.startswith("@") or (not suffix and glob.has_magic(path)):
+        return False
+    return suffix in ("", *IMAGE_SUFFIXES) and split_archive(path) is None

@@ -109,7 +109,7 @@ def video(
             print("stopped", file=sys.stderr)
             if not count:  # no file without a frame
                 raise Exit(130) from None
-        with uninterrupted():  # a second Ctrl-C would spoil the files
+        with uninterrupted():  # Ctrl-C while files are closed would spoil them
             stack.close()
     written = " and ".join(str(path) for path in (out, points) if path and path.exists())
     where = f"; results in {written}" if written else ""

@@ -2,8 +2,8 @@
 
 Folders in the folder are its splits, such as ``train/`` and ``val/``; without them all images are
 of the split "train". As in 300-W, coordinates count from 1, so 1 is subtracted; unlike there, they
-are those of the upright image, as its EXIF orientation says and `Face.to_pts` writes. The layout
-follows from the number of points, which must be the same in most files.
+are those of the upright image, after its EXIF orientation is applied, as `Face.to_pts` writes them.
+The layout follows from the number of points, which must be the same in most files.
 """
 
 from __future__ import annotations

@@ -91,18 +91,18 @@ def quantize(network: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> n
 def round_in_training(network: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Round the inputs of all convolutions with a range while a network is trained.
 
-    So it learns to do with what INT8 leaves (Jacob et al., arXiv 1712.05877). Gradients pass
+    The network adapts to the rounding of INT8 (Jacob et al., arXiv 1712.05877). Gradients pass
     unchanged within the range. Weights are not rounded: their error is the same in every crop.
     """
 
-    def observe(module: nn.Module, rounded: _RoundedInput) -> None:
+    def round_input(module: nn.Module, rounded: _RoundedInput) -> None:
         module.register_forward_pre_hook(
             lambda _, inputs: (rounded(inputs[0].float()),) if module.training else None
         )
 
     for name, module in _convolutions(network).items():
         if name in ranges:
-            observe(module, _RoundedInput(*ranges[name]))
+            round_input(module, _RoundedInput(*ranges[name]))
 
 
 def _convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:

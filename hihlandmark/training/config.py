@@ -383,13 +383,15 @@ class TrainingConfiguration(_ConfigurationTable):
 
     def fingerprint(self) -> str:
         """The values that change the weights; they must be equal to resume a run."""
-        unused = ("validation", "card", "save_every", "exported_auxiliary", "int8_ranges")
+        unused = ("validation", "card", "save_every", "exported_auxiliary")
         excluded: dict[str, Any] = dict.fromkeys(unused, True)
         # Without a teacher the whole table is left out, so that older runs can be resumed.
         excluded["mesh"] = True if not any(each.mesh for each in self.sets) else {}
         excluded["distillation"] = True if self.distillation is None else {"weights"}
         if self.distillation and not self.distillation.mirrored:
             excluded["distillation"] = {"weights", "mirrored"}  # it was added later
+        # `train` adds whether there are any, and the checkpoint keeps them.
+        excluded["int8_ranges"] = True
         # Fields that were added later, likewise.
         if not self.boxes:
             excluded["boxes"] = True

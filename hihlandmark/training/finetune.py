@@ -260,11 +260,13 @@ def finetune(
     card_path = _write_result(before, split, layout, out, faces, device, found, say)
     after = _measure(card_path, model, layout, split, device)
     options = {
-        "--weights": weights, "--layout": layout_file, "--steps": steps,
+        "--weights": _without_folder(weights),
+        "--layout": _without_folder(layout_file),
+        "--steps": steps,
         "--model": None if model == DEFAULT_MODEL else model,
         "--format": None if data_format == "auto" else data_format,
-    }  # fmt: skip
-    given = [f"{name} {Path(str(each)).name}" for name, each in options.items() if each is not None]
+    }
+    given = [f"{name} {each}" for name, each in options.items() if each is not None]
     command = f"hihlandmark finetune {faces.resolve().name} --out {out.resolve().name}"
     _add_figure(card_path, after, " ".join([command, *given]))
     drawing = out / DRAWING
@@ -580,7 +582,7 @@ def _write_result(
         name=f"Fine-tuning: {folder}", license="as of these faces", images=len(used)
     )
     name = out.resolve().name
-    is_free = NAME.fullmatch(name) and f"{name}.json" != RECORD
+    is_free = NAME.fullmatch(name) and f"{name.lower()}.json" != RECORD
     kept = before.card.configuration["layouts"]
     calibration = {name: own for name, own in before.card.calibration.items() if name in kept}
     is_calibrated = layout.name in calibration
@@ -621,6 +623,14 @@ def _write_result(
     if card.activation_ranges:
         update["activation_ranges"] = {**card.activation_ranges, **ranges}
     return save_weights(out, card.model_copy(update=update), state)
+
+
+def _without_folder(source: str | Path | None) -> str | None:
+    """The name of a file or folder on disk; names of weights and repositories as they are."""
+    if source is None:
+        return None
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else str(source)
 
 
 def _add_figure(card_path: Path, after: Evaluation, command: str) -> None:

@@ -116,10 +116,11 @@ def train(
         progress: called after each step of the main process.
 
     Raises:
-        ConfigurationError: the configuration does not fit the data or the teacher, or the folder
-            has a run of another configuration.
+        ConfigurationError: the configuration does not fit the data, the teacher or the ranges for
+            INT8, or the folder has a run of another configuration.
         DataError: a data set does not follow its format.
-        WeightsError: the initial weights are of another network, or the teacher's cannot be read.
+        WeightsError: the initial weights are of another network, or those of the teacher or of
+            ``int8_ranges`` cannot be read.
         TrainingError: a checkpoint is damaged or cannot be written, or the loss is not finite.
     """
     accelerator = _accelerator(configuration, device, run)

@@ -177,10 +177,10 @@ def is_live(source: str) -> bool:
     """Whether the source is a camera or a stream without an end, which cannot be read again."""
     if source.startswith(CAMERA):
         return True
-    if "://" not in source or source.startswith("file://"):
+    if "://" not in source or source.startswith("file://") or _is_sequence(source):
         return False
     with open_container(source) as container:
-        return container.duration is None
+        return not container.duration  # None, or 0 in live FLV
 
 
 def start_time(container: Any) -> Fraction:
