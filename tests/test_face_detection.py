@@ -33,6 +33,7 @@ from hihlandmark.face_detection import centerface as centerface_module
 from hihlandmark.face_detection.auto_size import with_search_options
 from hihlandmark.face_detection.mtcnn import ACTIVATION_RANGES, THOROUGH, Cascade, _packed
 from hihlandmark.models.mtcnn import mtcnn_network
+from hihlandmark.runtimes.openvino import FixedBatches
 
 Image = NDArray[np.uint8]
 
@@ -275,6 +276,19 @@ def test_runtimes_find_the_same_faces(name, runtime, request, head):
     (found,) = exact.detect([head])
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
     np.testing.assert_allclose(found.five_points, expected.five_points, atol=0.01)
+
+
+def test_boxes_depend_on_no_size_of_batch(head: Image) -> None:
+    pytest.importorskip("openvino")
+    detector = make_face_detector("mtcnn", device="cpu", runtime="openvino", precision="fp32")
+    two = np.hstack([head, head[:, ::-1]])
+    # Networks for other sizes of batches are opened when they have been wanted often.
+    first, *others = (
+        detector.detect([two])[0].boxes for _ in range(FixedBatches.WORTH_OPENING + 2)
+    )
+    assert len(first) == 2
+    for boxes in others:
+        np.testing.assert_array_equal(boxes, first)
 
 
 @pytest.mark.parametrize(

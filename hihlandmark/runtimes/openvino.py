@@ -132,7 +132,7 @@ class FixedBatches:
         open_size: opens the network for one size.
     """
 
-    WORTH_OPENING = 10
+    WORTH_OPENING = 5
     MOST_FILLED_UP = 4
     """A batch that would be filled up to more than this many times its size opens its own."""
 
