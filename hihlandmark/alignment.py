@@ -9,9 +9,10 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_matrix, cut_crop, invert, similarities, transform_points
-from hihlandmark.errors import ConfigurationError
+from hihlandmark.errors import ConfigurationError, check_integer
 from hihlandmark.face import Face
-from hihlandmark.image import ImageInput, load_image
+from hihlandmark.image import ChannelAxis, ColorOrder, ImageInput, load_image
+from hihlandmark.layouts import FIVE
 
 # Eyes, tip of the nose, corners of the mouth in a crop of 112 x 112, of InsightFace's ArcFace
 # models (Deng et al., arXiv 1801.07698), in the pixel coordinates of this package.
@@ -39,14 +40,30 @@ class AlignedFace(NamedTuple):
 
 
 def five_points(face: Face) -> FloatArray:
-    """(5, 2): left and right eye's center, tip of the nose, left and right corner of the mouth."""
-    eyes = [face[part].mean(axis=0) for part in ("left_eye", "right_eye")]
-    others = [face[name] for name in ("nose_tip", "left_mouth_corner", "right_mouth_corner")]
+    """(5, 2): left and right eye's center, tip of the nose, left and right corner of the mouth.
+
+    Raises:
+        ConfigurationError: the layout of the face lacks one of them.
+    """
+    if face.layout is FIVE:
+        return face.points.astype(np.float64)
+    try:
+        eyes = [face[part].mean(axis=0) for part in ("left_eye", "right_eye")]
+        others = [face[name] for name in ("nose_tip", "left_mouth_corner", "right_mouth_corner")]
+    except KeyError as error:
+        raise ConfigurationError(f"a face cannot be aligned by its points: {error}") from error
     return np.stack([*eyes, *others]).astype(np.float64)
 
 
 def align(
-    image: ImageInput, face: Face, size: int = _ARCFACE_SIZE, template: str = "arcface"
+    image: ImageInput,
+    face: Face,
+    size: int = _ARCFACE_SIZE,
+    template: str = "arcface",
+    *,
+    color: ColorOrder = "rgb",
+    channels: ChannelAxis = "last",
+    white: float | None = None,
 ) -> AlignedFace:
     """Align a face to a template.
 
@@ -57,17 +74,21 @@ def align(
         template: "arcface", five points by least squares as for ArcFace's models; "ffhq", the
             square of the FFHQ data set (Karras et al., arXiv 1812.04948, appendix A), rotated with
             the line of the eyes. The crop is black outside of the image.
+        color: the channel order of an array; the crop is RGB in any case.
+        channels: "first" for arrays of shape (C, H, W).
+        white: the value of full brightness, see `load_image`.
 
     Raises:
-        ConfigurationError: the template is unknown, or the size is below 1.
+        ConfigurationError: the template is unknown, the size is no integer of 1 or more, or the
+            layout of the face lacks an eye, the tip of the nose or a corner of the mouth.
         ImageError: the image cannot be read.
     """
     if template not in TEMPLATES:
         raise ConfigurationError(f"unknown template {template!r}; choose {', '.join(TEMPLATES)}")
-    if size < 1:
-        raise ConfigurationError(f"size must be 1 pixel or more, not {size}")
+    check_integer(size=size)
     square = TEMPLATES[template](five_points(face))
-    return AlignedFace(cut_crop(load_image(image), square, size), crop_matrix(square, size))
+    pixels = load_image(image, color=color, channels=channels, white=white)
+    return AlignedFace(cut_crop(pixels, square, size), crop_matrix(square, size))
 
 
 def _arcface_square(points: FloatArray) -> FloatArray:

@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from hihlandmark.arrays import FloatArray, Image
-from hihlandmark.crop import CANONICAL_SCALE, BoxMap, complete_box_maps, crop_angles
-from hihlandmark.errors import ConfigurationError, ImageError, check_integer, check_positive
+from hihlandmark.crop import (
+    CANONICAL_SCALE,
+    BoxMap,
+    complete_box_maps,
+    crop_angles,
+    fit_box_map,
+    tight_boxes,
+)
+from hihlandmark.errors import (
+    ConfigurationError,
+    ImageError,
+    check_integer,
+    check_positive,
+    check_share,
+)
 from hihlandmark.explanation import Candidate, Explanation, dropped_candidates
 from hihlandmark.face import Face, Faces
 from hihlandmark.face_detection import (
@@ -27,6 +40,7 @@ from hihlandmark.face_detection import (
     given_five_points,
     make_face_detector,
 )
+from hihlandmark.face_detection.base import checked_detections
 from hihlandmark.image import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -39,7 +53,15 @@ from hihlandmark.image import (
     settled,
 )
 from hihlandmark.landmarker import Landmarker
-from hihlandmark.layouts import CONVERSIONS, FIVE, LAYOUTS, WFLW98, Layout, get_layout
+from hihlandmark.layouts import (
+    CONVERSIONS,
+    FIVE,
+    LAYOUTS,
+    WFLW98,
+    Layout,
+    get_conversion,
+    get_layout,
+)
 from hihlandmark.pipeline import Found, Pipeline
 from hihlandmark.reliability import MIN_RELIABILITY
 from hihlandmark.runtimes import PrecisionChoice, is_exported_model, make_runtime
@@ -471,6 +493,7 @@ class Detector:
         Raises:
             ImageError: the image cannot be read.
         """
+        check_share(min_reliability=min_reliability)
         pixels, *_ = self.load_image(image, color=color, channels=channels, white=white)
         found = self.find_faces(pixels)
         searched = self._upright_face_detector
@@ -489,7 +512,7 @@ class Detector:
 
     def find_faces(self, image: Image) -> Detections:
         """The boxes of the faces in an image (H, W, 3) uint8 RGB, rotated as their five points."""
-        found = self.face_detector.detect([image])[0]
+        found = checked_detections(self.face_detector, image)
         if found.five_points is not None:
             found = replace(found, angles=crop_angles(found.five_points, FIVE.mean_shape))
         return found
@@ -500,8 +523,11 @@ class Detector:
         Raises:
             ConfigurationError: there is none.
         """
-        name = f"landmarks:{self.layout.name}" if kind == "landmarks" else kind
-        found = self._box_maps.get(name)
+        own = f"landmarks:{self.layout.name}"
+        found = self._box_maps.get(own if kind == "landmarks" else kind)
+        source = self.landmarker.layout
+        if found is None and kind == "landmarks" and source is not self.layout:
+            found = self._box_map_of_converted(source)
         if found is None:
             kinds = sorted({each.partition(":")[0] for each in self._box_maps})
             raise ConfigurationError(
@@ -509,6 +535,15 @@ class Detector:
                 f"{', '.join(kinds)}: pass five_points, or fit it with benchmarks/fit_box_maps.py"
             )
         return found
+
+    def _box_map_of_converted(self, source: Layout) -> BoxMap | None:
+        """The map from "landmarks" of the faces' layout to the crop of a mean face."""
+        own = self._box_maps.get(f"landmarks:{source.name}")
+        if own is None:
+            return None
+        square = own.squares(tight_boxes(source.mean_shape))
+        converted = get_conversion(source, self.layout)(source.mean_shape)
+        return fit_box_map(tight_boxes(converted)[None], square[:, :3])
 
     def predict_crops(self, crops: Image) -> CropLandmarks:
         """Crops (N, S, S, 3) uint8 RGB -> their points in crop pixels, not calibrated.

@@ -71,6 +71,13 @@ def check_positive(**arguments: Any) -> None:
             raise ConfigurationError(f"{name} must be a positive, finite number, not {shown}")
 
 
+def check_share(**arguments: Any) -> None:
+    """Raise `ConfigurationError` for an argument that is not a number from 0 to 1."""
+    for name, value in arguments.items():
+        if not (is_number(value) and 0 <= value <= 1):
+            raise ConfigurationError(f"{name} must lie in 0..1, not {value!r:.100}")
+
+
 def check_integer(at_least: int = 1, **arguments: Any) -> None:
     """Raise `ConfigurationError` for an argument that is no integer or below ``at_least``."""
     for name, value in arguments.items():

@@ -27,7 +27,7 @@ from hihlandmark.crop import (
 )
 from hihlandmark.draw import draw_faces, encode_png, is_drawable
 from hihlandmark.errors import ConfigurationError, HihlandmarkError, check_integer
-from hihlandmark.image import ChannelAxis, ColorOrder, ImageInput, load_image
+from hihlandmark.image import ChannelAxis, ColorOrder, ImageInput, ReducedImage, load_image
 from hihlandmark.layouts import Layout, get_conversion, get_layout
 from hihlandmark.uncertainty import ErrorCorrelation, axes
 
@@ -116,6 +116,7 @@ class Face:
     visibility: FloatArray = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", get_layout(self.layout))
         count = self.layout.size
         shapes: dict[str, tuple[int, ...]] = {"points": (count, 2), "scores": (count,)}
         shapes |= {"covariance": (count, 2, 2), "box": (4,)}
@@ -129,6 +130,17 @@ class Face:
                 object.__setattr__(self, name, float(value))
             except (OverflowError, TypeError, ValueError) as error:
                 raise ConfigurationError(f"{name} must be a number, not {value!r:.100}") from error
+        if np.isnan(self.box_score):
+            raise ConfigurationError("box_score is NaN: give 1 for boxes without a score")
+        if not isinstance(self.filled, bool | np.bool_):
+            raise ConfigurationError(f"filled must be True or False, not {self.filled!r:.100}")
+        object.__setattr__(self, "filled", bool(self.filled))
+        if self.track_id is not None:
+            if not isinstance(self.track_id, Integral) or isinstance(self.track_id, bool):
+                raise ConfigurationError(
+                    f"track_id must be an integer or None, not {self.track_id!r:.100}"
+                )
+            object.__setattr__(self, "track_id", int(self.track_id))
 
     def _set_array(
         self, name: str, shape: tuple[int, ...], dtype: Any = np.float32, absent: Any = None
@@ -182,7 +194,7 @@ class Face:
         """The same face in another layout, given by number of points, name or `Layout`.
 
         Interpolated points are marked in ``approximate``. Scores and covariances are combined with
-        the weights of the conversion.
+        the weights of the conversion. What follows from a point that is NaN is NaN.
 
         Raises:
             ConfigurationError: there is no conversion to this layout.
@@ -194,11 +206,11 @@ class Face:
         weights = table.matrix
         return replace(
             self,
-            points=weights @ self.points,
-            scores=(weights @ self.scores).clip(0, 1),
-            visibility=(weights @ self.visibility).clip(0, 1),
+            points=_weighted_sums(weights, self.points),
+            scores=_weighted_sums(weights, self.scores).clip(0, 1),
+            visibility=_weighted_sums(weights, self.visibility).clip(0, 1),
             # Errors of neighboring points are correlated, so averaging does not reduce variance.
-            covariance=np.einsum("qp,pij->qij", np.abs(weights), self.covariance),
+            covariance=_weighted_sums(np.abs(weights), self.covariance),
             layout=target,
             approximate=~table.exact | (weights @ self.approximate > 0),
             correlation=self.correlation and _converted(self.correlation, self.layout, target),
@@ -239,7 +251,7 @@ class Face:
             **({} if np.isnan(self.reliability) else {"reliability": round(self.reliability, 4)}),
             **(
                 {}
-                if np.isnan(self.visibility).any()
+                if np.isnan(self.visibility).all()
                 else {"visibility": _rounded(self.visibility, 4)}
             ),
         }
@@ -346,6 +358,12 @@ class Faces(list[Face]):
         return None if self else "No face was found."
 
 
+def draw_reduced(image: ReducedImage, faces: Sequence[Face], **drawn: Any) -> Image:
+    """`draw_faces` on a reduced image, with faces in pixels of the original."""
+    to_reduced = resize_matrix((image.factor, image.factor), (1, 1))
+    return draw_faces(image.pixels, [transform_face(face, to_reduced) for face in faces], **drawn)
+
+
 def transform_face(face: Face, matrix: FloatArray) -> Face:
     """A face after an affine transform (2, 3) of its image.
 
@@ -365,6 +383,14 @@ def transform_face(face: Face, matrix: FloatArray) -> Face:
 def _converted(correlation: ErrorCorrelation, source: Layout, target: Layout) -> ErrorCorrelation:
     """One object for all faces of a detector, as `measures` and memory need it."""
     return correlation.converted(get_conversion(source, target).matrix)
+
+
+def _weighted_sums(weights: FloatArray, values: FloatArray) -> FloatArray:
+    """Sums (Q, ...) of values (P, ...); NaN where one that has a weight (Q, P) is unknown."""
+    known = np.isfinite(values)
+    sums = np.tensordot(weights, np.where(known, values, 0), 1)
+    is_unknown = np.tensordot(weights != 0, ~known, 1)
+    return np.where(is_unknown, np.nan, sums)
 
 
 def _rounded(array: FloatArray, digits: int = 3) -> list[Any]:

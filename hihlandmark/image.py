@@ -15,7 +15,7 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
@@ -246,6 +246,10 @@ def settled(
 
 def refuse_one_image(images: object) -> None:
     """Raise `ImageError` if ``images``, which should be many, are one image."""
+    if isinstance(images, Mapping) or hasattr(images, "columns"):  # a table of pandas or Polars
+        raise ImageError(
+            f"images is of type {type(images).__name__}: pass a list of its values or a column"
+        )
     is_one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
     is_one = is_one or (_is_array(images) and getattr(images, "ndim", 0) in (2, 3))
     if is_one or hasattr(images, "read"):

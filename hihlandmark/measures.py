@@ -465,8 +465,13 @@ def _eyes_with_pupils(layout: Layout) -> list[tuple[int, int, int]]:
     """Both corners and the pupil of the left and the right eye; [] in layouts without pupils."""
     if any(len(pupil) != 1 for pupil in layout.pupils):
         return []
-    pairs = zip(eye_contours(layout), layout.pupils, strict=False)
-    return [(eye[0], eye[len(eye) // 2], pupil) for eye, (pupil,) in pairs]
+    eyes = []
+    for eye, (pupil,) in zip(eye_contours(layout), layout.pupils, strict=False):
+        corners = (eye[0], eye[len(eye) // 2])
+        # Contours may begin at either corner; the axis leads to the right.
+        left, right = sorted(corners, key=lambda point: layout.mean_shape[point, 0])
+        eyes.append((left, right, pupil))
+    return eyes
 
 
 # Values of faces with their errors

@@ -21,9 +21,10 @@ from hihlandmark.crop import (
     cut_crop,
     invert,
     nearly_same,
+    resize_matrix,
     transform_points,
 )
-from hihlandmark.errors import ConfigurationError, is_number
+from hihlandmark.errors import ConfigurationError, check_share
 from hihlandmark.face import Face, Faces, transform_face
 from hihlandmark.face_detection.base import Detections
 from hihlandmark.landmarker import Landmarker
@@ -126,12 +127,19 @@ class Pipeline:
         """
         self.check_min_reliability(min_reliability)
         for key, faces in self._run(found, box_map):
-            yield key, Faces(face for face in faces if not face.reliability < min_reliability)
+            yield (
+                key,
+                Faces(
+                    face
+                    for face in faces
+                    # NaN, of a box without numbers, is not reliable.
+                    if not min_reliability or face.reliability >= min_reliability
+                ),
+            )
 
     def check_min_reliability(self, limit: float) -> None:
         """Raise `ConfigurationError` for a limit that `run` does not take."""
-        if not (is_number(limit) and 0 <= limit <= 1):
-            raise ConfigurationError(f"min_reliability must lie in 0..1, not {limit!r}")
+        check_share(min_reliability=limit)
         if limit and self.calibration.reliability is None:
             name = self.landmarker.layout.name
             raise ConfigurationError(
@@ -298,8 +306,7 @@ def _enlarge(face: Face, factor: int) -> Face:
     """A face of a reduced image in the pixels of the original."""
     if factor == 1:
         return face
-    matrix = factor * np.eye(2, 3) + np.array([[0, 0, 1], [0, 0, 1]]) * (factor - 1) / 2
-    return transform_face(face, matrix)
+    return transform_face(face, resize_matrix((1, 1), (factor, factor)))
 
 
 def _pop_done(images: deque[_ImageJob[Key]]) -> Iterator[tuple[Key, list[Face]]]:

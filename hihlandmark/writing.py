@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from hihlandmark.errors import ConfigurationError
 
+# "s3:/" as well: `Path` makes one slash of two. A drive of Windows has one letter.
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:[/\\]", re.IGNORECASE)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -21,6 +24,22 @@ def refuse_existing(path: Path | None) -> None:
     """Raise `ConfigurationError` for a file that exists: it may be the user's."""
     if path is not None and os.path.lexists(path):
         raise ConfigurationError(f"{path} exists already: choose another name, or remove it")
+
+
+def check_local(path: Path | None) -> Path | None:
+    """The path; `ConfigurationError` for a URL: as a path, it would be a folder named "s3:"."""
+    if path is not None and _URL.match(str(path)):
+        raise ConfigurationError(
+            f"{path} is a URL: results are written to local folders, upload them afterwards"
+        )
+    return path
+
+
+def relative_name(path: str | Path, folder: Path) -> str:
+    """A path relative to a folder, with slashes; it holds also where links lead to either."""
+    parent, name = os.path.split(os.path.abspath(path))
+    found = os.path.join(os.path.realpath(parent), name)
+    return Path(os.path.relpath(found, os.path.realpath(folder))).as_posix()
 
 
 @contextmanager

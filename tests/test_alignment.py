@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from hihlandmark import ConfigurationError, Detector, Face
 from hihlandmark.alignment import TEMPLATES, align, five_points
 from hihlandmark.crop import crop_matrix
 from hihlandmark.face import transform_face
+from hihlandmark.layouts import Layout
 
 LAYOUTS = (98, 68, 29)
 
@@ -70,3 +72,37 @@ def test_unknown_template_and_empty_crop_are_errors(faces: dict[int, Face]) -> N
         align(np.zeros((9, 9, 3), np.uint8), faces[98], template="dlib")
     with pytest.raises(ConfigurationError, match="size"):
         align(np.zeros((9, 9, 3), np.uint8), faces[98], 0)
+
+
+def test_five_points_are_aligned_as_they_are(
+    astronaut: NDArray[np.uint8], faces: dict[int, Face]
+) -> None:
+    found, five = faces[98], faces[98].to_layout("five")
+    np.testing.assert_array_equal(five_points(five), five.points)
+    apart = align(astronaut, five).points(found) - align(astronaut, found).points(found)
+    assert np.abs(apart).max() < 2  # pupils instead of the means of the eyelids
+
+
+def test_a_layout_without_the_points_of_the_template_is_named(own_layouts: None) -> None:
+    shape = np.array([(-0.5, 0.0), (0.5, 0.0)])
+    ends = Layout(
+        "ENDS", (), ("left_end", "right_end"), {"ends": (0, 1)}, (), (0, 1), ((0,), (1,)), shape
+    )
+    face = Face(shape * 9 + 20, np.ones(2), np.zeros((2, 2, 2)), np.arange(4), 1.0, ends)
+    with pytest.raises(ConfigurationError, match="left_eye"):
+        align(np.zeros((40, 40, 3), np.uint8), face)
+
+
+def test_arrays_are_aligned_in_every_order_of_channels(
+    astronaut: NDArray[np.uint8], faces: dict[int, Face]
+) -> None:
+    expected = align(astronaut, faces[98]).image
+    first = np.moveaxis(astronaut[..., ::-1], -1, 0) / 255.0
+    found = align(first, faces[98], color="bgr", channels="first", white=1.0).image
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [112.0, "112", True])
+def test_the_size_of_a_crop_is_an_integer(faces: dict[int, Face], size: Any) -> None:
+    with pytest.raises(ConfigurationError, match="size"):
+        align(np.zeros((9, 9, 3), np.uint8), faces[98], size)

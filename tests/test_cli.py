@@ -30,7 +30,7 @@ from hihlandmark.cli.predict import _is_quick_to_count
 from hihlandmark.datasets import DATASET_FORMATS
 from hihlandmark.face_detection import FACE_DETECTORS
 from hihlandmark.image import MAX_BYTES, MAX_PIXELS
-from hihlandmark.io import find_images
+from hihlandmark.io import ResultFolder, find_images
 from hihlandmark.layouts import COFW29, register_layout
 from hihlandmark.reliability import MIN_RELIABILITY
 from hihlandmark.runtimes import RUNTIMES
@@ -93,6 +93,12 @@ def test_predict_writes_each_format_and_the_drawing(images: Path, tmp_path: Path
         (["predict", "x.png", "--format", "csv"], "--out"),
         (["predict", "x.png", "--format", "xml"], "json"),
         (["predict", "x.png", "--face-detector", "yolo"], "blazeface"),
+        (["predict", "x.png", "--allow-mixed", "--part-size", "5"], "--out"),
+        (["predict", "x.png", "--explain", "--fail-fast"], "--fail-fast"),
+        (["predict", "x.png", "--explain", "--out", "x", "--draw"], "--draw"),
+        (["eval", "--data", "x", "--split", "x", "--min-face", "30"], "--boxes"),
+        (["export", "--out", "x", "--to", "onnx", "--face-detector", "centerface"], "--int8"),
+        (["demo", "--web", "--max-pixels", "1000"], "--max-megapixels"),
         (["eval", "--data", "x", "--format", "coco"], "wflw"),
         (["export", "--out", "x", "--to", "coreml"], "onnx"),
         (["nonsense"], "nonsense"),
@@ -458,3 +464,41 @@ def test_interrupt_says_what_is_done_and_the_same_command_continues(
     assert again.returncode == 0, again.stderr
     assert f"images: {43 - done}, " in again.stderr
     assert f"done before: {done}" in again.stderr
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/out", "gs://bucket/out", "https://host/out"])
+def test_results_are_not_written_to_a_folder_named_like_a_url(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for command in (["predict", str(images)], ["demo"], ["data", "label", str(images)]):
+        result = CliRunner().invoke(app, [*command, "--out", url])
+        assert isinstance(result.exception, ConfigurationError)
+        assert "is a URL" in str(result.exception)
+    with pytest.raises(ConfigurationError, match="is a URL"):
+        ResultFolder(url, "json", {})
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_very_large_images_are_drawn_as_they_are_read(
+    tmp_path: Path, astronaut: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = tmp_path / "large.png"
+    Image.fromarray(astronaut.repeat(2, axis=0).repeat(2, axis=1)).save(large)
+    monkeypatch.setattr("hihlandmark.image.LARGE_PIXELS", 300_000)
+    for command in (["predict", "--draw"], ["demo"]):
+        out = tmp_path / command[0]
+        result = CliRunner().invoke(app, [*command, str(large), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        (record,) = (json.loads(path.read_text()) for path in out.glob("*.json"))
+        assert (record["width"], record["height"]) == (1024, 1024)
+        left, _, right, _ = record["faces"][0]["box"]
+        assert 340 < left < 370 < 530 < right < 560, "in pixels of the file"
+        (drawing,) = out.glob("*.png")
+        with Image.open(drawing) as drawn:
+            assert drawn.size == (512, 512)
+            marked = np.abs(np.asarray(drawn.convert("RGB")).astype(int) - astronaut).max(axis=2)
+        rows, columns = np.nonzero(marked > 40)
+        assert 170 < columns.min() < columns.max() < 280
+        assert 60 < rows.min() < rows.max() < 190

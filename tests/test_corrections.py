@@ -225,3 +225,30 @@ def test_the_least_reliable_images_come_first(tmp_path, name):
     assert [each.image for each in images_to_label(tmp_path)] == ["bad.png", "poor.png", "good.png"]
     listed = CliRunner().invoke(app, ["data", "next", str(tmp_path), "--paths", "-n", "1"])
     assert listed.output == "bad.png\n"
+
+
+def test_a_file_that_two_images_match_is_left_out(tmp_path, images):
+    results = [Result(source(name), [face()], SIZE) for name in ("x/2.png", "y/2.png", "a/1.png")]
+    (tmp_path / "corrected.xml").write_text(to_cvat(results))
+    imported = import_corrections(tmp_path / "corrected.xml", images, tmp_path / "out")
+    assert (imported.images, imported.faces) == (1, 1)
+    assert "x/2.png" in imported.left_out[0]
+    assert "y/2.png" in imported.left_out[1]
+
+
+def test_images_are_found_where_the_folder_is_a_link(tmp_path, images):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "far" / "away")
+    (tmp_path / "corrected.xml").write_text(to_cvat([Result(source("2.png"), [face()], SIZE)]))
+    import_corrections(tmp_path / "corrected.xml", images, tmp_path / "out")
+    (read,) = read_faces(tmp_path / "out", "train")
+    assert read.load_image().shape == (160, 200, 3)
+
+
+def test_images_of_labels_are_named_by_their_place(tmp_path, images):
+    values = {"points": np.zeros((29, 2)).tolist(), "scores": [0.5] * 29, "split": "train"}
+    (tmp_path / "labels").mkdir()
+    lines = json.dumps({"image": "../images/2.png", **values})
+    (tmp_path / "labels" / "annotations.jsonl").write_text(lines + "\n")
+    listed = CliRunner().invoke(app, ["data", "next", str(tmp_path / "labels"), "--paths"])
+    assert listed.output == f"{(images / '2.png').resolve()}\n"

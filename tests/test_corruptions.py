@@ -303,3 +303,11 @@ def test_the_command_measures_every_kth_face_on_corrupted_images(
     assert list(report["robustness"]["curves"]) == ["gray"]
     assert (out / "robustness.png").is_file()
     assert CliRunner().invoke(app, command).exit_code == 2  # --every alone
+
+
+def test_severities_may_be_an_array(
+    detector: Detector, astronaut: NDArray[np.uint8], points: Array
+) -> None:
+    faces = split_of(annotated(astronaut, points, "one"))
+    curve = robustness_curve(detector, faces, CORRUPTIONS["size"], np.array([48.0]))
+    assert len(curve.points) == 1

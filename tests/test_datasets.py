@@ -643,3 +643,15 @@ def test_lines_end_at_line_breaks_alone(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_bytes("a\u2028b\u0085c\r\nd\n\ne".encode())
     assert list(numbered_lines(path)) == [(1, "a\u2028b\u0085c"), (2, "d"), (4, "e")]
+
+
+def test_pts_files_beside_folders_of_splits_are_refused(tmp_path: Path) -> None:
+    pts(tmp_path / "train" / "a.pts")
+    pts(tmp_path / "stray.pts")
+    with pytest.raises(DataError, match="train"):
+        read_faces(tmp_path, "train")
+
+
+def test_images_of_a_users_own_may_be_called_mirror(tmp_path: Path) -> None:
+    pts(tmp_path / "wing_mirror.pts")
+    assert [face.name for face in read_faces(tmp_path, "train")] == ["wing_mirror.jpg"]

@@ -4,12 +4,13 @@ import pickle
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders import encoded
 from PIL import Image, ImageSequence
 
@@ -577,3 +578,79 @@ def test_a_read_only_image_is_predicted_as_any_other(detector: Detector, astrona
     assert detector.load_image(astronaut).pixels is astronaut
     (found,), (expected,) = detector.predict(astronaut), detector.predict(astronaut.copy())
     np.testing.assert_array_equal(found.points, expected.points)
+
+
+@pytest.mark.parametrize(
+    ("found", "keyword"),
+    [
+        ([Detections([[9, 9, 9, 40]], [0.9])], r"x1 < x2"),
+        ([Detections([[40, 40, 9, 9]], [0.9])], r"x1 < x2"),
+        ([Detections([[9, 9, np.nan, 40]], [0.9])], "finite"),
+        ([Detections([[9, 9, 40, 40]], [np.nan])], "finite"),
+        ([([[9, 9, 40, 40]], [0.9])], "Detections"),
+        ([], "Detections"),
+    ],
+)
+def test_what_a_face_detector_of_a_users_own_gives_is_checked(
+    astronaut: Pixels, detector_of: DetectorOf, found: Any, keyword: str
+) -> None:
+    class Own:
+        name = "mtcnn"
+
+        def detect(self, images: Any) -> Any:
+            return found
+
+    detector = detector_of(29).with_options(face_detector=Own())
+    with pytest.raises(ConfigurationError, match=f"'mtcnn'.*{keyword}"):
+        detector.predict(astronaut)
+
+
+def test_options_that_a_face_detector_does_not_let_set_stay(
+    astronaut: Pixels, detector_of: DetectorOf
+) -> None:
+    @dataclass(frozen=True)
+    class Fixed:
+        name: str = "mtcnn"
+        min_score: float = 0.5
+        detection_size: int = 100
+
+        def detect(self, images: Any) -> list[Detections]:
+            # Only of the image with a border.
+            return [
+                Detections([[300, 180, 390, 300]], [0.9])
+                if image.shape[0] > astronaut.shape[0]
+                else Detections.none()
+                for image in images
+            ]
+
+    detector = detector_of(29).with_options(face_detector=Fixed(), detection_size="auto")
+    (face,) = detector.predict(astronaut)
+    np.testing.assert_array_equal(face.box, [172, 52, 262, 172])
+    assert detector.explain(astronaut).candidates[0].is_found
+
+
+def test_tables_are_no_lists_of_images(detector_of: DetectorOf) -> None:
+    table = pytest.importorskip("pandas").DataFrame({"image": ["a.png"]})
+    for images in ({"image": "a.png"}, table):
+        with pytest.raises(ImageError, match="a column"):
+            list(detector_of(29).predict_many(images))
+
+
+def test_boxes_may_be_a_list_of_tensors_without_gradients(
+    astronaut: Pixels, detector_of: DetectorOf
+) -> None:
+    box = torch.tensor([178.0, 62, 268, 172])
+    (face,) = detector_of(29).predict(astronaut, boxes=[box])
+    np.testing.assert_array_equal(face.box, box)
+    with pytest.raises(ConfigurationError, match="boxes"):
+        detector_of(29).predict(astronaut, boxes=[box.requires_grad_()])
+
+
+def test_a_box_of_landmarks_of_a_converted_layout_has_a_crop(
+    astronaut: Pixels, detector_of: DetectorOf
+) -> None:
+    detector = Detector("five", device="cpu", precision="fp32")
+    (found,) = detector.predict(astronaut)
+    box = [*found.points.min(axis=0), *found.points.max(axis=0)]
+    (again,) = detector.predict(astronaut, boxes=[box], box_kind="landmarks")
+    assert np.linalg.norm(again.points - found.points, axis=1).mean() < 0.05 * found.interocular

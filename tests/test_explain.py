@@ -145,3 +145,9 @@ def test_the_command_explains_a_very_large_image_as_predict_reads_it(tmp_path, m
 def test_a_limit_outside_of_0_to_1_is_refused(detector):
     with pytest.raises(ConfigurationError, match="min_reliability"):
         detector.predict(astronaut(), min_reliability=2)
+
+
+@pytest.mark.parametrize("limit", [2, "x", float("nan")])
+def test_the_limit_of_an_explanation_is_checked(detector, limit):
+    with pytest.raises(ConfigurationError, match="min_reliability"):
+        detector.explain(astronaut(), min_reliability=limit)

@@ -24,7 +24,7 @@ from hihlandmark.face import (
     ImageReference,
     transform_face,
 )
-from hihlandmark.layouts import COFW29, W300_68, WFLW98, Layout
+from hihlandmark.layouts import COFW29, W300_68, WFLW98, Layout, get_conversion
 from hihlandmark.uncertainty import ErrorCorrelation
 
 
@@ -298,3 +298,38 @@ def test_unknown_points_are_null_in_json() -> None:
     values = json.loads(face.to_json(), parse_constant=lambda name: pytest.fail(name))
     assert values["points"][3] == [None, None]
     np.testing.assert_array_equal(np.isnan(Face.from_dict(values).points), np.isnan(points))
+
+
+def test_an_unknown_point_makes_only_what_follows_from_it_unknown() -> None:
+    face = face_of(WFLW98)
+    points, scores, covariance = face.points.copy(), face.scores.copy(), face.covariance.copy()
+    unused, used = 5, 4
+    for array in (points, scores, covariance):
+        array[[unused, used]] = np.nan
+    unknown = replace(face, points=points, scores=scores, covariance=covariance)
+    expected = get_conversion(WFLW98, W300_68).matrix[:, used] != 0
+    converted, usual = unknown.to_layout(68), face.to_layout(68)
+    for name in ("points", "scores", "covariance"):
+        values = getattr(converted, name)
+        np.testing.assert_array_equal(np.isnan(values).reshape(68, -1).any(axis=1), expected)
+        np.testing.assert_array_equal(values[~expected], getattr(usual, name)[~expected])
+    assert 0 < expected.sum() < 3
+
+
+def test_fields_of_other_packages_are_ready_for_json() -> None:
+    visibility = np.full(29, 0.5)
+    visibility[3] = np.nan
+    face = replace(face_of(COFW29), track_id=np.int64(3), filled=np.True_, visibility=visibility)
+    again = Face.from_dict(json.loads(face.to_json()))
+    assert (again.track_id, again.filled) == (3, True)
+    np.testing.assert_array_equal(again.visibility, face.visibility)
+    assert replace(face, layout="COFW29").layout is COFW29
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [("track_id", "3"), ("track_id", 1.5), ("filled", "no"), ("box_score", np.nan)],
+)
+def test_an_invalid_field_is_named(field: str, bad: Any) -> None:
+    with pytest.raises(ConfigurationError, match=field):
+        replace(face_of(COFW29), **{field: bad})

@@ -626,3 +626,24 @@ def test_every_path_that_is_found_is_found_again(tmp_path: Path) -> None:
     assert len(found) == len(set(found)) == 3
     for path in found:
         assert [source.path for source in find(path)] == [path]
+
+
+def test_the_column_of_a_table_that_holds_bytes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "faces.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "bytes": [png()]}), path)
+    (found,) = find(path)
+    assert found.load().shape == (10, 20, 3)
+
+
+def test_members_of_archives_may_begin_with_a_dot(tmp_path: Path) -> None:
+    write_tar(tmp_path / "dot.tar", {"./a/1.png": png(), "./2.png": png()})
+    (found,) = find(tmp_path / "dot.tar" / "a" / "1.png")
+    assert found.load().shape == (10, 20, 3)
+
+
+def test_names_in_lists_may_end_in_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "a.png "
+    path.write_bytes(png())
+    (tmp_path / "b.png").write_bytes(png(1))
+    (tmp_path / "list.txt").write_text(f"{path}\r\n  {tmp_path}/b.png  \n\n")
+    assert names(find(f"@{tmp_path}/list.txt")) == ["a.png ", "b.png"]

@@ -258,3 +258,17 @@ def test_iris_scale_needs_irises() -> None:
     found = distance(face, "left_iris_outer", "left_iris_inner", scale)
     assert found.value == pytest.approx(11.7, rel=0.1)
     assert found.std == pytest.approx(0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("layout", [98, 29, 478])
+def test_pupils_are_measured_towards_the_right_and_downwards(layout: int) -> None:
+    face = drawn(layout)
+    points = face.points.copy()
+    for (pupil,) in get_layout(layout).pupils:
+        points[pupil] += (3, 2)
+    before, after = pupil_position(face), pupil_position(replace(face, points=points))
+    assert before is not None
+    assert after is not None
+    for old, new in zip(before, after, strict=True):
+        assert new.left.value > old.left.value + 0.02
+        assert new.right.value > old.right.value + 0.02

@@ -103,3 +103,10 @@ def test_page_states_the_content_of_the_card(name: str) -> None:
         assert f"| {each.split} | {boxes} | {each.points} |" in text
         assert f"| {each.metric} | {each.value} |" in text
         assert f"\n{each.command}\n" in text
+
+
+def test_the_page_of_a_layout_of_the_weights_own_uses_their_default() -> None:
+    card = find_weights(NAME).card
+    own = card.model_copy(update={"layouts": {"MINE": None}})
+    assert 'Detector(98, weights="me/faces")' in model_page(card, "me/faces")
+    assert 'Detector(weights="me/faces")' in model_page(own, "me/faces")

@@ -199,3 +199,9 @@ def test_a_batch_without_rows_has_the_columns(step: AddLandmarks) -> None:
     table = step(pyarrow.table({"bytes": pyarrow.array([], pyarrow.binary())}))
     assert table.num_rows == 0
     assert "points" in table.column_names
+
+
+def test_columns_that_the_faces_have_as_well_are_refused(step: AddLandmarks) -> None:
+    table = pyarrow.table({"bytes": [b""], "box": [[1, 2]], "error": ["earlier"], "id": [1]})
+    with pytest.raises(ConfigurationError, match="box, error"):
+        step(table)

@@ -579,3 +579,12 @@ def test_regressions_of_nested_networks_see_the_integer_heatmap(data: Path) -> N
 def test_missing_data_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="w300"):
         run(read_configuration("hih-small-v1"), tmp_path, tmp_path / "run")
+
+
+def test_exported_weights_replace_none_of_another_run(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.json").write_text("mine")
+    arguments = [*command(tiny(), data, tmp_path / "run")[2:], "--export", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ConfigurationError)
+    assert not (tmp_path / "run").exists(), "refused before the training"
+    assert (tmp_path / "tiny.json").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -27,7 +28,15 @@ from typer.testing import CliRunner
 from hihlandmark import ConfigurationError, Detector, Face, ImageError
 from hihlandmark.cli import app
 from hihlandmark.face import transform_face
-from hihlandmark.layouts import W300_68
+from hihlandmark.layouts import (
+    CONVERSIONS,
+    W300_68,
+    Contour,
+    Conversion,
+    Layout,
+    register_conversion,
+    register_layout,
+)
 from hihlandmark.video import (
     AnnotatedVideo,
     FaceTracker,
@@ -40,7 +49,8 @@ from hihlandmark.video import (
     tracking,
 )
 from hihlandmark.video import frames as video_frames
-from hihlandmark.video.tracking import _is_lost, _smoothed_offline
+from hihlandmark.video.blinks import blinks
+from hihlandmark.video.tracking import Track, _is_lost, _smoothed_offline, collect_tracks
 from hihlandmark.video.writing import open_faces
 
 Image = NDArray[np.uint8]
@@ -867,3 +877,75 @@ def test_points_of_what_covers_a_face_are_no_face(
     scores = np.full(68, score)
     face = Face(points, scores, covariance, box, 0.9, W300_68, reliability=reliability)
     assert _is_lost(face) == lost
+
+
+def test_filtered_points_may_be_changed_in_place() -> None:
+    points, covariance = np.zeros((4, 2)), np.tile(np.eye(2), (4, 1, 1))
+    smooth = OneEuroFilter()
+    for time in (0.0, 0.04):
+        smooth(time, points, covariance, 60.0)[:] = 50
+    np.testing.assert_array_equal(smooth(0.08, points, covariance, 60.0), points)
+    smooth(0.08, points, covariance, 60.0)[:] = 50  # no later time: the last points again
+    np.testing.assert_array_equal(smooth(0.08, points, covariance, 60.0), points)
+
+
+def test_a_part_of_a_track_has_its_times_and_the_numbers_of_its_frames(
+    frames: list[Image], detector: Detector
+) -> None:
+    numbered = (Frame(image, 5 + i, i / 25) for i, image in enumerate(frames[:4]))
+    (whole,) = collect_tracks(track(numbered, detector)).values()
+    part = whole[1:3]
+    assert isinstance(part, Track)
+    assert part[0] is whole[1]
+    assert part.times == [1 / 25, 2 / 25]
+    assert part.frames == [6, 7]
+    with pytest.raises(ConfigurationError, match="Track"):
+        blinks(list(whole))  # type: ignore[arg-type]
+    five = Track([face.to_layout("five") for face in whole], whole.times)
+    with pytest.raises(ConfigurationError, match="eyelids"):
+        blinks(five)
+
+
+def test_a_converted_layout_is_tracked(
+    frames: list[Image], detector_of: Callable[[int], Detector], own_layouts: None
+) -> None:
+    eyes = [*W300_68.parts["left_eye"], *W300_68.parts["right_eye"]]
+    names = tuple(W300_68.point_names[i] for i in eyes)
+    left, right = tuple(range(6)), tuple(range(6, 12))
+    layout = register_layout(
+        Layout(
+            "TRACKED_EYES",
+            (),
+            names,
+            {"left_eye": left, "right_eye": right},
+            (Contour(left, closed=True), Contour(right, closed=True)),
+            (names.index("left_eye_outer_corner"), names.index("right_eye_outer_corner")),
+            (left, right),
+            W300_68.mean_shape[eyes],
+        )
+    )
+    table = Conversion.from_tables(W300_68, layout, dict(enumerate(eyes)))
+    with contextlib.ExitStack() as stack:
+        register_conversion(table)
+        stack.callback(CONVERSIONS.pop, (W300_68, layout))
+        detector = Detector(layout, device="cpu", precision="fp32")
+        expected = list(track(frames_at(frames), detector_of(68), smooth=False))
+        found = list(track(frames_at(frames), detector, smooth=False))
+    for (_, (face,)), (_, (whole,)) in zip(found, expected, strict=True):
+        apart = np.linalg.norm(face.points - whole.points[eyes], axis=1).mean()
+        assert apart < 0.03 * whole.interocular, "another crop, the same eyes"
+
+
+@pytest.mark.parametrize("options", [{"frames": -1}, {"frames": 1.5}, {"fill": "x"}, {"fill": -1}])
+def test_options_of_offline_tracking_are_checked(detector: Detector, options: Any) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        next(track_offline("none.mp4", detector, **options))
+
+
+def test_the_shape_of_pixels_is_a_number(frames: list[Image], tmp_path: Path) -> None:
+    with AnnotatedVideo(tmp_path / "wide.mp4") as video:
+        with pytest.raises(ConfigurationError, match="pixel_aspect"):
+            video.add(frames[0], 0, 0)  # type: ignore[arg-type]
+        for index in range(2):
+            video.add(frames[index], index / 25, 1.5)  # type: ignore[arg-type]
+    assert next(iter(read_frames(tmp_path / "wide.mp4"))).pixel_aspect == Fraction(3, 2)

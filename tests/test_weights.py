@@ -745,3 +745,12 @@ def test_cache_finds_the_card_beside_other_json_files(hub: Hub, saved: Path) -> 
     hub.requests.clear()
     assert find_weights("me/faces").card.name == "tiny"
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_converted_checkpoint_replaces_no_file(tmp_path: Path, suffix: str) -> None:
+    write_checkpoint(tmp_path / "best.pth", small_state("hih"))
+    (tmp_path / f"own{suffix}").write_text("mine")
+    with pytest.raises(ConfigurationError, match="exists already"):
+        convert_checkpoint(tmp_path / "best.pth", tmp_path, "own")
+    assert (tmp_path / f"own{suffix}").read_text() == "mine"

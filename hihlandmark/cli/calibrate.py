@@ -21,6 +21,7 @@ from hihlandmark.cli.options import (
     refuse_ambiguous,
 )
 from hihlandmark.errors import ConfigurationError, missing_extra
+from hihlandmark.writing import check_local
 
 if TYPE_CHECKING:
     from hihlandmark.datasets.faces import AnnotatedFaces
@@ -68,6 +69,7 @@ def calibrate(
         typer.Option(
             "--out",
             "-o",
+            callback=check_local,
             help="Folder for a calibrated copy of the weights. Default: change the card beside "
             "--weights PATH; packaged and cached weights stay as they are.",
         ),

@@ -27,6 +27,7 @@ from hihlandmark.cli.options import (
     progress_bar,
 )
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
+from hihlandmark.writing import check_local
 
 if TYPE_CHECKING:
     from hihlandmark.arrays import Image
@@ -149,7 +150,10 @@ def _print_content(
 def show(
     folder: FolderArgument,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Image to write: a .png, .jpg or .webp file.")
+        Path,
+        typer.Option(
+            "--out", "-o", callback=check_local, help="Image to write: a .png, .jpg or .webp file."
+        ),
     ],
     split: Annotated[str, typer.Option(help="Name; `data info` lists the splits.")] = "train",
     count: Annotated[int, typer.Option("--faces", min=1, help="Random faces, one per row.")] = 12,
@@ -237,7 +241,13 @@ def _write_image(sheet: Image, path: Path) -> None:
 def prepare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of data sets.", metavar="DIR")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the packed data set, for training.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=check_local,
+            help="Folder for the packed data set, for training.",
+        ),
     ],
     splits: Annotated[
         list[str] | None,
@@ -289,7 +299,10 @@ def label(
     paths: Annotated[
         list[str], typer.Argument(help="Image files, folders or globs.", metavar="PATH...")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for annotations.jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", callback=check_local, help="Folder for annotations.jsonl."),
+    ],
     layout: DefaultLayoutOption = None,
     model: ModelOption = "hih-small",
     weights: WeightsOption = None,
@@ -367,7 +380,10 @@ def import_(
         ),
     ],
     images: Annotated[Path, typer.Option("--images", help="Folder of the images.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for annotations.jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", callback=check_local, help="Folder for annotations.jsonl."),
+    ],
     split: Annotated[str, typer.Option(help="Split of the faces.")] = "train",
     layout: LayoutNameOption = None,
     append: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import BadParameter, Option
 
 from hihlandmark.cli import options
+from hihlandmark.writing import check_local
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -18,7 +19,9 @@ _HOST = "With --web: the address to listen on; 0.0.0.0: all."
 
 def demo(
     image: options.ImageArgument = None,
-    out: Annotated[Path, Option("--out", "-o", help="Folder for the image and the JSON.")] = _OUT,
+    out: Annotated[
+        Path, Option("--out", "-o", callback=check_local, help="Folder for the image and the JSON.")
+    ] = _OUT,
     layout: options.DefaultLayoutOption = None,
     model: options.ModelOption = "hih-small",
     device: options.DeviceOption = "auto",
@@ -52,6 +55,8 @@ def demo(
         return
     if image is not None or out != _OUT:
         raise BadParameter("--web takes its images from the page and writes no files")
+    if (max_pixels, max_bytes) != (options.MAX_PIXELS, options.MAX_BYTES):
+        raise BadParameter("--web is limited by --max-megapixels and --max-megabytes")
     from hihlandmark.demo import serve
     from hihlandmark.layouts import get_layout
 
@@ -66,17 +71,20 @@ def demo(
 
 
 def _write(image: str | None, out: Path, detector: Detector) -> None:
-    from hihlandmark.draw import draw_faces, encode_png
+    from hihlandmark.draw import encode_png
+    from hihlandmark.face import draw_reduced
     from hihlandmark.io import Result, Source
     from hihlandmark.io.formats import write_jsonl
     from hihlandmark.writing import write_atomically
 
     name = Path(image).stem if image else "astronaut"
-    loaded = detector.load_image(image or options.astronaut()).pixels
-    faces = detector.predict(loaded)
+    source = image or options.astronaut()
+    faces, loaded = detector.predict(source), detector.load_image(source)
     drawn, record = out / f"{name}.landmarks.png", out / f"{name}.landmarks.json"
-    write_atomically(drawn, encode_png(draw_faces(loaded, faces)))
-    result = Result(Source(image or "skimage.data.astronaut()", name), faces)
+    write_atomically(drawn, encode_png(draw_reduced(loaded, faces)))
+    model = {"model": detector.card.name, "weights": detector.card.sha256}
+    named = Source(image or "skimage.data.astronaut()", name)
+    result = Result(named, faces, loaded.size, model=model)
     write_atomically(record, write_jsonl([result]))
     print(f"{options.counted(len(faces), 'face')} found")
     for face in faces:

@@ -25,10 +25,12 @@ from hihlandmark.cli.options import (
     RuntimeOption,
     ShapePriorOption,
     WeightsOption,
+    given,
     make_detector,
     progress_bar,
     refuse_ambiguous,
 )
+from hihlandmark.writing import check_local
 
 _OF_RECALL = frozenset(
     (
@@ -98,7 +100,12 @@ def evaluate_split(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for the report, its curves and the worst faces."),
+        typer.Option(
+            "--out",
+            "-o",
+            callback=check_local,
+            help="Folder for the report, its curves and the worst faces.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -136,6 +143,14 @@ def evaluate_split(
     )
     from hihlandmark.weights import find_weights, register_layouts
 
+    search = {
+        "--face-detector": face_detector != "mtcnn",
+        "--min-face": min_face,
+        "--min-box-score": min_box_score is not None,
+        "--detection-size": detection_size,
+    }
+    if boxes != "detected" and (unused := given(search)):
+        raise typer.BadParameter(f"{unused} requires --boxes detected")
     if every > 1 and not (jitter or robustness):
         raise typer.BadParameter("--every requires --jitter or --robustness")
     if jitter and boxes == "detected":

@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Option
+from typer import BadParameter, Option
 
 from hihlandmark.cli import options
 from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.writing import check_local
 
 if TYPE_CHECKING:
     from hihlandmark.arrays import Image
@@ -30,7 +31,9 @@ _INT8 = "Compute in INT8, with the value ranges of the faces in this folder of i
 
 def export(
     to: Annotated[ExportFormat, Option(help="Format of the file.")],
-    out: Annotated[Path, Option("--out", "-o", help="Folder for the file and its JSON.")],
+    out: Annotated[
+        Path, Option("--out", "-o", callback=check_local, help="Folder for the file and its JSON.")
+    ],
     layout: options.DefaultLayoutOption = None,
     model: options.ModelOption = "hih-small",
     weights: options.WeightsOption = None,
@@ -47,6 +50,8 @@ def export(
     from hihlandmark.weights import load_model
 
     crops = None
+    if not int8 and face_detector != "mtcnn":
+        raise BadParameter("--face-detector finds the faces of --int8: give its images")
     if int8:
         detector = options.make_detector(
             layout, model, weights=weights, face_detector=face_detector

@@ -18,6 +18,7 @@ from hihlandmark.cli.options import (
     ModelOption,
     progress_bar,
 )
+from hihlandmark.writing import check_local
 
 
 def finetune(
@@ -28,7 +29,13 @@ def finetune(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="New folder for the weights; resumes a run in it.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=check_local,
+            help="New folder for the weights; resumes a run in it.",
+        ),
     ],
     weights: Annotated[
         str | None,

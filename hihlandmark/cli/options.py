@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from hihlandmark.datasets import AnnotatedFaces
     from hihlandmark.detector import Detector
     from hihlandmark.weights import ModelCard
+
+
+def given(options: Mapping[str, object]) -> str:
+    """The names of options whose value is true, as "--a and --b"; "" if there are none."""
+    return " and ".join(name for name, value in options.items() if value)
 
 
 def complete_from(*choices: str) -> Callable[[str], list[str]]:

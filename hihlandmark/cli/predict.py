@@ -19,6 +19,7 @@ from typer import Argument, BadParameter, Exit, Option
 
 from hihlandmark.cli import options
 from hihlandmark.errors import ImageError
+from hihlandmark.writing import check_local
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -48,6 +49,7 @@ _FORMAT = (
 )
 _WORKERS = "Threads that read images and find faces; default: one per core, at most eight."
 _SHARD = "2/8: do the second eighth; seven other processes the rest."
+_PART_SIZE = 200
 _EXPLAIN = (
     "Print why faces of one image are found or dropped, and write no results; with --out as a "
     "drawing, explanation.png, as well."
@@ -57,7 +59,7 @@ _ALLOW_MIXED = "Continue in a folder with results of another model, runtime or o
 
 def predict(
     paths: Annotated[list[str], Argument(metavar="PATH...", help=_PATHS)],
-    out: Annotated[Path | None, Option("--out", "-o", help=_OUT)] = None,
+    out: Annotated[Path | None, Option("--out", "-o", callback=check_local, help=_OUT)] = None,
     layout: options.DefaultLayoutOption = None,
     output_format: Annotated[OutputFormat, Option("--format", help=_FORMAT)] = "json",
     draw: Annotated[
@@ -89,7 +91,7 @@ def predict(
     max_bytes: options.MaxBytesOption = options.MAX_BYTES,
     part_size: Annotated[
         int, Option(min=1, help="Images per part; a kill costs one part at most.")
-    ] = 200,
+    ] = _PART_SIZE,
     shard: Annotated[str | None, Option(help=_SHARD)] = None,
     by_content: Annotated[
         bool, Option("--by-content", help="Recognize changed images by bytes, not size and time.")
@@ -112,10 +114,17 @@ def predict(
 
     drawn = {"boxes": draw_boxes, "numbers": draw_numbers, "enlarged": draw_enlarged}
     draw = draw or any(drawn.values())
-    if out is None:
-        needs_out = {"--draw": draw, "--format": output_format != "json", "--shard": shard}
-        if given := [name for name, is_given in needs_out.items() if is_given]:
-            raise BadParameter(f"{' and '.join(given)}: give a folder to write to by --out")
+    of_results = {
+        "--draw": draw,
+        "--format": output_format != "json",
+        "--shard": shard,
+        "--part-size": part_size != _PART_SIZE,
+        "--allow-mixed": allow_mixed,
+    }
+    if out is None and (given := options.given(of_results)):
+        raise BadParameter(f"{given}: give a folder to write to by --out")
+    if explain and (given := options.given(of_results | {"--fail-fast": fail_fast})):
+        raise BadParameter(f"--explain writes no results: leave out {given}")
     # What is missing is an error before the work, not when its turn comes.
     if output_format.startswith("parquet") or any(path.endswith(".parquet") for path in paths):
         require_pyarrow()
@@ -154,11 +163,12 @@ def predict(
                 )
                 sources = folder.pending(sources)
                 bar = stack.enter_context(options.progress_bar("images"))
-                total = _count_in_background(paths, out)
+                if folder.shard.total == 1:  # others have a share of the images
+                    total = _count_in_background(paths, out)
             for result in predict_sources(detector, sources, workers, min_reliability):
                 drawing = None
                 if draw and result.error is None:
-                    result, drawing = _draw(result, drawn, max_pixels, max_bytes)
+                    result, drawing = _draw(detector, result, drawn)
                 if folder is None and result.error is None:
                     _print_record(result)
                 with uninterrupted():
@@ -248,8 +258,10 @@ def _explain(
     if target is not None and target.exists():
         raise BadParameter(f"--explain: {target} exists already, choose another --out")
     # As `predict` reads it: reduced, if it is very large.
-    image = listed[0].load_by(detector.load_image).pixels
-    explanation = detector.explain(image, min_reliability=min_reliability or MIN_RELIABILITY)
+    image = listed[0].load_by(detector.load_image)
+    explanation = detector.explain(image.pixels, min_reliability=min_reliability or MIN_RELIABILITY)
+    if image.factor > 1:
+        print(f"boxes are in pixels of the image reduced to 1/{image.factor} of its sides")
     if explanation.candidates:
         explanation.table().print()
     else:
@@ -292,17 +304,21 @@ def _summary(counts: _Counts, folder: ResultFolder | None, seconds: float) -> st
 
 
 def _draw(
-    result: Result, drawn: Mapping[str, Any], max_pixels: int, max_bytes: int
+    detector: Detector, result: Result, drawn: Mapping[str, Any]
 ) -> tuple[Result, bytes | None]:
-    """The result with the PNG of its landmarks, or with a problem if the image has vanished."""
-    from hihlandmark.draw import draw_faces, encode_png
+    """The result with the PNG of its landmarks, or with a problem if the image has vanished.
+
+    Very large images are drawn reduced, as they were read.
+    """
+    from hihlandmark.draw import encode_png
+    from hihlandmark.face import draw_reduced
 
     try:
-        image = result.source.load(max_pixels=max_pixels, max_bytes=max_bytes)
+        image = result.source.load_by(detector.load_image)
     except ImageError as error:
         source = replace(result.source, problem=str(error))
         return replace(result, source=source, error=str(error)), None
-    return result, encode_png(draw_faces(image, result.faces, **drawn))
+    return result, encode_png(draw_reduced(image, result.faces, **drawn))
 
 
 def _print_record(result: Result) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from hihlandmark.cli.options import DataWorkersOption, DeviceOption, counted, progress_bar
 from hihlandmark.training import shipped_configurations
+from hihlandmark.writing import check_local, refuse_existing
 
 
 def train(
@@ -22,14 +23,20 @@ def train(
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of the configuration's data sets.")],
     run: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the run; resumes a run in it.")
+        Path,
+        typer.Option(
+            "--out", "-o", callback=check_local, help="Folder of the run; resumes a run in it."
+        ),
     ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Such as stages.0.steps=100; repeatable."),
     ] = None,
     export: Annotated[
-        Path | None, typer.Option("--export", help="Folder for weights and card of the result.")
+        Path | None,
+        typer.Option(
+            "--export", callback=check_local, help="Folder for weights and card of the result."
+        ),
     ] = None,
     initial: Annotated[
         str | None, typer.Option("--initial", help="Path or name of the weights to start from.")
@@ -53,6 +60,9 @@ def train(
     from hihlandmark.weights import load_model
 
     chosen = read_configuration(configuration, settings or ())
+    if export is not None and not (run / LAST).exists():  # a resumed run replaces its own
+        for suffix in (".safetensors", ".json"):
+            refuse_existing(export / f"{chosen.name}{suffix}")
     start = None
     if initial and (run / LAST).exists():
         print(f"{run} is resumed: --initial is where it started, or of no effect", file=sys.stderr)

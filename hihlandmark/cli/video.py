@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Exit, Option
 
 from hihlandmark.cli import options
+from hihlandmark.writing import check_local
 
 if TYPE_CHECKING:
     from hihlandmark.video.writing import FaceWriter
@@ -26,10 +27,16 @@ def video(
     source: Annotated[str, Argument(metavar="VIDEO", help=_SOURCE)],
     out: Annotated[
         Path | None,
-        Option("--out", "-o", help="Annotated video to write, with sound: .mp4, .mkv or .mov."),
+        Option(
+            "--out",
+            "-o",
+            callback=check_local,
+            help="Annotated video to write, with sound: .mp4, .mkv or .mov.",
+        ),
     ] = None,
     points: Annotated[
-        Path | None, Option(help="File for the faces of every frame, .jsonl or .parquet.")
+        Path | None,
+        Option(callback=check_local, help="File for the faces of every frame, .jsonl or .parquet."),
     ] = None,
     draw_boxes: Annotated[bool, Option(help="Draw the boxes of the faces as well.")] = True,
     draw_numbers: Annotated[

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hihlandmark.writing import check_local
+
 app = typer.Typer(help="List, download, verify, convert, publish weights.", no_args_is_help=True)
 
 WeightsArgument = Annotated[
@@ -86,7 +88,10 @@ def convert(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the safetensors and the card.")
+        Path,
+        typer.Option(
+            "--out", "-o", callback=check_local, help="Folder for the safetensors and the card."
+        ),
     ],
     name: Annotated[
         str | None, typer.Option("--name", help="Default: the checkpoint's name.")

@@ -6,7 +6,6 @@ Reads what was made of the exports of `io.connectors.to_cvat` and `to_label_stud
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ import numpy as np
 from hihlandmark.datasets.project import ANNOTATIONS, is_split_name
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.io.connectors import HIDDEN
-from hihlandmark.io.results import FoundFace, read_results
+from hihlandmark.io.results import read_results
 from hihlandmark.layouts import LAYOUTS, Layout, get_layout
-from hihlandmark.writing import write_atomically
+from hihlandmark.writing import relative_name, write_atomically
 
 DECIMALS = 2
 """Digits after the point of coordinates in pixels, as CVAT writes them."""
@@ -95,15 +94,19 @@ def import_corrections(
     files = _ImageFiles(images)
     left_out: list[str] = []
     rows: list[dict[str, Any]] = []
+    found = {face.image: files.find(face.image) for face in faces}
+    shared = Counter(filter(None, found.values()))
     for face in faces:
-        path = files.find(face.image)
+        path = found[face.image]
         unknown = sorted(face.points.keys() - set(known.point_names))
         if path is None:
             left_out.append(f"{face.image}: there is no such image in {images}")
+        elif shared[path] > 1:
+            left_out.append(f"{face.image}: {path} is the file of another image as well")
         elif unknown:
             left_out.append(f"{face.image}: {known.name} has no point {unknown[0]!r}")
         else:
-            name = Path(os.path.relpath(path, out)).as_posix()
+            name = relative_name(path, out)
             rows.append({"image": name, "split": split, **_columns(face, known)})
     left_out = list(dict.fromkeys(left_out))
     if not rows:
@@ -310,17 +313,17 @@ def images_to_label(results: Path) -> list[ImageToLabel]:
     Raises:
         DataError: there are no results, or none with a face.
     """
-    by_image: dict[str, list[FoundFace]] = {}
+    # Not the faces themselves: there may be millions.
+    by_image: dict[str, ImageToLabel] = {}
     for found in read_results(results):
-        by_image.setdefault(found.image, []).append(found)
+        face = ImageToLabel(found.image, 1, found.reliability, found.score)
+        if (worst := by_image.get(found.image)) is not None:
+            face = min(worst, face, key=_order)._replace(faces=worst.faces + 1)
+        by_image[found.image] = face
     if not by_image:
         raise DataError(f"{results} has no results with faces")
-    worst = [min(faces, key=_order) for faces in by_image.values()]
-    return [
-        ImageToLabel(each.image, len(by_image[each.image]), each.reliability, each.score)
-        for each in sorted(worst, key=_order)
-    ]
+    return sorted(by_image.values(), key=_order)
 
 
-def _order(face: FoundFace) -> tuple[float, float]:
+def _order(face: ImageToLabel) -> tuple[float, float]:
     return (1.0 if np.isnan(face.reliability) else face.reliability), face.score

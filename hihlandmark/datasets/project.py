@@ -19,7 +19,6 @@ that is not a `Layout` is in ``points.json`` in the folder or its parent:
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -50,7 +49,7 @@ from hihlandmark.image import load_image
 from hihlandmark.io.job import predict_sources
 from hihlandmark.io.sources import Source
 from hihlandmark.layouts import LAYOUTS
-from hihlandmark.writing import write_atomically
+from hihlandmark.writing import relative_name, write_atomically
 
 ANNOTATIONS = "annotations.jsonl"
 
@@ -283,7 +282,7 @@ def label(
         raise DataError(f"{target} exists already: remove it or choose another folder")
     failed = list(problems)
     with _Unfinished(out / f".{ANNOTATIONS}.part", detector) as unfinished:
-        named = {os.path.relpath(path, out): path for path in images}
+        named = {relative_name(path, out): path for path in images}
         rest = [(name, path) for name, path in named.items() if name not in unfinished.rows]
         sources = (Source(str(path), name) for name, path in rest)
         for result in predict_sources(detector, sources):

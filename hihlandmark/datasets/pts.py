@@ -25,7 +25,7 @@ from hihlandmark.datasets.faces import (
     unknown_split,
 )
 from hihlandmark.datasets.w300 import read_folder
-from hihlandmark.errors import ConfigurationError, DataError
+from hihlandmark.errors import ConfigurationError, DataError, abbreviate
 from hihlandmark.image import load_image
 from hihlandmark.layouts import LAYOUTS
 
@@ -53,6 +53,12 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     if split not in splits(folder):
         raise unknown_split(folder, split, splits(folder))
     place = folder if _annotations(folder) else folder / split
+    inside = [name for name in entry_names(folder) if _annotations(folder / name)]
+    if place == folder and inside:
+        raise DataError(
+            f"{folder} has .pts files beside folders with .pts files ({abbreviate(inside)}): move "
+            "them into one of these, or give one folder as the data set"
+        )
     counts = Counter(filter(None, map(_count, _annotations(place))))
     count, files = next(iter(counts.most_common(1)), (0, 0))
     if files < MOST * counts.total():  # a few other files are bad samples

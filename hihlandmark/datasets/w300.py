@@ -75,7 +75,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     for part, place in places.items():
         subset = SPLITS[split][part]
         subsets = frozenset() if subset is None else frozenset({subset})
-        read_folder(folder, place, split, samples, W300_68.size, subsets)
+        read_folder(folder, place, split, samples, W300_68.size, subsets, without_mirrored=True)
     return samples.result("300-W", W300_68, PUBLISHED[split])
 
 
@@ -101,12 +101,17 @@ def read_folder(
     count: int,
     subsets: frozenset[str] = frozenset(),
     load: Callable[[Path], Callable[[], Image]] = StoredImage,
+    *,
+    without_mirrored: bool = False,
 ) -> None:
     """Add the images of a folder within ``root`` with their ``.pts`` files of ``count`` points.
 
-    ``load`` makes the function that reads an image.
+    ``load`` makes the function that reads an image. ``without_mirrored`` leaves out what ends in
+    ``_mirror``, as some redistributions of 300-W call copies.
     """
-    names = [name for name in entry_names(folder) if not Path(name).stem.endswith("_mirror")]
+    names = entry_names(folder)
+    if without_mirrored:
+        names = [name for name in names if not Path(name).stem.endswith("_mirror")]
     images: dict[str, str] = {}
     annotations: dict[str, str] = {}
     for name in names:

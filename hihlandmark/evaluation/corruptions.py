@@ -254,7 +254,7 @@ def robustness_curve(
         ConfigurationError: a severity is outside of the corruption's limits, or there is none.
     """
     severities = corruption.severities if severities is None else severities
-    if not severities:
+    if not len(severities):
         raise ConfigurationError(f"{corruption.title}: pass one severity or more")
     points = []
     for i, severity in enumerate(severities):

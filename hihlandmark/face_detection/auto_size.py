@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -21,12 +22,13 @@ _BORDER = 0.25
 def with_search_options(face_detector: FaceDetector, **options: Any) -> FaceDetector:
     """A copy with other ``detection_size``, ``min_face`` or ``min_score``, sharing its networks.
 
-    What it has no attribute for is left out.
+    What it has no attribute for, or one that cannot be set, is left out.
     """
     other = copy.copy(face_detector)
     for name, value in options.items():
         if hasattr(other, name):
-            setattr(other, name, value)
+            with suppress(AttributeError):
+                setattr(other, name, value)
     return other
 
 
@@ -55,7 +57,8 @@ def search_again(face_detector: FaceDetector, image: Image) -> tuple[str, Detect
     size = getattr(face_detector, "detection_size", None)
     if size is not None and max(image.shape[:2]) > size:
         larger = with_search_options(face_detector, detection_size=_LARGER * size)
-        return f"detection_size={_LARGER * size}", larger.detect([image])[0]
+        if getattr(larger, "detection_size", size) != size:
+            return f"detection_size={_LARGER * size}", larger.detect([image])[0]
     width = round(_BORDER * max(image.shape[:2]))
     padded = cv2.copyMakeBorder(image, width, width, width, width, cv2.BORDER_REPLICATE)
     (found,) = face_detector.detect([np.asarray(padded, np.uint8)])

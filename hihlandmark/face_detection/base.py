@@ -88,6 +88,28 @@ class FaceDetector(Protocol):
         ...
 
 
+def checked_detections(face_detector: FaceDetector, image: Image) -> Detections:
+    """What a face detector, perhaps one of a user's own, finds in an image (H, W, 3).
+
+    Raises:
+        ConfigurationError: it gives no `Detections`, or a box that is none.
+    """
+    results = face_detector.detect([image])
+    name = f"the face detector {face_detector.name!r}"
+    if len(results) != 1 or not isinstance(results[0], Detections):
+        raise ConfigurationError(f"{name} must give one Detections for one image: {results!r:.200}")
+    (found,) = results
+    low, high = found.boxes[:, :2], found.boxes[:, 2:]
+    is_box = (low < high).all(axis=1) & np.isfinite(found.boxes).all(axis=1)
+    if not (is_box & np.isfinite(found.scores)).all():
+        index = int((~is_box | ~np.isfinite(found.scores)).argmax())
+        raise ConfigurationError(
+            f"{name} gave the box {found.boxes[index].tolist()} with a score of "
+            f"{found.scores[index]:g}: need x1 < x2, y1 < y2 (xyxy) and finite numbers"
+        )
+    return found
+
+
 class PickledByArguments:
     """A face detector whose networks another process loads itself; `copy.copy` shares them.
 

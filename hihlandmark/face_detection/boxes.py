@@ -154,7 +154,7 @@ def _to_array(values: Any, name: str, shape: tuple[int, ...], meaning: str) -> N
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(values, np.float64).astype(np.float32)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # also of tensors with gradients
         raise ConfigurationError(f"{name} must be numbers of shape {expected}: {error}") from error
     if array.shape in ((0,), shape):
         return array.reshape(-1, *shape)

@@ -29,7 +29,7 @@ from hihlandmark.runtimes.base import ANY
 from hihlandmark.runtimes.devices import CPU, AnyDevice
 from hihlandmark.runtimes.openvino import run_openvino
 
-# Finds as many faces in crowds as MTCNN at 800, in half of the time: benchmarks/face_detection.py.
+# Finds as many faces in crowds as MTCNN at 800, in half of the time.
 DETECTION_SIZE = 480
 MIN_FACE = 12
 MIN_SCORE = 0.5

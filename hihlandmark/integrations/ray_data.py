@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hihlandmark.errors import ImageError, missing_extra
+from hihlandmark.errors import ConfigurationError, ImageError, abbreviate, missing_extra
 from hihlandmark.io.formats import face_columns, face_row
 from hihlandmark.io.sources import require_pyarrow
 
@@ -86,6 +86,13 @@ class AddLandmarks:
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
         """Return a row per face of the images in a table, as `add_landmarks` describes."""
         pyarrow = require_pyarrow()
+        columns = [("error", pyarrow.string()), ("face", pyarrow.int32()), *face_columns()]
+        kept = batch.drop_columns([self._column])
+        if twice := {name for name, _ in columns} & set(kept.column_names):
+            raise ConfigurationError(
+                f"the table has columns that the faces have as well: {abbreviate(twice)}; rename "
+                "or drop them"
+            )
         rows: list[dict[str, Any]] = []
         origins: list[int] = []
         images = batch.column(self._column).to_pylist()
@@ -96,9 +103,8 @@ class AddLandmarks:
                 of_image = [{"face": n} | face_row(face) for n, face in enumerate(found)] or [{}]
             rows += of_image
             origins += [origin] * len(of_image)
-        columns = [("error", pyarrow.string()), ("face", pyarrow.int32()), *face_columns()]
         table = pyarrow.Table.from_pylist(rows, pyarrow.schema(columns))
-        kept = batch.drop_columns([self._column]).take(pyarrow.array(origins, pyarrow.int64()))
+        kept = kept.take(pyarrow.array(origins, pyarrow.int64()))
         for name in kept.column_names:
             table = table.append_column(name, kept.column(name))
         return table

@@ -35,7 +35,7 @@ from hihlandmark.io.formats import FORMATS, Result, numbered
 from hihlandmark.io.sources import DRAWING, MANIFEST, Source, escape
 from hihlandmark.pipeline import Found
 from hihlandmark.threads import default_workers, map_ahead
-from hihlandmark.writing import uninterrupted, write_new
+from hihlandmark.writing import check_local, uninterrupted, write_new
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
@@ -196,6 +196,7 @@ class ResultFolder:
         drawings: bool = False,
         allow_mixed: bool = False,
     ) -> None:
+        check_local(Path(folder))
         self.folder = folder = Path(folder)
         self.shard, self.part_size = shard, part_size
         self.format = FORMATS[output_format]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping
 from heapq import nsmallest
 from itertools import groupby
@@ -88,8 +89,11 @@ def _read_json(path: Path) -> _Read:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line) if line.strip() else {}
-            for values in record.get("faces", [record] if "scores" in record else []):
-                yield record["image"], values
+            if "faces" in record:
+                for values in record["faces"]:
+                    yield record["image"], values
+            elif "scores" in record:  # of `data label`, whose images are relative to its folder
+                yield os.path.normpath(path.parent.resolve() / record["image"]), record
 
 
 def _read_csv(path: Path) -> _Read:

@@ -409,7 +409,10 @@ class _Finder:
         stamp, number = _stamp(path), 0
         with _open_regular(path) as file, pyarrow.parquet.ParquetFile(file) as table:
             schema = table.schema_arrow
-            column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+            known = [name for name in _IMAGE_COLUMNS if name in schema.names]
+            # Others of these names may hold paths or labels.
+            of_bytes = [name for name in known if _holds_bytes(schema.field(name).type)]
+            column = next(iter(of_bytes or known), None)
             if column is None:
                 wanted, names = " or ".join(_IMAGE_COLUMNS), ", ".join(schema.names)
                 yield _failure(path, f"no column of images, {wanted}, among {names}: rename it")
@@ -440,10 +443,12 @@ class _Finder:
         def texts(lines: Iterable[bytes]) -> Iterator[str | Source]:
             for number, line in enumerate(lines, 1):
                 try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
                 except UnicodeDecodeError:
                     yield _failure(path, f"line {number} is not UTF-8: save the list as UTF-8")
                     continue
+                if not os.path.lexists(text):  # names may end in blanks and hold tabs
+                    text = text.strip()
                 if text and not os.path.lexists(text):
                     text = text.partition("\t")[0]
                 if text:
@@ -506,8 +511,16 @@ _END_OF_ARCHIVE = re.compile(
 
 
 def _one_slash(path: str) -> str:
-    """A path by which members of archives are compared: their names may begin with a slash."""
-    return re.sub("/+", "/", path)
+    """A path by which members of archives are compared: names may begin with "/" or "./"."""
+    return re.sub(r"/(\./|/)*", "/", path)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column of this type of Arrow holds bytes, or structures with some."""
+    types = require_pyarrow().types
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def split_archive(path: str) -> tuple[str, str] | None:

@@ -81,8 +81,6 @@ class DescribedLayout:
     """A layout of a file, completed by annotated faces."""
 
     layout: Layout
-    kept: tuple[int, ...]
-    """Annotated points, by index, that are the points of the layout."""
     guessed: tuple[str, ...]
     """What the file left out, as sentences for the user."""
 
@@ -195,7 +193,7 @@ def describe(path: Path, shapes: FloatArray, kept: Sequence[int] | None = None) 
         mean_shape=centered(mean[chosen]).astype(np.float64),
         mirror_table=tuple(place[int(mirror[i])] for i in chosen),
     )
-    return DescribedLayout(layout, tuple(chosen), tuple(guessed))
+    return DescribedLayout(layout, tuple(guessed))
 
 
 class _Index:

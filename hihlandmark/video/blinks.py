@@ -10,7 +10,7 @@ import numpy as np
 
 from hihlandmark.arrays import BoolArray, FloatArray, IndexArray
 from hihlandmark.errors import ConfigurationError, missing_extra
-from hihlandmark.measures import Measurement, eye_openness, eye_widths
+from hihlandmark.measures import Measurement, eye_contours, eye_openness, eye_widths
 from hihlandmark.video.smoothing import JITTER
 from hihlandmark.video.tracking import Track
 
@@ -102,10 +102,18 @@ def blinks(track: Track) -> EyeTraces:
         track: faces of one person, of a layout with eyelids (98, 68 or 29 points).
 
     Raises:
-        ConfigurationError: the track is empty or of several layouts, or the extra "video" is
-            missing.
+        ConfigurationError: this is no `Track`, it is empty, of several layouts or of one without
+            eyelids, or the extra "video" is missing.
     """
+    if not isinstance(track, Track):
+        raise ConfigurationError(
+            f"blinks are found in a Track, of collect_tracks, not in a {type(track).__name__}"
+        )
     left, right = eye_openness(track)
+    if not eye_contours(track[0].layout):
+        raise ConfigurationError(
+            f"{track[0].layout.name} has no eyelids: track 98, 68 or 29 points"
+        )
     value, std = (np.stack(pair, axis=1) for pair in zip(left, right, strict=True))
     hidden = ~_visible(track)
     openness = Measurement(np.where(hidden, np.nan, value), np.where(hidden, np.nan, std))

@@ -75,7 +75,7 @@ class OneEuroFilter:
             self.covariance = covariance.astype(np.float64)
             self._independent = self.jitter**2 * self.covariance
         elif time <= self._time:
-            return self._points
+            return self._points.copy()
         else:
             elapsed = time - self._time
             if not (known := np.isfinite(self._points)).all():  # the others start anew
@@ -92,7 +92,7 @@ class OneEuroFilter:
             self._points = self._points + weight * (points - self._points)
             self._update_covariance(covariance.astype(np.float64), weight, elapsed)
         self._time = time
-        return self._points
+        return self._points.copy()
 
     def _update_covariance(
         self, covariance: FloatArray, weight: FloatArray, elapsed: float
@@ -159,7 +159,8 @@ def smooth_track(
 
     Args:
         times: T increasing times in seconds.
-        points: (T, P, 2) in pixels; NaN in frames without the face.
+        points: (T, P, 2) in pixels; NaN in frames without the face. A frame in which one point
+            is NaN counts as one without the face.
         covariance: (T, P, 2, 2), of the error of a point; ignored in frames without the face.
         interocular: (T,) distances of the outer eye corners in pixels; ignored likewise.
         acceleration: in inter-ocular distances / s^1.5; lower is smoother, higher lags less.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import accumulate, chain, groupby, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from hihlandmark.arrays import FloatArray, Image
 from hihlandmark.crop import crop_angles, halved, resize_matrix, tight_boxes
 from hihlandmark.detector import LOW_RELIABILITY, Detector
-from hihlandmark.errors import ConfigurationError, check_integer, missing_extra
+from hihlandmark.errors import ConfigurationError, check_integer, is_number, missing_extra
 from hihlandmark.face import Face, transform_face
 from hihlandmark.face_detection import Detections
 from hihlandmark.face_detection.boxes import best_boxes, overlaps
@@ -87,6 +87,10 @@ def track_offline(
     Yields:
         Each frame with its faces, as `track`.
     """
+    if frames is not None:
+        check_integer(frames=frames, at_least=0)
+    if not (is_number(fill) and fill >= 0):
+        raise ConfigurationError(f"fill must be a number of seconds, 0 or more, not {fill!r:.100}")
     if is_live(str(source)):
         raise ConfigurationError(
             f"{source}: a camera or live stream has no later frames: omit --offline, or record it"
@@ -108,7 +112,7 @@ class Track(list[Face]):
 
     Attributes:
         times: of the frames in seconds.
-        frames: numbers of the frames, counted from 0.
+        frames: numbers of the frames, `Frame.index`; of those given here, counted from 0.
     """
 
     def __init__(
@@ -116,21 +120,32 @@ class Track(list[Face]):
     ) -> None:
         super().__init__(faces)
         self.times = [float(time) for time in times]
-        self.frames = list(range(len(self)) if frames is None else frames)
+        self.frames: list[int] = list(range(len(self)) if frames is None else frames)
         if not len(self) == len(self.times) == len(self.frames):
             raise ConfigurationError(
                 f"a track needs as many times as faces, not {len(self.times)} for {len(self)}"
             )
 
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> Face: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Track: ...
+    def __getitem__(self, index: Any, /) -> Any:
+        """One face, or a part of the track."""
+        found = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return found
+        return Track(found, self.times[index], self.frames[index])
+
 
 def collect_tracks(tracked: Iterable[tuple[Frame, Sequence[Face]]]) -> dict[int | None, Track]:
     """The tracks of what `track` or `track_offline` yields, by ``track_id``. Drops the images."""
-    return _collect((frame.time, faces) for frame, faces in tracked)
+    return _collect((frame.index, frame.time, faces) for frame, faces in tracked)
 
 
-def _collect(found: Iterable[tuple[float, Sequence[Face]]]) -> dict[int | None, Track]:
+def _collect(found: Iterable[tuple[int, float, Sequence[Face]]]) -> dict[int | None, Track]:
     tracks: dict[int | None, Track] = {}
-    for number, (time, faces) in enumerate(found):
+    for number, time, faces in found:
         for face in faces:
             own = tracks.setdefault(face.track_id, Track([], []))
             own.append(face)
@@ -146,7 +161,7 @@ def _smoothed_offline(
     result: list[tuple[float, list[Face]]] = [(time, []) for time, _ in found]
     steps = (_step(after - before) for (before, _), (after, _) in pairwise(found))
     times = list(accumulate(steps, initial=0.0))
-    for own in _collect(found).values():
+    for own in _collect((number, *each) for number, each in enumerate(found)).values():
         first, last = own.frames[0], own.frames[-1]
         count, size = last - first + 1, own[0].layout.size
         points, covariance = np.full((count, size, 2), np.nan), np.zeros((count, size, 2, 2))

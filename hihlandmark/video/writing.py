@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from hihlandmark.arrays import Image
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.errors import ConfigurationError, ImageError, check_positive
 from hihlandmark.face import Face
 from hihlandmark.io.formats import face_columns, face_row
 from hihlandmark.io.sources import require_pyarrow
@@ -33,6 +33,7 @@ from hihlandmark.writing import atomic_write_path
 
 logger = logging.getLogger(__name__)
 
+_LARGEST_ASPECT = 1000  # numbers in the ratio of a pixel's width and height
 _CLOCK = Fraction(1, 90_000)  # time base, fine enough for every frame rate, also a variable one
 _PIXELS = "yuv420p"
 _BT709, _LIMITED = 1, 1  # in FFmpeg: colors of HD television, and luma in 16..235
@@ -91,9 +92,10 @@ class AnnotatedVideo:
             ConfigurationError: as of `Frame`.
         """
         check_frame(image, time)
+        check_positive(pixel_aspect=pixel_aspect)
         av = import_av()
         if self._output is None:
-            self._open(image, pixel_aspect)
+            self._open(image, Fraction(pixel_aspect).limit_denominator(_LARGEST_ASPECT))
         if image.shape[:2] != self._size:  # the resolution of a stream may change
             image = np.asarray(cv2.resize(image, self._size[::-1]), np.uint8)
         height, width = self._video.height, self._video.width

@@ -32,6 +32,7 @@ from hihlandmark.weights.card import (
     Normalization,
 )
 from hihlandmark.weights.files import save_weights
+from hihlandmark.writing import refuse_existing
 
 LAYOUT_OF = {points: name for name, points in LAYOUT_POINTS.items()}
 
@@ -454,7 +455,10 @@ def convert_checkpoint(checkpoint: Path, folder: Path, name: str) -> Path:
 
     Raises:
         WeightsError: the file is no such checkpoint, or holds other objects.
+        ConfigurationError: the folder has a file of this name already.
     """
+    for suffix in (".safetensors", ".json"):
+        refuse_existing(folder / f"{name}{suffix}")
     state = _read_checkpoint(checkpoint)
     system = _system_of(state, checkpoint)
     try:

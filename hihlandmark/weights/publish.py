@@ -71,13 +71,14 @@ def model_page(card: ModelCard, repository: str | None = None) -> str:
         pipeline_tag="keypoint-detection",
         tags=["face-landmarks", "face-alignment", card.architecture],
     )
-    points = next(iter(card.configuration["layouts"].values()))
     source = f'weights="{repository}"' if repository else f'model="{card.name}"'
+    if not card.layouts:  # a layout of the weights' own is their default
+        source = f"{next(iter(card.configuration['layouts'].values()))}, {source}"
     text = (
         f"# {card.name}",
         "Weights for face landmarks with hihlandmark (`pip install hihlandmark`).",
         "```python\nfrom hihlandmark import Detector\n\n"
-        f'faces = Detector({points}, {source}).predict("image.jpg")\n```',
+        f'faces = Detector({source}).predict("image.jpg")\n```',
         *card_sections(card, "##"),
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n"
