@@ -589,6 +589,7 @@ def test_a_read_only_image_is_predicted_as_any_other(detector: Detector, astrona
         ([Detections([[9, 9, 40, 40]], [np.nan])], "finite"),
         ([([[9, 9, 40, 40]], [0.9])], "Detections"),
         ([], "Detections"),
+        (None, "Detections"),
     ],
 )
 def test_what_a_face_detector_of_a_users_own_gives_is_checked(

@@ -230,6 +230,24 @@ def test_loss_of_consistency_draws_points_of_moved_crops_together() -> None:
     assert strayed() < 0.5 * first[consistency]
 
 
+def test_the_loss_of_consistency_may_leave_pupils_out() -> None:
+    torch.manual_seed(0)
+    loss = {"consistency_weight": 2.0, "consistency_pupils": False}
+    network = build_training_network(nested(loss=loss))
+    objective = make_objective(nested(loss=loss), network).eval()
+    held = objective.consistent
+    assert set(range(98)) - set(held["WFLW98"]) == {96, 97}
+    assert set(range(29)) - set(held["COFW29"]) == {16, 17}
+    assert held["W300_68"] == list(range(68))
+    batch = batch_of_one(WFLW98.mean_shape * 45 + 32, slice(0, 98))
+    batch.crops.random_(0, 256)
+    which = objective.names.index("consistency")
+    objective(batch, objective.totals(batch))[which].backward()
+    for layout, points in held.items():
+        gradients = network.heads[layout].bias.grad.abs().sum(dim=1)
+        assert gradients.nonzero().flatten().tolist() == points
+
+
 def test_places_in_moved_crops_are_mapped_to_those_in_the_crops() -> None:
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     centers = torch.tensor([[20.0, 41.0], [33.0, 25.0], [45.0, 45.0]])

@@ -96,7 +96,8 @@ def checked_detections(face_detector: FaceDetector, image: Image) -> Detections:
     """
     results = face_detector.detect([image])
     name = f"the face detector {face_detector.name!r}"
-    if len(results) != 1 or not isinstance(results[0], Detections):
+    is_one = isinstance(results, Sequence) and len(results) == 1
+    if not is_one or not isinstance(results[0], Detections):
         raise ConfigurationError(f"{name} must give one Detections for one image: {results!r:.200}")
     (found,) = results
     low, high = found.boxes[:, :2], found.boxes[:, 2:]

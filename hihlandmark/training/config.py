@@ -153,6 +153,8 @@ class Loss(_ConfigurationTable):
     consistency_weight: float = Field(0.0, ge=0)
     """Weight of the distance between the points that a nested network finds in a crop and in the
     same crop moved a little, for steadier points in videos; 0: the moved crops are not run."""
+    consistency_pupils: bool = True
+    """False: this loss leaves the pupils out, which it draws to the middle of the eye."""
     integer_sigma: float | None = Field(None, gt=0)
     """Standard deviation of the integer target in cells; None: 0.7 for nested networks, whose cells
     are larger, 1.25 for others. The paper uses 1.5 with MSE."""
@@ -404,6 +406,8 @@ class TrainingConfiguration(_ConfigurationTable):
             excluded["stages"] = {"__all__": {"trained"}}
         if not self.augmentation.occluders:
             excluded["augmentation"] = {"occluders"}
+        if self.loss.consistency_pupils:
+            excluded["loss"] = {"consistency_pupils"}
         return self.model_dump_json(exclude=excluded)
 
 

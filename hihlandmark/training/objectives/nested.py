@@ -10,6 +10,7 @@ from torch import nn
 
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.heatmap import NESTED_INTEGER_SIGMA, decode_nested, encode_nested
+from hihlandmark.layouts import LAYOUTS
 from hihlandmark.models.base import NestedHeatmaps, normalize
 from hihlandmark.models.nested import Features, Nested, best_cells, is_of_visibility
 from hihlandmark.training.config import Loss
@@ -61,6 +62,7 @@ class NestedObjective(Objective):
         layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
         self.counts = list(layouts.values())
         self.layouts = list(layouts)
+        self.consistent = {name: _consistent(name, count, loss) for name, count in layouts.items()}
         has_visibility = network.configuration.visibility > 0
         self.names = LOSSES if has_visibility else LOSSES[:-1]
 
@@ -205,7 +207,7 @@ class NestedObjective(Objective):
             place = self._places(layout, there)[:, :, None]
             # No matrix product, which autocast would round.
             expected = (matrices[:, None, :, :2] * place).sum(dim=-1) + matrices[:, None, :, 2]
-            strayed = self._places(layout, here) - expected
+            strayed = (self._places(layout, here) - expected)[:, self.consistent[layout]]
             losses.append(smooth_l1(strayed.flatten(0, 1) * (POINT_CELLS / 2), CONSISTENT_BELOW))
         return torch.stack([each.mean() for each in losses]).mean() * len(crops)
 
@@ -251,6 +253,15 @@ class NestedObjective(Objective):
             decimal = (divergence * at_cells).sum(dim=-1).mean(dim=1).sum()
             total = total + self.loss.decimal_weight * decimal
         return total / len(teacher.layouts)
+
+
+def _consistent(layout: str, count: int, loss: Loss) -> list[int]:
+    """The points of a layout of ``count`` that the loss of consistency holds, by index."""
+    known = LAYOUTS.get(layout)
+    if loss.consistency_pupils or known is None:
+        return list(range(count))
+    pupils = {pupil[0] for pupil in known.pupils if len(pupil) == 1}
+    return [point for point in range(count) if point not in pupils]
 
 
 def training_cells(points: torch.Tensor, size: int, stride: int) -> torch.Tensor:
