@@ -1,6 +1,6 @@
 """What each option of `Detector` costs and gains: NME and CPU time, a table and JSON.
 
-    python benchmarks/defaults.py --data DIR --json OUT [--weights WEIGHTS]
+    python benchmarks/defaults.py --data DIR --json OUT [--weights WEIGHTS] [--crop-size PIXELS]
 
 DIR holds ``w300`` (split helen_test), ``wflw98`` (val), ``cofw29`` (val) and ``scenes``. Crops of
 the first three are cut around the annotated points, without refinement; in the scenes faces are
@@ -10,12 +10,15 @@ detected.
 - "crop": CPU milliseconds of one thread for one crop, network and decoding, flip test included; the
   median over the crops of helen_test, with all combinations in turn on the same crop.
 - "image": likewise from the scenes' decoded images to points, face detection included.
+
+With --crop-size the same weights see crops of another size, for which they are not trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import product
@@ -34,6 +37,7 @@ from hihlandmark.evaluation.metrics import mean_error
 from hihlandmark.evaluation.protocol import evaluate
 from hihlandmark.runtimes import PrecisionChoice
 from hihlandmark.tables import Table
+from hihlandmark.weights import find_weights, read_weights, save_weights
 from hihlandmark.weights.card import Decoder
 
 SPLITS = {"w300": "helen_test", "wflw98": "val", "cofw29": "val"}
@@ -64,13 +68,25 @@ def crops_of(detector: Detector, faces: Any, count: int) -> list[Image]:
     ]
 
 
+def at_crop_size(weights: str, size: int, folder: Path) -> Path:
+    """The card of the same weights with crops of another size, written into a folder."""
+    found = find_weights(weights)
+    configuration = {**found.card.configuration, "input_size": size}
+    card = found.card.model_copy(update={"configuration": configuration})
+    return save_weights(folder, card, read_weights(found))
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--weights")
+    parser.add_argument("--weights", default="hih-small")
+    parser.add_argument("--crop-size", type=int)
     arguments = parser.parse_args()
+    if arguments.crop_size:
+        resized = Path(tempfile.mkdtemp())
+        arguments.weights = at_crop_size(arguments.weights, arguments.crop_size, resized)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     sets = {name: read_faces(arguments.data / name, split) for name, split in SPLITS.items()}

@@ -132,7 +132,7 @@ class FixedBatches:
         open_size: opens the network for one size.
     """
 
-    WORTH_OPENING = 5
+    WORTH_OPENING = 3
     MOST_FILLED_UP = 4
     """A batch that would be filled up to more than this many times its size opens its own."""
 
@@ -146,7 +146,8 @@ class FixedBatches:
         """See `base.Run`."""
         count = max(len(pixels), 1)
         sizes = [1 << bit for bit in reversed(range(count.bit_length())) if count & (1 << bit)]
-        self._wanted.update(sizes)
+        if self._runs and len(pixels):  # the first batch opens what it wants
+            self._wanted.update(sizes)
         for size in sizes:
             if self._is_worth_opening(size):
                 self._try_to_open(size)
