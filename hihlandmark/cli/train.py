@@ -10,7 +10,7 @@ import typer
 
 from hihlandmark.cli.options import DataWorkersOption, DeviceOption, counted, progress_bar
 from hihlandmark.training import shipped_configurations
-from hihlandmark.writing import check_local, refuse_existing
+from hihlandmark.writing import check_local
 
 
 def train(
@@ -58,11 +58,11 @@ def train(
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.trainer import train as run_training
     from hihlandmark.weights import load_model
+    from hihlandmark.weights.files import refuse_existing_weights
 
     chosen = read_configuration(configuration, settings or ())
     if export is not None and not (run / LAST).exists():  # a resumed run replaces its own
-        for suffix in (".safetensors", ".json"):
-            refuse_existing(export / f"{chosen.name}{suffix}")
+        refuse_existing_weights(export, chosen.name)
     start = None
     if initial and (run / LAST).exists():
         print(f"{run} is resumed: --initial is where it started, or of no effect", file=sys.stderr)

@@ -44,8 +44,9 @@ def splits(folder: Path) -> list[str]:
     """The splits: the folder itself as `ALL`, or the folders in it with ``.pts`` files."""
     if _annotations(folder):
         return [ALL]
-    inside = [name for name in entry_names(folder) if _annotations(folder / name)]
-    return sorted(inside, key=lambda name: (name != "train", name != "val", name))
+    return sorted(
+        _annotated_folders(folder), key=lambda name: (name != "train", name != "val", name)
+    )
 
 
 def read(folder: Path, split: str, layout: str | None, samples: Samples) -> AnnotatedFaces:
@@ -53,8 +54,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
     if split not in splits(folder):
         raise unknown_split(folder, split, splits(folder))
     place = folder if _annotations(folder) else folder / split
-    inside = [name for name in entry_names(folder) if _annotations(folder / name)]
-    if place == folder and inside:
+    if place == folder and (inside := _annotated_folders(folder)):
         raise DataError(
             f"{folder} has .pts files beside folders with .pts files ({abbreviate(inside)}): move "
             "them into one of these, or give one folder as the data set"
@@ -88,6 +88,10 @@ def _upright(path: Path) -> Callable[[], Image]:
 
 def _annotations(folder: Path) -> list[Path]:
     return [folder / name for name in entry_names(folder) if Path(name).suffix.lower() == ".pts"]
+
+
+def _annotated_folders(folder: Path) -> list[str]:
+    return [name for name in entry_names(folder) if _annotations(folder / name)]
 
 
 def _count(path: Path) -> int:

@@ -102,8 +102,9 @@ def checked_detections(face_detector: FaceDetector, image: Image) -> Detections:
     (found,) = results
     low, high = found.boxes[:, :2], found.boxes[:, 2:]
     is_box = (low < high).all(axis=1) & np.isfinite(found.boxes).all(axis=1)
-    if not (is_box & np.isfinite(found.scores)).all():
-        index = int((~is_box | ~np.isfinite(found.scores)).argmax())
+    is_box &= np.isfinite(found.scores)
+    if not is_box.all():
+        index = int(is_box.argmin())
         raise ConfigurationError(
             f"{name} gave the box {found.boxes[index].tolist()} with a score of "
             f"{found.scores[index]:g}: need x1 < x2, y1 < y2 (xyxy) and finite numbers"

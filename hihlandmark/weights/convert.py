@@ -31,8 +31,7 @@ from hihlandmark.weights.card import (
     ModelCard,
     Normalization,
 )
-from hihlandmark.weights.files import save_weights
-from hihlandmark.writing import refuse_existing
+from hihlandmark.weights.files import refuse_existing_weights, save_weights
 
 LAYOUT_OF = {points: name for name, points in LAYOUT_POINTS.items()}
 
@@ -457,8 +456,7 @@ def convert_checkpoint(checkpoint: Path, folder: Path, name: str) -> Path:
         WeightsError: the file is no such checkpoint, or holds other objects.
         ConfigurationError: the folder has a file of this name already.
     """
-    for suffix in (".safetensors", ".json"):
-        refuse_existing(folder / f"{name}{suffix}")
+    refuse_existing_weights(folder, name)
     state = _read_checkpoint(checkpoint)
     system = _system_of(state, checkpoint)
     try:

@@ -32,7 +32,7 @@ from hihlandmark.weights.find import (
     find_weights,
     packaged_cards,
 )
-from hihlandmark.writing import write_atomically
+from hihlandmark.writing import refuse_existing, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -280,6 +280,12 @@ def _array(stored: Mapping[str, Any]) -> FloatArray:
     """A tensor of ``safetensors.deserialize``, in float64."""
     array = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]])
     return array.reshape(stored["shape"]).astype(np.float64)
+
+
+def refuse_existing_weights(folder: Path, name: str) -> None:
+    """Raise `ConfigurationError` where `save_weights` would replace a file."""
+    for suffix in (".safetensors", ".json"):
+        refuse_existing(folder / f"{name}{suffix}")
 
 
 def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> Path:
