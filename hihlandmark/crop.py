@@ -20,11 +20,9 @@ from hihlandmark.arrays import BoolArray, FloatArray, Image
 
 def crop_matrix(square: FloatArray, size: int) -> FloatArray:
     """Similarities (..., 2, 3) from image to crop pixels, of squares (..., 4) and a crop's side."""
-    cx, cy, side, angle = np.moveaxis(np.asarray(square, np.float64), -1, 0)
-    cos, sin = np.cos(angle) * size / side, np.sin(angle) * size / side
-    middle = (size - 1) / 2
-    shift = middle - cos * cx - sin * cy, middle + sin * cx - cos * cy
-    return np.moveaxis(np.array([[cos, sin, shift[0]], [-sin, cos, shift[1]]]), (0, 1), (-2, -1))
+    square = np.asarray(square, np.float64)
+    turn = np.exp(-1j * square[..., 3]) * (size / square[..., 2])
+    return _matrices(turn, (size - 1) / 2 * (1 + 1j) - turn * _as_complex(square[..., :2]))
 
 
 def invert(matrix: FloatArray) -> FloatArray:
@@ -61,14 +59,21 @@ def similarities(
     apart = size > 1e-24 * np.square(np.abs(center))  # by more than the rounding of their center
     fits = apart & (np.abs(along) > 1e-9 * size)
     turn = np.where(fits, along / np.where(fits, size, 1), 1)
-    shift = goal_center - turn * center
-    rows = [[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]
-    return np.moveaxis(np.array(rows), -1, 0)
+    return _matrices(turn, goal_center - turn * center)
 
 
 def _as_complex(points: FloatArray) -> NDArray[np.complex128]:
     """Points (..., 2) as numbers x + iy, which a product with one number turns and scales."""
     return np.ascontiguousarray(points, np.float64).view(np.complex128)[..., 0]
+
+
+def _matrices(turn: NDArray[np.complex128], shift: NDArray[np.complex128]) -> FloatArray:
+    """The similarities (..., 2, 3) that map numbers z to turn z + shift."""
+    matrices = np.empty((*turn.shape, 2, 3))
+    matrices[..., 0, 0] = matrices[..., 1, 1] = turn.real
+    matrices[..., 1, 0], matrices[..., 0, 1] = turn.imag, -turn.imag
+    matrices[..., 0, 2], matrices[..., 1, 2] = shift.real, shift.imag
+    return matrices
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,8 @@ def fit_box_map(boxes: FloatArray, squares: FloatArray) -> BoxMap:
 
 def rotate_points(points: FloatArray, angles: FloatArray) -> FloatArray:
     """Rotate points (F, P, 2) about (0, 0) by angles (F,) in radians, clockwise on the screen."""
-    cos, sin = np.cos(angles), np.sin(angles)
-    matrices = np.moveaxis(np.array([[cos, -sin], [sin, cos]]), -1, 0)
-    return points @ np.swapaxes(matrices, -1, -2)
+    turned = _as_complex(points) * np.exp(1j * np.asarray(angles))[:, None]
+    return turned[..., None].view(np.float64)
 
 
 def roll_angles(points: FloatArray, upright: FloatArray) -> FloatArray:
@@ -275,9 +279,14 @@ def cut_crop(
     """
     matrix = crop_matrix(square, size)
     ratio = float(square[2]) / size
-    if ratio < math.inf and (ratio >= 2 or max(image.shape[:2]) > _LONGEST):
-        image, matrix = _halved_around(image, matrix, size, int(math.log2(max(ratio, 1))))
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+    needs_part = border == cv2.BORDER_CONSTANT or ratio >= 2 or max(image.shape[:2]) > _LONGEST
+    if needs_part and np.isfinite(square).all():
+        image, matrix = _halved_around(image, square, matrix, size)
+    # OpenCV takes half as long for four channels as for three.
+    is_rgb = image.shape[2:] == (3,)
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if is_rgb else image
+    crop = cv2.warpAffine(pixels, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+    return cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB) if is_rgb else crop
 
 
 _LONGEST = 2**15 - 2
@@ -285,17 +294,20 @@ _LONGEST = 2**15 - 2
 
 
 def _halved_around(
-    image: Image, matrix: FloatArray, size: int, times: int
+    image: Image, square: FloatArray, matrix: FloatArray, size: int
 ) -> tuple[Image, FloatArray]:
-    """The part of the image inside the crop, halved some times, and its matrix to the crop."""
-    factor = 2**times
-    edge = np.array([[-1, -1], [size, -1], [-1, size], [size, size]], np.float64)
-    corners = transform_points(invert(matrix), edge)
+    """The part of the image inside the crop, halved as often as needed, and its matrix to that."""
+    pixel, angle = float(square[2]) / size, float(square[3])
     height, width = image.shape[:2]
-    low = np.floor(corners.min(axis=0)) - factor
-    left, top = low.clip(0, (width - 1, height - 1)).astype(int)
+    times = int(math.log2(min(max(pixel, 1), height, width)))
+    factor = 2**times
+    # To the centers of the pixels around the crop.
+    reach = (size + 1) / 2 * pixel * (abs(math.cos(angle)) + abs(math.sin(angle)))
+    center, last = np.asarray(square[:2], np.float64), (width - 1, height - 1)
+    left, top = (np.floor(center - reach) - factor).clip(0, last).astype(int)
+    high = np.minimum(center + reach, last)
     # Whole blocks only, so that the factor is exact; the last rows are repeated to fill them.
-    blocks = np.ceil((corners.max(axis=0) - (left, top) + factor) / factor)
+    blocks = np.ceil((high - (left, top) + factor) / factor)
     right, bottom = (left, top) + blocks.clip(1).astype(int) * factor
     part = image[top:bottom, left:right]
     pad_y, pad_x = -part.shape[0] % factor, -part.shape[1] % factor

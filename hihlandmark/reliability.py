@@ -87,21 +87,21 @@ def reliability_features(
         layout: of the points.
     """
     interocular = np.maximum(layout.interocular(points), 1e-6)
-    deviation = np.sqrt(np.trace(covariance, axis1=-2, axis2=-1)) / interocular[:, None]
+    deviation = np.sqrt(covariance[..., 0, 0] + covariance[..., 1, 1]) / interocular[:, None]
     mass = mass.clip(1e-4, 1 - 1e-4)
     odds = np.log(mass / (1 - mass))
     aligned = transform_points(similarities(points, layout.mean_shape), points)
     unit = layout.interocular(layout.mean_shape)
-    distance = np.sqrt(np.square(aligned - layout.mean_shape).sum(axis=-1).mean(axis=-1)) / unit
-    centered = points - points.mean(axis=1, keepdims=True)
-    size = np.sqrt(np.square(centered).sum(axis=-1).mean(axis=-1))
-    low = first_decile(np.stack([-deviation, scores, odds]))
+    distance = _root_mean_square(aligned - layout.mean_shape) / unit
+    size = _root_mean_square(points - points.mean(axis=1, keepdims=True))
+    of_points = np.stack([-deviation, scores, odds])
+    mean, low = of_points.mean(axis=-1), first_decile(of_points)
     overall = [
-        _log(deviation.mean(axis=1)),
+        _log(-mean[0]),
         _log(-low[0]),
-        scores.mean(axis=1),
+        mean[1],
         low[1],
-        odds.mean(axis=1),
+        mean[2],
         low[2],
         _log(distance),
         _log(interocular / size.clip(1e-6)),
@@ -143,6 +143,11 @@ def first_decile(values: FloatArray) -> FloatArray:
     below, above = math.floor(place), math.ceil(place)
     ordered = np.partition(values, (below, above), axis=-1)
     return ordered[..., below] + (ordered[..., above] - ordered[..., below]) * (place - below)
+
+
+def _root_mean_square(offsets: FloatArray) -> FloatArray:
+    """The root mean square lengths (N,) of offsets (N, P, 2)."""
+    return np.sqrt(np.square(offsets).sum(axis=(-2, -1)) / offsets.shape[-2])
 
 
 def _log(values: FloatArray, smallest: float = 1e-6) -> FloatArray:

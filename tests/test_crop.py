@@ -1,5 +1,6 @@
 import math
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,6 +50,37 @@ def test_outside_of_the_image_is_black() -> None:
     assert crop[:, :7].max() == 0
     assert (crop[:, 8:] == 200).all()
     assert cut_crop(image, np.array([5000.0, -4000.0, 900.0, 0.0]), 64).max() == 0
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    "square",
+    [
+        (1e9, 1e9, 20, 0),
+        (1e30, 0, 30, 0),
+        (10, 10, 1e12, 0),
+        (-1e30, 0, 1e30, 1),
+        (5, 5, 0, 0),
+        (math.nan, 1, 20, 0),
+        (1, 2, 20, math.nan),
+    ],
+)
+def test_squares_that_hold_nothing_give_black_crops(square: tuple[float, ...]) -> None:
+    crop = cut_crop(np.full((50, 60, 3), 200, np.uint8), np.array(square, float), 32)
+    assert crop.shape == (32, 32, 3)
+    assert not crop.any()
+
+
+@settings(deadline=None)
+@given(square=squares, size=st.sampled_from([64, 128]))
+def test_crop_of_a_part_is_that_of_the_whole_image(square: np.ndarray, size: int) -> None:
+    square[2] = square[2] % (2 * size) + 1  # not halved first
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 2)
+    expected = cv2.warpAffine(image, crop_matrix(square, size), (size, size))
+    difference = np.abs(cut_crop(image, square, size).astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
 
 
 def test_crops_of_long_images_are_those_of_their_part() -> None:

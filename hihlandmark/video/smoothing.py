@@ -84,7 +84,8 @@ class OneEuroFilter:
             velocity = (points - self._points) / elapsed
             weight = _smoothing_factor(self.derivative_cutoff, elapsed)
             self._velocity += weight * (velocity - self._velocity)
-            speed = np.linalg.norm(self._velocity, axis=-1, keepdims=True) / max(interocular, 1e-6)
+            x, y = self._velocity[:, :1], self._velocity[:, 1:]
+            speed = np.hypot(x, y) / max(interocular, 1e-6)
             cutoff = self.min_cutoff + self.beta * speed
             if self.by_covariance:
                 cutoff = cutoff * _weights(covariance)[:, None]
@@ -98,7 +99,7 @@ class OneEuroFilter:
         self, covariance: FloatArray, weight: FloatArray, elapsed: float
     ) -> None:
         """Average the independent part of the errors, keep the rest, and add the lag."""
-        weight = np.broadcast_to(weight, (len(covariance), 1))[..., None]
+        weight = weight[..., None]
         own = self.jitter**2 * covariance
         self._independent = (1 - weight) ** 2 * self._independent + weight**2 * own
         # At a constant speed an exponential filter lags by this many frames: (1 - weight) / weight.

@@ -375,8 +375,9 @@ def _is_lost(face: Face) -> bool:
 
 
 def _is_doubtful(face: Face) -> bool:
-    is_unreliable = face.reliability < LOW_RELIABILITY  # unknown (NaN) is not
-    return bool(MIN_SCORE <= face.scores.mean() < _DOUBTFUL_SCORE) and is_unreliable
+    if not face.reliability < LOW_RELIABILITY:  # unknown (NaN) is not
+        return False
+    return bool(MIN_SCORE <= face.scores.mean() < _DOUBTFUL_SCORE)
 
 
 def _with_square_pixels(frame: Frame) -> Image:
