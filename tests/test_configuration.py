@@ -80,6 +80,10 @@ def test_settings_reach_into_tables_and_lists(file: Path) -> None:
         ("layouts=['HELEN194']", "HELEN194"),
         ("network={stacks=0}", "stacks=0"),
         ("loss.integer='l2'", "l2"),
+        ("loss.decimal='l2'", "l2"),
+        ("loss.point_weight=2.0", "no effect"),
+        ("stages.0.trained=['nowhere']", "stages.0.trained"),
+        ("model=['hih-small']", "model"),
     ],
 )
 def test_a_wrong_setting_is_an_error(file: Path, setting: str, message: str) -> None:

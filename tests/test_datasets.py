@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,11 @@ from builders import (
 )
 from PIL import Image
 
+from hihlandmark.calibration.fit import hidden_points
 from hihlandmark.datasets import dataset_splits, read_faces
-from hihlandmark.datasets.faces import StoredImage, numbered_lines
+from hihlandmark.datasets.faces import Samples, StoredImage, numbered_lines
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
-from hihlandmark.layouts import COFW29, W300_68, WFLW98
+from hihlandmark.layouts import COFW29, W300_68, WFLW98, get_conversion
 
 
 def assert_second_is_bad(folder: Path, split: str, count: int, source: str, keyword: str) -> None:
@@ -655,3 +657,49 @@ def test_pts_files_beside_folders_of_splits_are_refused(tmp_path: Path) -> None:
 def test_images_of_a_users_own_may_be_called_mirror(tmp_path: Path) -> None:
     pts(tmp_path / "wing_mirror.pts")
     assert [face.name for face in read_faces(tmp_path, "train")] == ["wing_mirror.jpg"]
+
+
+def test_all_faces_of_a_named_image_are_held_out(tmp_path: Path) -> None:
+    faces = read_faces(two_faces_in_a(tmp_path), "train")
+    rest, held = faces.split(("a.png",))
+    assert [face.name for face in held] == ["a.png", "a.png#2"]
+    assert [face.name for face in rest] == ["b.png"]
+    assert [face.name for face in faces.split(("a.png#2",))[1]] == ["a.png#2"]
+
+
+def two_faces_in_a(folder: Path) -> Path:
+    rows = []
+    for name in ("a.png", "a.png", "b.png"):
+        Image.new("RGB", (100, 100)).save(folder / name)
+        points = np.random.default_rng(0).uniform(10, 90, (68, 2)).tolist()
+        rows.append({"image": name, "split": "train", "points": points})
+    (folder / "annotations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_names_of_faces_are_unique(tmp_path: Path) -> None:
+    (face, *_) = read_faces(two_faces_in_a(tmp_path), "train")
+    samples = Samples()
+    for name in ("a.png", "a.png#2", "a.png", "a.png"):
+        samples.add(replace(face, name=name))
+    assert [each.name for each in samples.faces] == ["a.png", "a.png#2", "a.png#3", "a.png#4"]
+
+
+def test_pts_files_without_a_number_of_points_are_counted(tmp_path: Path) -> None:
+    pts(tmp_path / "a.pts")
+    text = (tmp_path / "a.pts").read_text()
+    (tmp_path / "a.pts").write_text(text[text.index("{") :])
+    assert len(read_faces(tmp_path, "train")) == 1
+
+
+@pytest.mark.parametrize("code", [None, 0, True])
+def test_the_visibility_of_points_without_coordinates_is_unknown(
+    tmp_path: Path, code: object
+) -> None:
+    row = json.loads((two_faces_in_a(tmp_path) / "annotations.jsonl").read_text().split("\n")[2])
+    row["points"][:2] = [None, None]
+    row["visible"] = [code, False, False, *[True] * 65]
+    (tmp_path / "annotations.jsonl").write_text(json.dumps(row))
+    (face,) = read_faces(tmp_path, "train")
+    hidden = hidden_points(face, get_conversion(W300_68, W300_68))
+    np.testing.assert_equal(hidden[:4], [np.nan, 1, 1, 0])

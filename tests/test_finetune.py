@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -547,11 +548,39 @@ def test_settings_follow_the_number_of_faces(tiny_weights: Path) -> None:
             assert made.distillation.layouts == (("COFW29",) if is_new else None)
         return [stage.trained for stage in made.stages], made.distillation is not None
 
+    def steps(given: int | None) -> list[int | None]:
+        split = _SplitOf(400)
+        made = make_configuration(card, split, W300_68, True, tiny_weights, given, "cpu")  # type: ignore[arg-type]
+        return [stage.steps for stage in made.stages]
+
+    assert steps(None) == [250, 400]
+    assert steps(100) == [25, 75]
+    assert steps(1) == [1]
+
     head = ("heads.W300_68.",)
     assert stages(10, False) == ([head], False)
     assert stages(40, False) == ([()], True)
     assert stages(40, True) == ([head], False)
     assert stages(400, True) == ([head, ()], True)
+
+
+def test_faces_that_may_be_of_a_layout_of_the_weights_are_no_guess(
+    tmp_path: Path, astronaut: NDArray[np.uint8], tiny_weights: Path
+) -> None:
+    loaded = load_model(tiny_weights)
+    own = replace(W300_68, name="OWN68")
+    definitions = {"OWN68": LayoutDefinition.of(own)}
+    configuration = {**loaded.card.configuration, "layouts": {"OWN68": 68, "COFW29": 29}}
+    card = loaded.card.model_copy(update={"layouts": definitions, "configuration": configuration})
+    state = {
+        name.replace("W300_68", "OWN68"): each for name, each in loaded.network.state_dict().items()
+    }
+    save_weights(tmp_path / "own", card, state)
+    faces = write_faces(tmp_path / "faces", astronaut, W300_68.mean_shape * 50 + (200, 100), 4)
+    result = call(faces, "--weights", tmp_path / "own", "--out", tmp_path / "out")
+    assert isinstance(result.exception, ConfigurationError)
+    assert "--annotated OWN68" in str(result.exception)
+    assert split_faces(faces, "auto", annotated="OWN68").faces.layout == "OWN68"
 
 
 class _SplitOf:

@@ -216,6 +216,11 @@ def test_adnet_needs_losses_of_masks_and_points(loss: dict[str, Any], message: s
         objective_of(small("adnet-small", loss))
 
 
+def test_awing_has_no_loss_of_points() -> None:
+    with pytest.raises(ConfigurationError, match="no effect"):
+        objective_of(small("awing-small", {"point": "wing"}))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_distillation_needs_decimal_heatmaps(model: str) -> None:
     configuration = small(model)

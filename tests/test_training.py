@@ -26,6 +26,7 @@ from builders import (
 )
 from filelock import FileLock
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
 from hihlandmark import ConfigurationError, Detector, WeightsError
@@ -46,7 +47,12 @@ from hihlandmark.training.data import Batch, UnlabeledBatch
 from hihlandmark.training.distillation import PseudoLabeler, read_teacher
 from hihlandmark.training.export import shape_regressions
 from hihlandmark.training.objectives import Teacher, decoding_of, make_objective
-from hihlandmark.training.trainer import RunSummary, build_training_network, train
+from hihlandmark.training.trainer import (
+    RunSummary,
+    _without_traceback,
+    build_training_network,
+    train,
+)
 from hihlandmark.weights import find_weights
 from hihlandmark.weights.card import CropContract, Normalization
 
@@ -588,3 +594,28 @@ def test_exported_weights_replace_none_of_another_run(data: Path, tmp_path: Path
     assert isinstance(result.exception, ConfigurationError)
     assert not (tmp_path / "run").exists(), "refused before the training"
     assert (tmp_path / "tiny.json").read_text() == "mine"
+
+
+def test_a_repeated_run_replaces_only_weights_that_it_exported(data: Path, tmp_path: Path) -> None:
+    configuration = tiny(stages=[{"steps": 1, "crop_size": 64, "batch_size": 2}])
+    folder = tmp_path / "run"
+    run(configuration, data, folder)
+    arguments = [*command(configuration, data, folder)[2:], "--export", str(tmp_path)]
+    (tmp_path / "tiny.json").write_text("mine")
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, ConfigurationError)
+    (tmp_path / "tiny.json").unlink()
+    for _ in range(2):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+class Broken(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        raise DataError("the disk is gone: plug it in")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_is_that_of_the_data(workers: int) -> None:
+    loader = DataLoader(Broken(), batch_size=None, sampler=range(3), num_workers=workers)
+    with pytest.raises(DataError, match=r"^the disk is gone: plug it in$"):
+        list(_without_traceback(loader))

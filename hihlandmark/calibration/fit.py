@@ -200,6 +200,11 @@ def measure_points(
     """
     landmarker = detector.landmarker
     conversion = get_conversion(get_layout(faces.layout), landmarker.layout)
+    if not conversion.exact.any():
+        raise ConfigurationError(
+            f"no point of {conversion.target.name} is annotated in {faces.name}, whose layout is "
+            f"{faces.layout}: all are interpolated"
+        )
     views = 2 if mirrored and not landmarker.flip_test else 1
     skipped: list[str] = []
     batches = []
@@ -274,9 +279,15 @@ def labeled_crops(
 
 
 def hidden_points(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
-    """(P,) in the target layout as `PointStatistics.hidden`; NaN for points not shared."""
-    hidden = np.nan if face.visible is None else conversion.matrix @ ~face.visible
-    return np.where(conversion.exact, hidden, np.nan)
+    """(P,) in the target layout as `PointStatistics.hidden`; NaN for points not shared.
+
+    And for points without coordinates, unless they are stated to be hidden.
+    """
+    if face.visible is None:
+        return np.full(len(conversion.exact), np.nan)
+    is_annotated = np.isfinite(face.points).all(axis=-1)
+    hidden = np.where(is_annotated | ~face.visible, ~face.visible, np.nan)
+    return np.where(conversion.exact, hidden[conversion.matrix.argmax(axis=1)], np.nan)
 
 
 def _measure(

@@ -80,7 +80,7 @@ class CalibrationReport:
                 self.statistics.visibility, self.statistics.hidden
             )
         return {
-            "faces": len(known),
+            "faces": self.statistics.faces,
             "points": int(known.sum()),
             "near": round(100 * float(self.statistics.near[known].mean()), 2),
             "skipped": list(self.statistics.skipped),

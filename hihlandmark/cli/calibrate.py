@@ -18,7 +18,6 @@ from hihlandmark.cli.options import (
     WeightsOption,
     make_detector,
     progress_bar,
-    refuse_ambiguous,
 )
 from hihlandmark.errors import ConfigurationError, missing_extra
 from hihlandmark.writing import check_local
@@ -96,6 +95,7 @@ def calibrate(
         report_calibration,
         store_calibration,
     )
+    from hihlandmark.evaluation.protocol import refuse_ambiguous
     from hihlandmark.layouts import get_layout
     from hihlandmark.weights import DEFAULT_MODEL, find_weights, register_layouts
     from hihlandmark.weights.card import Figure

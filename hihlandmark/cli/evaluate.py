@@ -28,7 +28,6 @@ from hihlandmark.cli.options import (
     given,
     make_detector,
     progress_bar,
-    refuse_ambiguous,
 )
 from hihlandmark.writing import check_local
 
@@ -164,7 +163,7 @@ def evaluate_split(
         register_layouts(card)  # for the reader of the faces
     faces = read_faces(data, split, format=data_format, layout=annotated)
     if card is not None and annotated is None:
-        refuse_ambiguous(faces, card, data, data_format)
+        protocol.refuse_ambiguous(faces, card, data, data_format)
     detector = make_detector(
         layout or protocol.annotated_layout(faces).name,
         model,

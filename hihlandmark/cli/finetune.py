@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from hihlandmark.cli.options import (
+    AnnotatedOption,
     DataFormatOption,
     DataWorkersOption,
     DeviceOption,
@@ -47,6 +48,7 @@ def finetune(
         Path | None,
         typer.Option("--layout", help="A .toml or .json file that describes points of your own."),
     ] = None,
+    annotated: AnnotatedOption = None,
     data_format: DataFormatOption = "auto",
     model: ModelOption = "hih-small",
     steps: Annotated[
@@ -71,6 +73,7 @@ def finetune(
                 weights=weights,
                 model=model,
                 layout_file=layout,
+                annotated=annotated,
                 device=device,
                 data_format=data_format,
                 steps=steps,

@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
-from hihlandmark.errors import ConfigurationError, missing_extra
+from hihlandmark.errors import missing_extra
 
 # As `image.MAX_PIXELS` and `image.MAX_BYTES`; the import of `image` would take time.
 MAX_PIXELS = 200_000_000
 MAX_BYTES = 64 * 2**20
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hihlandmark.datasets import AnnotatedFaces
     from hihlandmark.detector import Detector
-    from hihlandmark.weights import ModelCard
 
 
 def given(options: Mapping[str, object]) -> str:
@@ -186,26 +182,6 @@ def make_detector(layout: Any, model: str, **options: Any) -> Detector:
     if options.get("shape_prior"):
         options["shape_prior"] = None
     return Detector(layout, model, **options)
-
-
-def refuse_ambiguous(
-    faces: AnnotatedFaces, card: ModelCard, folder: Path, data_format: str
-) -> None:
-    """Raise `ConfigurationError` where faces may be of a layout that the weights define.
-
-    That of some formats follows from the number of points, unless ``--annotated`` names it.
-    """
-    from hihlandmark.datasets import dataset_splits
-
-    count = len(faces.mirror)
-    own = [name for name, each in card.layouts.items() if len(each.point_names) == count]
-    if not own or faces.layout in own:
-        return
-    if dataset_splits(folder, data_format)[0] in ("pts", "project"):
-        raise ConfigurationError(
-            f"{faces.name} has {count} points a face, as have {faces.layout} and {own[0]} of the "
-            f"weights: say which by --annotated {faces.layout} or --annotated {own[0]}"
-        )
 
 
 def counted(count: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def train(
 
     On several GPUs or processes: torchrun --nproc-per-node N -m hihlandmark train ...
     """
-    from hihlandmark.errors import missing_extra
+    from hihlandmark.errors import WeightsError, missing_extra
 
     with missing_extra("train"):
         from accelerate import PartialState
@@ -57,15 +58,21 @@ def train(
         from hihlandmark.training.config import read_configuration
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.trainer import train as run_training
-    from hihlandmark.weights import load_model
+    from hihlandmark.weights import find_weights, load_model, register_layouts
     from hihlandmark.weights.files import refuse_existing_weights
+    from hihlandmark.writing import write_atomically
 
     chosen = read_configuration(configuration, settings or ())
-    if export is not None and not (run / LAST).exists():  # a resumed run replaces its own
+    exported = run / "exported.txt"  # where to: a run that is repeated replaces its own weights
+    if export is not None and not (
+        exported.exists() and exported.read_text(encoding="utf-8") == str(export.resolve())
+    ):
         refuse_existing_weights(export, chosen.name)
     start = None
     if initial and (run / LAST).exists():
         print(f"{run} is resumed: --initial is where it started, or of no effect", file=sys.stderr)
+        with suppress(WeightsError):
+            register_layouts(find_weights(initial).card)  # for the readers of the faces
     elif initial:
         start = load_model(initial).network.state_dict()
     with progress_bar("faces") as bar:
@@ -87,4 +94,5 @@ def train(
         times = counted(summary.replaced, "time")
         print(f"unreadable images were replaced by another face {times}")
     if export is not None:
+        write_atomically(exported, str(export.resolve()).encode())
         print(f"weights: {export_weights(summary.checkpoint, chosen, data, export)}")

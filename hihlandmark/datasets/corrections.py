@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -164,7 +165,13 @@ def _faces_of_label_studio(text: str) -> Iterator[CorrectedFace]:
         hidden = {item for face in _grouped(marked) for item in face.items()}
         for points in _grouped(last["result"]):
             covered = frozenset(name for name, place in points.items() if (name, place) in hidden)
-            yield CorrectedFace(task["data"]["image"], points, covered)
+            yield CorrectedFace(_text(task["data"]["image"]), points, covered)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no path of an image")
+    return value
 
 
 def _is_marked_hidden(result: Mapping[str, Any]) -> bool:
@@ -241,7 +248,10 @@ class _ImageFiles:
 
     def find(self, name: str) -> Path | None:
         """The longest end of the path or URL that is a file in the folder; None: there is none."""
-        url = urlsplit(name)
+        try:
+            url = urlsplit(name)
+        except ValueError:  # such as brackets that are no address
+            return None
         # Label Studio serves local files as /data/local-files/?d=PATH.
         local = parse_qs(url.query).get("d")
         texts = [local[0]] if local else [name, unquote(url.path)]
@@ -251,8 +261,9 @@ class _ImageFiles:
                 path = self.folder.joinpath(*parts[start:])
                 uploaded = path.with_name(_UPLOAD.sub("", path.name, count=1))
                 for candidate in (path, uploaded):
-                    if candidate.is_file():
-                        return candidate
+                    with suppress(OSError):  # a name that is too long, such as that of a data URI
+                        if candidate.is_file():
+                            return candidate
         return None
 
 

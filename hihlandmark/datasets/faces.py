@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ class AnnotatedFaces:
 
         Args:
             held_out: the number of these faces, which are the same ones every time; or the names
-                of their images, of which some may be missing.
+                of their images, or of single faces, of which some may be missing.
 
         Raises:
             ConfigurationError: not both parts have faces.
@@ -89,7 +90,10 @@ class AnnotatedFaces:
             order = np.random.default_rng(0).permutation(len(self))
             held, rest = order[:held_out], np.sort(order[held_out:])
         else:
-            chosen = np.isin([face.name for face in self], list(held_out))
+            names = set(held_out)
+            chosen = np.array(
+                [not names.isdisjoint((f.name, image_of(f.name))) for f in self], bool
+            )
             held, rest = np.flatnonzero(chosen), np.flatnonzero(~chosen)
         if not (len(held) and len(rest)):
             raise ConfigurationError(
@@ -100,6 +104,11 @@ class AnnotatedFaces:
             replace(self, faces=[self.faces[i] for i in rest]),
             replace(self, faces=[self.faces[i] for i in held]),
         )
+
+
+def image_of(name: str) -> str:
+    """The name of a face's image, from that of the face: "#2" follows for the second face."""
+    return re.sub(r"#\d+$", "", name)
 
 
 def layout_of_size(count: int) -> str:
@@ -129,6 +138,7 @@ class Samples:
         self.faces: list[AnnotatedFace] = []
         self.skipped: list[str] = []
         self._times_named: Counter[str] = Counter()
+        self._names: set[str] = set()
 
     def add(self, face: AnnotatedFace) -> None:
         """Keep a face; further faces of one image get a number in their name.
@@ -142,9 +152,12 @@ class Samples:
         check_near("points", face.points[~unknown])
         if face.rectangle is not None:
             check_near("rectangle", face.rectangle)
-        self._times_named[face.name] += 1
-        times = self._times_named[face.name]
-        name = face.name if times == 1 else f"{face.name}#{times}"
+        name = face.name
+        while name in self._names or not self._times_named[face.name]:
+            self._times_named[face.name] += 1
+            times = self._times_named[face.name]
+            name = face.name if times == 1 else f"{face.name}#{times}"
+        self._names.add(name)
         load_image = LabeledImage(face.load_image, face.points)
         self.faces.append(replace(face, name=name, load_image=load_image))
 

@@ -213,7 +213,9 @@ def _visible(codes: Any, count: int, size: int) -> BoolArray | None:
         return None
     if _length(codes) != count:
         raise BadSample(f"its 'visible' has {_length(codes)} entries for {count} points")
-    return np.array([code if isinstance(code, bool) else code == 0 for code in codes[:size]], bool)
+    return np.array(
+        [code if isinstance(code, bool) else code in (0, None) for code in codes[:size]], bool
+    )
 
 
 def _subsets(attributes: Any) -> frozenset[str]:

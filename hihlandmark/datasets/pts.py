@@ -95,10 +95,12 @@ def _annotated_folders(folder: Path) -> list[str]:
 
 
 def _count(path: Path) -> int:
-    """The number of points that a file claims to have; 0 if it cannot be read."""
+    """The number of points that a file claims to have, or has; 0 if it cannot be read."""
     try:
-        header = path.read_bytes()[:1000].decode("utf-8-sig", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return 0
-    found = re.search(r"n_points\s*:\s*(\d{1,6})", header)
-    return int(found[1]) if found else 0
+    if found := re.search(r"n_points\s*:\s*(\d{1,6})", text[:1000]):
+        return int(found[1])
+    inside = text.partition("{")[2].partition("}")[0]
+    return len(inside.split()) // 2

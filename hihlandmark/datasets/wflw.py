@@ -97,7 +97,9 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
                     load_image=StoredImage(folder / IMAGES / image),
                     points=numbers[:COORDINATES].reshape(-1, 2),
                     split=split,
-                    rectangle=numbers[COORDINATES:][:RECTANGLE] if len(flags) else None,
+                    rectangle=numbers[COORDINATES:][:RECTANGLE]
+                    if len(numbers) > COORDINATES
+                    else None,
                     subsets=flagged_subsets(flags) if len(flags) else frozenset(listed),
                     source=source,
                 )

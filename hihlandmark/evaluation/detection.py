@@ -92,6 +92,8 @@ _Row = tuple[str, FloatArray, BoolArray]
 def _json_rows(lines: Sequence[str]) -> Iterator[_Row]:
     for line in filter(str.strip, lines):
         row: dict[str, Any] = json.loads(line)
+        if not isinstance(row["image"], str):
+            raise ValueError(f"{row['image']!r:.80} is no path of an image")
         boxes = np.array(row["boxes"], np.float64).reshape(-1, 4)
         difficulty = row.get("difficulty", [""] * len(boxes))
         ignored = np.array([each == "ignored" for each in difficulty], bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from hihlandmark.arrays import BoolArray, FloatArray, Progress
 from hihlandmark.calibration.fit import hidden_points
 from hihlandmark.crop import CANONICAL_CROP, BoxMap, fit_box_map, tight_boxes
+from hihlandmark.datasets import dataset_splits
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
@@ -25,6 +27,7 @@ from hihlandmark.face import Face
 from hihlandmark.face_detection import Detections, FaceDetector, given_boxes, overlaps
 from hihlandmark.layouts import W300_68, Conversion, Layout, get_conversion, get_layout
 from hihlandmark.pipeline import Found
+from hihlandmark.weights.card import ModelCard
 
 BoxSource = Literal["labels", "official", "detected"]
 BOX_SOURCES: tuple[BoxSource, ...] = get_args(BoxSource)
@@ -33,6 +36,24 @@ SAME_FACE = 0.25
 """Intersection over union of the tight boxes from which on a found face is the annotated one."""
 SAME_CENTER = 0.25
 """Farthest center of a detected face from that of its image, in longer sides of the image."""
+
+
+def refuse_ambiguous(
+    faces: AnnotatedFaces, card: ModelCard, folder: Path, data_format: str
+) -> None:
+    """Raise `ConfigurationError` where faces may be of a layout that the weights define.
+
+    That of some formats follows from the number of points, unless ``--annotated`` names it.
+    """
+    count = len(faces.mirror)
+    own = [name for name, each in card.layouts.items() if len(each.point_names) == count]
+    if not own or faces.layout in own:
+        return
+    if dataset_splits(folder, data_format)[0] in ("pts", "project"):
+        raise ConfigurationError(
+            f"{faces.name} has {count} points a face, as have {faces.layout} and {own[0]} of the "
+            f"weights: say which by --annotated {faces.layout} or --annotated {own[0]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -293,8 +314,9 @@ def _shared_points(annotated: Layout, detector: Detector, approximate: bool) -> 
             continue
         exact = (truth.exact & converted.exact) | approximate
         if not exact.any():
+            origin = own.source if truth.exact.any() else annotated
             raise ConfigurationError(
-                f"all points of {target.name} are interpolated from {own.source.name}: pass "
+                f"all points of {target.name} are interpolated from {origin.name}: pass "
                 "approximate=True (--approximate) to compare them all the same"
             )
         interpolated = not (truth.exact & converted.exact).all()

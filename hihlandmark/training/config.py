@@ -340,7 +340,11 @@ class TrainingConfiguration(_ConfigurationTable):
     @classmethod
     def _fill_in_crop_sizes(cls, values: Any) -> Any:
         model = values.get("model") if isinstance(values, dict) else None
-        if model not in MODELS or not isinstance(values.get("stages"), (list, tuple)):
+        if (
+            not isinstance(model, str)
+            or model not in MODELS
+            or not isinstance(values.get("stages"), (list, tuple))
+        ):
             return values  # other checks name what is wrong
         network = values.get("network")
         changed = network.get("input_size") if isinstance(network, dict) else None

@@ -20,7 +20,7 @@ from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray
 from hihlandmark.crop import BoxMap, crop_matrix, cut_crop, invert, known_points, tight_boxes
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.augmentation import generator
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, image_of
 from hihlandmark.errors import ConfigurationError, DataError, ImageError
 from hihlandmark.layouts import (
     EXACT_98_29,
@@ -370,10 +370,12 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
 def _visible(face: AnnotatedFace) -> FloatArray:
     """`Sample.visible` of a face.
 
-    A face that is said to be occluded has points whose visibility is unknown.
+    A face that is said to be occluded has points whose visibility is unknown, and so have points
+    without coordinates unless they are stated to be hidden.
     """
     if face.visible is not None:
-        return face.visible.astype(np.float64)
+        is_annotated = np.isfinite(face.points).all(axis=-1)
+        return np.where(is_annotated | ~face.visible, face.visible, np.nan)
     return np.full(len(face.points), np.nan if "occlusion" in face.subsets else 1.0)
 
 
@@ -402,7 +404,7 @@ def read_face_set(
     else:
         faces = read_faces(folder, split, format=face_set.format, layout=face_set.layout)
     if face_set.names:
-        chosen = [face for face in faces if re.fullmatch(face_set.names, face.name)]
+        chosen = [face for face in faces if re.fullmatch(face_set.names, image_of(face.name))]
         if not chosen:
             raise DataError(f"{faces.name}: no image has a name like {face_set.names!r}")
         faces = replace(faces, faces=chosen)

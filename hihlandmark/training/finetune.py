@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +23,12 @@ from PIL import Image as PillowImage
 from hihlandmark.calibration.fit import fit, measure_points
 from hihlandmark.datasets import dataset_splits, read_faces
 from hihlandmark.datasets.augmentation import Augmentation
-from hihlandmark.datasets.faces import AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFaces, image_of
 from hihlandmark.datasets.inspection import contact_sheet, find_unreadable
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.evaluation.metrics import Evaluation, failure_rate, mean_error
-from hihlandmark.evaluation.protocol import evaluate
+from hihlandmark.evaluation.protocol import evaluate, refuse_ambiguous
 from hihlandmark.evaluation.report import comparison_tile
 from hihlandmark.layouts import BUILT_IN, LAYOUTS, Layout, get_layout
 from hihlandmark.models.nested import Nested
@@ -159,6 +158,7 @@ def finetune(
     weights: str | Path | None = None,
     model: str = DEFAULT_MODEL,
     layout_file: Path | None = None,
+    annotated: str | None = None,
     data_format: str = "auto",
     device: str = "auto",
     steps: int | None = None,
@@ -176,6 +176,7 @@ def finetune(
         weights: to start from, as `find_weights` takes them; None: those of ``model``.
         model: name of packaged weights.
         layout_file: describes points that the weights do not know, see `LayoutFile`.
+        annotated: name of the layout of the faces, where it does not follow from their format.
         data_format: of the data set.
         device: "auto", "cpu", "cuda" or "mps".
         steps: of training; None: by the number of faces.
@@ -197,7 +198,11 @@ def finetune(
             f"{loaded.card.name} has architecture {loaded.card.architecture!r}: only weights of "
             "'nested' networks, such as hih-small, can be fine-tuned by this command"
         )
-    split = split_faces(faces, data_format, has_layout_file=layout_file is not None)
+    if layout_file and annotated:
+        raise ConfigurationError("give a layout file, or the name of a layout that is annotated")
+    split = split_faces(faces, data_format, layout_file is not None, annotated)
+    if not (layout_file or annotated):
+        refuse_ambiguous(split.faces, loaded.card, faces, data_format)
     say(split.note)
     layout_name = read_layout_file(layout_file)[0] if layout_file else split.faces.layout
     is_new = layout_file is not None or layout_name not in loaded.card.configuration["layouts"]
@@ -262,6 +267,7 @@ def finetune(
     options = {
         "--weights": _without_folder(weights),
         "--layout": _without_folder(layout_file),
+        "--annotated": annotated,
         "--steps": steps,
         "--model": None if model == DEFAULT_MODEL else model,
         "--format": None if data_format == "auto" else data_format,
@@ -277,7 +283,9 @@ def finetune(
 # The faces
 
 
-def split_faces(folder: Path, data_format: str, has_layout_file: bool = False) -> Split:
+def split_faces(
+    folder: Path, data_format: str, has_layout_file: bool = False, annotated: str | None = None
+) -> Split:
     """The faces of a folder to train on and to measure on; no image has faces of both.
 
     Without a split "val", `VAL_SHARE` of the images are held out, the same ones every time.
@@ -294,17 +302,17 @@ def split_faces(folder: Path, data_format: str, has_layout_file: bool = False) -
         raise ConfigurationError(
             f"{folder} has the splits {', '.join(splits)}: name the one to train on train"
         )
-    common: dict[str, Any] = {"split": train_split, "format": data_format}
+    common: dict[str, Any] = {"split": train_split, "format": data_format, "layout": annotated}
     faces = _read(folder, FaceSet(**common), has_layout_file)
     if "val" in splits and train_split != "val":
-        val_set = FaceSet(split="val", format=data_format)
+        val_set = FaceSet(split="val", format=data_format, layout=annotated)
         val = _read(folder, val_set, has_layout_file)
         if len(val.mirror) != len(faces.mirror):
             raise DataError(
                 f"{folder}: faces of train have {len(faces.mirror)} points, those of val "
                 f"{len(val.mirror)}"
             )
-        if both := {_image_of(f.name) for f in faces} & {_image_of(f.name) for f in val}:
+        if both := {image_of(f.name) for f in faces} & {image_of(f.name) for f in val}:
             raise DataError(f"{folder}: {min(both)} is in the splits train and val: choose one")
         return Split(
             TrainingSet(**common),
@@ -313,13 +321,13 @@ def split_faces(folder: Path, data_format: str, has_layout_file: bool = False) -
             val,
             f"{len(faces)} faces of the split train to learn from, {len(val)} of val to measure on",
         )
-    images = sorted({_image_of(face.name) for face in faces})
+    images = sorted({image_of(face.name) for face in faces})
     if len(images) < 2:
         raise DataError(f"{folder} has faces of one image: annotate more, some are held out")
     count = max(1, round(VAL_SHARE * len(images)))
     order = np.random.default_rng(0).permutation(len(images))
     chosen = {images[i] for i in order[:count]}
-    held_out = tuple(face.name for face in faces if _image_of(face.name) in chosen)
+    held_out = tuple(face.name for face in faces if image_of(face.name) in chosen)
     rest, val = faces.split(held_out)
     common["held_out"] = held_out
     note = (
@@ -332,7 +340,11 @@ def split_faces(folder: Path, data_format: str, has_layout_file: bool = False) -
 def _read(folder: Path, face_set: FaceSet, has_layout_file: bool) -> AnnotatedFaces:
     """The usable faces of a split, with all annotated points."""
     faces = read_faces(
-        folder, face_set.split, format=face_set.format, needs_mirror=not has_layout_file
+        folder,
+        face_set.split,
+        format=face_set.format,
+        layout=face_set.layout,
+        needs_mirror=not has_layout_file,
     )
     count = len(faces) + len(faces.skipped)
     if len(faces.skipped) > MOST_SKIPPED * count:
@@ -342,11 +354,6 @@ def _read(folder: Path, face_set: FaceSet, has_layout_file: bool) -> AnnotatedFa
             f"  {shown}\nRepair or remove them; all faces must have the same points"
         )
     return usable_faces(TrainingSet(), faces)
-
-
-def _image_of(name: str) -> str:
-    """The image of a face, by its name: "#2" follows for a second face."""
-    return re.sub(r"#\d+$", "", name)
 
 
 def _digest(split: Split) -> str:
@@ -437,17 +444,21 @@ def _make_start(
     card = loaded.card
     boxes = {**card.crop.boxes, f"landmarks:{name}": fit_crop(located)}
     layouts = {**card.configuration["layouts"], name: len(kept)}
+    auxiliary = {n: p for n, p in card.configuration["auxiliary_layouts"].items() if n != name}
+    own = {"layouts": layouts, "auxiliary_layouts": auxiliary}
     card = card.model_copy(
         update={
             "name": "start",
-            "configuration": {**card.configuration, "layouts": layouts},
+            "configuration": {**card.configuration, **own},
             "crop": card.crop.model_copy(update={"boxes": boxes}),
             "layouts": definitions,
             "figures": (),
         }
     )
     temporary = out / f"{START}.part"
-    save_weights(temporary, card, network.state_dict() | _corrections(loaded))
+    former = f"auxiliary_heads.{name}."
+    state = {n: each for n, each in network.state_dict().items() if not n.startswith(former)}
+    save_weights(temporary, card, state | _corrections(loaded))
     (temporary / "points.json").write_text(json.dumps(kept), encoding="utf-8")
     temporary.rename(out / START)
 
@@ -489,7 +500,7 @@ def make_configuration(
     """The configuration of a run, with settings that suit the number of faces.
 
     - A new layout: its head alone, on frozen features, which takes a minute. From 300 faces on all
-      parameters follow.
+      parameters follow, in three quarters of the ``steps`` if these are given.
     - A known layout: with fewer than 20 faces its head alone, otherwise all parameters at a low
       learning rate, with more steps the more faces there are.
 
@@ -501,9 +512,13 @@ def make_configuration(
     head = (f"heads.{layout.name}.",)
     stage = partial(_stage, card.configuration["input_size"])
     if is_new:
-        stages = [stage(steps or 250, 2e-3, head)]
-        if count >= 300 and steps is None:
-            stages.append(stage(min(count, 3000), 3e-4, ()))
+        first, following = steps or 250, 0
+        if count >= 300:
+            following = min(count, 3000) if steps is None else steps * 3 // 4
+            first -= following if steps else 0
+        stages = [stage(first, 2e-3, head)]
+        if following:
+            stages.append(stage(following, 3e-4, ()))
     elif count < 20:
         stages = [stage(steps or 150, 3e-4, head)]
     else:
@@ -577,7 +592,7 @@ def _write_result(
 ) -> Path:
     """Write the weights of the last step with their card, and calibrate them. Returns the card."""
     folder = faces.resolve().name or "faces"
-    used = {_image_of(face.name) for face in split.faces}
+    used = {image_of(face.name) for face in split.faces}
     source = DataSource(
         name=f"Fine-tuning: {folder}", license="as of these faces", images=len(used)
     )

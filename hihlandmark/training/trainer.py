@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from hihlandmark.datasets import AnnotatedFaces
 from hihlandmark.datasets.inspection import contact_sheet
-from hihlandmark.errors import ConfigurationError, TrainingError, WeightsError
+from hihlandmark.errors import ConfigurationError, HihlandmarkError, TrainingError, WeightsError
 from hihlandmark.models.base import LandmarkNetwork
 from hihlandmark.models.nested import (
     Nested,
@@ -63,6 +63,8 @@ from hihlandmark.training.schedule import Plan
 from hihlandmark.training.validation import Validator
 from hihlandmark.weights import find_weights
 from hihlandmark.weights.convert import from_efficientnet_lite0
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +247,15 @@ def _with_network(configuration: TrainingConfiguration, **changed: Any) -> Train
     return configuration.model_copy(update={"network": {**configuration.network, **changed}})
 
 
+def _without_traceback(loader: DataLoader[Item]) -> Iterator[Item]:
+    """The items; an error of this package in a worker has its own message, as without workers."""
+    try:
+        yield from loader
+    except HihlandmarkError as error:
+        message = str(error).rpartition(f".{type(error).__name__}: ")[2]
+        raise type(error)(message.strip()) from None
+
+
 def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetwork:
     """The network of a configuration with its auxiliary heads, newly initialized.
 
@@ -267,6 +278,12 @@ def build_training_network(configuration: TrainingConfiguration) -> LandmarkNetw
             raise ConfigurationError(
                 f"stages.{number}.crop_size={stage.crop_size} is not a multiple of "
                 f"{own.crop_multiple}"
+            )
+        if stage.trained and not any(
+            name.startswith(stage.trained) for name, _ in network.named_parameters()
+        ):
+            raise ConfigurationError(
+                f"stages.{number}.trained: no parameter has a name like {', '.join(stage.trained)}"
             )
     if configuration.init_std:
         for module in network.modules():
@@ -413,7 +430,7 @@ class _Trainer:
         )
         done = plan.at(self.step).first_sample if self.step < plan.steps else plan.samples
         note, stage = "", None
-        for batch, extra in () if self._out_of_patience() else loader:
+        for batch, extra in () if self._out_of_patience() else _without_traceback(loader):
             self.replaced += int(batch.unreadable.sum())
             moment = plan.at(self.step)
             if moment.stage_index != stage:
@@ -442,14 +459,10 @@ class _Trainer:
     @staticmethod
     def _select_trained(network: LandmarkNetwork, beginnings: tuple[str, ...]) -> None:
         """Train the parameters whose names have one of these beginnings; (): all."""
-        chosen = False
         for name, parameter in network.named_parameters():
             is_chosen = not beginnings or name.startswith(beginnings)
-            chosen |= is_chosen
             # Other processes would wait for the gradients of unused parameters.
             parameter.requires_grad_(is_chosen and ".unused_shortcut." not in name)
-        if not chosen:
-            raise ConfigurationError(f"stages: no parameter has a name like {beginnings}")
 
     def _optimize(self, batch: Batch, extra: UnlabeledBatch | None) -> torch.Tensor:
         """One step of the optimizer. Returns its losses, in the order of `Objective.names`."""

@@ -22,6 +22,7 @@ class AWingObjective(LineObjective):
     """
 
     names = ("heatmap", "boundary")
+    supports_points = False
 
     def __init__(self, network: AWing, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)

@@ -108,6 +108,7 @@ class Objective(nn.Module):
     """Names of the K losses of `forward`."""
     supports_distillation: ClassVar[bool] = False
     supports_consistency: ClassVar[bool] = False
+    supports_points: ClassVar[bool] = True
     usual_integer_sigma: ClassVar[float] = 1.25
 
     mean: torch.Tensor
@@ -121,6 +122,11 @@ class Objective(nn.Module):
             )
         if loss.consistency_weight and not self.supports_consistency:
             raise ConfigurationError("loss.consistency_weight needs a nested network: remove it")
+        if loss.point == "none" and loss.point_weight:
+            raise ConfigurationError("loss.point_weight has no effect without loss.point")
+        if loss.point != "none" and not self.supports_points:
+            raise ConfigurationError("loss.point has no effect on this network: remove it")
+        named_loss(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
         self.network, self.loss, self.teacher = network, loss, teacher
         self.integer_sigma = loss.integer_sigma or self.usual_integer_sigma
         self.integer_loss = named_loss(HEATMAP_LOSSES, loss.integer, "loss.integer")

@@ -55,8 +55,6 @@ class NestedObjective(Objective):
             )
         super().__init__(network, loss, teacher)
         self.error_loss = point_loss_of(loss, ERROR_LOSSES, "loss.point of a nested network")
-        if loss.point == "none" and loss.point_weight:
-            raise ConfigurationError("loss.point_weight has no effect without loss.point")
         if loss.point != "none" and not loss.point_weight:
             logger.warning("loss.point has no effect without loss.point_weight")
         layouts = {**network.configuration.layouts, **network.configuration.auxiliary_layouts}
