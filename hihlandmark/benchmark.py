@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,14 @@ import torch
 from hihlandmark.arrays import Image
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError
-from hihlandmark.runtimes import RUNTIMES, Precision, Runtime, choose_precision, make_runtime
+from hihlandmark.runtimes import (
+    RUNTIMES,
+    Precision,
+    Runtime,
+    choose_precision,
+    is_installed,
+    make_runtime,
+)
 from hihlandmark.runtimes.devices import processor_name
 from hihlandmark.runtimes.export import drawn_faces
 from hihlandmark.runtimes.graph import CropGraph
@@ -107,7 +113,7 @@ def network_rows(
 
     def all_runtimes() -> dict[str, Runtime]:
         runtimes: dict[str, Runtime] = {}
-        for name in filter(find_spec, RUNTIMES):
+        for name in filter(is_installed, RUNTIMES):
             auto = choose_precision("auto", name, device, has_ranges=has_ranges)
             for precision in dict.fromkeys((*precisions, auto)):
                 try:
@@ -146,7 +152,7 @@ def image_times(
     """
     runs: dict[str, Callable[[], object]] = {}
     precisions: dict[str, Precision] = {}
-    for runtime in filter(find_spec, RUNTIMES):
+    for runtime in filter(is_installed, RUNTIMES):
         try:
             detector = Detector(layout, weights=weights, device=device, runtime=runtime)
         except ConfigurationError:

@@ -162,6 +162,7 @@ class Detector:
     ) -> None:
         self._arguments: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}
         _check_type("a string", str, model=model)
+        _check_type("a string or None", str, NoneType, revision=revision)
         _check_type("a string or path", str, os.PathLike, runtime=runtime)
         _check_type("a string, path or None", str, os.PathLike, NoneType, weights=weights)
         _check_type("True or False", bool, np.bool_, compile=compile)
@@ -327,6 +328,8 @@ class Detector:
         if box_kind is not None:
             _check_type("a string", str, box_kind=box_kind)
             self.box_map(box_kind)
+            if boxes is None or five_points is not None:
+                raise ConfigurationError("box_kind is for boxes without five_points: omit it")
         pixels, factor, size = self.load_image(image, color=color, channels=channels, white=white)
         kind, squares = self.face_detector.name, None
         is_given = boxes is not None or five_points is not None

@@ -65,7 +65,8 @@ def report() -> bool:
     optional = [(name, found) for name in OPTIONAL if (found := _version(name))]
     if optional:
         Table("Optional packages", ("package", "version"), optional).print(console)
-    console.print(_device())
+    device, device_works = _device()
+    console.print(device, markup=False, soft_wrap=True)
     for line in (_auto(), _cache()):
         console.print(line, markup=False, soft_wrap=True)
     models = list_models()
@@ -76,21 +77,26 @@ def report() -> bool:
         console.print("No packaged weights: reinstall hihlandmark.")
     extras = [(extra, _missing(extra, requirements)) for extra in names]
     Table("Extras", ("extra", "missing"), extras).print(console)
-    return all(versions.values()) and bool(models) and not any(each.problem for each in models)
+    works = device_works and all(versions.values())
+    return works and bool(models) and not any(each.problem for each in models)
 
 
-def _device() -> str:
+def _device() -> tuple[str, bool]:
+    """The device that "auto" takes, and whether it computes."""
     if find_spec("torch") is None:
-        return "Device: none, PyTorch is missing"
+        return "Device: none, PyTorch is missing", False
     import torch
 
     from hihlandmark.runtimes.torch_devices import resolve_device
 
     device = resolve_device()
-    works = torch.ones(8, device=device).sum().item() == 8
-    threads = f"threads: {torch.get_num_threads()}"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
-    return f"Device: {device} ({name}), {'works' if works else 'computes wrong sums'}"
+    try:
+        works = torch.ones(8, device=device).sum().item() == 8
+        threads = f"threads: {torch.get_num_threads()}"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    except RuntimeError as error:  # such as a GPU that this PyTorch has no code for
+        return f"Device: {device}, fails: {error}; use device='cpu'", False
+    return f"Device: {device} ({name}), {'works' if works else 'computes wrong sums'}", works
 
 
 def _auto() -> str:

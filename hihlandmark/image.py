@@ -58,6 +58,7 @@ IMAGE_FORMATS = (*_COMMON, "JPEG2000", "PPM", "QOI", "PSD", "TGA")
 # Limits on files that are small or valid and take minutes or gigabytes to decode.
 MAX_PIXELS = 200_000_000  # there are cameras with that many
 MAX_BYTES = 64 * 2**20
+URL_TIMEOUT = 20.0  # seconds
 MAX_SECONDS = 8.0  # that decoding may take by `decoding_cost`; with more max_pixels, as many more
 MAX_MEMORY = 2.6e9  # bytes that decoding may take, of one image and of all at once
 LARGE_PIXELS = 50_000_000  # larger images are reduced for prediction
@@ -102,7 +103,7 @@ def load_image(
     channels: ChannelAxis = "last",
     white: float | None = None,
     max_pixels: int = MAX_PIXELS,
-    timeout: float = 20.0,
+    timeout: float = URL_TIMEOUT,
     max_bytes: int = MAX_BYTES,
 ) -> NDArray[np.uint8]:
     """Read any kind of image as an upright RGB array.

@@ -1,6 +1,7 @@
 """The commands predict, demo, doctor, weights and eval."""
 
 import csv
+import io
 import json
 import re
 import signal
@@ -98,7 +99,10 @@ def test_predict_writes_each_format_and_the_drawing(images: Path, tmp_path: Path
         (["predict", "x.png", "--explain", "--out", "x", "--draw"], "--draw"),
         (["eval", "--data", "x", "--split", "x", "--min-face", "30"], "--boxes"),
         (["export", "--out", "x", "--to", "onnx", "--face-detector", "centerface"], "--int8"),
+        (["export", "--out", "x", "--to", "openvino", "--int8", "."], "--int8"),
         (["demo", "--web", "--max-pixels", "1000"], "--max-megapixels"),
+        (["video", "x.mp4", "--draw-numbers"], "--draw-numbers"),
+        (["video", "x.mp4", "--no-draw-boxes", "--points", "x.jsonl"], "--no-draw-boxes"),
         (["eval", "--data", "x", "--format", "coco"], "wflw"),
         (["export", "--out", "x", "--to", "coreml"], "onnx"),
         (["nonsense"], "nonsense"),
@@ -122,6 +126,39 @@ def test_demo_writes_image_and_json(tmp_path: Path) -> None:
     with Image.open(tmp_path / "astronaut.landmarks.png") as drawn:
         assert drawn.size == (512, 512)
     assert len(json.loads((tmp_path / "astronaut.landmarks.json").read_text())["faces"]) == 1
+
+
+def test_demo_replaces_its_own_files_alone(tmp_path: Path) -> None:
+    record = tmp_path / "astronaut.landmarks.json"
+    record.write_text("precious")
+    refused = run.invoke(app, ["demo", "--out", str(tmp_path)])
+    assert isinstance(refused.exception, ConfigurationError)
+    assert [path.name for path in tmp_path.iterdir()] == [record.name]
+    assert record.read_text() == "precious"
+    record.unlink()
+    for _ in range(2):
+        assert run.invoke(app, ["demo", "--out", str(tmp_path)]).exit_code == 0
+
+
+def test_a_url_is_downloaded_once_for_points_and_drawing(
+    tmp_path: Path, astronaut: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def download(url: str, timeout: float, max_bytes: int) -> bytes:
+        fetched.append(url)
+        content = io.BytesIO()
+        Image.fromarray(astronaut).save(content, "PNG")
+        return content.getvalue()
+
+    monkeypatch.setattr("hihlandmark.download.download", download)
+    monkeypatch.setattr("hihlandmark.image.download", download)
+    url = "http://localhost/a.png"
+    for command in (["predict", url, "--draw", "--format", "jsonl"], ["demo", url]):
+        fetched.clear()
+        done = run.invoke(app, [*command, "--out", str(tmp_path / command[0])])
+        assert done.exit_code == 0, done.output
+        assert fetched == [url]
 
 
 def test_doctor_reports_device_weights_and_extras() -> None:

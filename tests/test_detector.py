@@ -321,6 +321,20 @@ def test_an_unknown_kind_of_box_lists_the_known_ones(
         detector_of(98).predict(astronaut, boxes=[[0, 0, 50, 50]], box_kind="yolo")
 
 
+def test_a_kind_of_box_without_boxes_is_an_error(
+    astronaut: Pixels, detector_of: DetectorOf
+) -> None:
+    five = [[[200, 110], [240, 110], [220, 130], [205, 150], [235, 150]]]
+    for given in ({}, {"boxes": [[180, 61, 267, 172]], "five_points": five}):
+        with pytest.raises(ConfigurationError, match="box_kind"):
+            detector_of(98).predict(astronaut, box_kind="dlib", **given)
+
+
+def test_a_revision_is_a_string() -> None:
+    with pytest.raises(ConfigurationError, match="revision"):
+        Detector(weights="owner/name", revision=3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("box_kind", "message"),
     [("yolo", "yolo"), ("", "no crop"), (["mtcnn"], "string")],

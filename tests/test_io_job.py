@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -22,9 +23,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hihlandmark import ConfigurationError, Face, ImageError
+from hihlandmark import ConfigurationError, Detector, Face, ImageError
 from hihlandmark.cli import app
-from hihlandmark.io import Result, ResultFolder, Shard, Source, find_images, job, predict_sources
+from hihlandmark.io import (
+    Result,
+    ResultFolder,
+    Shard,
+    Source,
+    find_images,
+    job,
+    predict_sources,
+    settings_of,
+)
 from hihlandmark.layouts import get_layout
 from hihlandmark.writing import write_new
 
@@ -294,3 +304,58 @@ def test_killed_job_gives_every_image_once(tmp_path: Path, astronaut: Any) -> No
     assert kills >= 5
     subprocess.run(command, check=True)
     assert sorted(images_in(out)) == sorted(str(path) for path in images.iterdir())
+
+
+def test_shards_agree_on_images_whose_folder_is_named_in_several_ways(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (4, 4)).save(folder / f"{number}.png")
+    ways = [folder, folder / ".." / "images"]
+    shares = [
+        {source.name for source in find_images([str(way)]) if Shard(k, 2).holds(source.name)}
+        for k, way in enumerate(ways, 1)
+    ]
+    assert not shares[0] & shares[1]
+    assert len(shares[0] | shares[1]) == 12
+
+
+def test_another_calibration_is_another_setting(detector: Detector, tmp_path: Path) -> None:
+    name = detector.landmarker.layout.name
+    changed = detector.card.calibration[name].model_copy(update={"bias": -5.0})
+    card = detector.card.model_copy(update={"calibration": {name: changed}})
+    other = copy.copy(detector)
+    other.card = card
+    with ResultFolder(tmp_path, "jsonl", settings_of(detector)):
+        pass
+    with pytest.raises(ConfigurationError, match="card was"):
+        ResultFolder(tmp_path, "jsonl", settings_of(other))
+    with ResultFolder(tmp_path / "old", "jsonl", _without_card(detector)):
+        pass
+    with ResultFolder(tmp_path / "old", "jsonl", settings_of(detector)):
+        pass  # begun before the card was a setting
+
+
+def _without_card(detector: Detector) -> dict[str, object]:
+    return {key: value for key, value in settings_of(detector).items() if key != "card"}
+
+
+def test_second_results_and_unknown_formats_are_errors(detector: Detector, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no format 'xml'"):
+        ResultFolder(tmp_path, "xml", settings_of(detector))
+    result = Result(Source("a.png", "a.png"), [], (4, 4))
+    with ResultFolder(tmp_path, "jsonl", settings_of(detector)) as folder:
+        folder.add(result)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="a result already"):
+                folder.add(result)
+            folder.flush()
+    with pytest.raises(ConfigurationError, match="workers"):
+        next(predict_sources(detector, [result.source], workers=0))
+
+
+def test_a_pattern_that_matches_results_alone_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "out" / "a.png")
+    (failure,) = find_images([str(tmp_path / "out" / "*.png")], exclude=tmp_path / "out")
+    assert failure.problem

@@ -8,6 +8,8 @@ import logging
 import subprocess
 import sys
 import tempfile
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -33,6 +35,8 @@ from hihlandmark.runtimes import (
     choose_precision,
     choose_runtime,
     export,
+    is_exported_model,
+    is_installed,
     make_runtime,
     register_runtime,
 )
@@ -418,6 +422,9 @@ def test_a_registered_runtime_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("hihlandmark.runtimes.RUNTIMES", dict(RUNTIMES))
     register_runtime("json", replace(RUNTIMES["onnxruntime"], extra=None))
     assert choose_runtime("json", CPU) == "json"
+    register_runtime("acme.npu", replace(RUNTIMES["onnxruntime"], extra=None))
+    assert is_installed("acme.npu")
+    assert not is_exported_model("acme.npu")
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does(
@@ -442,6 +449,56 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does(
         runtime(crops)
     assert seen[6:] == [2, 2, 2, 1], "batches stay as small as they had to become"
     assert "going on with 2" in caplog.text
+
+
+def test_a_batch_that_did_not_fit_is_freed_before_the_next() -> None:
+    graph = graph_of(tiny_model("awing"))
+    heatmaps = graph.heatmaps
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def short_of_memory(crops: torch.Tensor) -> list[Heatmaps]:
+        alive.append(sum(each() is not None for each in kept))
+        inside = crops + 1
+        kept.append(weakref.ref(inside))
+        if len(crops) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return heatmaps(crops)
+
+    graph.heatmaps = short_of_memory  # type: ignore[method-assign]
+    TorchRuntime(graph, CPU)(some_crops(16))
+    assert alive[:4] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_threads_that_convert_at_once_wait_for_each_other(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setattr(runtimes, "_cache_folder", lambda package: tmp_path)
+    model, crops = tiny_model("hih"), some_crops(2)
+
+    def points(_: int) -> np.ndarray:
+        runtime = make_runtime(name, lambda: model.network, "COFW29", model.card, CPU)
+        return runtime(crops).points
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(points, range(3))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    (kept,) = (each for each in tmp_path.iterdir() if each.suffix in (".xml", ".onnx"))
+    assert kept.stat().st_size
+
+
+def test_a_device_that_fails_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr("torch.ones", fail)
+    assert not doctor.report()
+    assert "no kernel image" in capsys.readouterr().out
 
 
 def test_memory_that_does_not_hold_one_crop_is_an_error() -> None:

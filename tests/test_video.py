@@ -949,3 +949,10 @@ def test_the_shape_of_pixels_is_a_number(frames: list[Image], tmp_path: Path) ->
         for index in range(2):
             video.add(frames[index], index / 25, 1.5)  # type: ignore[arg-type]
     assert next(iter(read_frames(tmp_path / "wide.mp4"))).pixel_aspect == Fraction(3, 2)
+
+
+def test_what_is_no_source_of_frames_is_an_error(detector: Detector) -> None:
+    with pytest.raises(ConfigurationError, match="camera:0"):
+        next(track(0, detector))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="read twice"):
+        next(track_offline([], detector))  # type: ignore[arg-type]

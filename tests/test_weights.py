@@ -19,8 +19,10 @@ import torch
 from hub_server import Hub
 from official_states import small_state
 from safetensors.torch import load_file, save
+from typer.testing import CliRunner
 
 from hihlandmark import list_models
+from hihlandmark.cli import app
 from hihlandmark.crop import CANONICAL_CROP, CANONICAL_SCALE, BoxMap, complete_box_maps
 from hihlandmark.errors import ConfigurationError, WeightsError
 from hihlandmark.models.registry import build_model
@@ -377,6 +379,10 @@ def test_folder_of_several_models_is_asked_for_the_named_one(saved: Path) -> Non
     assert find_weights(saved, model="other").card.name == "other"
     with pytest.raises(WeightsError, match="several models"):
         find_weights(saved, model="third")
+    for command in ("path", "verify"):
+        found = CliRunner().invoke(app, ["weights", command, str(saved), "--model", "other"])
+        assert found.exit_code == 0, found.output
+        assert "other" in found.output
 
 
 @pytest.fixture
@@ -678,7 +684,10 @@ def test_incomplete_official_checkpoint_is_refused_by_name(
     ("field", "value"),
     [
         ("configuration.layouts", -1),
+        ("configuration.layouts", {}),
         ("configuration.layouts.WFLW98", -1),
+        ("configuration.layouts.WFLW98", []),
+        ("configuration.auxiliary_layouts.MESH478", {}),
         ("configuration.layouts.WFLW98", 10**12),
         ("configuration.layouts", {"WFLW98.a": 98}),
         ("configuration.features", 1e30),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,22 +71,37 @@ def demo(
     )  # fmt: skip
 
 
+def _is_of(record: Path, image: str) -> bool:
+    """Whether a file holds the landmarks of an image."""
+    try:
+        return bool(json.loads(record.read_bytes())["image"] == image)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def _write(image: str | None, out: Path, detector: Detector) -> None:
+    from hihlandmark.download import download, is_url
     from hihlandmark.draw import encode_png
     from hihlandmark.face import draw_reduced
+    from hihlandmark.image import URL_TIMEOUT
     from hihlandmark.io import Result, Source
     from hihlandmark.io.formats import write_jsonl
-    from hihlandmark.writing import write_atomically
+    from hihlandmark.writing import refuse_existing, write_atomically
 
     name = Path(image).stem if image else "astronaut"
-    source = image or options.astronaut()
-    faces, loaded = detector.predict(source), detector.load_image(source)
-    drawn, record = out / f"{name}.landmarks.png", out / f"{name}.landmarks.json"
-    write_atomically(drawn, encode_png(draw_reduced(loaded, faces)))
-    model = {"model": detector.card.name, "weights": detector.card.sha256}
     named = Source(image or "skimage.data.astronaut()", name)
+    drawn, record = out / f"{name}.landmarks.png", out / f"{name}.landmarks.json"
+    if not _is_of(record, named.path):  # of an earlier call
+        refuse_existing(record)
+        refuse_existing(drawn)
+    source: Any = image or options.astronaut()
+    if isinstance(source, str) and is_url(source):  # once: it may be another image the next time
+        source = download(source, URL_TIMEOUT, detector.limits["max_bytes"])
+    faces, loaded = detector.predict(source), detector.load_image(source)
+    model = {"model": detector.card.name, "weights": detector.card.sha256}
     result = Result(named, faces, loaded.size, model=model)
     write_atomically(record, write_jsonl([result]))
+    write_atomically(drawn, encode_png(draw_reduced(loaded, faces)))
     print(f"{options.counted(len(faces), 'face')} found")
     for face in faces:
         print(f"  {face!r}")

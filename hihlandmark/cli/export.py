@@ -52,6 +52,8 @@ def export(
     crops = None
     if not int8 and face_detector != "mtcnn":
         raise BadParameter("--face-detector finds the faces of --int8: give its images")
+    if int8 and to != "onnx":
+        raise BadParameter(f"--int8 is for --to onnx, not {to}")
     if int8:
         detector = options.make_detector(
             layout, model, weights=weights, face_detector=face_detector
@@ -65,8 +67,10 @@ def export(
         crops = np.stack(faces)
     loaded = load_model(weights, model=model)
     # After loading: weights may define layouts.
-    chosen = default_layout(loaded.card) if layout is None else get_layout(layout)
-    path, parity = export_model(loaded, chosen.name, to, out, calibration=crops)
+    chosen = (default_layout(loaded.card) if layout is None else get_layout(layout)).name
+    if layout is None and chosen not in loaded.card.heads:  # converted from that of the weights
+        chosen = loaded.card.heads[0]
+    path, parity = export_model(loaded, chosen, to, out, calibration=crops)
     print(path)
     print(
         f"{parity.points} points of {'other' if int8 else 'drawn'} faces are at most "

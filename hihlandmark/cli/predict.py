@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -139,6 +140,8 @@ def predict(
     if explain:
         _explain(detector, sources, out, min_reliability)
         return
+    if draw:
+        sources = (_downloaded_once(source, max_bytes) for source in sources)
     if by_content:
         sources = (source.stamped_by_content() for source in sources)
     counts = _Counts()
@@ -310,15 +313,29 @@ def _draw(
 
     Very large images are drawn reduced, as they were read.
     """
+    from hihlandmark.download import is_url
     from hihlandmark.draw import encode_png
     from hihlandmark.face import draw_reduced
 
+    source = result.source
     try:
-        image = result.source.load_by(detector.load_image)
+        image = source.load_by(detector.load_image)
     except ImageError as error:
-        source = replace(result.source, problem=str(error))
+        source = replace(source, problem=str(error))
         return replace(result, source=source, error=str(error)), None
+    if is_url(source.path):  # results are kept until a part is complete, downloads are not
+        result = replace(result, source=replace(source, content=None))
     return result, encode_png(draw_reduced(image, result.faces, **drawn))
+
+
+def _downloaded_once(source: Source, max_bytes: int) -> Source:
+    """The same image; what a URL serves may be another one when it is to be drawn."""
+    from hihlandmark.download import download, is_url
+    from hihlandmark.image import URL_TIMEOUT
+
+    if source.problem is not None or source.content is not None or not is_url(source.path):
+        return source
+    return replace(source, content=cache(partial(download, source.path, URL_TIMEOUT, max_bytes)))
 
 
 def _print_record(result: Result) -> None:

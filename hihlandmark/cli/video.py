@@ -78,6 +78,9 @@ def video(
 
     if offline and not smooth:
         raise BadParameter("--offline smooths the points: omit it, or --no-smooth")
+    of_drawing = {"--draw-numbers": draw_numbers, "--no-draw-boxes": not draw_boxes}
+    if out is None and (given := options.given(of_drawing)):
+        raise BadParameter(f"{given} requires --out, a video to draw into")
     refuse_existing(out)
     refuse_existing(points)
     count = 0

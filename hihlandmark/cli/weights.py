@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hihlandmark.cli.options import ModelOption
 from hihlandmark.writing import check_local
 
 app = typer.Typer(help="List, download, verify, convert, publish weights.", no_args_is_help=True)
@@ -36,11 +37,12 @@ def pull(
     repository: Annotated[
         str, typer.Argument(help="owner/name or owner/name@revision on the Hub.")
     ],
+    model: ModelOption = "hih-small",
 ) -> None:
     """Download weights from the Hugging Face Hub into its cache, and verify them."""
     from hihlandmark.weights import pull_weights, verify_weights
 
-    files = pull_weights(repository)
+    files = pull_weights(repository, model=model)
     verify_weights(files)
     print(f"{files.card.name}: {files.source}, verified")
 
@@ -54,29 +56,30 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository a private one.")
     ] = False,
+    model: ModelOption = "hih-small",
 ) -> None:
     """Upload weights, their card and a page about them to the Hugging Face Hub."""
     from hihlandmark.weights.publish import push_weights
 
-    print(f"uploaded: {push_weights(weights, repository, private=private)}")
+    print(f"uploaded: {push_weights(weights, repository, model=model, private=private)}")
 
 
 @app.command()
-def verify(weights: WeightsArgument = None) -> None:
+def verify(weights: WeightsArgument = None, model: ModelOption = "hih-small") -> None:
     """Check the SHA-256 of a weights file against its card."""
     from hihlandmark.weights import find_weights, verify_weights
 
-    files = find_weights(weights)
+    files = find_weights(weights, model=model)
     verify_weights(files)
     print(f"{files.card.name}: {files.source}, verified")
 
 
 @app.command()
-def path(weights: WeightsArgument = None) -> None:
+def path(weights: WeightsArgument = None, model: ModelOption = "hih-small") -> None:
     """Print the path of a weights file."""
     from hihlandmark.weights import find_weights
 
-    print(find_weights(weights).path)
+    print(find_weights(weights, model=model).path)
 
 
 @app.command()

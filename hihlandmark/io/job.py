@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hihlandmark.errors import ConfigurationError, ImageError
+from hihlandmark.errors import ConfigurationError, ImageError, check_integer
 from hihlandmark.face_detection.base import Detections
 from hihlandmark.io.formats import FORMATS, Result, numbered
 from hihlandmark.io.sources import DRAWING, MANIFEST, Source, escape
@@ -39,6 +39,7 @@ from hihlandmark.writing import check_local, uninterrupted, write_new
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
+    from hihlandmark.weights.card import ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "layout": detector.layout.name,
         "model": detector.card.name,
         "weights": detector.card.sha256,
+        "card": _digest_of_card(detector.card),
         "runtime": detector.runtime.name,
         "precision": detector.runtime.precision,
         "face_detector": detector.face_detector.name,
@@ -106,6 +108,12 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "min_face": None,
         **{name: value for name, value in given.items() if value is not None},
     }
+
+
+def _digest_of_card(card: ModelCard) -> str:
+    """Changes with what results depend on beside the weights, such as a calibration."""
+    parts = {"calibration", "crop", "decoding", "normalization", "activation_ranges"}
+    return hashlib.sha256(card.model_dump_json(include=parts).encode()).hexdigest()[:16]
 
 
 def predict_sources(
@@ -121,6 +129,8 @@ def predict_sources(
     Yields:
         The result of each source, in order: its faces, or its error.
     """
+    if workers is not None:
+        check_integer(workers=workers)
     model = {"model": detector.card.name, "weights": detector.card.sha256}
 
     def find(source: Source) -> Found[Result]:
@@ -152,9 +162,12 @@ class Shard(NamedTuple):
             raise ConfigurationError(f"a shard is written 2/8, the second of eight, not {text!r}")
         return cls(int(number), int(total))
 
-    def holds(self, path: str) -> bool:
-        """Whether an image belongs to this shard; the same in every process."""
-        return zlib.crc32(path.encode("utf-8", "surrogateescape")) % self.total == self.number - 1
+    def holds(self, name: str) -> bool:
+        """Whether an image belongs to this shard, by `Source.name`.
+
+        It is the same in every process, also where one gives the path of the folder in another way.
+        """
+        return zlib.crc32(name.encode("utf-8", "surrogateescape")) % self.total == self.number - 1
 
 
 class ResultFolder:
@@ -199,6 +212,10 @@ class ResultFolder:
         check_local(Path(folder))
         self.folder = folder = Path(folder)
         self.shard, self.part_size = shard, part_size
+        if output_format not in FORMATS:
+            raise ConfigurationError(
+                f"there is no format {output_format!r:.80}; there are {', '.join(FORMATS)}"
+            )
         self.format = FORMATS[output_format]
         self.repeated = self.done_before = self.failed = self.failed_before = 0
         self.failures: Path | None = None
@@ -259,7 +276,7 @@ class ResultFolder:
                     self._problems[source.path] = source.problem
                     yield source
                 continue
-            if not self.shard.holds(source.path):
+            if not self.shard.holds(source.name):
                 continue
             if source.path in self._in_progress:
                 self.repeated += 1
@@ -335,11 +352,22 @@ class ResultFolder:
         Args:
             result: the result; one with a ``problem`` is listed among the failures.
             drawing: a PNG file, written at once as ``NAME.landmarks.png``.
+
+        Raises:
+            ConfigurationError: the image has a result already.
         """
         if result.source.problem is not None:
             self._problems[result.source.path] = result.source.problem
             self._release(result.source.path)
             return
+        path = result.source.path
+        if path not in self._in_progress and (
+            any(each.source.path == path for each in self._unwritten)
+            or self._select("SELECT 1 FROM images WHERE path = ?", path)
+        ):
+            raise ConfigurationError(
+                f"{path} has a result already: predict what ResultFolder.pending(sources) selects"
+            )
         if drawing is not None:
             name = result.source.name + DRAWING
             if self._write_files([(name, result.source.path, drawing)]):
@@ -473,8 +501,11 @@ class ResultFolder:
         own = _settings_in(self._manifest)
         stored = own or next(filter(None, map(_read_settings, _manifests(self.folder))), {})
         if stored:
-            compared = _FIXED_SETTINGS if allow_mixed else given.keys() | stored.keys()
-            self._refuse_other_settings(stored, given, {*compared} - {_TEMPORARY, _NEXT_IDS})
+            compared = {*(_FIXED_SETTINGS if allow_mixed else given.keys() | stored.keys())}
+            compared -= {_TEMPORARY, _NEXT_IDS}
+            if "card" not in stored:  # begun before it was stored
+                compared.discard("card")
+            self._refuse_other_settings(stored, given, compared)
         with self._manifest:
             if not own:
                 given[_TEMPORARY] = f".{secrets.token_hex(8)}.tmp"

@@ -271,6 +271,7 @@ class _Finder:
     def _matching(self, pattern: str) -> Iterator[Source]:
         matches = sorted(glob.glob(pattern, recursive=True))
         folders: set[PurePath] = set()  # "**" matches what is in them as well
+        excluded = 0
         for match in matches:
             path = PurePath(match)
             is_folder = os.path.isdir(match)
@@ -279,10 +280,14 @@ class _Finder:
                 continue
             if is_folder:
                 folders.add(path)
-            if not self._is_excluded(match) and _MACOS not in path.parts:
+            if self._is_excluded(match):
+                excluded += 1
+            elif _MACOS not in path.parts:
                 yield from self._local(match)
         if not matches:
             yield _failure(pattern, "no file matches this pattern: check the path")
+        elif excluded == len(matches):
+            yield _failure(pattern, "all that it matches lies in the folder of the results")
 
     def _is_excluded(self, path: str) -> bool:
         if self.exclude is None:

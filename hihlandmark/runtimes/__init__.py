@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,7 +80,7 @@ def choose_runtime(name: str, device: AnyDevice) -> str:
             f"there is no runtime {name!r}{where}; there are auto, {', '.join(RUNTIMES)}"
         )
     backend = RUNTIMES[name]
-    if backend.extra and not find_spec(name):
+    if not is_installed(name):
         raise ConfigurationError(
             f"runtime {name!r} is not installed: pip install 'hihlandmark[{backend.extra}]', or "
             "use runtime='torch'"
@@ -92,6 +93,11 @@ def choose_runtime(name: str, device: AnyDevice) -> str:
     if given == "auto":
         logger.info("runtime: %s", name)
     return name
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package of a runtime in `RUNTIMES` can be imported, where it needs an extra."""
+    return RUNTIMES[name].extra is None or find_spec(name) is not None
 
 
 def choose_precision(
@@ -143,7 +149,7 @@ def available_precision(
 
 def is_exported_model(name: str) -> bool:
     """Whether a runtime's name is the path of a file that `export` wrote."""
-    return bool(Path(name).suffix)
+    return name not in RUNTIMES and bool(Path(name).suffix)
 
 
 class ConvertedRuntime:
@@ -310,7 +316,21 @@ def _converted_file(
 
     # Another release of the converter may write other files.
     versions = [version_of(name) for name in ("hihlandmark", "torch", file.package)]
-    return kept_file(folder, file.suffix, " ".join([key, *versions, _hash_of_code()]), write)
+    key = " ".join([key, *versions, _hash_of_code()])
+    with _converting:  # PyTorch mixes up the graphs of two threads
+        return kept_file(folder, file.suffix, key, write)
+
+
+_converting = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _converting
+    _converting = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @cache

@@ -73,6 +73,11 @@ def run_onnx(path: Path, device: AnyDevice, precision: Precision = "fp32") -> Ru
         session = onnxruntime.InferenceSession(
             str(path), options, providers=[(name, provider_options)]
         )
+        if name not in session.get_providers():
+            raise ConfigurationError(
+                f"the {name} of ONNX Runtime does not start: look for missing libraries of CUDA or "
+                "cuDNN in its log, or use runtime='torch' or device='cpu'"
+            )
         (only,) = session.get_inputs()
         return lambda pixels: session.run(None, {only.name: pixels})
 

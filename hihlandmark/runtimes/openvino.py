@@ -51,6 +51,7 @@ def write_openvino(graph: PixelGraph, path: Path) -> None:
     from hihlandmark.runtimes.graph import without_tracer_warnings
 
     openvino = import_openvino()
+    _openvino_core()  # before other threads use OpenVINO
     with default_torch_state(), without_tracer_warnings():
         model = openvino.convert_model(
             graph.module, example_input=graph.example(), input=list(graph.shape)

@@ -57,12 +57,15 @@ class TorchRuntime:
     @prediction_state()
     def __call__(self, crops: Image) -> CropLandmarks:
         """Crops (N, S, S, 3) uint8 RGB -> `CropLandmarks` in float32."""
-        size = self.largest_batch or len(crops)
-        try:
-            parts = [self._run(crops[i : i + size]) for i in range(0, len(crops), size)]
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
+        while True:
+            size = self.largest_batch or len(crops)
+            try:
+                parts = [self._run(crops[i : i + size]) for i in range(0, len(crops), size)]
+                break
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # Not in `except`: until its end, the error keeps what the batch has allocated.
             self.largest_batch = (size + 1) // 2
             logger.warning(
                 "%s has no memory for %d crops at once: going on with %d",
@@ -71,7 +74,6 @@ class TorchRuntime:
                 self.largest_batch,
             )
             torch.cuda.empty_cache()
-            return self(crops)
         if len(parts) == 1:
             return parts[0]
         arrays = zip(*(part.arrays() for part in parts), strict=True)

@@ -100,7 +100,7 @@ def read_frames(
         ConfigurationError: the extra ``video`` is not installed.
     """
     text, is_empty = str(source), True
-    if _is_sequence(text):
+    if is_sequence(text):
         frames = _images(text, max_pixels, max_bytes)
     else:
         frames = _decoded(text, max_pixels)
@@ -167,7 +167,7 @@ def _refuse_special_file(source: str) -> None:
 
 def frame_rate(source: str | Path) -> float:
     """Average frames per second; 25 if unknown."""
-    if _is_sequence(str(source)):
+    if is_sequence(str(source)):
         return SEQUENCE_RATE
     with open_container(str(source)) as container:
         return float(container.streams.video[0].average_rate or SEQUENCE_RATE)
@@ -177,7 +177,7 @@ def is_live(source: str) -> bool:
     """Whether the source is a camera or a stream without an end, which cannot be read again."""
     if source.startswith(CAMERA):
         return True
-    if "://" not in source or source.startswith("file://") or _is_sequence(source):
+    if "://" not in source or source.startswith("file://") or is_sequence(source):
         return False
     with open_container(source) as container:
         return not container.duration  # None, or 0 in live FLV
@@ -188,7 +188,7 @@ def start_time(container: Any) -> Fraction:
     return Fraction(container.start_time or 0, import_av().time_base)
 
 
-def _is_sequence(source: str) -> bool:
+def is_sequence(source: str) -> bool:
     """Whether the source is images: a folder, an archive, a glob, or image files."""
     images = (*IMAGE_SUFFIXES - {".gif"}, *ARCHIVE_SUFFIXES)
     is_pattern = "://" not in source and glob.has_magic(source) and not os.path.lexists(source)

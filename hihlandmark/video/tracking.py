@@ -61,6 +61,10 @@ def track(
     Yields:
         Each frame with its faces, which have a ``track_id``. Errors as `read_frames`.
     """
+    if not isinstance(source, str | Path | Iterable):
+        raise ConfigurationError(
+            f"the source is a path, a URL or frames, not {source!r:.100}; a webcam is 'camera:0'"
+        )
     frames = read_frames(source, **detector.limits) if isinstance(source, str | Path) else source
     tracker = FaceTracker(detector, detect_every=detect_every, smooth=smooth)
     for frame in frames:
@@ -87,6 +91,9 @@ def track_offline(
     Yields:
         Each frame with its faces, as `track`.
     """
+    if not isinstance(source, str | Path):
+        given = type(source).__name__
+        raise ConfigurationError(f"the source is a path, as the video is read twice, not {given}")
     if frames is not None:
         check_integer(frames=frames, at_least=0)
     if not (is_number(fill) and fill >= 0):

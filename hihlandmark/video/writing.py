@@ -26,6 +26,7 @@ from hihlandmark.video.frames import (
     check_frame,
     frame_rate,
     import_av,
+    is_sequence,
     open_container,
     start_time,
 )
@@ -132,7 +133,7 @@ class AnnotatedVideo:
         # Players would guess them from the size.
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
-        if self._source and Path(self._source).is_file():
+        if self._source and Path(self._source).is_file() and not is_sequence(str(self._source)):
             sound = self._sound_of(str(self._source))
             self._sound = self._opened.enter_context(closing(sound))
             self._copy_sound(until=float("-inf"))

@@ -370,6 +370,9 @@ class ModelCard(_Part):
         layouts = configuration.get("layouts"), configuration.get("auxiliary_layouts", {})
         if not all(isinstance(each, dict) for each in layouts):
             raise ValueError("layouts must map names to numbers of points")
+        counts = [count for each in layouts if each for count in each.values()]
+        if not layouts[0] or not all(type(count) is int and count > 0 for count in counts):
+            raise ValueError("layouts must map one name or more to whole numbers of points")
         for name, limit in CONFIGURATION_LIMITS.items():
             value = configuration.get(name, 1)
             if type(value) is not int or not 1 <= value <= limit:
