@@ -87,7 +87,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
             image, numbers = _parse(line)
             if not files.has(folder / IMAGES / image):
                 raise BadSample(f"there is no image {IMAGES}/{image}")
-            flags = numbers[COORDINATES + RECTANGLE :]
+            rectangle, flags = np.split(numbers[COORDINATES:], [RECTANGLE])
             if not np.isin(flags, (0, 1)).all():
                 raise BadSample(f"its attributes {flags} are not all 0 or 1")
             listed = subset_lists.get(_key(image, numbers), set())
@@ -97,9 +97,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
                     load_image=StoredImage(folder / IMAGES / image),
                     points=numbers[:COORDINATES].reshape(-1, 2),
                     split=split,
-                    rectangle=numbers[COORDINATES:][:RECTANGLE]
-                    if len(numbers) > COORDINATES
-                    else None,
+                    rectangle=rectangle if len(rectangle) else None,
                     subsets=flagged_subsets(flags) if len(flags) else frozenset(listed),
                     source=source,
                 )
