@@ -281,7 +281,7 @@ def cut_crop(
     ratio = float(square[2]) / size
     needs_part = border == cv2.BORDER_CONSTANT or ratio >= 2 or max(image.shape[:2]) > _LONGEST
     if needs_part and np.isfinite(square).all():
-        image, matrix = _halved_around(image, square, matrix, size)
+        image, matrix = _part_around(image, square, matrix, size)
     # OpenCV takes half as long for four channels as for three.
     is_rgb = image.shape[2:] == (3,)
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if is_rgb else image
@@ -293,7 +293,7 @@ _LONGEST = 2**15 - 2
 """Side of the largest image that OpenCV 4 warps."""
 
 
-def _halved_around(
+def _part_around(
     image: Image, square: FloatArray, matrix: FloatArray, size: int
 ) -> tuple[Image, FloatArray]:
     """The part of the image inside the crop, halved as often as needed, and its matrix to that."""

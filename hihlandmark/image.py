@@ -37,6 +37,7 @@ from hihlandmark.decoding_cost import (
 )
 from hihlandmark.download import download, is_url, not_bytes, read_at_most, shorten
 from hihlandmark.errors import ConfigurationError, ImageError, check_positive
+from hihlandmark.threads import after_fork
 
 if TYPE_CHECKING:
     import torch
@@ -390,15 +391,12 @@ _pillow_locks = [threading.Lock() for _ in range(64)]
 """For PIL images of a user, by their ids: one image may be read by one thread at a time."""
 
 
+@after_fork
 def _after_fork() -> None:
     global _memory
     _pillow_limit.after_fork()
     _memory = _Memory()
     _pillow_locks[:] = [threading.Lock() for _ in _pillow_locks]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _identify(file: IO[bytes], source: str, max_pixels: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Work done ahead in threads, with results in order."""
+"""Work done ahead in threads, with results in order, and what forks do to threads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
+
+
+def after_fork(function: Callable[[], None]) -> Callable[[], None]:
+    """Decorates a function that every forked process calls first; Windows does not fork.
+
+    Locks may be held there by threads of the parent, which do not exist in it.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+    return function
 
 
 def default_workers() -> int:

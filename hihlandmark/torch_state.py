@@ -5,12 +5,13 @@ Also what a forked process must not do with it. Nothing here imports PyTorch bef
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
+
+from hihlandmark.threads import after_fork
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +107,7 @@ def is_forked() -> bool:
     return _is_forked
 
 
+@after_fork
 def _after_fork() -> None:
     global _is_forked, _has_parents_torch, _dtype_lock, _dtype_users
     _is_forked = _is_forked or any(name in sys.modules for name in _THREADED)
@@ -116,7 +118,3 @@ def _after_fork() -> None:
     _has_parents_torch, _dtype_lock, _dtype_users = True, threading.Lock(), 0
     if _is_used:  # now, in the thread that has forked: only that one has the parent's OpenMP
         use_one_thread_if_forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -279,14 +279,8 @@ def labeled_crops(
 
 
 def hidden_points(face: AnnotatedFace, conversion: Conversion) -> FloatArray:
-    """(P,) in the target layout as `PointStatistics.hidden`; NaN for points not shared.
-
-    And for points without coordinates, unless they are stated to be hidden.
-    """
-    if face.visible is None:
-        return np.full(len(conversion.exact), np.nan)
-    is_annotated = np.isfinite(face.points).all(axis=-1)
-    hidden = np.where(is_annotated | ~face.visible, ~face.visible, np.nan)
+    """(P,) in the target layout as `PointStatistics.hidden`; NaN for points not shared."""
+    hidden = 1 - face.visibility
     return np.where(conversion.exact, hidden[conversion.matrix.argmax(axis=1)], np.nan)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +50,17 @@ class AnnotatedFace:
     """Names of the subsets of the split that the face belongs to, such as "pose"."""
     source: str = ""
     """File and line of the annotation, for messages."""
+
+    @property
+    def visibility(self) -> FloatArray:
+        """(P,): 1 for points that can be seen, 0 for hidden ones, NaN where it is unknown.
+
+        So it is of points without coordinates, unless they are annotated as hidden.
+        """
+        if self.visible is None:
+            return np.full(len(self.points), np.nan)
+        is_annotated = np.isfinite(self.points).all(axis=-1)
+        return np.where(is_annotated | ~self.visible, self.visible, np.nan)
 
 
 @dataclass(frozen=True)
@@ -152,11 +164,11 @@ class Samples:
         check_near("points", face.points[~unknown])
         if face.rectangle is not None:
             check_near("rectangle", face.rectangle)
-        name = face.name
-        while name in self._names or not self._times_named[face.name]:
-            self._times_named[face.name] += 1
-            times = self._times_named[face.name]
+        for times in count(self._times_named[face.name] + 1):
             name = face.name if times == 1 else f"{face.name}#{times}"
+            if name not in self._names:
+                break
+        self._times_named[face.name] = times
         self._names.add(name)
         load_image = LabeledImage(face.load_image, face.points)
         self.faces.append(replace(face, name=name, load_image=load_image))

@@ -29,6 +29,7 @@ from hihlandmark.runtimes.base import (
 from hihlandmark.runtimes.devices import AnyDevice, has_native_bf16, has_native_int8
 from hihlandmark.runtimes.forks import ReopenedRun
 from hihlandmark.runtimes.kept import hash_of, kept_file
+from hihlandmark.threads import after_fork
 from hihlandmark.torch_state import default_torch_state
 from hihlandmark.versions import version_of
 
@@ -324,13 +325,10 @@ def _converted_file(
 _converting = threading.RLock()
 
 
+@after_fork
 def _after_fork() -> None:
     global _converting
     _converting = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from weakref import WeakSet
 from hihlandmark.arrays import Image
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.runtimes.base import Outputs, Run
+from hihlandmark.threads import after_fork
 
 _opened: WeakSet[ReopenedRun] = WeakSet()
 
@@ -58,10 +58,7 @@ def keep_for_ever(value: Any) -> None:
     increase(value)
 
 
+@after_fork
 def _after_fork() -> None:
     for run in list(_opened):
         run.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import threading
 from collections import Counter
@@ -21,6 +20,7 @@ from hihlandmark.runtimes.base import Backend, FileFormat, Outputs, PixelGraph, 
 from hihlandmark.runtimes.devices import CPU, AnyDevice, default_threads, has_native_bf16
 from hihlandmark.runtimes.forks import ReopenedRun, keep_for_ever
 from hihlandmark.runtimes.kept import kept_file
+from hihlandmark.threads import after_fork
 from hihlandmark.torch_state import default_torch_state, is_forked
 from hihlandmark.versions import version_of
 
@@ -225,14 +225,11 @@ _PROCESSOR = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
 _core_lock = threading.Lock()
 
 
+@after_fork
 def _after_fork() -> None:
     global _core_lock
     _core_lock = threading.Lock()
     keep_for_ever(_make_core)  # with the core
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _openvino_core() -> Any:

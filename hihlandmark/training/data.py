@@ -370,12 +370,10 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
 def _visible(face: AnnotatedFace) -> FloatArray:
     """`Sample.visible` of a face.
 
-    A face that is said to be occluded has points whose visibility is unknown, and so have points
-    without coordinates unless they are stated to be hidden.
+    A face that is said to be occluded has points whose visibility is unknown.
     """
     if face.visible is not None:
-        is_annotated = np.isfinite(face.points).all(axis=-1)
-        return np.where(is_annotated | ~face.visible, face.visible, np.nan)
+        return face.visibility
     return np.full(len(face.points), np.nan if "occlusion" in face.subsets else 1.0)
 
 

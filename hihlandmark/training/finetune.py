@@ -512,11 +512,10 @@ def make_configuration(
     head = (f"heads.{layout.name}.",)
     stage = partial(_stage, card.configuration["input_size"])
     if is_new:
-        first, following = steps or 250, 0
+        following = 0
         if count >= 300:
             following = min(count, 3000) if steps is None else steps * 3 // 4
-            first -= following if steps else 0
-        stages = [stage(first, 2e-3, head)]
+        stages = [stage(250 if steps is None else steps - following, 2e-3, head)]
         if following:
             stages.append(stage(following, 3e-4, ()))
     elif count < 20:

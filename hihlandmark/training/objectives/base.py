@@ -126,10 +126,10 @@ class Objective(nn.Module):
             raise ConfigurationError("loss.point_weight has no effect without loss.point")
         if loss.point != "none" and not self.supports_points:
             raise ConfigurationError("loss.point has no effect on this network: remove it")
-        named_loss(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
         self.network, self.loss, self.teacher = network, loss, teacher
         self.integer_sigma = loss.integer_sigma or self.usual_integer_sigma
         self.integer_loss = named_loss(HEATMAP_LOSSES, loss.integer, "loss.integer")
+        self.decimal_loss = named_loss(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
         self.register_buffer("mean", torch.tensor(NORMALIZATION.mean), persistent=False)
         self.register_buffer("std", torch.tensor(NORMALIZATION.std), persistent=False)
 

@@ -12,8 +12,8 @@ from hihlandmark.models.base import Heatmaps, normalize
 from hihlandmark.models.hih import HIH
 from hihlandmark.training.config import Loss
 from hihlandmark.training.data import Batch
-from hihlandmark.training.losses import ACTIVATION, HEATMAP_LOSSES, POINT_LOSSES, csc
-from hihlandmark.training.objectives.base import Objective, Teacher, named_loss, point_loss_of
+from hihlandmark.training.losses import ACTIVATION, POINT_LOSSES, csc
+from hihlandmark.training.objectives.base import Objective, Teacher, point_loss_of
 from hihlandmark.weights.card import Decoding
 
 
@@ -25,7 +25,6 @@ class HIHObjective(Objective):
 
     def __init__(self, network: HIH, loss: Loss, teacher: Teacher | None = None) -> None:
         super().__init__(network, loss, teacher)
-        self.decimal_loss = named_loss(HEATMAP_LOSSES, loss.decimal, "loss.decimal")
         self.point_loss = point_loss_of(loss, POINT_LOSSES)
         if self.point_loss and loss.integer == "csc":
             raise ConfigurationError(
