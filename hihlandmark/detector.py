@@ -433,11 +433,13 @@ class Detector:
         Raises:
             ImageError: an image cannot be read, with ``on_error="raise"``, or ``images`` is no
                 iterable.
+            ConfigurationError: an option has a wrong value, or the weights have no reliability.
         """
         if on_error not in ("raise", "yield"):
             raise ConfigurationError(f"on_error must be 'raise' or 'yield', not {on_error!r}")
         if workers is not None:
             check_integer(workers=workers)
+        self.pipeline.check_min_reliability(min_reliability)
         refuse_one_image(images)
         if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
             raise ImageError(f"images is of type {type(images).__name__}: pass a list of images")

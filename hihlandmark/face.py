@@ -169,11 +169,11 @@ class Face:
     __iter__ = None  # `list(face)` would look for parts named 0, 1, ...
 
     def __getitem__(self, name: str) -> FloatArray:
-        """The points (K, 2) of a part ("left_eye"), or one point (2,) by its name."""
-        if name in self.layout.parts:
-            return self.points[list(self.layout.parts[name])]
+        """One point (2,) by its name ("chin"), or the points (K, 2) of a part ("left_eye")."""
         if name in self.layout.point_names:
             return self.points[self.layout.point_names.index(name)]
+        if name in self.layout.parts:
+            return self.points[list(self.layout.parts[name])]
         parts = ", ".join(self.layout.parts)
         advice = f"; face.points[{name}] is a point" if isinstance(name, int) else ""
         raise KeyError(

@@ -127,15 +127,7 @@ class Pipeline:
         """
         self.check_min_reliability(min_reliability)
         for key, faces in self._run(found, box_map):
-            yield (
-                key,
-                Faces(
-                    face
-                    for face in faces
-                    # NaN, of a box without numbers, is not reliable.
-                    if not min_reliability or face.reliability >= min_reliability
-                ),
-            )
+            yield key, Faces(face for face in faces if is_reliable(face, min_reliability))
 
     def check_min_reliability(self, limit: float) -> None:
         """Raise `ConfigurationError` for a limit that `run` does not take."""
@@ -300,6 +292,11 @@ class Pipeline:
     def _cut(self, face: _FaceJob) -> Image:
         assert face.owner.image is not None  # released only when all its faces are done
         return cut_crop(face.owner.image, face.square, self.landmarker.crop_size)
+
+
+def is_reliable(face: Face, limit: float) -> bool:
+    """Whether a face has a reliability of ``limit`` (0..1) or more; NaN has none above 0."""
+    return not limit or face.reliability >= limit
 
 
 def _enlarge(face: Face, factor: int) -> Face:

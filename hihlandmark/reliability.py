@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, model_validator
 from hihlandmark.arrays import BoolArray, FloatArray
 from hihlandmark.crop import similarities, transform_points
 from hihlandmark.layouts import Layout
+from hihlandmark.logits import sigmoid
 
 RELIABLE_ERROR = 0.08
 """A face is reliable if the mean error of its points is below this many inter-ocular distances."""
@@ -55,11 +56,6 @@ class Reliability(BaseModel):
         standardized = (features - self.mean) / np.array(self.std)
         logit = self.bias + standardized.clip(-LARGEST, LARGEST) @ np.array(self.weights)
         return sigmoid(logit)
-
-
-def sigmoid(logit: FloatArray) -> FloatArray:
-    """Without overflow."""
-    return np.asarray((1 + np.tanh(logit / 2)) / 2)
 
 
 LARGEST = 5.0

@@ -84,6 +84,8 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
             if temporary.exists():
                 with suppress(FileNotFoundError):
                     shutil.copymode(path, temporary)
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())  # so that the name never appears before the content
                 temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -93,7 +95,7 @@ def atomic_write_path(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file and create its folder; readers see the old or the new content, never a part."""
     with atomic_write_path(path) as temporary:
-        _write_and_sync(temporary, content)
+        temporary.write_bytes(content)
 
 
 def write_new(path: Path, content: bytes, temporary: Path) -> None:
@@ -111,7 +113,10 @@ def write_new(path: Path, content: bytes, temporary: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_full_disk(path):
         try:
-            _write_and_sync(temporary, content)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             _move_to_new(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -127,13 +132,6 @@ def name_full_disk(path: Path) -> Iterator[None]:
             raise
         advice = "free space and run the command again; what is finished is kept"
         raise OSError(error.errno, f"{os.strerror(error.errno)}: {advice}", str(path)) from error
-
-
-def _write_and_sync(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # so that the name never appears before the content
 
 
 def _move_to_new(source: Path, target: Path) -> None:

@@ -193,6 +193,17 @@ def test_parts_of_the_face_have_their_own_bias() -> None:
     assert fit(replace(statistics, layout=None)).point_bias == ()
 
 
+@pytest.mark.filterwarnings("error")
+def test_reliability_and_visibility_stay_when_scores_are_calibrated() -> None:
+    packaged = find_weights("hih-small").card.calibration["WFLW98"]
+    before = packaged.model_copy(update={"point_bias": ()})
+    statistics = statistics_of(lambda odds: 1 / (1 + np.exp(-odds)), faces=8)
+    after = report_calibration(statistics, before).after
+    assert before.reliability is not None
+    assert (after.reliability, after.visibility) == (before.reliability, before.visibility)
+    assert after.bias != before.bias
+
+
 def test_isotonic_fits_what_no_logistic_curve_does() -> None:
     # The chance jumps from 0.1 to 0.4 and then to 0.9.
     statistics = statistics_of(lambda odds: np.select([odds < -1, odds < 2], [0.1, 0.4], 0.9))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
@@ -104,3 +106,25 @@ def test_errors_of_images_are_named() -> None:
     for convert in (lambda: to_pandas([[], error]), lambda: to_supervision(error)):
         with pytest.raises(ConfigurationError, match=r"an error \(damaged\): pass \[\]"):
             convert()
+
+
+def test_points_without_coordinates_are_left_out() -> None:
+    points, scores = POINTS.copy(), SCORES.copy()
+    points[3], scores[3:5] = np.nan, np.nan
+    partial = replace(FACE, points=points, scores=scores)
+    nowhere = replace(FACE, box=np.full(4, np.nan), points=points * np.nan)
+    task = to_label_studio([partial, nowhere], (200, 100), "a.jpg")
+    json.dumps(task, allow_nan=False)
+    (prediction,) = task["predictions"]
+    assert len(prediction["result"]) == 1 + 28
+    assert prediction["score"] == pytest.approx(np.nanmean(scores))
+    xml = ElementTree.fromstring(to_cvat([Result(Source("a", "a"), [partial, nowhere], (9, 9))]))
+    names = [point.get("label") for point in xml.iter("points")]
+    assert names == [name for i, name in enumerate(COFW29.point_names) if i != 3]
+    assert len(list(xml.iter("skeleton"))) == 1
+
+
+def test_columns_may_begin_with_many_unknown_values() -> None:
+    known = replace(FACE, visibility=np.full(29, 0.5))
+    frame = to_polars([[FACE] * 5 + [known]])
+    assert frame["visibility"].to_list()[-1] == 0.5

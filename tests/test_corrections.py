@@ -252,3 +252,12 @@ def test_images_of_labels_are_named_by_their_place(tmp_path, images):
     (tmp_path / "labels" / "annotations.jsonl").write_text(lines + "\n")
     listed = CliRunner().invoke(app, ["data", "next", str(tmp_path / "labels"), "--paths"])
     assert listed.output == f"{(images / '2.png').resolve()}\n"
+
+
+def test_names_of_uploads_are_shortened_at_their_start_alone(tmp_path, images):
+    for other in ("deadbeef-", "cam_2024abcd-2.png"):
+        (tmp_path / "other.json").write_text(json.dumps([task([face()], other)]))
+        with pytest.raises(DataError, match=f"{other}: there is no such image"):
+            import_corrections(tmp_path / "other.json", images, tmp_path / "no")
+    (tmp_path / "upload.json").write_text(json.dumps([task([face()], "x/2024abcd-2.png")]))
+    assert import_corrections(tmp_path / "upload.json", images, tmp_path / "out").faces == 1

@@ -28,8 +28,9 @@ from hihlandmark.datasets.inspection import (
 )
 from hihlandmark.errors import DataError
 from hihlandmark.io import ResultFolder, Source, job
-from hihlandmark.io.results import worst_faces
+from hihlandmark.io.results import read_results, worst_faces
 from hihlandmark.layouts import COFW29, FIVE
+from hihlandmark.weights import find_weights
 
 SHAPE = COFW29.mean_shape * 50 + 40
 
@@ -326,7 +327,12 @@ def test_label_continues_where_it_was_stopped(
     other = run(*arguments, "--flip-test")
     assert "another detector" in str(other.exception)
     part = tmp_path / "set" / ".annotations.jsonl.part"
-    part.write_text(part.read_text() + '["../images/c.png", [{"image')  # cut by a kill
+    begun = part.read_text()
+    card = find_weights("hih-small").card
+    calibrated = card.model_copy(update={"calibration": {}}).digest
+    part.write_text(begun.replace(card.digest, calibrated))
+    assert "another detector" in str(run(*arguments).exception)
+    part.write_text(begun + '["../images/c.png", [{"image')  # cut by a kill
     assert run(*arguments).exit_code == 0
     assert [Path(name).name for name in read] == ["a.png", "b.png"]
     assert len(read_faces(tmp_path / "set", "train")) == 3
@@ -374,6 +380,24 @@ def test_sheet_of_a_result_folder_shows_the_lowest_scores_first(
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (2 * 64, 64 + CAPTION_HEIGHT)
+
+
+@pytest.mark.parametrize("output_format", ["json", "csv", "csv-wide", "parquet-points"])
+def test_results_are_read_back_with_visibility_and_without_unknown_scores(
+    tmp_path: Path, output_format: str
+) -> None:
+    scores, visibility = np.full(29, 0.5), np.linspace(0, 1, 29)
+    scores[3] = np.nan
+    box = np.array([9, 9, 80, 80])
+    covariance = np.zeros((29, 2, 2))
+    face = Face(SHAPE, scores, covariance, box, 1, COFW29, visibility=visibility)
+    with ResultFolder(tmp_path / "out", output_format, {"layout": "29"}) as results:
+        results.add(job.Result(Source("a.png", "a.png"), [face], (90, 90), model={"model": "m"}))
+    (found,) = read_results(tmp_path / "out")
+    assert found.score == pytest.approx(0.5)
+    read = found.to_face()
+    np.testing.assert_allclose(read.visibility, visibility, atol=1e-3)
+    np.testing.assert_allclose(read.scores, scores, atol=1e-3)
 
 
 def test_results_without_points_are_named(tmp_path: Path) -> None:

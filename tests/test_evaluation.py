@@ -57,6 +57,11 @@ def test_errors_are_in_units_of_the_pair() -> None:
     assert np.allclose(normalized_errors(predicted, truth, (0, 1)), [[0, 0.1, 0.5]])
 
 
+def test_errors_without_a_unit_are_unknown() -> None:
+    truth = np.array([[[1.0, 2.0], [1.0, 2.0], [5.0, 5.0]]])
+    assert np.isnan(normalized_errors(truth + 1, truth, (0, 1))).all()
+
+
 def test_units_are_lengths_of_the_annotated_face() -> None:
     truth = np.full((1, 68, 2), 10.0)
     truth[0, 0], truth[0, 16] = (0, 5), (40, 35)  # the box: 40 wide, 30 high

@@ -138,6 +138,7 @@ def test_parts_points_and_interocular_distance() -> None:
     face = face_of(WFLW98, scale=200)
     assert np.array_equal(face["left_eye"], face.points[60:68])
     assert np.array_equal(face[WFLW98.point_names[16]], face.points[16])
+    assert np.array_equal(face["left_pupil"], face.points[96]), "a point, though it is a part too"
     with pytest.raises(KeyError, match="left_eye"):
         face["third_eye"]
     assert face.interocular == pytest.approx(np.linalg.norm(face.points[60] - face.points[72]))

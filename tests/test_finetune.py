@@ -537,6 +537,14 @@ def test_crop_is_fitted_and_points_outside_of_it_are_found() -> None:
     assert points_inside(far).tolist() == [True] * 12 + [False]
 
 
+def test_fields_that_a_card_omits_are_not_those_of_the_registered_model(tiny_weights: Path) -> None:
+    card = load_model(tiny_weights).card
+    configuration = {k: v for k, v in card.configuration.items() if k != "fine_rank"}
+    card = card.model_copy(update={"configuration": configuration})
+    made = make_configuration(card, _SplitOf(400), COFW29, False, tiny_weights, None, "cpu")  # type: ignore[arg-type]
+    assert made.network_configuration()["fine_rank"] == 0
+
+
 def test_settings_follow_the_number_of_faces(tiny_weights: Path) -> None:
     card = load_model(tiny_weights).card
 

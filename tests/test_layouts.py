@@ -223,6 +223,24 @@ def test_terms_are_weighted_means_of_source_points(conversion: Conversion) -> No
     assert (conversion.matrix[conversion.exact].max(axis=1, initial=1) == 1).all()
 
 
+def test_stated_points_of_a_conversion_go_before_mirrored_ones() -> None:
+    right = {42: 0.5, 45: 0.5}
+    stated = Conversion.from_tables(W300_68, FIVE, {2: 30}, {0: {36: 1.0}, 1: right, 3: {48: 1.0}})
+    exact = Conversion.from_tables(W300_68, FIVE, {0: 36, 2: 30}, {1: right, 3: {48: 1.0}})
+    for conversion in (stated, exact):
+        assert conversion.terms[:2] == (((36, 1.0),), tuple(right.items()))
+        assert conversion.terms[4] == ((54, 1.0),), "the mirror image of a stated point"
+    assert exact.exact.tolist() == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("left_eye_left", "right_eye_right"), ("cleft_chin", "cleft_chin"), ("left2", "right2")],
+)
+def test_left_and_right_are_swapped_as_words(name: str, other: str) -> None:
+    assert other_side(name) == other
+
+
 @every_conversion
 def test_conversion_commutes_with_mirroring(conversion: Conversion) -> None:
     source, target = conversion.source, conversion.target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from hihlandmark.errors import ConfigurationError
 from hihlandmark.models.adnet import ADNet
 from hihlandmark.models.awing import AWing
-from hihlandmark.models.base import Heatmaps, LandmarkNetwork, normalize
+from hihlandmark.models.base import Heatmaps, LandmarkNetwork, NetworkConfiguration, normalize
 from hihlandmark.models.efficientnet import pad_same
 from hihlandmark.models.hih import HIH
 from hihlandmark.models.nested import Nested
@@ -149,6 +150,15 @@ def test_build_model_refuses_missing_and_unknown_fields() -> None:
         build_model("hih", configuration)
 
 
+def test_fields_of_ones_own_configuration_are_checked() -> None:
+    # In a module that does not postpone annotations, the type of a field is a class, not text.
+    field = ("width", int, 3)
+    own = make_dataclass("Own", [field], bases=(NetworkConfiguration,), frozen=True, kw_only=True)
+    known = {"stacks": 1, "features": 8, "depth": 1, "input_size": 64, "layouts": {"A": 1}}
+    with pytest.raises(ConfigurationError, match="width='x' must be whole"):
+        own(**known, auxiliary_layouts={}, width="x")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -156,6 +166,9 @@ def test_build_model_refuses_missing_and_unknown_fields() -> None:
         ({"depth": 2.0}, "depth=2.0 must be whole"),
         ({"features": "16", "stacks": True}, "stacks=True, features='16' must be whole"),
         ({"layouts": {"WFLW98": -1}}, "points of WFLW98=-1 must be whole"),
+        ({"layouts": {"my.points": 5}}, "no layout can be called 'my.points'"),
+        ({"auxiliary_layouts": {"": 5}}, "no layout can be called ''"),
+        ({"auxiliary_layouts": {"keys": 5}}, "no layout can be called 'keys'"),
         ({"layouts": {}}, "layouts is empty"),
         ({"layouts": ["WFLW98"]}, "layouts and auxiliary_layouts must map"),
         ({"auxiliary_layouts": None}, "layouts and auxiliary_layouts must map"),

@@ -16,6 +16,7 @@ from hihlandmark.reliability import (
     first_decile,
     reliability_features,
 )
+from hihlandmark.video import Frame, track
 
 CAT = (130, 20, 300, 190)
 """The head of `chelsea`."""
@@ -113,6 +114,17 @@ def test_a_limit_needs_weights_with_a_model():
     assert math.isnan(old.predict(astronaut())[0].reliability)
     with pytest.raises(ConfigurationError, match="reliability"):
         old.predict(astronaut(), min_reliability=0.5)
+    with pytest.raises(ConfigurationError, match="reliability"):
+        old.predict_many([astronaut()], min_reliability=0.5)
+    with pytest.raises(ConfigurationError, match="reliability"):
+        next(track([Frame(astronaut(), 0, 0.0)], old, min_reliability=0.5))
+
+
+def test_tracked_faces_of_low_reliability_are_left_out(detectors):
+    frames = [Frame(astronaut(), 0, 0.0)]
+    for limit, count in ((0.5, 1), (1.0, 0)):
+        ((_, faces),) = track(frames, detectors[29], min_reliability=limit)
+        assert len(faces) == count
 
 
 @pytest.mark.parametrize("count", [1, 5, 11, 29, 68, 98])

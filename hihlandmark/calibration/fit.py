@@ -17,7 +17,7 @@ from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.landmarker import in_turn
 from hihlandmark.layouts import Conversion, Layout, get_conversion, get_layout
-from hihlandmark.reliability import sigmoid
+from hihlandmark.logits import sigmoid
 from hihlandmark.runtimes.base import CropLandmarks
 from hihlandmark.uncertainty import whitening_axes
 from hihlandmark.weights.card import MAX_KNOTS, NEAR, Calibration, Correlation, calibration_features

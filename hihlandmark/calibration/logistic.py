@@ -9,7 +9,7 @@ import numpy as np
 
 from hihlandmark.arrays import FloatArray
 from hihlandmark.errors import missing_extra
-from hihlandmark.reliability import sigmoid
+from hihlandmark.logits import sigmoid
 
 
 def fit_logistic(

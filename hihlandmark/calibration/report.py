@@ -26,6 +26,7 @@ from hihlandmark.writing import write_atomically
 
 LEVELS = (0.5, 0.9)
 """The ellipses whose coverage is reported."""
+_LEFT_OUT = {"correlation", "reliability", "visibility"}  # of summaries: it stays, or is long
 MIN_POINTS = 50
 """Bins of fewer points are drawn hollow: the standard deviation of their share is up to 0.07."""
 DRAWN = {
@@ -86,8 +87,8 @@ class CalibrationReport:
             "skipped": list(self.statistics.skipped),
             "method": self.method,
             "calibration": {
-                "before": self.before.model_dump(exclude={"correlation"}),
-                "after": self.after.model_dump(exclude={"correlation"}),
+                "before": self.before.model_dump(exclude=_LEFT_OUT),
+                "after": self.after.model_dump(exclude=_LEFT_OUT),
             },
             "figures": {stage: self.figures(stage) for stage in self.stages},
             **({"hidden_points": hidden} if hidden["before"] else {}),
@@ -97,8 +98,12 @@ class CalibrationReport:
 def report_calibration(
     statistics: PointStatistics, before: Calibration, method: Method = "logistic"
 ) -> CalibrationReport:
-    """Fit a calibration and compare it with the one before. Raises as `cross_validated`."""
-    after = fit(statistics, method)
+    """Fit a calibration and compare it with the one before, whose reliability and visibility stay.
+
+    Raises as `cross_validated`.
+    """
+    kept = {"reliability": before.reliability, "visibility": before.visibility}
+    after = fit(statistics, method).model_copy(update=kept)
     stages = {
         "before": calibrated(before, statistics),
         "after, same faces": calibrated(after, statistics),

@@ -157,10 +157,7 @@ def calibrate(
             command=f"hihlandmark calibrate {' '.join(options)}",
             **{"faces": summary["faces"]},
         )
-        now = detector.pipeline.calibration
-        kept = {"reliability": now.reliability, "visibility": now.visibility}
-        after = report.after.model_copy(update=kept)
-        store_calibration(files, target, calibrated, after, figure)
+        store_calibration(files, target, calibrated, report.after, figure)
     before, other = (summary["figures"][s]["brier"] for s in ("before", "after, other faces"))
     if other > _WORSE * before:
         print(

@@ -70,11 +70,10 @@ def _register_layout(path: Path, folder: Path, split: str, data_format: str) -> 
     import numpy as np
 
     from hihlandmark.datasets import read_faces
-    from hihlandmark.layouts import LAYOUTS
-    from hihlandmark.layouts.layout import BUILT_IN
+    from hihlandmark.layouts import BUILT_IN, LAYOUTS, find_or_register
 
     with missing_extra("train"):
-        from hihlandmark.training.layout_file import describe, read_layout_file, register_described
+        from hihlandmark.training.layout_file import describe, read_layout_file
     name, _ = read_layout_file(path)
     if name in LAYOUTS and name not in BUILT_IN:  # registered for an earlier split
         return name
@@ -82,7 +81,7 @@ def _register_layout(path: Path, folder: Path, split: str, data_format: str) -> 
     described = describe(path, np.stack([face.points for face in faces]))
     for line in described.guessed:
         print(f"guessed {line}")
-    return register_described(described.layout).name
+    return find_or_register(described.layout).name
 
 
 @app.command()

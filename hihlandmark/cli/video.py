@@ -100,15 +100,18 @@ def video(
             flip_test=flip_test, shape_prior=shape_prior, max_pixels=max_pixels,
             max_bytes=max_bytes,
         )  # fmt: skip
-        detector.pipeline.check_min_reliability(min_reliability)
         if offline:
-            tracked = track_offline(source, detector, detect_every=detect_every, frames=frames)
+            tracked = track_offline(
+                source, detector, detect_every=detect_every, frames=frames,
+                min_reliability=min_reliability,
+            )  # fmt: skip
         else:
-            tracked = track(source, detector, detect_every=detect_every, smooth=smooth)
+            tracked = track(
+                source, detector, detect_every=detect_every, smooth=smooth,
+                min_reliability=min_reliability,
+            )  # fmt: skip
         try:
-            for frame, found in islice(tracked, frames):
-                # Unknown (NaN) stays.
-                faces = [face for face in found if not face.reliability < min_reliability]
+            for frame, faces in islice(tracked, frames):
                 count, tracks = count + 1, tracks | {face.track_id for face in faces}
                 if writer:
                     writer.add(frame, faces)

@@ -26,7 +26,7 @@ from hihlandmark.writing import relative_name, write_atomically
 
 DECIMALS = 2
 """Digits after the point of coordinates in pixels, as CVAT writes them."""
-_UPLOAD = re.compile(r"[0-9a-f]{8}-")  # in front of the names of files uploaded to Label Studio
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # of the names of files uploaded to Label Studio
 
 
 class CorrectedFace(NamedTuple):
@@ -92,10 +92,9 @@ def import_corrections(
             f"the faces in {target} have {size} points, those of {file} are {known.size} of "
             f"{known.name}: choose another folder, or the layout of the former"
         )
-    files = _ImageFiles(images)
     left_out: list[str] = []
     rows: list[dict[str, Any]] = []
-    found = {face.image: files.find(face.image) for face in faces}
+    found = {face.image: _find_image(images, face.image) for face in faces}
     shared = Counter(filter(None, found.values()))
     for face in faces:
         path = found[face.image]
@@ -240,31 +239,27 @@ def _columns(face: CorrectedFace, layout: Layout) -> dict[str, Any]:
     return {"points": points, "visible": [n not in face.hidden for n in layout.point_names]}
 
 
-class _ImageFiles:
-    """Finds the files of images that a tool names by path, URL or upload."""
+def _find_image(folder: Path, name: str) -> Path | None:
+    """The image in a folder that a tool names by path, URL or upload.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def find(self, name: str) -> Path | None:
-        """The longest end of the path or URL that is a file in the folder; None: there is none."""
-        try:
-            url = urlsplit(name)
-        except ValueError:  # such as brackets that are no address
-            return None
-        # Label Studio serves local files as /data/local-files/?d=PATH.
-        local = parse_qs(url.query).get("d")
-        texts = [local[0]] if local else [name, unquote(url.path)]
-        for text in texts:
-            parts = [part for part in PurePosixPath(text).parts if part not in ("/", "..")]
-            for start in range(len(parts)):
-                path = self.folder.joinpath(*parts[start:])
-                uploaded = path.with_name(_UPLOAD.sub("", path.name, count=1))
-                for candidate in (path, uploaded):
-                    with suppress(OSError):  # a name that is too long, such as that of a data URI
-                        if candidate.is_file():
-                            return candidate
+    It is the longest end of the path or URL that is a file in the folder; None: there is none.
+    """
+    try:
+        url = urlsplit(name)
+    except ValueError:  # such as brackets that are no address
         return None
+    # Label Studio serves local files as /data/local-files/?d=PATH.
+    local = parse_qs(url.query).get("d")
+    texts = [local[0]] if local else [name, unquote(url.path)]
+    for text in texts:
+        parts = [part for part in PurePosixPath(text).parts if part not in ("/", "..")]
+        for start in range(len(parts)):
+            path = folder.joinpath(*parts[start:])
+            for candidate in (path, path.with_name(_UPLOAD.sub("", path.name))):
+                with suppress(OSError):  # a name that is too long, such as that of a data URI
+                    if candidate.is_file():
+                        return candidate
+    return None
 
 
 def _rows(content: bytes) -> list[dict[str, Any]]:

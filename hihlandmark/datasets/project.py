@@ -329,6 +329,7 @@ class _Unfinished:
         arguments = {
             **detector.arguments,
             "weights": detector.card.sha256,
+            "card": detector.card.digest,
             "runtime": detector.runtime.name,
             "precision": detector.runtime.precision,
         }

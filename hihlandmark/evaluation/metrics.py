@@ -41,10 +41,22 @@ def point_distances(predicted: FloatArray, truth: FloatArray) -> FloatArray:
 def normalized_errors(
     predicted: FloatArray, truth: FloatArray, pair: tuple[int, int]
 ) -> FloatArray:
-    """Distances (..., P) of points (..., P, 2), in distances of a pair of true points."""
+    """Distances (..., P) of points (..., P, 2), in distances of a pair of true points.
+
+    NaN where the pair coincides.
+    """
     distance = np.linalg.norm(predicted - truth, axis=-1)
     unit = np.linalg.norm(truth[..., pair[0], :] - truth[..., pair[1], :], axis=-1)
-    return distance / unit[..., None]
+    return _in_units(distance, unit)
+
+
+def _in_units(distances: FloatArray, unit: FloatArray) -> FloatArray:
+    """Distances (..., P) over units (...); NaN where a unit is unknown or 0.
+
+    A missed face (infinity) is a failure in any unit, even where its labels do not define it.
+    """
+    unit = np.where(unit > 0, unit, np.nan)[..., None]
+    return np.where(np.isinf(distances), np.inf, distances / unit)
 
 
 def interpupil_distances(truth: FloatArray, layout: Layout) -> FloatArray:
@@ -284,10 +296,7 @@ class Evaluation:
 
     def errors_by(self, normalization: str) -> FloatArray:
         """(N, P) in another unit; NaN where its points are not annotated, or coincide."""
-        distances, unit = self.distances, self.units[normalization][:, None]
-        unit = np.where(unit > 0, unit, np.nan)
-        # A missed face is a failure in any unit, even where its labels do not define the unit.
-        return np.where(np.isinf(distances), np.inf, distances / unit)
+        return _in_units(self.distances, self.units[normalization])
 
     @property
     def face_errors(self) -> FloatArray:

@@ -84,27 +84,19 @@ def make_face_detector(
         ConfigurationError: the name is unknown, the object is not a `FaceDetector`, or an option is
             out of range or given together with an object.
     """
-    if detection_size == "auto":
-        made = make_face_detector(
-            detector,
-            device=device,
-            runtime=runtime,
-            precision=precision,
-            min_face=min_face,
-            min_score=min_score,
-        )
-        return AutoSizeFaceDetector(made)
-    options = {"detection_size": detection_size, "min_face": min_face, "min_score": min_score}
+    is_auto = detection_size == "auto"
+    size = None if is_auto else detection_size
+    options = {"detection_size": size, "min_face": min_face, "min_score": min_score}
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(detector, str):
         if detector not in FACE_DETECTORS:
             choices = ", ".join(map(repr, FACE_DETECTORS))
             raise ConfigurationError(f"unknown face detector {detector!r}; choose one of {choices}")
-        return FACE_DETECTORS[detector](
+        detector = FACE_DETECTORS[detector](
             device=device, runtime=runtime, precision=precision, **given
         )
-    if isinstance(detector, type) or not isinstance(detector, FaceDetector):
+    elif isinstance(detector, type) or not isinstance(detector, FaceDetector):
         raise ConfigurationError(f"{detector!r} is no face detector with a name and detect()")
-    if given:
+    elif given:
         raise ConfigurationError(f"pass {', '.join(given)} to the class of the face detector")
-    return detector
+    return AutoSizeFaceDetector(detector) if is_auto else detector

@@ -25,6 +25,7 @@ from hihlandmark.face_detection.base import (
 )
 from hihlandmark.face_detection.boxes import best_boxes
 from hihlandmark.layouts import FIVE
+from hihlandmark.logits import logit, sigmoid
 from hihlandmark.runtimes import PrecisionChoice, choose_precision
 from hihlandmark.runtimes.devices import CPU, AnyDevice
 from hihlandmark.runtimes.openvino import run_openvino
@@ -130,8 +131,8 @@ class BlazeFaceDetector(PickledByArguments):
         canvas = np.zeros((_SIDE, _SIDE, 3), np.uint8)
         canvas[: size[1], : size[0]] = cv2.resize(part, size, interpolation=how)
         boxes, logits = self._run(canvas[None].astype(np.float32) / 127.5 - 1)
-        logit = logits[0, :, 0]
-        cell = np.flatnonzero(logit >= _logit(self.min_score))
+        logits = logits[0, :, 0]
+        cell = np.flatnonzero(logits >= logit(self.min_score))
         # Centers, sides and six points in pixels of the input, relative to the center of the cell.
         row, column = np.divmod(cell, _SIDE // _STRIDE)
         middle = (np.stack([column, row], axis=1) + 0.5) * _STRIDE
@@ -142,7 +143,7 @@ class BlazeFaceDetector(PickledByArguments):
         # Of two corners and five points, (F, 7, 2).
         places = np.concatenate([corners, five], axis=1) * (np.array(part.shape[1::-1]) / size)
         places = (places + np.array([left, top]) - 0.5).astype(np.float64)
-        scores = 1 / (1 + np.exp(-logit[cell].astype(np.float64)))
+        scores = sigmoid(logits[cell].astype(np.float64))
         return places[:, :2].reshape(-1, 4), scores, places[:, 2:]
 
 
@@ -150,12 +151,6 @@ def _starts(length: int, side: int) -> list[int]:
     """Where tiles start that cover a length and overlap."""
     count = max(1, int(np.ceil((length - side) / (side * (1 - _TILE_OVERLAP)))) + 1)
     return np.linspace(0, max(length - side, 0), count).round().astype(int).tolist()
-
-
-def _logit(score: float) -> float:
-    """The network's output for a score in 0..1, within its range."""
-    score = min(max(score, 1e-9), 1 - 1e-9)
-    return float(np.log(score / (1 - score)))
 
 
 def _file() -> Path:

@@ -23,7 +23,7 @@ from hihlandmark.face_detection.base import (
     upscale_detections,
 )
 from hihlandmark.face_detection.boxes import best_boxes
-from hihlandmark.reliability import sigmoid
+from hihlandmark.logits import logit, sigmoid
 from hihlandmark.runtimes import (
     PrecisionChoice,
     Run,
@@ -230,13 +230,13 @@ class Cascade:
             return np.zeros((0, 4))
         canvas, corners = _pyramid(halves, sizes)
         (output,) = self._propose(canvas[None])
-        row, column = np.nonzero(output[0, 4] >= _logit(min(search.proposals)))
+        row, column = np.nonzero(output[0, 4] >= logit(min(search.proposals)))
         found = output[0, :, row, column]  # (F, 5)
         # Windows by their places in each of the levels (L, F, 2), of which they lie in one at most.
         low = np.stack([column, row], axis=1) * _STRIDE - np.array(corners)[:, None]
         is_in_level = ((low >= 0) & (low <= np.array(sizes)[:, None] - _WINDOW)).all(axis=2)
-        is_in_level[0] &= found[:, 4] >= _logit(search.proposals[0])
-        is_in_level[1:] &= found[:, 4] >= _logit(search.proposals[1])
+        is_in_level[0] &= found[:, 4] >= logit(search.proposals[0])
+        is_in_level[1:] &= found[:, 4] >= logit(search.proposals[1])
         level, which = np.nonzero(is_in_level)
         low = low[level, which] + 1
         to_image = (np.array([width, height]) / sizes)[level]
@@ -250,10 +250,6 @@ class Cascade:
         # Here, and only here, sides are counted without the last pixel.
         sides = boxes[:, 2:] - boxes[:, :2]
         return _squares(boxes + moves * np.tile(sides, 2))
-
-
-def _logit(probability: float) -> float:
-    return float(np.log(probability / (1 - probability)))
 
 
 def _halves(image: Image) -> list[Image]:

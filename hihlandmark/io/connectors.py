@@ -64,7 +64,9 @@ def to_pandas(images: Iterable[Sequence[Face]]) -> pandas.DataFrame:
 
 def to_polars(images: Iterable[Sequence[Face]]) -> polars.DataFrame:
     """Like `to_pandas`, for polars."""
-    return _require("polars").DataFrame(list(_rows(images)), schema=_COLUMNS, orient="row")
+    return _require("polars").DataFrame(
+        list(_rows(images)), schema=_COLUMNS, orient="row", infer_schema_length=None
+    )
 
 
 def to_fiftyone(faces: Iterable[Face], image_size: tuple[int, int]) -> fiftyone.Keypoints:
@@ -97,7 +99,8 @@ def to_label_studio(
     """A task of Label Studio with the faces as a prediction, to be corrected by hand.
 
     Each face is a rectangle labeled "face", and its points are grouped under it (``parentID``).
-    Points that are `Face.hidden` have "hidden" as the text of their meta information.
+    Points that are `Face.hidden` have "hidden" as the text of their meta information; those without
+    coordinates are left out, and so are faces without a box.
     Label Studio imports a JSON file with a list of such tasks.
 
     Args:
@@ -114,6 +117,7 @@ def to_label_studio(
     common = {"to_name": to_name, "original_width": width, "original_height": height}
     common |= {"image_rotation": 0}
     results: list[dict[str, Any]] = []
+    faces = [face for face in faces if np.isfinite(face.box).all()]
     for number, face in enumerate(faces):
         identity = f"face-{number}"
         corners = face.box.astype(float).reshape(2, 2) + 0.5
@@ -125,16 +129,19 @@ def to_label_studio(
             | {"score": face.box_score}
         )
         for index, (x, y) in enumerate((100 * _relative(face, image_size)).tolist()):
+            if not np.isfinite(x + y):
+                continue
             label = [face.layout.point_names[index]]
             # The width is that of the drawn dot, in percent of the image.
             value = {"x": x, "y": y, "width": 0.3, "keypointlabels": label}
             results.append(
                 {"id": f"{identity}-{index}", "parentID": identity, "from_name": from_name}
                 | {"type": "keypointlabels", **common}
-                | {"value": value, "score": float(face.scores[index])}
+                | {"value": value, "score": float(np.nan_to_num(face.scores[index]))}
                 | ({"meta": {"text": [HIDDEN]}} if face.hidden[index] else {})
             )
-    score = float(np.mean([face.scores.mean() for face in faces])) if faces else 0.0
+    scores = [score for face in faces for score in face.scores if np.isfinite(score)]
+    score = float(np.mean(scores)) if scores else 0.0
     prediction = {"model_version": "hihlandmark", "score": score, "result": results}
     return {"data": {"image": image}, "predictions": [prediction]}
 
@@ -143,7 +150,8 @@ def to_cvat(results: Iterable[Result]) -> str:
     """The XML of results in the format "CVAT for images 1.1", with a skeleton "face" per face.
 
     Images are matched by ``Source.name``; those that could not be read are left out. The points of
-    a skeleton are labeled with the names of the layout's points; `Face.hidden` ones are occluded.
+    a skeleton are labeled with the names of the layout's points; `Face.hidden` ones are occluded,
+    and those without coordinates are left out, and so are faces without any.
     """
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
@@ -154,11 +162,15 @@ def to_cvat(results: Iterable[Result]) -> str:
         attributes = {"id": str(number), "name": result.source.name}
         image = ElementTree.SubElement(root, "image", attributes, width=width, height=height)
         for face in result.faces:
+            if not np.isfinite(face.points).any():
+                continue
             about = {"label": "face", "source": "auto", "z_order": "0"}
             skeleton = ElementTree.SubElement(image, "skeleton", about)
             # CVAT counts from the corner of the image, not from the center of its first pixel.
             rows = zip(face.layout.point_names, face.points + 0.5, face.hidden, strict=True)
             for name, (x, y), is_hidden in rows:
+                if not np.isfinite(x + y):
+                    continue
                 place = {"points": f"{x:.2f},{y:.2f}", "occluded": f"{is_hidden:d}", "outside": "0"}
                 ElementTree.SubElement(skeleton, "points", {"label": name, **place})
     ElementTree.indent(root)

@@ -39,7 +39,6 @@ from hihlandmark.writing import check_local, uninterrupted, write_new
 
 if TYPE_CHECKING:
     from hihlandmark.detector import Detector
-    from hihlandmark.weights.card import ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "layout": detector.layout.name,
         "model": detector.card.name,
         "weights": detector.card.sha256,
-        "card": _digest_of_card(detector.card),
+        "card": detector.card.digest,
         "runtime": detector.runtime.name,
         "precision": detector.runtime.precision,
         "face_detector": detector.face_detector.name,
@@ -108,12 +107,6 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "min_face": None,
         **{name: value for name, value in given.items() if value is not None},
     }
-
-
-def _digest_of_card(card: ModelCard) -> str:
-    """Changes with what results depend on beside the weights, such as a calibration."""
-    parts = {"calibration", "crop", "decoding", "normalization", "activation_ranges"}
-    return hashlib.sha256(card.model_dump_json(include=parts).encode()).hexdigest()[:16]
 
 
 def predict_sources(

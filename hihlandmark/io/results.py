@@ -24,7 +24,8 @@ class FoundFace(NamedTuple):
     """A face of results.
 
     ``image``: its path as written there. ``reliability``: NaN where it is unknown. ``score``: the
-    mean over the points. ``values``: those of `Face.to_dict` that the results have.
+    mean over the points, NaN where none has one. ``values``: those of `Face.to_dict` that the
+    results have.
     """
 
     image: str
@@ -74,7 +75,7 @@ def read_results(results: Path) -> Iterator[FoundFace]:
         try:
             for image, values in reader(file):
                 reliability = float(values.get("reliability", np.nan))
-                yield FoundFace(image, reliability, float(np.mean(values["scores"])), values)
+                yield FoundFace(image, reliability, _mean_score(values["scores"]), values)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{file} is damaged, or no result of predict: {error!r}") from error
     if not is_read:
@@ -107,7 +108,8 @@ def _read_csv(path: Path) -> _Read:
                 {
                     "layout": first["layout"],
                     "points": [(float(point["x"]), float(point["y"])) for point in points],
-                    "scores": [float(point["score"]) for point in points],
+                    "scores": [float(point["score"] or "nan") for point in points],
+                    "visibility": [float(point.get("visibility") or "nan") for point in points],
                     "box": [float(first[name]) for name in ("x0", "y0", "x1", "y1")],
                     "box_score": float(first["box_score"]),
                     "reliability": float(first.get("reliability") or "nan"),
@@ -118,7 +120,8 @@ def _read_csv(path: Path) -> _Read:
 def _points_of_wide(row: Mapping[str, str]) -> list[dict[str, str]]:
     """The row of a face (csv-wide) as one row per point (csv)."""
     names = [key[:-2] for key, value in row.items() if key.endswith("_x") and value]
-    return [{key: row[f"{name}_{key}"] for key in ("x", "y", "score")} for name in names]
+    keys = ("x", "y", "score", "visibility")
+    return [{key: row.get(f"{name}_{key}", "") for key in keys} for name in names]
 
 
 def _read_parquet(path: Path) -> _Read:
@@ -133,6 +136,13 @@ def _read_parquet(path: Path) -> _Read:
                 yield row["image"], values
 
 
+def _mean_score(scores: Any) -> float:
+    """The mean of scores, which are None or NaN where unknown; NaN if all are."""
+    values = np.array(scores, np.float64)
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else np.nan
+
+
 def worst_faces(folder: Path, count: int, side: int) -> list[CloseUp]:
     """Close-ups of the faces with the lowest mean scores, lowest first.
 
@@ -143,12 +153,12 @@ def worst_faces(folder: Path, count: int, side: int) -> list[CloseUp]:
         count: of faces, at most.
         side: of the close-ups in pixels.
     """
-    found = nsmallest(count, read_results(folder), key=lambda each: each.score)
+    found = nsmallest(count, read_results(folder), key=lambda each: np.nan_to_num(each.score))
     return [_close_up(each.image, each.to_face(), side) for each in found]
 
 
 def _close_up(path: str, face: Face, side: int) -> CloseUp:
-    caption = f"{face.scores.mean():.2f} {Path(path).name}"
+    caption = f"{_mean_score(face.scores):.2f} {Path(path).name}"
     try:
         image = load_image(path)
     except HihlandmarkError:

@@ -47,12 +47,13 @@ class Conversion:
                 is the mirror image of one in this table.
         """
         source, target = get_layout(source), get_layout(target)
-        terms: dict[int, Terms] = {point: ((index, 1.0),) for point, index in exact.items()}
-        for point, weights in (interpolated or {}).items():
-            terms[point] = tuple(weights.items())
-            terms[int(target.mirror[point])] = tuple(
-                (int(source.mirror[index]), weight) for index, weight in weights.items()
-            )
+        stated: dict[int, Terms] = {p: tuple(w.items()) for p, w in (interpolated or {}).items()}
+        mirrored: dict[int, Terms] = {
+            int(target.mirror[point]): tuple((int(source.mirror[index]), w) for index, w in terms)
+            for point, terms in stated.items()
+        }
+        same: dict[int, Terms] = {point: ((index, 1.0),) for point, index in exact.items()}
+        terms = mirrored | stated | same
         is_exact = read_only(np.array([point in exact for point in range(target.size)]))
         return cls(source, target, tuple(terms[i] for i in range(target.size)), is_exact)
 

@@ -100,7 +100,7 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 def other_side(name: str) -> str:
     """A point's name with left and right swapped."""
     swapped = {"left": "right", "right": "left"}
-    return re.sub("left|right", lambda side: swapped[side[0]], name)
+    return re.sub(r"(?<![a-zA-Z])(left|right)(?![a-zA-Z])", lambda side: swapped[side[0]], name)
 
 
 LAYOUTS: dict[str, Layout] = {}
@@ -120,7 +120,9 @@ def register_layout(layout: Layout) -> Layout:
     names = {_key(name) for name in (layout.name, *layout.aliases)}
     for known in LAYOUTS.values():
         if known is not layout and names & set(map(_key, (known.name, *known.aliases))):
-            raise ConfigurationError(f"{layout.name} shares a name or alias with {known.name}")
+            raise ConfigurationError(
+                f"{layout.name} shares a name or alias with the layout {known.name}: rename it"
+            )
     LAYOUTS[layout.name] = layout
     return layout
 

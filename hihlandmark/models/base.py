@@ -67,8 +67,13 @@ class NetworkConfiguration:
         if not all(isinstance(getattr(self, name), Mapping) for name in mappings):
             return ["layouts and auxiliary_layouts must map names to numbers of points"]
         values = {field.name: (field.type, getattr(self, field.name)) for field in fields(self)}
-        counts: dict[str, Any] = {n: value for n, (kind, value) in values.items() if kind == "int"}
+        counts: dict[str, Any] = {
+            n: value for n, (kind, value) in values.items() if kind in (int, "int")
+        }
         for layouts in (self.layouts, self.auxiliary_layouts):
+            for name in layouts:
+                if not name or "." in name or hasattr(nn.ModuleDict, name):
+                    return [f"no layout can be called {name!r}: use letters, digits, _ and -"]
             counts |= {f"points of {name}": points for name, points in layouts.items()}
         least = {field.name: 0 for field in fields(self) if field.default == 0}  # 0: without
         wrong = [

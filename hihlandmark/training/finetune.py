@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,8 +30,8 @@ from hihlandmark.errors import ConfigurationError, DataError
 from hihlandmark.evaluation.metrics import Evaluation, failure_rate, mean_error
 from hihlandmark.evaluation.protocol import evaluate, refuse_ambiguous
 from hihlandmark.evaluation.report import comparison_tile
-from hihlandmark.layouts import BUILT_IN, LAYOUTS, Layout, get_layout
-from hihlandmark.models.nested import Nested
+from hihlandmark.layouts import BUILT_IN, LAYOUTS, Layout, find_or_register, get_layout
+from hihlandmark.models.nested import Nested, NestedConfiguration
 from hihlandmark.models.registry import MODELS
 from hihlandmark.runtimes.int8 import observed_ranges
 from hihlandmark.runtimes.torch_devices import has_native_bf16, resolve_device
@@ -49,7 +49,7 @@ from hihlandmark.training.config import (
 )
 from hihlandmark.training.data import select_points, usable_faces
 from hihlandmark.training.export import network_of
-from hihlandmark.training.layout_file import describe, read_layout_file, register_described
+from hihlandmark.training.layout_file import describe, read_layout_file
 from hihlandmark.training.new_head import (
     add_head,
     fit_crop,
@@ -432,7 +432,7 @@ def _make_start(
         described = describe(layout_file, shapes, kept)
         for line in described.guessed:
             say(f"guessed {line}")
-        register_described(described.layout)
+        find_or_register(described.layout)
         definitions[name] = LayoutDefinition.of(described.layout)
     located = select(located, kept)
     if not located:
@@ -531,7 +531,8 @@ def make_configuration(
     return TrainingConfiguration(
         name="fine-tuned",
         model=next(name for name, row in MODELS.items() if row.architecture == card.architecture),
-        network=card.configuration,
+        # With the fields that the card omits: the registered model may have others.
+        network=asdict(NestedConfiguration(**card.configuration)),
         auxiliary_layouts=card.configuration.get("auxiliary_layouts", {}),
         boxes=card.crop.boxes,
         sets=(split.training,),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from hihlandmark.arrays import FloatArray, IndexArray
 from hihlandmark.crop import rotate_points, similarities, transform_points
 from hihlandmark.errors import ConfigurationError, DataError, abbreviate, missing_extra
-from hihlandmark.layouts import LAYOUTS, Contour, Layout, find_or_register, mirror_points
+from hihlandmark.layouts import Contour, Layout, mirror_points
+from hihlandmark.layouts.layout import other_side
 from hihlandmark.shape_prior import procrustes_mean
 
 if sys.version_info >= (3, 11):
@@ -25,7 +26,6 @@ else:
     import tomli as tomllib
 
 LAYOUT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,60}")
-SIDE = re.compile(r"(?<![a-zA-Z])(left|right)(?![a-zA-Z])")
 MOST_POINTS = 2000
 LARGEST_ASYMMETRY = 0.06
 """Mean distance of a mean shape from its mirror image, in longer sides of its box. Guessed pairs of
@@ -231,8 +231,7 @@ class _Index:
 
     def mirror_by_names(self) -> IndexArray | None:
         """The mirror table (P,) by left and right in the names; None: no name has them."""
-        swapped = {"left": "right", "right": "left"}
-        other = [SIDE.sub(lambda side: swapped[side[0]], name) for name in self.names]
+        other = [other_side(name) for name in self.names]
         if other == list(self.names):
             return None
         if alone := [
@@ -317,18 +316,3 @@ def centered(shape: FloatArray) -> FloatArray:
     """A shape (P, 2) with its tight box centered at (0, 0), the longer side 1."""
     low, high = shape.min(axis=0), shape.max(axis=0)
     return (shape - (low + high) / 2) / (high - low).max()
-
-
-def register_described(layout: Layout) -> Layout:
-    """Register a described layout.
-
-    Raises `ConfigurationError` where another layout has its name.
-    """
-    if layout.name in LAYOUTS:
-        return find_or_register(layout)
-    known: Mapping[str, Any] = {
-        each.lower(): each for one in LAYOUTS.values() for each in (one.name, *one.aliases)
-    }
-    if (taken := known.get(layout.name.lower())) is not None:
-        raise ConfigurationError(f"the layout {taken} exists already: rename {layout.name}")
-    return find_or_register(layout)

@@ -22,7 +22,7 @@ from hihlandmark.face import Face, transform_face
 from hihlandmark.face_detection import Detections
 from hihlandmark.face_detection.boxes import best_boxes, overlaps
 from hihlandmark.layouts import FIVE
-from hihlandmark.pipeline import Found
+from hihlandmark.pipeline import Found, is_reliable
 from hihlandmark.video.frames import Frame, is_live, read_frames
 from hihlandmark.video.smoothing import OneEuroFilter, smooth_track
 
@@ -52,14 +52,16 @@ def track(
     *,
     detect_every: int = DETECT_EVERY,
     smooth: bool = True,
+    min_reliability: float = 0.0,
 ) -> Generator[tuple[Frame, list[Face]], None, None]:
     """Track the faces of a video. Memory does not grow with its length.
 
     The source is one of `read_frames`, which is read within the limits of the detector, or frames;
-    the options are those of `FaceTracker`.
+    the options are those of `FaceTracker`. Faces below ``min_reliability`` (0..1) are left out.
 
     Yields:
-        Each frame with its faces, which have a ``track_id``. Errors as `read_frames`.
+        Each frame with its faces, which have a ``track_id``. Errors as `read_frames`, and as
+        `Detector.predict` for ``min_reliability``.
     """
     if not isinstance(source, str | Path | Iterable):
         raise ConfigurationError(
@@ -67,8 +69,9 @@ def track(
         )
     frames = read_frames(source, **detector.limits) if isinstance(source, str | Path) else source
     tracker = FaceTracker(detector, detect_every=detect_every, smooth=smooth)
+    detector.pipeline.check_min_reliability(min_reliability)
     for frame in frames:
-        yield frame, tracker.update(frame)
+        yield frame, [face for face in tracker.update(frame) if is_reliable(face, min_reliability)]
 
 
 def track_offline(
@@ -78,11 +81,12 @@ def track_offline(
     detect_every: int = DETECT_EVERY,
     frames: int | None = None,
     fill: float = 0.0,
+    min_reliability: float = 0.0,
 ) -> Iterator[tuple[Frame, list[Face]]]:
     """Track the faces of a video file, smoothed with later frames as well (`smooth_track`).
 
     With ``fill`` a face that is missing for up to so many seconds is placed in the frames between
-    as well, marked by `Face.filled`.
+    as well, marked by `Face.filled`. Faces below ``min_reliability`` are left out after smoothing.
 
     The video is read twice, its first ``frames`` frames or all; it cannot be a camera or a live
     stream. All faces are held in memory, about 5 kB for each with 98 points, and while a track is
@@ -98,6 +102,8 @@ def track_offline(
         check_integer(frames=frames, at_least=0)
     if not (is_number(fill) and fill >= 0):
         raise ConfigurationError(f"fill must be a number of seconds, 0 or more, not {fill!r:.100}")
+    if min_reliability:
+        detector.pipeline.check_min_reliability(min_reliability)
     if is_live(str(source)):
         raise ConfigurationError(
             f"{source}: a camera or live stream has no later frames: omit --offline, or record it"
@@ -111,7 +117,7 @@ def track_offline(
     )
     # The first reading may have ended before the video.
     for frame, (_, faces) in zip(read_frames(source, **detector.limits), smooth, strict=False):
-        yield frame, faces
+        yield frame, [face for face in faces if is_reliable(face, min_reliability)]
 
 
 class Track(list[Face]):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from functools import cached_property
@@ -32,7 +33,8 @@ from hihlandmark.arrays import FloatArray
 from hihlandmark.crop import BoxMap
 from hihlandmark.errors import WeightsError
 from hihlandmark.layouts import Contour, Layout
-from hihlandmark.reliability import Reliability, sigmoid
+from hihlandmark.logits import sigmoid
+from hihlandmark.reliability import Reliability
 from hihlandmark.uncertainty import ErrorCorrelation
 
 SCHEMA = 2
@@ -430,6 +432,12 @@ class ModelCard(_Part):
     def decoders(self) -> tuple[Decoder, ...]:
         """How the heatmaps of this architecture can be decoded."""
         return NESTED_DECODERS if self.architecture == "nested" else HEATMAP_DECODERS
+
+    @property
+    def digest(self) -> str:
+        """Changes with what results depend on beside the weights, such as a calibration."""
+        parts = {"calibration", "crop", "decoding", "normalization", "activation_ranges"}
+        return hashlib.sha256(self.model_dump_json(include=parts).encode()).hexdigest()[:16]
 
     @property
     def is_symmetric(self) -> bool:
