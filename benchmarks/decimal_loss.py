@@ -39,7 +39,7 @@ def decimal_losses(detector: Detector, faces: AnnotatedFaces) -> tuple[float, fl
     conversion = get_conversion(faces.layout, faces.layout)
     found = torch.zeros(2)
     count = 0.0
-    for crops, truth, _ in labeled_crops(detector, faces, conversion, skipped=[]):
+    for crops, truth, *_ in labeled_crops(detector, faces, conversion, skipped=[]):
         points = torch.from_numpy(truth).float()
         cells = training_cells(points, cells_a_side, stride)
         targets = encode_nested(points, cells, cells_a_side, stride=stride)

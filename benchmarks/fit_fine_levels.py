@@ -45,7 +45,7 @@ def training_crops(data: Path, detector: Detector) -> Iterator[Image]:
         if count < len(faces):
             _, faces = faces.split(count)
         same = get_conversion(faces.layout, faces.layout)
-        for crops, _, _ in labeled_crops(detector, faces, same, skipped=[]):
+        for crops, *_ in labeled_crops(detector, faces, same, skipped=[]):
             crops[1::2] = crops[1::2, :, ::-1]
             yield crops
 

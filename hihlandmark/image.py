@@ -175,7 +175,7 @@ def load_reduced(
     max_bytes: int = MAX_BYTES,
 ) -> ReducedImage:
     """As `load_image`, but files and PIL images of more than 50 megapixels are reduced."""
-    return _load(image, color, channels, white, max_pixels, 20.0, max_bytes, LARGE_PIXELS)
+    return _load(image, color, channels, white, max_pixels, URL_TIMEOUT, max_bytes, LARGE_PIXELS)
 
 
 def _load(

@@ -235,6 +235,18 @@ def test_a_face_is_judged_by_a_calibration_fitted_on_others() -> None:
         cross_validated(statistics.select(np.array([0])))
 
 
+def test_faces_of_one_photograph_are_judged_together() -> None:
+    statistics = statistics_of(lambda odds: 1 / (1 + np.exp(-odds)), faces=3)
+    statistics.distances[:] = [[1.0], [4.0], [4.0]]
+    statistics = replace(statistics, photos=("a", "b", "b"))
+    judged = cross_validated(statistics).distances
+    unit = 2 * np.log(2)
+    assert np.allclose(judged, np.array([[1 / 4], [4 / 1], [4 / 1]]) * unit, rtol=1e-3)
+    assert statistics.select(np.array([2, 0])).photos == ("b", "a")
+    alone = cross_validated(statistics.select(np.array([1, 2]))).distances
+    assert np.allclose(alone, unit, rtol=1e-3), "faces of a single photograph are divided"
+
+
 def test_low_scores_that_find_hidden_points_are_reported_and_drawn(tmp_path: Path) -> None:
     statistics = statistics_of(lambda odds: 1 / (1 + np.exp(-odds)), faces=8)
     assert report_calibration(statistics, Calibration()).hidden_points("before") is None

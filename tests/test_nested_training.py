@@ -413,6 +413,39 @@ def test_damaged_mesh_files_are_errors(damage: str, tmp_path: Path) -> None:
         read_mesh(path)
 
 
+def test_a_mesh_that_is_not_finite_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    points = np.zeros((4, VERTICES, 2))
+    path = write_mesh(tmp_path, [f"{name}.png" for name in "abcd"], points)
+    with np.load(path) as file:
+        arrays = {name: file[name].astype(float if name != "names" else str) for name in file}
+    arrays["points"][1, 5, 0], arrays["disagreement"][3] = np.nan, np.inf
+    np.savez(path, **arrays)
+    assert dict(read_mesh(path).rows) == {"a.png": 0, "c.png": 2}
+    assert "left out: b.png, d.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("set.npz", None, r"there is no file .*set.npz"),
+        ("set.npz", b"some text", r"set.npz is damaged, or no file of NumPy"),
+        ("flip.npy", b"some text", r"flip.npy is damaged, or no file of NumPy"),
+        ("flip.npy", None, r"there is no file .*flip.npy"),
+    ],
+)
+def test_the_file_of_meshes_that_cannot_be_read_is_named(
+    name: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = write_mesh(tmp_path, ["a.png"], np.zeros((1, VERTICES, 2)))
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_mesh(path)
+
+
 @pytest.mark.parametrize("layout", [MESH, None])
 def test_meshes_of_other_images_are_an_error(layout: str | None, tmp_path: Path) -> None:
     write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
@@ -791,6 +824,14 @@ def test_blocks_that_initial_weights_do_without_are_named() -> None:
         _load_initial(build_training_network(nested()), less.state_dict())
     with pytest.raises(WeightsError, match=r"Use the same model, layouts and network$"):
         _load_initial(build_training_network(nested()), {"other": torch.zeros(1)})
+
+
+def test_layouts_that_initial_weights_lack_are_named() -> None:
+    state = build_training_network(nested()).state_dict()
+    layout = next(iter(nested().network_configuration()["layouts"]))
+    other = {name.replace(layout, "FIVE5"): tensor for name, tensor in state.items()}
+    with pytest.raises(WeightsError, match=f"they predict .*FIVE5.*, and this run .*{layout}"):
+        _load_initial(build_training_network(nested()), other)
 
 
 def test_a_run_and_its_export_leave_out_the_blocks_that_its_initial_weights_do_without(

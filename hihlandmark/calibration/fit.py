@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple, get_args
@@ -12,7 +12,7 @@ import numpy as np
 from hihlandmark.arrays import BoolArray, FloatArray, Image, IndexArray, Progress
 from hihlandmark.calibration.logistic import fit_logistic
 from hihlandmark.crop import crop_matrix, cut_crop, transform_points
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, image_of
 from hihlandmark.detector import Detector
 from hihlandmark.errors import ConfigurationError, DataError, ImageError, missing_extra
 from hihlandmark.landmarker import in_turn
@@ -65,6 +65,7 @@ class PointStatistics:
         layout: of the points, for their symmetry.
         visibility: (N, P) logits of being visible; None: the network does not predict them.
         views: how many crops in turn are of one face.
+        photos: of each face, the photograph that it is from. (): each is from another one.
     """
 
     features: FloatArray
@@ -76,6 +77,7 @@ class PointStatistics:
     layout: Layout | None = None
     visibility: FloatArray | None = None
     views: int = 1
+    photos: tuple[str, ...] = ()
 
     @property
     def faces(self) -> int:
@@ -108,6 +110,7 @@ class PointStatistics:
             layout=self.layout,
             visibility=None if self.visibility is None else self.visibility[crops],
             views=self.views,
+            photos=tuple(self.photos[face] for face in faces) if self.photos else (),
         )
 
 
@@ -160,15 +163,21 @@ def cross_validated(
 ) -> CalibratedPoints:
     """`calibrated`, with each face under a calibration fitted on the other random ``folds``.
 
-    Raises `DataError` for fewer than two faces.
+    Faces of one photograph are in one fold, unless all are of the same one. Raises `DataError` for
+    fewer than two faces.
     """
-    count = statistics.faces
+    numbers = {photo: n for n, photo in enumerate(dict.fromkeys(statistics.photos))}
+    everything = np.arange(statistics.faces)
+    of_photos = np.array([numbers[each] for each in statistics.photos])
+    photo = of_photos if len(numbers) > 1 else everything
+    count = len(np.unique(photo))
     if count < 2:
         raise DataError(f"{count} face is too few for cross-validation: use a larger split")
     scores, distances = np.full((2, *statistics.errors.shape), np.nan)
     order = np.random.default_rng(seed).permutation(count)
-    for held_out in np.array_split(order, min(folds, count)):
-        fitted = fit(statistics.select(np.setdiff1d(order, held_out)), method)
+    for part in np.array_split(order, min(folds, count)):
+        held_out = np.flatnonzero(np.isin(photo, part))
+        fitted = fit(statistics.select(np.setdiff1d(everything, held_out)), method)
         crops = statistics.crops_of(held_out)
         scores[crops], distances[crops] = calibrated(fitted, statistics.select(held_out))
     return CalibratedPoints(scores, distances)
@@ -208,7 +217,9 @@ def measure_points(
     views = 2 if mirrored and not landmarker.flip_test else 1
     skipped: list[str] = []
     batches = []
-    for crops, truth, hidden in labeled_crops(detector, faces, conversion, skipped, progress):
+    photos: list[str] = []
+    for crops, truth, hidden, of in labeled_crops(detector, faces, conversion, skipped, progress):
+        photos += of
         if views == 1:
             found = detector.predict_crops(crops)
         else:
@@ -230,6 +241,7 @@ def measure_points(
         conversion.target,
         None if np.isnan(visibility).all() else visibility,
         views,
+        tuple(photos),
     )
 
 
@@ -239,7 +251,7 @@ def labeled_crops(
     conversion: Conversion,
     skipped: list[str],
     progress: Progress | None = None,
-) -> Iterator[tuple[Image, FloatArray, FloatArray]]:
+) -> Iterator[tuple[Image, FloatArray, FloatArray, Sequence[str]]]:
     """Batches of crops around the true points, for a detector.
 
     Args:
@@ -250,12 +262,13 @@ def labeled_crops(
         progress: called with the number of faces done and of all faces.
 
     Yields:
-        Crops (N, S, S, 3), points (N, P, 2) in crop pixels, and `hidden_points` (N, P).
+        Crops (N, S, S, 3), points (N, P, 2) in crop pixels, `hidden_points` (N, P), and the
+        photographs (N) that the faces are from.
     """
     box_map = detector.box_map(f"landmarks:{conversion.source.name}")
     size = detector.landmarker.crop_size
 
-    def cut() -> Iterator[tuple[Image, FloatArray, FloatArray]]:
+    def cut() -> Iterator[tuple[Image, FloatArray, FloatArray, str]]:
         for done, face in enumerate(faces, start=1):
             try:
                 if not conversion.target.interocular(conversion(face.points)) > 0:
@@ -268,14 +281,16 @@ def labeled_crops(
                 skipped.append(f"{face.name}: {error}")
             else:
                 points = conversion(transform_points(crop_matrix(square, size), face.points))
-                yield crop, points, hidden_points(face, conversion)
+                photo = face.photo or image_of(face.name)
+                yield crop, points, hidden_points(face, conversion), photo
             if progress:
                 progress(done, len(faces))
 
     cuts = cut()
     while batch := list(islice(cuts, CROPS_AT_ONCE)):
-        crops, truth, hidden = map(np.stack, zip(*batch, strict=True))
-        yield crops, truth, hidden
+        *columns, photos = zip(*batch, strict=True)
+        crops, truth, hidden = map(np.stack, columns)
+        yield crops, truth, hidden, photos
 
 
 def hidden_points(face: AnnotatedFace, conversion: Conversion) -> FloatArray:

@@ -58,6 +58,7 @@ def train(
         from hihlandmark.training.config import read_configuration
         from hihlandmark.training.export import export as export_weights
         from hihlandmark.training.trainer import train as run_training
+    from hihlandmark.models.registry import architecture_of
     from hihlandmark.weights import find_weights, load_model, register_layouts
     from hihlandmark.weights.files import refuse_existing_weights
     from hihlandmark.writing import write_atomically
@@ -74,7 +75,12 @@ def train(
         with suppress(WeightsError):
             register_layouts(find_weights(initial).card)  # for the readers of the faces
     elif initial:
-        start = load_model(initial).network.state_dict()
+        loaded = load_model(initial)
+        if (own := loaded.card.architecture) != (needed := architecture_of(chosen.model)):
+            raise WeightsError(
+                f"--initial {initial} has architecture {own!r}, this run trains {needed!r}"
+            )
+        start = loaded.network.state_dict()
     with progress_bar("faces") as bar:
         summary = run_training(
             chosen, data, run, device=device, initial=start, workers=workers, progress=bar

@@ -205,7 +205,7 @@ class Augmentation:
             crop = cv2.GaussianBlur(crop, (0, 0), sigma * len(crop))
         if rng.random() < self.motion_blur:
             crop = _motion_blur(crop, rng)
-        # Without a draw where it is off, crops are the same as before this field existed.
+        # Without a draw where it is off, so that it leaves the draws of others as they are.
         if self.noise and rng.random() < self.noise:
             crop = _noisy(crop, rng)
         if rng.random() < self.jpeg:

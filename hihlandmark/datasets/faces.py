@@ -50,6 +50,8 @@ class AnnotatedFace:
     """Names of the subsets of the split that the face belongs to, such as "pose"."""
     source: str = ""
     """File and line of the annotation, for messages."""
+    photo: str = ""
+    """The photograph that the image was cut from, where the data set states it."""
 
     @property
     def visibility(self) -> FloatArray:

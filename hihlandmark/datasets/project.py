@@ -9,7 +9,8 @@ One JSON object per line:
   ``split``: a name without "/", which separates a split from a subset;
 - optional: ``visible``, a list of true and false, or of codes where 0 means fully visible;
   ``rect``, the official face rectangle xyxy; ``attributes``, an object whose entries become subsets
-  (``{"pose": 1, "blur": 0, "set": "london"}`` gives "pose" and "set=london"); ``source``.
+  (``{"pose": 1, "blur": 0, "set": "london"}`` gives "pose" and "set=london"); ``source``, the
+  photograph that the image was cut from.
 
 Objects without points are images without annotation, and in no split. The mirror table of a scheme
 that is not a `Layout` is in ``points.json`` in the folder or its parent:
@@ -99,6 +100,7 @@ def read(folder: Path, split: str, layout: str | None, samples: Samples) -> Anno
                     visible=_visible(row.get("visible"), count, size),
                     subsets=_subsets(row.get("attributes")),
                     source=source,
+                    photo=photo if isinstance(photo := row.get("source"), str) else "",
                 )
             )
     mirror = _mirror(folder, layout, size, samples.needs_mirror)

@@ -305,14 +305,23 @@ def to_markdown(report: Report, settings: Mapping[str, Any]) -> str:
 
 
 REPORT_FILES = {
-    *("report.json", "report.md", "ced.csv", "ced.png", "points.csv", "faces.csv", "failures.png"),
-    *("jitter.csv", "jitter.png", "robustness.csv", "robustness.png"),
+    "report.json",
+    "report.md",
+    "ced.csv",
+    "ced.png",
+    "points.csv",
+    "faces.csv",
+    "failures.png",
+    "jitter.csv",
+    "jitter.png",
+    "robustness.csv",
+    "robustness.png",
 }
 """What a report may consist of."""
 
 
 def _is_report(path: Path) -> bool:
-    """Whether `write_report` wrote a report.json, in this or an earlier version."""
+    """Whether `write_report` wrote a report.json."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -187,7 +187,7 @@ def shape_regressions(
         conversion = get_conversion(faces.layout, faces.layout)
         rng = np.random.default_rng(0)
         views, annotated, strays = [], [], []
-        for crops, truth, _ in labeled_crops(
+        for crops, truth, *_ in labeled_crops(
             detector, replace(faces, faces=complete), conversion, skipped=[]
         ):
             views.append(in_turn(*detector.landmarker.decode_views(crops)))

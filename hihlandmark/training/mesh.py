@@ -8,10 +8,12 @@ mirror image. ``flip.npy`` beside it is the mirror table.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +26,12 @@ from hihlandmark.crop import (
     transform_points,
 )
 from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, is_mirror_table
-from hihlandmark.errors import ConfigurationError, DataError, missing_extra
+from hihlandmark.errors import ConfigurationError, DataError, abbreviate, missing_extra
 from hihlandmark.image import load_image
 from hihlandmark.layouts import MESH478, Layout, get_layout
 from hihlandmark.shape_prior import procrustes_mean
+
+logger = logging.getLogger(__name__)
 
 MESH = MESH478.name
 VERTICES = MESH478.size
@@ -80,24 +84,48 @@ class MeshLabels:
 
 
 def read_mesh(path: Path) -> MeshLabels:
-    """Read the meshes of a set. Raises `DataError` for a damaged file."""
-    flip = path.with_name("flip.npy")
+    """Read the meshes of a set; those with numbers that are not finite are left out, and named.
+
+    Raises:
+        DataError: the file is missing, damaged or no file of meshes, or no mesh is finite.
+    """
+    arrays = _arrays_of(path)
     try:
-        with np.load(path) as file:
-            names, points = file["names"].tolist(), file["points"] / 64.0
-            disagreement = file["disagreement"].astype(np.float64)
-        mirror = np.load(flip).astype(np.intp)
-    except Exception as error:  # a damaged zip can raise anything
-        raise DataError(f"{path} or {flip.name} cannot be read: {error}. Copy it again") from error
+        names, points = arrays["names"].tolist(), arrays["points"] / 64.0
+        disagreement = arrays["disagreement"].astype(np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} holds no names, points and disagreement of meshes") from error
     count = len(names)
-    shapes = (points.shape, disagreement.shape, mirror.shape)
-    is_complete = shapes == ((count, VERTICES, 2), (count,), (VERTICES,))
-    if not is_complete or not is_mirror_table(mirror):
-        raise DataError(f"{path} holds no meshes of {VERTICES} vertices, or {flip} no mirror table")
-    if not (np.isfinite(points).all() and np.isfinite(disagreement).all()):
-        raise DataError(f"{path}: a mesh or its disagreement is not finite. Copy the file again")
-    rows = {str(name): row for row, name in enumerate(names)}
+    if (points.shape, disagreement.shape) != ((count, VERTICES, 2), (count,)):
+        raise DataError(
+            f"{path} holds points of shape {points.shape} and disagreement of shape "
+            f"{disagreement.shape}, not ({count}, {VERTICES}, 2) and ({count},) of {count} meshes"
+        )
+    flip = path.with_name("flip.npy")
+    mirror = _arrays_of(flip)
+    if not isinstance(mirror, np.ndarray) or mirror.shape != (VERTICES,):
+        raise DataError(f"{flip} is no mirror table of {VERTICES} vertices")
+    mirror = mirror.astype(np.intp)
+    if not is_mirror_table(mirror):
+        raise DataError(f"{flip} is no mirror table: each vertex needs one partner")
+    is_finite = np.isfinite(points).all(axis=(1, 2)) & np.isfinite(disagreement)
+    if count and not is_finite.any():
+        raise DataError(f"{path}: no mesh is finite. Copy the file again")
+    if lost := [str(name) for name, fine in zip(names, is_finite, strict=True) if not fine]:
+        logger.warning("%s: meshes that are not finite are left out: %s", path, abbreviate(lost))
+    rows = {str(name): row for row, name in enumerate(names) if is_finite[row]}
     return MeshLabels(rows, points, disagreement, mirror)
+
+
+def _arrays_of(path: Path) -> Any:
+    """What a file of NumPy holds. Raises `DataError` for a missing, damaged or another file."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded}
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path} of meshes") from None
+    except Exception as error:  # a damaged zip can raise anything
+        raise DataError(f"{path} is damaged, or no file of NumPy: copy it again") from error
 
 
 def mesh_faces(folder: Path, split: str, mesh: MeshLabels, worst: float) -> AnnotatedFaces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -619,15 +619,13 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
     These may be missing or unused, and further stacks unused.
     """
     own, stacks = network.state_dict(), number_of_stacks(initial)
+    dropped: list[str] = []
     if isinstance(network, Nested):
         c = network.configuration
-        if c.stacks < stacks:
-            logger.warning("%d of the %d stacks of the initial weights are used", c.stacks, stacks)
         if c.fine_rank:
             initial = with_fine_rank(initial, c.fine_rank)
         initial = without_stacks(initial, c.stacks)
-        if dropped := [b for b in c.pruned if any(n.startswith(f"{b}.") for n in initial)]:
-            logger.warning("network.pruned drops blocks of the weights: %s", ", ".join(dropped))
+        dropped = [b for b in c.pruned if any(n.startswith(f"{b}.") for n in initial)]
         initial = without_blocks(initial, c.pruned)
     fits = {n for n, t in initial.items() if n in own and own[n].shape == t.shape}
     different = {n for n in own.keys() | initial.keys() if n not in fits}
@@ -639,11 +637,22 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
         advice = f"; they lack blocks: set network.pruned={blocks}" if is_pruned else ""
         if isinstance(network, Nested) and 0 < stacks < network.configuration.stacks:
             advice = f"; they have fewer stacks: set network.stacks={stacks}"
+        ours, theirs = _predicted(own), _predicted(initial)
+        if theirs and ours != theirs:
+            advice = (
+                f": they predict {', '.join(theirs)}, and this run {', '.join(ours)}. Further "
+                "layouts are for auxiliary_layouts or hihlandmark finetune"
+            )
         raise WeightsError(
             f"the initial weights are of another network: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]}. Use the same model, layouts "
             f"and network{advice}"
         )
+    if isinstance(network, Nested) and network.configuration.stacks < stacks:
+        used = network.configuration.stacks
+        logger.warning("%d of the %d stacks of the initial weights are used", used, stacks)
+    if dropped:
+        logger.warning("network.pruned drops blocks of the weights: %s", ", ".join(dropped))
     missing = {_auxiliary_layout(n) for n in own.keys() - fits if not is_of_visibility(n)}
     if changed := sorted(missing & set(map(_auxiliary_layout, initial)) - {""}):
         logger.warning(
@@ -652,6 +661,11 @@ def _load_initial(network: LandmarkNetwork, initial: Mapping[str, torch.Tensor])
             ", ".join(changed),
         )
     network.load_state_dict({n: initial[n] for n in fits}, strict=False)
+
+
+def _predicted(state: Iterable[str]) -> list[str]:
+    """The layouts with a head among the parameters of a nested network, sorted."""
+    return sorted({name.split(".")[1] for name in state if name.startswith("heads.")})
 
 
 def _may_be_missing(parameter: str) -> bool:

@@ -381,6 +381,14 @@ class ModelCard(_Part):
                 raise ValueError(f"{name} must be a whole number from 1 to {limit}")
         return configuration
 
+    @field_validator("decoding")
+    @classmethod
+    def _check_decoding(cls, decoding: Decoding, info: ValidationInfo) -> Decoding:
+        own = info.data.get("configuration", {}).get("stride", decoding.stride)
+        if decoding.stride != own:
+            raise ValueError(f"its stride must be that of the configuration, {own}")
+        return decoding
+
     @field_validator("calibration")
     @classmethod
     def _check_calibration(

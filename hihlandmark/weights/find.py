@@ -113,6 +113,11 @@ def _holds_weights(path: Path) -> bool:
 
 
 def _find_path(path: Path, model: str) -> WeightFiles:
+    if path.name in ("last.pt", "best.pt"):
+        raise WeightsError(
+            f"{path} is a checkpoint of a run: repeat its `hihlandmark train` with `--export "
+            "FOLDER`, and give that folder."
+        )
     if path.suffix.lower() in _PICKLES:
         raise WeightsError(f"{path} may run code: use `hihlandmark weights convert` on pickles.")
     if path.is_dir():
