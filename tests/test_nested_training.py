@@ -426,6 +426,23 @@ def test_a_mesh_that_is_not_finite_is_left_out_and_named(
     assert "left out: b.png, d.png" in caplog.text
 
 
+@pytest.mark.parametrize(("scale", "warns"), [(1, False), (1 / 64, True)])
+def test_meshes_in_other_units_are_named(
+    scale: float, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_set(tmp_path / "set", W300_68.mean_shape * 70 + 60)
+    names = [f"train_{i}.png" for i in range(3)]
+    write_mesh(tmp_path / "mesh", names, np.stack([some_mesh() * scale] * 3))
+    configuration = nested(
+        sets=[{"folder": "set", "mesh": "mesh/set.npz"}], auxiliary_layouts={MESH: VERTICES}
+    )
+    faces, mesh = read_training_set(tmp_path, configuration.sets[0], configuration.mesh)
+    layouts = {"W300_68": 68, MESH: VERTICES}
+    plan = Plan(configuration, len(faces))
+    TrainingBatches(configuration, plan, layouts, [faces], meshes=[mesh])
+    assert ("no mesh lies on its face" in caplog.text) == warns
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

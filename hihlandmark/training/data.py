@@ -128,12 +128,17 @@ class _Faces:
                     self.reported.add(face.name)
                     logger.warning("%s of %s is skipped: %s", face.name, faces.name, error)
                 continue
-            box = _box_points(training_set, face)
-            square = self.box_maps[draw.set_number].squares(tight_boxes(box))[0]
+            square = self.square(draw.set_number, face)
             points = face.points.copy()
             points[list(training_set.ignored)] = np.nan
             return Sample(face.name, image, points, square, unreadable, _visible(face))
         raise DataError(f"no image of {faces.name} can be read: is the data set complete?")
+
+    def square(self, set_number: int, face: AnnotatedFace) -> FloatArray:
+        """The crop square (4,) of a face of a set."""
+        box = tight_boxes(_box_points(self.sets[set_number], face))
+        square: FloatArray = self.box_maps[set_number].squares(box)[0]
+        return square
 
 
 class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
@@ -195,6 +200,7 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
                 for name, start in self.starts.items()
             ]
         )
+        self._warn_of_meshes_elsewhere()
         self.maps: dict[str, MeshMap] = {}
         if any(self.meshes):
             self.maps = fit_mesh_maps(faces, self.meshes, configuration.mesh.worst)
@@ -219,6 +225,20 @@ class TrainingBatches(Dataset[tuple[Batch, UnlabeledBatch | None]]):
                 weights = np.abs(get_conversion(MESH, name).matrix)
                 self.nearest[name] = weights.argmax(axis=1), ~inner_points(name)
         self.process, self.processes = process, processes
+
+    def _warn_of_meshes_elsewhere(self) -> None:
+        """Warn of a file of meshes none of which lies on the face of its image."""
+        worst = self.configuration.mesh.worst
+        for number, (faces, mesh) in enumerate(zip(self.faces.faces, self.meshes, strict=True)):
+            if mesh is not None and not any(
+                mesh.of(face.name, self.faces.square(number, face), worst) is not None
+                for face in faces
+            ):
+                logger.warning(
+                    "no mesh lies on its face in %s, which trains without them: are their points "
+                    "in 1/64 pixel of the images?",
+                    faces.name,
+                )
 
     def __len__(self) -> int:
         return self.plan.steps
