@@ -27,7 +27,11 @@ def list_packaged() -> None:
         size = f"{row.size / 1e6:.1f} MB"
         print(f"{row.name}  {', '.join(row.layouts)}  {size}  {row.problem or 'verified'}")
         for figure in row.nme:
-            print(f"  {figure.split}, {figure.points} points: {figure.metric}: {figure.value}")
+            facts = figure.model_dump()
+            boxes = "detected boxes" if facts.get("boxes") == "detected" else None
+            how = ", ".join(each for each in (boxes, facts.get("precision")) if each)
+            faces = f"{figure.split}, {figure.points} points" + (f" ({how})" if how else "")
+            print(f"  {faces}: {figure.metric}: {figure.value}")
         print(f"  {row.license}")
     raise typer.Exit(1 if any(row.problem for row in rows) else 0)
 

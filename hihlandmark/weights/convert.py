@@ -542,7 +542,7 @@ SYSTEMS = (
         crop_layout="WFLW98",
     ),
     _OfficialSystem(
-        name="the nested prototype",
+        name="the nested prototype of two stacks (lite192.pt)",
         architecture="nested",
         layer="backbone.net._conv_stem.",
         from_official=from_prototype,

@@ -90,6 +90,7 @@ _FIGURES = {
     "points": "points",
     "faces": "faces",
     "missed": "missed",
+    "precision": "precision",
     "metric": "metric",
     "value": "value",
     "fr10": "FR10, %",
