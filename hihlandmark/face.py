@@ -170,12 +170,12 @@ class Face:
 
     def __getitem__(self, name: str) -> FloatArray:
         """One point (2,) by its name ("chin"), or the points (K, 2) of a part ("left_eye")."""
-        if name in self.layout.point_names:
+        if isinstance(name, str) and name in self.layout.point_names:
             return self.points[self.layout.point_names.index(name)]
-        if name in self.layout.parts:
+        if isinstance(name, str) and name in self.layout.parts:
             return self.points[list(self.layout.parts[name])]
         parts = ", ".join(self.layout.parts)
-        advice = f"; face.points[{name}] is a point" if isinstance(name, int) else ""
+        advice = "" if isinstance(name, str) else f"; face.points[{name}] has points by number"
         raise KeyError(
             f"{name!r} is no part or point of {self.layout.name}; parts: {parts}{advice}"
         )

@@ -11,8 +11,9 @@ from hihlandmark import ConfigurationError, DataError, Face
 from hihlandmark.cli import app
 from hihlandmark.datasets import read_faces
 from hihlandmark.datasets.corrections import images_to_label, import_corrections
-from hihlandmark.io import Result, Source
+from hihlandmark.io import Result, ResultFolder, Source
 from hihlandmark.io.connectors import to_cvat, to_label_studio
+from hihlandmark.io.results import read_results
 from hihlandmark.layouts import COFW29, W300_68
 
 SIZE = 200, 160
@@ -261,3 +262,14 @@ def test_names_of_uploads_are_shortened_at_their_start_alone(tmp_path, images):
             import_corrections(tmp_path / "other.json", images, tmp_path / "no")
     (tmp_path / "upload.json").write_text(json.dumps([task([face()], "x/2024abcd-2.png")]))
     assert import_corrections(tmp_path / "upload.json", images, tmp_path / "out").faces == 1
+
+
+def test_paths_may_be_texts(tmp_path, images):
+    (tmp_path / "done.json").write_text(json.dumps([task([face()], "2.png")]))
+    texts = [str(tmp_path / "done.json"), str(images), str(tmp_path / "out")]
+    assert import_corrections(*texts).faces == 1
+    folder = tmp_path / "results"
+    with ResultFolder(folder, "jsonl", {}) as results:
+        results.add(Result(source("2.png"), [face()], SIZE))
+    assert [each.image for each in read_results(str(folder))] == ["2.png"]
+    assert [each.image for each in images_to_label(str(folder))] == ["2.png"]

@@ -139,8 +139,9 @@ def test_parts_points_and_interocular_distance() -> None:
     assert np.array_equal(face["left_eye"], face.points[60:68])
     assert np.array_equal(face[WFLW98.point_names[16]], face.points[16])
     assert np.array_equal(face["left_pupil"], face.points[96]), "a point, though it is a part too"
-    with pytest.raises(KeyError, match="left_eye"):
-        face["third_eye"]
+    for name in ("third_eye", 3, slice(3), np.arange(3)):
+        with pytest.raises(KeyError, match="left_eye"):
+            face[name]  # type: ignore[index]
     assert face.interocular == pytest.approx(np.linalg.norm(face.points[60] - face.points[72]))
     two = WFLW98.interocular(np.stack([face.points, 2 * face.points])[None])
     np.testing.assert_allclose(two, [[face.interocular, 2 * face.interocular]], rtol=1e-6)

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -325,3 +326,43 @@ def test_followed_by_is_one_conversion_after_the_other() -> None:
     in_turn = convert(convert(points, WFLW98, W300_68)[0], W300_68, FIVE)[0]
     np.testing.assert_allclose(both(points), in_turn)
     assert both.exact.tolist() == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "98"}, "numbers name layouts"),
+        ({"point_names": ("tip", "tip", *FIVE.point_names[2:])}, "the same name"),
+        (
+            {"point_names": ("left_a", "right_b", *FIVE.point_names[2:])},
+            "no mirror image 'right_a'",
+        ),
+        ({"parts": {"nose_bridge": (2, 5)}}, r"name \[5\]"),
+        ({"contours": (layout_module.Contour((0, 9), False),)}, r"name \[9\]"),
+        ({"pupils": ((7,), (1,))}, r"name \[7\]"),
+        ({"mean_shape": np.zeros((2, 2))}, r"shape \(2, 2\), not \(5, 2\)"),
+        ({"mirror_table": (0, 1, 2, 3, 3)}, "no permutation"),
+    ],
+)
+def test_a_layout_that_contradicts_itself_is_not_registered(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        register_layout(replace(FIVE, **{"name": "OWN5", "aliases": (), **changes}))
+    assert "OWN5" not in LAYOUTS
+
+
+@pytest.mark.parametrize(
+    ("exact", "interpolated", "message"),
+    [
+        ({0: 36, 1: 45, 2: 30}, {}, r"\[3, 4\] are neither"),
+        ({0: 36, 1: 45, 2: 99}, {3: {48: 1.0}}, r"name \[99\]"),
+        ({0: 36, 1: 45, 2: 30, 7: 1}, {3: {48: 1.0}}, r"name \[7\]"),
+        ({0: 36, 1: 45, 2: 30}, {3: {48: 1.0}, 4: {70: 1.0}}, r"name \[70\]"),
+    ],
+)
+def test_a_conversion_names_every_point_of_its_target_and_no_others(
+    exact: dict[int, int], interpolated: dict[int, dict[int, float]], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Conversion.from_tables(W300_68, FIVE, exact, interpolated)

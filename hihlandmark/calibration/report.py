@@ -112,11 +112,12 @@ def report_calibration(
     return CalibrationReport(statistics, method, before, after, stages)
 
 
-def draw_reliability(report: CalibrationReport, path: Path, title: str = "") -> None:
+def draw_reliability(report: CalibrationReport, path: str | Path, title: str = "") -> None:
     """Draw scores against outcomes, their histogram, and the coverage of ellipses, as a PNG.
 
     Raises `ConfigurationError` if matplotlib is missing, or the file cannot be written.
     """
+    path = Path(path)
     with missing_extra("train"):
         from matplotlib.figure import Figure as Drawing
 

@@ -56,7 +56,7 @@ DATASET_FORMATS: Mapping[str, DatasetFormat] = {
 
 
 def read_faces(
-    folder: Path,
+    folder: str | Path,
     split: str,
     *,
     format: str = "auto",
@@ -99,11 +99,12 @@ def read_faces(
     return replace(faces, faces=chosen, published=None)
 
 
-def dataset_splits(folder: Path, format: str = "auto") -> tuple[str, list[str]]:
+def dataset_splits(folder: str | Path, format: str = "auto") -> tuple[str, list[str]]:
     """The format of a data set, and its splits for `read_faces`.
 
     Arguments and errors are those of `read_faces`.
     """
+    folder = Path(folder)
     name = _find_format(Path(folder), format)
     return name, DATASET_FORMATS[name].splits(Path(folder))
 

@@ -49,9 +49,9 @@ class Imported(NamedTuple):
 
 
 def import_corrections(
-    file: Path,
-    images: Path,
-    out: Path,
+    file: str | Path,
+    images: str | Path,
+    out: str | Path,
     *,
     layout: int | str | Layout | None = None,
     split: str = "train",
@@ -73,6 +73,7 @@ def import_corrections(
         DataError: the file cannot be read or has no usable face; or ``out`` has annotations
             already: without ``append``, of one of these images, or with another number of points.
     """
+    file, images, out = Path(file), Path(images), Path(out)
     if not is_split_name(split):
         raise ConfigurationError(f"split={split!r}: give a name without '/'")
     target = out / ANNOTATIONS
@@ -307,7 +308,7 @@ class ImageToLabel(NamedTuple):
     score: float
 
 
-def images_to_label(results: Path) -> list[ImageToLabel]:
+def images_to_label(results: str | Path) -> list[ImageToLabel]:
     """The images of results, those first whose worst face has the lowest reliability.
 
     Faces of equal or unknown reliability (NaN) are ordered by their mean score. Images without a
@@ -319,6 +320,7 @@ def images_to_label(results: Path) -> list[ImageToLabel]:
     Raises:
         DataError: there are no results, or none with a face.
     """
+    results = Path(results)
     # Not the faces themselves: there may be millions.
     by_image: dict[str, ImageToLabel] = {}
     for found in read_results(results):

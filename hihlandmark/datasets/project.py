@@ -263,7 +263,7 @@ class Labeled(NamedTuple):
 
 
 def label(
-    images: Iterable[Path], detector: Detector, out: Path, *, problems: Sequence[str] = ()
+    images: Iterable[Path], detector: Detector, out: str | Path, *, problems: Sequence[str] = ()
 ) -> Labeled:
     """Write ``annotations.jsonl`` with every face found in the images.
 
@@ -281,6 +281,7 @@ def label(
         DataError: the folder has such a file already, one of a call with another detector was
             stopped in it, or no face is found.
     """
+    out = Path(out)
     target = out / ANNOTATIONS
     if target.exists():
         raise DataError(f"{target} exists already: remove it or choose another folder")

@@ -340,7 +340,7 @@ def refuse_other_files(folder: Path) -> None:
 
 
 def write_report(
-    folder: Path,
+    folder: str | Path,
     report: Report,
     evaluation: Evaluation,
     faces: AnnotatedFaces,
@@ -354,6 +354,7 @@ def write_report(
     Files of an earlier report that this one lacks are removed. Returns the paths of the files.
     Raises `ConfigurationError` when matplotlib is missing.
     """
+    folder = Path(folder)
     contents: dict[str, bytes | str] = {
         "report.json": json.dumps(report, indent=2) + "\n",
         "report.md": to_markdown(report, settings),

@@ -54,7 +54,7 @@ def is_result_folder(folder: Path) -> bool:
     return any(folder.glob(".manifest*.sqlite"))
 
 
-def read_results(results: Path) -> Iterator[FoundFace]:
+def read_results(results: str | Path) -> Iterator[FoundFace]:
     """The faces of results in the formats json, jsonl, csv, csv-wide and parquet.
 
     Args:
@@ -63,6 +63,7 @@ def read_results(results: Path) -> Iterator[FoundFace]:
     Raises:
         DataError: there are no results in these formats, or a file is damaged.
     """
+    results = Path(results)
     readers = {".json": _read_json, ".jsonl": _read_json, ".csv": _read_csv}
     readers[".parquet"] = _read_parquet
     files = [results] if results.is_file() else sorted(results.rglob("*"))
@@ -143,7 +144,7 @@ def _mean_score(scores: Any) -> float:
     return float(known.mean()) if known.size else np.nan
 
 
-def worst_faces(folder: Path, count: int, side: int) -> list[CloseUp]:
+def worst_faces(folder: str | Path, count: int, side: int) -> list[CloseUp]:
     """Close-ups of the faces with the lowest mean scores, lowest first.
 
     Faces whose image cannot be read, such as one inside of an archive, are drawn on gray.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,15 +46,30 @@ class Conversion:
             exact: target index -> source index, of points that are the same in both layouts.
             interpolated: target index -> {source index: weight}. A point that is in neither table
                 is the mirror image of one in this table.
+
+        Raises:
+            ConfigurationError: a layout is unknown, or the tables leave a point out or name one
+                that a layout does not have.
         """
         source, target = get_layout(source), get_layout(target)
         stated: dict[int, Terms] = {p: tuple(w.items()) for p, w in (interpolated or {}).items()}
+        same: dict[int, Terms] = {point: ((index, 1.0),) for point, index in exact.items()}
+        indices = {index for each in chain(stated.values(), same.values()) for index, _ in each}
+        for layout, named in ((target, {*stated, *same}), (source, indices)):
+            if unknown := sorted(named - set(range(layout.size))):
+                raise ConfigurationError(
+                    f"{layout.name} has points 0 to {layout.size - 1}: the tables name {unknown}"
+                )
         mirrored: dict[int, Terms] = {
             int(target.mirror[point]): tuple((int(source.mirror[index]), w) for index, w in terms)
             for point, terms in stated.items()
         }
-        same: dict[int, Terms] = {point: ((index, 1.0),) for point, index in exact.items()}
         terms = mirrored | stated | same
+        if missing := sorted(set(range(target.size)) - terms.keys()):
+            raise ConfigurationError(
+                f"a conversion to {target.name} needs each of its {target.size} points: {missing} "
+                "are neither exact, nor interpolated, nor mirror images of interpolated points"
+            )
         is_exact = read_only(np.array([point in exact for point in range(target.size)]))
         return cls(source, target, tuple(terms[i] for i in range(target.size)), is_exact)
 

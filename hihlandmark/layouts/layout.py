@@ -9,9 +9,10 @@ Mirroring an image therefore swaps the names: ``left_eye_outer_corner`` becomes
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,8 +116,11 @@ def register_layout(layout: Layout) -> Layout:
     """Make `get_layout` find a layout by its name, its aliases and its number of points.
 
     Raises:
-        ConfigurationError: another layout has the name or one of the aliases.
+        ConfigurationError: another layout has the name or one of the aliases, or the layout
+            contradicts itself: points of its parts that it lacks, or names without a mirror image.
     """
+    if problem := next(_problems(layout), None):
+        raise ConfigurationError(f"the layout {layout.name!r} cannot be used: {problem}")
     names = {_key(name) for name in (layout.name, *layout.aliases)}
     for known in LAYOUTS.values():
         if known is not layout and names & set(map(_key, (known.name, *known.aliases))):
@@ -125,6 +129,29 @@ def register_layout(layout: Layout) -> Layout:
             )
     LAYOUTS[layout.name] = layout
     return layout
+
+
+def _problems(layout: Layout) -> Iterator[str]:
+    """What keeps a layout from being used."""
+    size, known = layout.size, set(layout.point_names)
+    if layout.name.strip().isdigit():
+        yield "numbers name layouts by how many points they have"
+    if len(known) < size:
+        yield "two points have the same name"
+    indices = {
+        *chain(*layout.parts.values(), *(each.indices for each in layout.contours)),
+        *chain(layout.ocular_pair, *layout.pupils),
+    }
+    if unknown := sorted(indices - set(range(size))):
+        yield f"it has points 0 to {size - 1}, and its parts, contours or eyes name {unknown}"
+    if np.shape(layout.mean_shape) != (size, 2):
+        yield f"its mean shape has the shape {np.shape(layout.mean_shape)}, not ({size}, 2)"
+    if not layout.mirror_table:
+        alone = [name for name in layout.point_names if other_side(name) not in known]
+        if alone:
+            yield f"{alone[0]!r} has no mirror image {other_side(alone[0])!r}: give a mirror_table"
+    elif sorted(layout.mirror_table) != list(range(size)):
+        yield f"its mirror table is no permutation of 0 to {size - 1}"
 
 
 def find_or_register(layout: Layout) -> Layout:

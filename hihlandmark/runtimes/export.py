@@ -61,7 +61,7 @@ def export(
     weights: LoadedModel,
     layout: str,
     to: str,
-    folder: Path,
+    folder: str | Path,
     *,
     calibration: Image | None = None,
 ) -> tuple[Path, Parity]:
@@ -87,6 +87,7 @@ def export(
         ExportError: points differ by more than rounding explains; nothing is written then.
         ConfigurationError: this cannot be exported.
     """
+    folder = Path(folder)
     network, card, _ = weights
     formats = export_formats()
     if to not in formats:

@@ -45,7 +45,10 @@ changed the NME of `wflw98 val` by up to 1.7 %."""
 
 
 def export(
-    checkpoint: Path, configuration: TrainingConfiguration, data: Path, folder: Path
+    checkpoint: str | Path,
+    configuration: TrainingConfiguration,
+    data: str | Path,
+    folder: str | Path,
 ) -> Path:
     """Write the averaged weights of a checkpoint with their model card. Returns the card's path.
 
@@ -63,6 +66,7 @@ def export(
         TrainingError: the checkpoint cannot be read.
         DataError: a split cannot be read or has too few faces.
     """
+    checkpoint, data, folder = Path(checkpoint), Path(data), Path(folder)
     state = read_average(checkpoint, configuration.exported_auxiliary)
     configuration = with_sizes_of(configuration, state)
     card = ModelCard(

@@ -152,12 +152,12 @@ class Outcome:
 
 
 def finetune(
-    faces: Path,
-    out: Path,
+    faces: str | Path,
+    out: str | Path,
     *,
     weights: str | Path | None = None,
     model: str = DEFAULT_MODEL,
-    layout_file: Path | None = None,
+    layout_file: str | Path | None = None,
     annotated: str | None = None,
     data_format: str = "auto",
     device: str = "auto",
@@ -190,6 +190,8 @@ def finetune(
             something else.
         WeightsError: the weights cannot be found or read.
     """
+    faces, out = Path(faces), Path(out)
+    layout_file = None if layout_file is None else Path(layout_file)
     chosen_device = resolve_device(device)
     start = find_weights(weights, model=model).card_path
     loaded = load_model(start)

@@ -90,8 +90,8 @@ class RunSummary:
 
 def train(
     configuration: TrainingConfiguration,
-    data: Path,
-    run: Path,
+    data: str | Path,
+    run: str | Path,
     *,
     device: str | torch.device = "auto",
     initial: Mapping[str, torch.Tensor] | None = None,
@@ -125,6 +125,7 @@ def train(
             ``int8_ranges`` cannot be read.
         TrainingError: a checkpoint is damaged or cannot be written, or the loss is not finite.
     """
+    data, run = Path(data), Path(run)
     accelerator = _accelerator(configuration, device, run)
     read = [read_training_set(data, each, configuration.mesh) for each in configuration.sets]
     meshes = [mesh for _, mesh in read]

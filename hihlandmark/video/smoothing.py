@@ -171,6 +171,7 @@ def smooth_track(
     Raises:
         ConfigurationError: the arrays are not of as many frames.
     """
+    points, covariance, interocular = map(np.asarray, (points, covariance, interocular))
     counts = [len(each) for each in (times, points, covariance, interocular)]
     if len(set(counts)) > 1:
         raise ConfigurationError(

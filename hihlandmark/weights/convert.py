@@ -441,7 +441,7 @@ _NUMBERS: list[Any] = [
 ADNet's "scheduler" has its milestones in a `Counter`."""
 
 
-def convert_checkpoint(checkpoint: Path, folder: Path, name: str) -> Path:
+def convert_checkpoint(checkpoint: str | Path, folder: str | Path, name: str) -> Path:
     """Convert a checkpoint of the HIH, ADNet or Adaptive Wing authors to safetensors and a card.
 
     Also one of the prototype of the nested network, whose three layouts are kept.
@@ -456,6 +456,7 @@ def convert_checkpoint(checkpoint: Path, folder: Path, name: str) -> Path:
         WeightsError: the file is no such checkpoint, or holds other objects.
         ConfigurationError: the folder has a file of this name already.
     """
+    checkpoint, folder = Path(checkpoint), Path(folder)
     refuse_existing_weights(folder, name)
     state = _read_checkpoint(checkpoint)
     system = _system_of(state, checkpoint)

@@ -288,7 +288,7 @@ def refuse_existing_weights(folder: Path, name: str) -> None:
         refuse_existing(folder / f"{name}{suffix}")
 
 
-def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> Path:
+def save_weights(folder: str | Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> Path:
     """Write tensors as safetensors with the card beside them.
 
     Floating-point tensors are stored as float16, or float32 where float16 would overflow; others as
@@ -300,6 +300,7 @@ def save_weights(folder: Path, card: ModelCard, state: Mapping[str, torch.Tensor
     Raises:
         WeightsError: a tensor holds NaN or infinity.
     """
+    folder = Path(folder)
     import safetensors.torch
 
     content = safetensors.torch.save({name: _stored(name, each) for name, each in state.items()})
