@@ -44,7 +44,7 @@ def relative_name(path: str | Path, folder: Path) -> str:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has ended.
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block has ended.
 
     The main thread alone receives signals, so in others there is nothing to hold back.
     """
@@ -57,7 +57,9 @@ def uninterrupted() -> Iterator[None]:
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
             stack.callback(deliver)
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            numbers += [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+            for number in numbers:
                 if callable(handler := signal.getsignal(number)):
                     stack.callback(signal.signal, number, handler)
                     signal.signal(number, lambda number, _: held.append(number))

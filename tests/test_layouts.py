@@ -359,6 +359,7 @@ def test_a_layout_that_contradicts_itself_is_not_registered(
         ({0: 36, 1: 45, 2: 99}, {3: {48: 1.0}}, r"name \[99\]"),
         ({0: 36, 1: 45, 2: 30, 7: 1}, {3: {48: 1.0}}, r"name \[7\]"),
         ({0: 36, 1: 45, 2: 30}, {3: {48: 1.0}, 4: {70: 1.0}}, r"name \[70\]"),
+        ({0: 36, 1: 45, 2: 30}, {3: {48: 1.0, 49: 1.0}}, "do not add up to 1"),
     ],
 )
 def test_a_conversion_names_every_point_of_its_target_and_no_others(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -303,3 +304,32 @@ def test_importing_training_leaves_opencvs_threads_as_they_are() -> None:
     code = "import cv2; cv2.setNumThreads(3); import hihlandmark.training.trainer; "
     code += "assert cv2.getNumThreads() == 3"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+def test_points_in_openvino_do_not_depend_on_the_locale_of_the_program(tmp_path: Path) -> None:
+    if not shutil.which("localedef"):
+        pytest.skip("there is no localedef to make a locale with")
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode or not (tmp_path / "de_DE.UTF-8").is_dir():
+        pytest.skip("the sources of locales are not installed")
+    script = """if True:
+        import locale, sys
+        from skimage.data import astronaut
+        from hihlandmark import Detector
+        locale.setlocale(locale.LC_NUMERIC, sys.argv[1])
+        (face,) = Detector(runtime="openvino", precision="fp32").predict(astronaut())
+        assert locale.setlocale(locale.LC_NUMERIC) == sys.argv[1]
+        print(face.points.round(1).ravel().tolist())"""
+
+    def points(name: str, cache: str) -> str:
+        variables = {"HF_ASSETS_CACHE": str(tmp_path / cache), "LOCPATH": str(tmp_path)}
+        command = [sys.executable, "-c", script, name]
+        return subprocess.check_output(command, env={**os.environ, **variables}, text=True)
+
+    expected = points("C", "other")
+    for name in ("de_DE.UTF-8", "de_DE.UTF-8", "C"):
+        assert points(name, "cache") == expected

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -77,6 +78,12 @@ app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 
 
+def _stop_without_terminal(number: int, frame: FrameType | None) -> None:
+    """Stop as Ctrl-C does after the terminal was closed: writing to it would be an error."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    signal.default_int_handler(number, frame)
+
+
 def main() -> None:
     """Entry point of the console script: prints errors of the package as one line on stderr."""
     # A shell may have closed them (`>&-`): no file that is opened later shall take their place.
@@ -87,6 +94,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     # Such as that of `docker stop`: as Ctrl-C, it keeps what is finished.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Windows lacks it, and nohup ignores it.
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+        signal.signal(hang_up, _stop_without_terminal)
     try:
         app()
     except HihlandmarkError as error:

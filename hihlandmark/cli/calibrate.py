@@ -182,7 +182,8 @@ def _read_splits(
     from hihlandmark.datasets import read_faces
 
     parts = [read_faces(data, split, format=data_format, layout=annotated) for split in splits]
-    faces = [face for part in parts for face in part]
+    # A split and a subset of it have faces in common.
+    faces = list({(each.name, each.split, each.source): each for p in parts for each in p}.values())
     skipped = [message for part in parts for message in part.skipped]
     return replace(parts[0], faces=faces, skipped=skipped)
 

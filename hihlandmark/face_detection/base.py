@@ -109,6 +109,8 @@ def checked_detections(face_detector: FaceDetector, image: Image) -> Detections:
             f"{name} gave the box {found.boxes[index].tolist()} with a score of "
             f"{found.scores[index]:g}: need x1 < x2, y1 < y2 (xyxy) and finite numbers"
         )
+    if found.angles is not None and not np.isfinite(found.angles).all():
+        raise ConfigurationError(f"{name} gave the angles {found.angles.tolist()}: need radians")
     return found
 
 

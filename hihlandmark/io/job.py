@@ -100,9 +100,9 @@ def settings_of(detector: Detector) -> dict[str, Any]:
         "runtime": detector.runtime.name,
         "precision": detector.runtime.precision,
         "face_detector": detector.face_detector.name,
-        "refine": detector.pipeline.refine,
-        "any_rotation": detector.pipeline.any_rotation,
-        "flip_test": detector.landmarker.flip_test,
+        "refine": int(detector.pipeline.refine),
+        "any_rotation": bool(detector.pipeline.any_rotation),
+        "flip_test": bool(detector.landmarker.flip_test),
         "shape_prior": detector.landmarker.shape_prior is not None,
         "min_face": None,
         **{name: value for name, value in given.items() if value is not None},
@@ -631,6 +631,10 @@ def _manifest_errors(path: Path) -> Iterator[None]:
         raise OSError(errno.EIO, f"{error}: {advice}", str(path)) from error
     except sqlite3.IntegrityError:  # an image was added twice
         raise
+    except sqlite3.ProgrammingError as error:
+        raise ConfigurationError(
+            f"use a ResultFolder inside of its with block, in the thread that opened it: {error}"
+        ) from error
     except sqlite3.DatabaseError as error:
         raise ConfigurationError(
             f"{path} is damaged ({error}): restore it from a copy, or use a new folder; the "

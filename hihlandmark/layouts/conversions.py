@@ -60,9 +60,16 @@ class Conversion:
                 raise ConfigurationError(
                     f"{layout.name} has points 0 to {layout.size - 1}: the tables name {unknown}"
                 )
+        for point, weighted in stated.items():
+            if not abs(sum(weight for _, weight in weighted) - 1) < 1e-6:
+                raise ConfigurationError(
+                    f"the weights of point {point} do not add up to 1: {dict(weighted)}"
+                )
         mirrored: dict[int, Terms] = {
-            int(target.mirror[point]): tuple((int(source.mirror[index]), w) for index, w in terms)
-            for point, terms in stated.items()
+            int(target.mirror[point]): tuple(
+                (int(source.mirror[index]), w) for index, w in weighted
+            )
+            for point, weighted in stated.items()
         }
         terms = mirrored | stated | same
         if missing := sorted(set(range(target.size)) - terms.keys()):

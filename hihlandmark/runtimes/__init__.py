@@ -339,7 +339,7 @@ def _hash_of_code() -> str:
     """
     package = Path(__file__).parents[1]
     files = [package / "heatmap.py", *sorted((package / "models").glob("*.py"))]
-    files += [package / "runtimes" / name for name in ("graph.py", "int8.py")]
+    files += [package / "runtimes" / name for name in ("graph.py", "int8.py", "openvino.py")]
     return " ".join(hash_of(file) for file in files if file.exists())
 
 
@@ -349,7 +349,8 @@ def _cache_folder(package: str) -> Path | None:
 
     try:
         return cached_assets_path("hihlandmark", namespace="converted", subfolder=package)
-    except (OSError, ValueError) as error:  # it has a ValueError for a file in place of a folder
+    # It has a ValueError for a file in place of a folder, a RuntimeError for a user without home.
+    except (OSError, ValueError, RuntimeError) as error:
         logger.warning("converted networks cannot be kept: %s", error)
         return None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import locale
 import logging
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,30 @@ def write_openvino(graph: PixelGraph, path: Path) -> None:
     model.inputs[0].get_tensor().set_names({graph.input})
     for name, output in zip(graph.outputs, model.outputs, strict=True):
         output.get_tensor().set_names({name})
-    openvino.save_model(model, path, compress_to_fp16=False)
+    try:
+        with _decimal_points():
+            openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # of a C++ stream
+        reason = f"OpenVINO cannot write it ({error}); is the disk full?"
+        raise OSError(errno.EIO, reason, str(path)) from error
+
+
+@contextmanager
+def _decimal_points() -> Iterator[None]:
+    """Write numbers with decimal points, whatever locale the program has set.
+
+    OpenVINO would write those of the locale, "1,5", and read another number from them.
+    """
+    with _locale_lock:
+        before = locale.setlocale(locale.LC_NUMERIC)
+        locale.setlocale(locale.LC_NUMERIC, "C")
+        try:
+            yield
+        finally:
+            locale.setlocale(locale.LC_NUMERIC, before)
+
+
+_locale_lock = threading.Lock()
 
 
 def run_openvino(
@@ -201,7 +227,8 @@ def _compiled(core: Any, model: Any, settings: dict[str, Any], path: Path | None
         nonlocal compiled
         compiled = core.compile_model(model, "CPU", settings)
         content = io.BytesIO()
-        compiled.export_model(content)
+        with _decimal_points():
+            compiled.export_model(content)
         kept.write_bytes(content.getvalue())
 
     # What it depends on; with other versions or processors it may not be readable.
@@ -227,8 +254,8 @@ _core_lock = threading.Lock()
 
 @after_fork
 def _after_fork() -> None:
-    global _core_lock
-    _core_lock = threading.Lock()
+    global _core_lock, _locale_lock
+    _core_lock, _locale_lock = threading.Lock(), threading.Lock()
     keep_for_ever(_make_core)  # with the core
 
 

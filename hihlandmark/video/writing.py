@@ -137,7 +137,15 @@ class AnnotatedVideo:
             sound = self._sound_of(str(self._source))
             self._sound = self._opened.enter_context(closing(sound))
             self._copy_sound(until=float("-inf"))
-        self._output.start_encoding()
+        try:
+            self._output.start_encoding()
+        except OSError:  # such as a full disk
+            raise
+        except import_av().error.FFmpegError as error:
+            raise ConfigurationError(
+                f"{self.path}: no H.264 video of {width} x {height} pixels can be made ({error}): "
+                "use smaller images, or write points alone"
+            ) from error
         self._opened.push(self._finish)
 
     def _finish(self, kind: object, error: object, trace: object) -> None:
