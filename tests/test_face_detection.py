@@ -4,6 +4,7 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.data import astronaut
 
-from hihlandmark import runtimes
+from hihlandmark import Detector, runtimes
 from hihlandmark.crop import BoxMap, fit_box_map
 from hihlandmark.errors import ConfigurationError, ImageError
 from hihlandmark.face_detection import (
@@ -479,3 +480,11 @@ def test_the_proposal_network_equals_that_of_facenet_pytorch():
         (found,) = mtcnn_network("PNet")(pixels)
     torch.testing.assert_close(found[:, :4], moves, rtol=0, atol=1e-4)
     torch.testing.assert_close(found[:, 4].sigmoid(), probabilities[:, 1], rtol=0, atol=1e-4)
+
+
+def test_angles_of_own_face_detectors_are_checked(astronaut: np.ndarray) -> None:
+    boxes, scores = np.array([[180.0, 61, 267, 172]]), np.ones(1)
+    found = Detections(boxes, scores, None, np.array([np.nan]))
+    own = SimpleNamespace(name="mtcnn", detect=lambda images: [found] * len(images))
+    with pytest.raises(ConfigurationError, match="angles"):
+        Detector(29, face_detector=own).predict(astronaut)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -359,3 +360,22 @@ def test_a_pattern_that_matches_results_alone_is_a_failure(tmp_path: Path) -> No
     Image.new("RGB", (4, 4)).save(tmp_path / "out" / "a.png")
     (failure,) = find_images([str(tmp_path / "out" / "*.png")], exclude=tmp_path / "out")
     assert failure.problem
+
+
+def test_a_folder_that_is_used_elsewhere_is_not_called_damaged(
+    detector: Detector, tmp_path: Path
+) -> None:
+    result = Result(Source("a.png", "a.png"), [], (4, 4))
+    with ResultFolder(tmp_path, "jsonl", settings_of(detector)) as folder:
+        with ThreadPoolExecutor(1) as pool:
+            error = pool.submit(folder.add, result).exception()
+        assert isinstance(error, ConfigurationError)
+        assert "in the thread that opened it" in str(error)
+    with pytest.raises(ConfigurationError, match="inside of its with block"):
+        folder.add(result)
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    other = Detector(29, refine=np.int64(1), any_rotation=np.bool_(False), flip_test=np.bool_(True))
+    with ResultFolder(tmp_path, "jsonl", settings_of(other)):
+        assert settings_of(other)["refine"] == 1
