@@ -342,6 +342,8 @@ def test_followed_by_is_one_conversion_after_the_other() -> None:
         ({"pupils": ((7,), (1,))}, r"name \[7\]"),
         ({"mean_shape": np.zeros((2, 2))}, r"shape \(2, 2\), not \(5, 2\)"),
         ({"mirror_table": (0, 1, 2, 3, 3)}, "no permutation"),
+        ({"mirror_table": (0, 1, 2)}, "no permutation"),
+        ({"mirror_table": (1, 2, 0, 3, 4)}, "its own inverse"),
     ],
 )
 def test_a_layout_that_contradicts_itself_is_not_registered(

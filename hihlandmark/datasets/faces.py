@@ -131,12 +131,6 @@ def layout_of_size(count: int) -> str:
     return next(names, f"POINTS{count}")
 
 
-def is_mirror_table(table: IndexArray) -> bool:
-    """Whether a table (P,) is a permutation of 0..P-1 and its own inverse."""
-    indices = np.arange(len(table))
-    return np.array_equal(np.sort(table), indices) and np.array_equal(table[table], indices)
-
-
 class BadSample(Exception):
     """One sample of a data set does not follow its format."""
 

@@ -36,7 +36,6 @@ from hihlandmark.datasets.faces import (
     BadSample,
     Samples,
     ScannedFolders,
-    is_mirror_table,
     layout_of_size,
     numbered_lines,
     unknown_split,
@@ -50,6 +49,7 @@ from hihlandmark.image import load_image
 from hihlandmark.io.job import predict_sources
 from hihlandmark.io.sources import Source
 from hihlandmark.layouts import LAYOUTS
+from hihlandmark.layouts.layout import is_mirror_table
 from hihlandmark.writing import relative_name, write_atomically
 
 ANNOTATIONS = "annotations.jsonl"

@@ -131,6 +131,12 @@ def register_layout(layout: Layout) -> Layout:
     return layout
 
 
+def is_mirror_table(table: IndexArray) -> bool:
+    """Whether a table (P,) is a permutation of 0..P-1 and its own inverse."""
+    indices = np.arange(len(table))
+    return np.array_equal(np.sort(table), indices) and np.array_equal(table[table], indices)
+
+
 def _problems(layout: Layout) -> Iterator[str]:
     """What keeps a layout from being used."""
     size, known = layout.size, set(layout.point_names)
@@ -150,8 +156,8 @@ def _problems(layout: Layout) -> Iterator[str]:
         alone = [name for name in layout.point_names if other_side(name) not in known]
         if alone:
             yield f"{alone[0]!r} has no mirror image {other_side(alone[0])!r}: give a mirror_table"
-    elif sorted(layout.mirror_table) != list(range(size)):
-        yield f"its mirror table is no permutation of 0 to {size - 1}"
+    elif len(layout.mirror) != size or not is_mirror_table(layout.mirror):
+        yield f"its mirror table is no permutation of 0 to {size - 1} that is its own inverse"
 
 
 def find_or_register(layout: Layout) -> Layout:

@@ -25,10 +25,11 @@ from hihlandmark.crop import (
     tight_boxes,
     transform_points,
 )
-from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces, is_mirror_table
+from hihlandmark.datasets.faces import AnnotatedFace, AnnotatedFaces
 from hihlandmark.errors import ConfigurationError, DataError, abbreviate, missing_extra
 from hihlandmark.image import load_image
 from hihlandmark.layouts import MESH478, Layout, get_layout
+from hihlandmark.layouts.layout import is_mirror_table
 from hihlandmark.shape_prior import procrustes_mean
 
 logger = logging.getLogger(__name__)
